@@ -1,0 +1,5 @@
+"""`python -m flx_api` is `flx`."""
+
+from flx_api.cli.main import main
+
+main()

@@ -1,0 +1,1 @@
+"""Who asks: the key set that tokens are verified with, and one-use tickets."""

@@ -1,0 +1,167 @@
+"""The registry: each command declared once.
+
+Strategy: a command is a name, the structs of its arguments and result, what repeating it means, whether it goes on
+after the answer, and a sentence. HTTP routes, permissions, the OpenAPI document, `command.list` and the documentation
+are made from this list; handlers are bound to the names in `flx_api.daemon.handlers`, and a test holds that both agree.
+
+Rules:
+- The permission to call a command is its name.
+- `idempotency`: read (changes nothing), idempotent (repeating is harmless by nature), key (an idempotency key makes it
+  so), none.
+- `mode`: unary answers with the result; long answers `accepted` and goes on.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from flx_api.errors import NotFound
+from flx_api.models import auth, execution, monitoring, pipeline, project
+
+Idempotency = Literal["read", "idempotent", "key", "none"]
+
+
+class Command(NamedTuple):
+    """One command. `public` ones need no token."""
+
+    name: str
+    args: type[msgspec.Struct]
+    result: type[msgspec.Struct]
+    idempotency: Idempotency
+    mode: Literal["unary", "long"]
+    sentence: str
+    public: bool = False
+
+
+def _table(*commands: Command) -> dict[str, Command]:
+    return {command.name: command for command in commands}
+
+
+COMMANDS: dict[str, Command] = _table(
+    Command("command.list", project.NoArgs, monitoring.CommandPage, "read", "unary", "All commands."),
+    Command(
+        "command.describe",
+        project.CommandNameArgs,
+        monitoring.CommandDescription,
+        "read",
+        "unary",
+        "One command with the JSON Schemas of its arguments and its result.",
+    ),
+    Command("project.get", project.NoArgs, project.Project, "read", "unary", "The Meltano project in short."),
+    Command(
+        "project.validate",
+        project.NoArgs,
+        project.ProjectValidation,
+        "read",
+        "unary",
+        "Read the project's files anew and name every field that is wrong.",
+    ),
+    Command("plugin.list", project.PluginListArgs, project.PluginPage, "read", "unary", "The project's plugins."),
+    Command(
+        "environment.list", project.NoArgs, project.EnvironmentPage, "read", "unary", "The project's environments."
+    ),
+    Command(
+        "pipeline.list", pipeline.PipelineListArgs, pipeline.PipelinePage, "read", "unary", "Pipelines, by name."
+    ),
+    Command("pipeline.get", pipeline.PipelineIdArgs, pipeline.Pipeline, "read", "unary", "One pipeline."),
+    Command(
+        "pipeline.create", pipeline.PipelineCreateArgs, pipeline.Pipeline, "key", "unary", "Make a pipeline."
+    ),
+    Command(
+        "pipeline.update",
+        pipeline.PipelineUpdateArgs,
+        pipeline.Pipeline,
+        "idempotent",
+        "unary",
+        "Change a pipeline that the API made.",
+    ),
+    Command(
+        "pipeline.delete",
+        pipeline.PipelineIdArgs,
+        pipeline.Deleted,
+        "idempotent",
+        "unary",
+        "Delete a pipeline that the API made; its executions stay.",
+    ),
+    Command("pipeline.run", pipeline.PipelineRunArgs, execution.Execution, "key", "long", "Start a pipeline."),
+    Command(
+        "execution.list",
+        execution.ExecutionListArgs,
+        execution.ExecutionPage,
+        "read",
+        "unary",
+        "Executions, newest first.",
+    ),
+    Command("execution.get", execution.ExecutionIdArgs, execution.Execution, "read", "unary", "One execution."),
+    Command(
+        "execution.cancel",
+        execution.ExecutionCancelArgs,
+        execution.Execution,
+        "idempotent",
+        "unary",
+        "End a run: SIGTERM to its whole process group, SIGKILL after a grace.",
+    ),
+    Command(
+        "execution.wait",
+        execution.ExecutionWaitArgs,
+        execution.Execution,
+        "read",
+        "unary",
+        "The execution when it is over, or as it is when the time is up.",
+    ),
+    Command(
+        "execution.logs",
+        execution.ExecutionLogsArgs,
+        execution.LogPage,
+        "read",
+        "unary",
+        "Lines of an execution's log by line number.",
+    ),
+    Command(
+        "execution.streams",
+        execution.ExecutionIdArgs,
+        execution.StreamsResult,
+        "read",
+        "unary",
+        "The row ledger: records in the pipe, rows at the destination, and a verdict for each stream.",
+    ),
+    Command(
+        "system.status", project.NoArgs, monitoring.SystemStatus, "read", "unary", "How the daemon is."
+    ),
+    Command("system.info", project.NoArgs, monitoring.SystemInfo, "read", "unary", "Versions and identity."),
+    Command(
+        "system.echo",
+        project.EchoArgs,
+        project.EchoArgs,
+        "read",
+        "unary",
+        "Return the arguments as they came: for probes and benchmarks.",
+    ),
+    Command(
+        "auth.login",
+        auth.LoginArgs,
+        auth.LoginResult,
+        "none",
+        "unary",
+        "Exchange a user name and a password for an access token.",
+        public=True,
+    ),
+    Command("user.add", auth.UserAddArgs, auth.User, "none", "unary", "Make a user who can log in."),
+)
+
+
+def find(name: str) -> Command:
+    """The command of a name.
+
+    Raises:
+        NotFound: `unknown_command`, with the nearest names as suggestions.
+    """
+    command = COMMANDS.get(name)
+    if command is None:
+        near = difflib.get_close_matches(name, COMMANDS, n=3, cutoff=0.5)
+        detail = "There is no command of this name" + (f"; near are: {', '.join(near)}" if near else "")
+        raise NotFound(detail, code="unknown_command", suggestions=near)
+    return command

@@ -1,0 +1,55 @@
+"""Who may do what: the permission of a command is its name, a role is a set of globs over them.
+
+The same function decides in the gateway (before a command travels) and in the daemon (which believes nobody).
+"""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from flx_api.errors import Forbidden
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from flx_api.commands import Command
+
+_VIEWER = (
+    "*.list",
+    "*.get",
+    "*.describe",
+    "*.validate",
+    "execution.logs",
+    "execution.streams",
+    "execution.wait",
+    "system.status",
+    "system.info",
+    "system.echo",
+)
+_OPERATOR = (*_VIEWER, "pipeline.run", "execution.cancel")
+_DEVELOPER = (*_OPERATOR, "pipeline.*")
+
+ROLES: dict[str, tuple[str, ...]] = {
+    "viewer": _VIEWER,
+    "operator": _OPERATOR,
+    "developer": _DEVELOPER,
+    "admin": ("*",),
+}
+"""Role names to globs over command names. A role that is not here grants nothing."""
+
+
+def permits(roles: Iterable[str], permission: str) -> bool:
+    """Whether any of the roles grants the permission."""
+    return any(fnmatchcase(permission, glob) for role in roles for glob in ROLES.get(role, ()))
+
+
+def authorise(command: Command, roles: Iterable[str]) -> None:
+    """Let a principal with these roles call the command.
+
+    Raises:
+        Forbidden: none of the roles grants it.
+    """
+    if not command.public and not permits(roles, command.name):
+        detail = f"The permission {command.name} is needed"
+        raise Forbidden(detail)

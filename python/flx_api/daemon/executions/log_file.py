@@ -1,0 +1,179 @@
+"""A run's log by line number: an index over a file that is never held in memory.
+
+Strategy: every 256th line's byte offset is remembered (64 KiB for a log of two million lines); a page is one seek to the
+mark before it and one `pread` run from there. The file's length is looked at by whoever follows the run (`advance`), so
+that readers, however many, cost one `stat` per tick together.
+
+Rules:
+- Lines are numbered from 1 and are what ends in a newline; a line without its end counts once the run is over.
+- The content is never judged: a line is bytes, handed out as they are.
+- A page is bounded by lines and by bytes, and holds at least one line, however long that is.
+- A log that shrinks or disappears is never an error: there is no more to read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import IO
+
+MARK_LINES = 256
+CHUNK_BYTES = 256 * 1024
+# What one call of `advance` looks at before it lets others run.
+TICK_BYTES = 4 * 1024 * 1024
+PAGE_BYTES = 8 * 1024 * 1024
+
+
+class LogFile:
+    """The log of one execution.
+
+    Args:
+        path: the file; it need not exist yet.
+        tenant: whose execution it is.
+        complete: nothing will be added any more.
+    """
+
+    def __init__(self, path: Path, *, tenant: str, complete: bool = False) -> None:
+        self.path = path
+        self.tenant = tenant
+        self._marks = [0]  # _marks[k] is the offset of line k * MARK_LINES + 1
+        self._ends = 0  # newlines seen
+        self._seen = 0  # bytes looked at
+        self._line_start = 0  # offset behind the last newline seen
+        self._over = False
+        self._news = asyncio.Event()
+        if complete:
+            self._over = True
+            self._unread = True
+        else:
+            self._unread = False
+
+    @property
+    def last_line(self) -> int:
+        """The number of the last line that can be read, 0 when there is none."""
+        self._load()
+        return self._ends + self._has_rest
+
+    @property
+    def complete(self) -> bool:
+        """Whether no more lines can come."""
+        return self._over
+
+    @property
+    def _has_rest(self) -> bool:
+        return self._over and self._seen > self._line_start
+
+    def lines(self, from_line: int, limit: int, max_bytes: int = PAGE_BYTES) -> list[bytes]:
+        """Lines from a number on, without their ends; fewer than asked for at the end or when they are long."""
+        last = min(from_line + limit - 1, self.last_line)
+        if from_line < 1 or last < from_line:
+            return []
+        try:
+            file = self.path.open("rb", buffering=0)
+        except OSError:
+            return []
+        mark = (from_line - 1) // MARK_LINES
+        with file:
+            skip = from_line - 1 - mark * MARK_LINES
+            return _read_lines(file, self._marks[mark], self._seen, skip, last - from_line + 1, max_bytes)
+
+    async def changed(self, after_line: int) -> None:
+        """Return when there is a line behind `after_line`, or when none can come any more."""
+        while self.last_line <= after_line and not self._over:
+            await self._news.wait()
+
+    def advance(self) -> bool:
+        """Look for new lines and wake who waits for them; whether more is there than one call looks at."""
+        size = _size(self.path)
+        if size <= self._seen:
+            return False
+        before = self._ends
+        until = min(size, self._seen + TICK_BYTES)
+        self._index(until)
+        if self._ends != before:
+            self._wake()
+        return until < size
+
+    def finish(self) -> None:
+        """The run is over: take in the rest, count a line without an end, wake everybody."""
+        while self.advance():
+            pass
+        self._over = True
+        self._wake()
+
+    def _load(self) -> None:
+        """Index a log that was over when it was opened, at its first use."""
+        if self._unread:
+            self._unread = False
+            self._index(_size(self.path))
+
+    def _wake(self) -> None:
+        news, self._news = self._news, asyncio.Event()
+        news.set()
+
+    def _index(self, until: int) -> None:
+        try:
+            file = self.path.open("rb", buffering=0)
+        except OSError:
+            return
+        with file:
+            while self._seen < until:
+                chunk = os.pread(file.fileno(), min(CHUNK_BYTES, until - self._seen), self._seen)
+                if not chunk:
+                    return
+                self._count(chunk)
+                self._seen += len(chunk)
+
+    def _count(self, chunk: bytes) -> None:
+        """Count the newlines of a chunk at `_seen`; only where a mark falls are they looked at one by one."""
+        found = chunk.count(b"\n")
+        if not found:
+            return
+        wanted = MARK_LINES - self._ends % MARK_LINES
+        at = -1
+        if found >= wanted:
+            for number in range(1, found + 1):
+                at = chunk.index(b"\n", at + 1)
+                if number == wanted:
+                    self._marks.append(self._seen + at + 1)
+                    wanted += MARK_LINES
+        self._ends += found
+        self._line_start = self._seen + chunk.rindex(b"\n") + 1
+
+
+def _size(path: Path) -> int:
+    try:
+        return os.stat(path).st_size  # noqa: PTH116 (called at every tick for every run; half the cost)
+    except OSError:
+        return 0
+
+
+def _read_lines(file: IO[bytes], offset: int, end: int, skip: int, count: int, max_bytes: int) -> list[bytes]:
+    """`count` lines behind the first `skip` ones of the file from `offset`; what is left before `end` is a line too."""
+    lines: list[bytes] = []
+    held = 0
+    rest: list[bytes] = []
+    while offset < end:
+        chunk = os.pread(file.fileno(), min(CHUNK_BYTES, end - offset), offset)
+        if not chunk:
+            break
+        offset += len(chunk)
+        *whole, tail = chunk.split(b"\n")
+        for piece in whole:
+            line = b"".join((*rest, piece)) if rest else piece
+            rest = []
+            if skip:
+                skip -= 1
+                continue
+            if lines and held + len(line) > max_bytes:
+                return lines
+            lines.append(line)
+            held += len(line)
+            if len(lines) == count:
+                return lines
+        if tail:
+            rest.append(tail)
+    if rest and not skip and (not lines or held < max_bytes):
+        lines.append(b"".join(rest))
+    return lines

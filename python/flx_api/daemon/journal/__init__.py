@@ -1,0 +1,14 @@
+"""The journal: the daemon's database, its one writer and its numbered events."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from flx_api.daemon.journal.journal import Journal
+from flx_api.daemon.journal.tail import EventRow
+from flx_api.daemon.journal.writer import Tx
+
+DEFAULT_TENANT: Final = "default"
+"""The tenant of whatever names none."""
+
+__all__ = ["DEFAULT_TENANT", "EventRow", "Journal", "Tx"]

@@ -1,0 +1,269 @@
+"""The journal as the loop sees it: writes that return after their commit, reads, and the stream of events.
+
+Strategy: changes go to the writer thread (`writer`); reads are taken at once on the loop from a connection of their own,
+since an indexed read of a file in the page cache costs microseconds and WAL readers never wait for the writer.
+
+Rules:
+- A `with journal.read()` block must not await.
+- Sequence numbers are dense within an epoch. Retention removes events from the old end only and never the newest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from typing import TYPE_CHECKING, TypeVar
+
+from sqlalchemy import delete, func, insert, select
+from sqlalchemy.exc import DBAPIError
+
+from flx_api.daemon.journal.database import bring_to_head, engine_of, is_storage_fault, storage_error
+from flx_api.daemon.journal.tables import events, idempotency, identity
+from flx_api.daemon.journal.tail import EventRow, Tail
+from flx_api.daemon.journal.writer import Group, Pending, Tx, Writer
+from flx_api.errors import Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from sqlalchemy import Connection
+
+T = TypeVar("T")
+
+_TAIL_ROWS = 4096
+_PRUNE_STEP = 1000
+
+
+class Journal:
+    """The daemon's database. Made by `open`.
+
+    `epoch` names this history of events; `seq` is the last committed sequence number, `oldest` the first one still
+    there (`seq + 1` when there is none); `groups` and `changes` count commits and what they held.
+    """
+
+    epoch: str
+    oldest: int
+
+    def __init__(
+        self,
+        url: str,
+        project_id: str,
+        clock: Callable[[], int],
+        *,
+        tail_rows: int = _TAIL_ROWS,
+        busy_timeout_ms: int = 2000,
+    ) -> None:
+        self.project_id = project_id
+        self.seq = 0
+        self.groups = 0
+        self.changes = 0
+        self._clock = clock
+        self._url = url
+        self._busy_timeout_ms = busy_timeout_ms
+        self._tail_rows = tail_rows
+        self._loop = asyncio.get_running_loop()
+        self._news = asyncio.Event()
+        self._closed = False
+        self._reading = 0
+        self._opened: asyncio.Future[int] = self._loop.create_future()
+        self._writer = Writer(self._connect, project_id, clock, self._deliver, self._report_open)
+
+    @classmethod
+    async def open(
+        cls,
+        url: str,
+        project_id: str,
+        clock: Callable[[], int],
+        *,
+        tail_rows: int = _TAIL_ROWS,
+        busy_timeout_ms: int = 2000,
+    ) -> Journal:
+        """Open the database, making or migrating it first.
+
+        Args:
+            url: SQLAlchemy URL of a SQLite file.
+            project_id: the project whose rows these are.
+            clock: microseconds since the epoch.
+            tail_rows: how many of the newest events stay in memory.
+            busy_timeout_ms: how long a commit waits for another process's lock.
+
+        Raises:
+            StartupError: the database is not ours or of a newer version.
+            FlxError: the file cannot be opened or written.
+        """
+        journal = cls(url, project_id, clock, tail_rows=tail_rows, busy_timeout_ms=busy_timeout_ms)
+        journal._writer.start()  # noqa: SLF001 - our own
+        try:
+            journal.seq = await journal._opened  # noqa: SLF001
+        except DBAPIError as error:
+            raise storage_error(error) from error
+        journal._tail = Tail(journal.seq, tail_rows)  # noqa: SLF001
+        journal._reader = engine_of(url, read_only=True, busy_timeout_ms=busy_timeout_ms).connect()  # noqa: SLF001
+        with journal.read() as connection:
+            journal.oldest = connection.execute(select(func.min(events.c.seq))).scalar() or journal.seq + 1
+        return journal
+
+    async def write(self, change: Callable[[Tx], T]) -> T:
+        """Apply a change in the writer thread; returns what it returned, after the commit.
+
+        Whatever has arrived by then commits as one group. A change that raises is undone alone and its exception is
+        raised here. A caller that is cancelled does not undo a change that has begun.
+
+        Raises:
+            Unavailable: `storage_unavailable`, `insufficient_storage` (nothing was changed) or `shutting_down`.
+        """
+        if self._closed:
+            raise Unavailable(code="shutting_down")
+        future: asyncio.Future[T] = self._loop.create_future()
+        self._writer.submit(Pending(change, future))
+        return await future
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A connection for reading, one snapshot for the whole block, on the loop thread only, without awaiting.
+
+        Blocks may nest; the inner one sees the outer one's snapshot.
+
+        Raises:
+            Unavailable: the database cannot be read.
+        """
+        self._reading += 1
+        try:
+            yield self._reader
+        except DBAPIError as error:
+            if is_storage_fault(error):
+                raise storage_error(error) from error
+            raise
+        finally:
+            self._reading -= 1
+            if not self._reading:
+                self._reader.rollback()
+
+    def events_after(self, seq: int, limit: int) -> list[EventRow]:
+        """At most `limit` events after a sequence number, from memory when they are there."""
+        found = self._tail.after(seq, limit)
+        if found is not None:
+            return found
+        columns = (events.c.seq, events.c.prev, events.c.ts_us, events.c.topic, events.c.tenant, events.c.data)
+        with self.read() as connection:
+            query = select(*columns).where(events.c.seq > seq).order_by(events.c.seq).limit(limit)
+            # The reader may already see a group whose delivery is still on its way to the loop: it comes next time.
+            return [EventRow(*row) for row in connection.execute(query) if row.seq <= self.seq]
+
+    async def changed(self, after_seq: int) -> int:
+        """Wait until there is an event after this one; returns the last sequence number.
+
+        Raises:
+            Unavailable: `shutting_down`, the journal was closed.
+        """
+        while self.seq <= after_seq:
+            if self._closed:
+                raise Unavailable(code="shutting_down")
+            await self._news.wait()
+        return self.seq
+
+    async def prune(self, before_us: int, keep_rows: int) -> int:
+        """Remove events and idempotency keys older than a time, and events beyond a number; in small steps.
+
+        Args:
+            before_us: what is older goes.
+            keep_rows: how many events may stay.
+
+        Returns:
+            How many events were removed.
+        """
+        removed = 0
+        while step := await self.write(lambda tx: _prune_events(tx.connection, before_us, self.seq - keep_rows)):
+            removed += step.rows
+            self.oldest = step.oldest
+        while await self.write(lambda tx: _prune_keys(tx.connection, before_us)):
+            pass
+        return removed
+
+    async def close(self) -> None:
+        """Commit what was accepted, end the writer and wake everybody who waits. May be repeated."""
+        if not self._closed:
+            self._closed = True
+            self._writer.stop()
+        await asyncio.to_thread(self._writer.join)
+        # The thread's last delivery was scheduled before it ended; by now it has run.
+        self._news.set()
+        self._reader.close()
+
+    # In the writer thread:
+
+    def _connect(self) -> tuple[Connection, int]:
+        connection = engine_of(self._url, read_only=False, busy_timeout_ms=self._busy_timeout_ms).connect()
+        bring_to_head(connection)
+        with connection.begin():
+            epoch = connection.execute(select(identity.c.epoch)).scalar()
+            if epoch is None:
+                epoch = secrets.token_hex(8)
+                connection.execute(insert(identity), {"id": 1, "epoch": epoch, "created_us": self._clock()})
+            # Retention never removes the newest event, so this is the last number ever given.
+            seq = connection.execute(select(func.max(events.c.seq))).scalar() or 0
+        self.epoch = epoch
+        return connection, seq
+
+    def _report_open(self, seq: int, error: BaseException | None) -> None:
+        self._call_soon(lambda: self._opened.set_exception(error) if error else self._opened.set_result(seq))
+
+    def _deliver(self, group: Group) -> None:
+        self._call_soon(lambda: self._settle(group))
+
+    def _call_soon(self, callback: Callable[[], None]) -> None:
+        # A loop that is closed has nobody left who waits.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(callback)
+
+    # In the loop:
+
+    def _settle(self, group: Group) -> None:
+        self.groups += 1
+        self.changes += len(group.outcomes)
+        if group.events:
+            self.seq = group.seq
+            self._tail.extend(group.events)
+            self._news.set()
+            self._news = asyncio.Event()
+        for outcome in group.outcomes:
+            if outcome.future.done():
+                continue
+            if outcome.error is None:
+                outcome.future.set_result(outcome.value)
+            else:
+                outcome.future.set_exception(outcome.error)
+
+
+class _Step:
+    """One step of retention: how many rows went, and the oldest that stays."""
+
+    __slots__ = ("oldest", "rows")
+
+    def __init__(self, rows: int, oldest: int) -> None:
+        self.rows = rows
+        self.oldest = oldest
+
+
+def _prune_events(connection: Connection, before_us: int, up_to_seq: int) -> _Step | None:
+    """Remove up to a step of events from the old end; None when the oldest one may stay."""
+    query = select(events.c.seq, events.c.ts_us).order_by(events.c.seq).limit(_PRUNE_STEP + 1)
+    oldest = [(row.seq, row.ts_us) for row in connection.execute(query)]
+    # The last row read is never removed: the next step needs it, and the newest event stays for good.
+    count = 0
+    while count < len(oldest) - 1 and (oldest[count][1] < before_us or oldest[count][0] <= up_to_seq):
+        count += 1
+    if not count:
+        return None
+    connection.execute(delete(events).where(events.c.seq < oldest[count][0]))
+    return _Step(count, oldest[count][0])
+
+
+def _prune_keys(connection: Connection, before_us: int) -> int:
+    rowid = select(idempotency.c.tenant, idempotency.c.subject, idempotency.c.key)
+    old = connection.execute(rowid.where(idempotency.c.created_us < before_us).limit(_PRUNE_STEP)).all()
+    for row in old:
+        key = (idempotency.c.tenant == row.tenant, idempotency.c.subject == row.subject, idempotency.c.key == row.key)
+        connection.execute(delete(idempotency).where(*key))
+    return len(old)

@@ -1,0 +1,134 @@
+"""One YAML or JSON file of the project as plain Python values, and several of them merged.
+
+Strategy: ruamel's round-trip loader is the one Meltano uses, so that it decides what is YAML, what a duplicate key is
+and what `<<` means; its result is then turned into plain dicts, lists and scalars, so that nothing behind this module
+knows ruamel. Merging follows Meltano's `deep_merge`: mappings merge, lists are extended, anything else is replaced.
+
+Rules:
+- Pure: text in, values out; every refusal is a `Refused` with a place and a reason.
+- A reason never quotes the file: a broken line may hold a password.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections.abc import Mapping, Set
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import TaggedScalar
+from ruamel.yaml.constructor import DuplicateKeyError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.reader import ReaderError
+from ruamel.yaml.scalarbool import ScalarBoolean
+
+
+class Refused(Exception):  # noqa: N818  it is an answer, not a fault; `parse` turns it into a FieldError
+    """One place of the project's files that Meltano would not accept."""
+
+    def __init__(self, field: str, reason: str) -> None:
+        self.field = field
+        self.reason = reason
+        super().__init__(f"{field}: {reason}")
+
+
+def read_yaml(text: str, file: str) -> Any:
+    """The plain value of a YAML text.
+
+    Args:
+        text: the file's content.
+        file: its name relative to the project, for refusals.
+
+    Raises:
+        Refused: it is not YAML, with line and column.
+    """
+    try:
+        return _plain(YAML().load(text), {})
+    except DuplicateKeyError as error:
+        raise Refused(file, f"{_place(error)}the key stands here twice") from None
+    except MarkedYAMLError as error:
+        raise Refused(file, f"{_place(error)}{error.problem or 'not valid YAML'}") from None
+    except ReaderError:
+        raise Refused(file, "holds characters that YAML does not allow") from None
+    except (YAMLError, ValueError, TypeError, AttributeError, KeyError, IndexError, NotImplementedError) as error:
+        # The loader's own faults on odd input (a date such as 2024-13-01): Meltano fails on them as well.
+        raise Refused(file, f"not valid YAML ({type(error).__name__})") from None
+    except RecursionError:
+        raise Refused(file, "nested too deeply") from None
+
+
+def read_lock(text: str, file: str) -> dict[str, Any]:
+    """The plugin definition in a lock file.
+
+    Raises:
+        Refused: it is not a JSON object.
+    """
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        raise Refused(file, "not valid JSON") from None
+    if not isinstance(value, dict):
+        raise Refused(file, "must hold a JSON object")
+    return value
+
+
+def merge(base: dict[str, Any], more: Mapping[str, Any], field: str) -> dict[str, Any]:
+    """Both mappings merged, `more` last; neither is changed.
+
+    Raises:
+        Refused: a section of one file is of another shape than the same section of the other.
+    """
+    merged = dict(base)
+    for key, value in more.items():
+        place = f"{field}.{key}" if field and not field.endswith(":") else f"{field}{key}"
+        if isinstance(value, dict):
+            into = merged.get(key, {})
+            if not isinstance(into, dict):
+                raise Refused(place, "must be a mapping, as in the included file")
+            merged[key] = merge(into, value, place)
+        elif isinstance(value, list):
+            into = merged.get(key, [])
+            if not isinstance(into, list):
+                raise Refused(place, "must be a list, as in the included file")
+            merged[key] = [*into, *value]
+        else:
+            merged[key] = value
+    return merged
+
+
+def _place(error: MarkedYAMLError) -> str:
+    mark = error.problem_mark or error.context_mark
+    return f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+
+
+def _plain(value: Any, seen: dict[int, Any]) -> Any:
+    """A copy without ruamel's types. `seen` keeps what an alias shares shared, and a recursive anchor finite."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, ScalarBoolean):
+        return bool(value)
+    for kind in (str, int, float):
+        if isinstance(value, kind):
+            return kind(value)
+    if isinstance(value, Mapping | list | Set):
+        if id(value) in seen:
+            return seen[id(value)]
+        if isinstance(value, Mapping):
+            mapping: dict[Any, Any] = {}
+            seen[id(value)] = mapping
+            mapping.update((_key(key), _plain(item, seen)) for key, item in value.items())
+            return mapping
+        sequence: list[Any] = []
+        seen[id(value)] = sequence
+        sequence.extend(_plain(item, seen) for item in value)
+        return sequence
+    if isinstance(value, TaggedScalar):
+        return str(value.value)
+    if isinstance(value, dt.datetime | dt.date):
+        return value.isoformat()
+    return str(value)
+
+
+def _key(key: Any) -> Any:
+    return str(key) if isinstance(key, str) else key

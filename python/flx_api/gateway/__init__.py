@@ -1,0 +1,1 @@
+"""The HTTP side of a worker: the edge, the command route, and the one place that builds responses."""

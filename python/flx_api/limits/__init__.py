@@ -1,0 +1,1 @@
+"""Rate limits: policies from settings to the native core."""

@@ -1,0 +1,1 @@
+"""What crosses a border, as msgspec structs with constraints. Times are microseconds since the epoch (`*_us`)."""

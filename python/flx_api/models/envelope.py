@@ -1,0 +1,110 @@
+"""What wraps a command on HTTP: the body of the universal endpoint, its options, its reply, and the error document.
+
+Rules:
+- `args` and `result` are JSON that the gateway never decodes: they travel as the bytes that came (`msgspec.Raw`).
+- The options have one declaration (`CommandOptions`); body and query parameters are both read with it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from flx_api.errors import FieldError
+
+# Printable ASCII: a key is compared byte by byte and appears in logs.
+IdempotencyKey = Annotated[str, Meta(pattern=r"^[\x21-\x7e]{1,255}$")]
+Milliseconds = Annotated[int, Meta(ge=1, le=3_600_000)]
+
+
+class CommandOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a command is to be carried out; what a command does is in its arguments."""
+
+    idempotency_key: IdempotencyKey | None = None
+    environment: Annotated[str, Meta(max_length=64)] | None = None
+    wait_ms: Annotated[int, Meta(ge=0, le=600_000)] | None = None
+    deadline_ms: Milliseconds | None = None
+    dry_run: bool = False
+
+
+class ExecuteRequest(CommandOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of `POST /v1/execute`."""
+
+    command: Annotated[str, Meta(min_length=1, max_length=128)]
+    args: msgspec.Raw = msgspec.Raw(b"{}")
+
+
+class Meta_(msgspec.Struct, frozen=True, omit_defaults=True, rename={"request": "request_id"}):  # noqa: N801
+    """What is said about an answer beside the answer."""
+
+    request: str
+    duration_us: int
+    replayed: bool = False
+
+
+class CommandReply(msgspec.Struct, frozen=True):
+    """The answer to a command: `accepted` means that work goes on under `id`."""
+
+    id: str
+    command: str
+    status: Literal["ok", "accepted"]
+    result: msgspec.Raw
+    meta: Meta_
+
+
+class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An error as HTTP clients see it (RFC 9457, `application/problem+json`)."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    request_id: str
+    retryable: bool = msgspec.field(default_factory=bool)
+    errors: tuple[FieldError, ...] = ()
+    suggestions: tuple[str, ...] = ()
+
+
+class Ticket(msgspec.Struct, frozen=True):
+    """A WebSocket ticket: good for one connection within `expires_in` seconds."""
+
+    ticket: str
+    expires_in: int
+
+
+class CheckView(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One thing that readiness depends on."""
+
+    ok: bool
+    reason: str = ""
+
+
+class Readiness(msgspec.Struct, frozen=True):
+    """Whether the gateway can serve, and if not, why not."""
+
+    status: Literal["ready", "not_ready"]
+    reasons: tuple[str, ...]
+    checks: dict[str, CheckView]
+
+
+class Liveness(msgspec.Struct, frozen=True):
+    """The process lives."""
+
+    status: Literal["ok"]
+
+
+class ServiceRoot(msgspec.Struct, frozen=True):
+    """What is served here and where to go on."""
+
+    name: str
+    version: str
+    links: dict[str, str]
+
+
+class KeySet(msgspec.Struct, frozen=True):
+    """Public keys that verify our tokens (RFC 7517); empty while only a shared secret is used."""
+
+    keys: tuple[dict[str, Any], ...]

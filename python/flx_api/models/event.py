@@ -1,0 +1,54 @@
+"""What events carry as `data`, by topic. One struct a topic; the AsyncAPI document will be made from them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from flx_api.models.execution import Status
+
+
+class PipelineEvent(msgspec.Struct, frozen=True):
+    """Topic `pipeline_events`: a pipeline was created, updated or deleted."""
+
+    type: Literal["created", "updated", "deleted"]
+    pipeline: str
+    by: str
+
+
+class ExecutionEvent(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Topics `execution_events` and `execution.{id}.status`: an execution has a new status."""
+
+    execution: str
+    pipeline: str
+    status: Status
+    previous: Status | None = None
+    exit_code: int | None = None
+    error: str | None = None
+    verdict: str | None = None
+    warnings: tuple[str, ...] = ()
+
+
+class StreamCount(msgspec.Struct, frozen=True):
+    """Records and bytes of one stream so far, counted in the pipe behind the plugin."""
+
+    records: int
+    bytes: int
+
+
+class MetricEvent(msgspec.Struct, frozen=True):
+    """Topic `execution.{id}.metric`: counts so far, by plugin and stream."""
+
+    execution: str
+    plugin: str
+    role: str
+    streams: dict[str, StreamCount]
+
+
+class SystemEvent(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Topic `system_events`: the daemon started, is stopping, adopted or settled runs, removed old data."""
+
+    type: Literal["started", "stopping", "adopted", "settled", "retention", "project_changed"]
+    message: str
+    execution: str | None = None

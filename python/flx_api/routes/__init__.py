@@ -1,0 +1,1 @@
+"""Resources, login, documentation: everything that is not hot, declared in one table."""

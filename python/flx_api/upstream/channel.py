@@ -1,0 +1,285 @@
+"""The upstream: one connection to the daemon and one long-lived stream that carries all commands of this worker.
+
+Strategy: a call appends a frame to the outbox and waits for a future; the writer task takes the whole outbox whenever
+it runs, so what was appended in one loop tick leaves as one message, without any linger. The reader task matches
+replies by `seq`. One task (`_run`) owns the connection: connect, probe, serve, and after a loss again with growing,
+jittered pauses.
+
+Rules:
+- Connected means that the daemon answered a probe. Probes go on: a daemon that hangs is a daemon that is away.
+- A loss fails everything that is pending with `upstream_unavailable`. Whether the daemon had seen it is unknown, so
+  only commands that change nothing are sent again, once.
+- While there is no connection a call waits at most `PATIENCE_S` for one.
+- A caller that goes away takes its pending entry with it; a late reply is dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from typing import TYPE_CHECKING, Final
+
+import structlog
+from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
+
+from flx_api.errors import DeadlineExceeded, Unavailable
+from flx_api.proto.flx.v1.daemon_grpc import DaemonStub
+from flx_api.proto.flx.v1.daemon_pb2 import CommandBatch, CommandFrame, Principal, ReplyBatch, ReplyFrame
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from grpclib.client import Channel, Stream
+
+    from flx_api.observability.metrics import Metrics
+    from flx_api.upstream.endpoints import Endpoint
+
+PATIENCE_S: Final = 0.5
+PROBE_EVERY_S: Final = 1.5
+PROBE_TIMEOUT_S: Final = 2.0
+_BACKOFF_S: Final = (0.05, 2.0)
+_SWEEP_EVERY_S: Final = 0.1
+# The daemon knows the deadline too and its answer is better than ours, so ours comes a little later.
+_DEADLINE_GRACE_S: Final = 0.25
+_MAX_IN_FLIGHT: Final = 4096
+_MAX_FRAMES: Final = 64
+_MAX_BATCH_BYTES: Final = 262_144
+
+# What grpclib raises when a connection cannot be made, breaks, or the daemon ends the stream.
+LOSSES: Final = (GRPCError, StreamTerminatedError, ProtocolError, OSError, asyncio.TimeoutError)
+_PROBE = Principal(subject="gateway", roles=["viewer"])
+
+_log = structlog.get_logger("flx.upstream")
+
+
+class _Pending:
+    """A call that waits for its reply."""
+
+    __slots__ = ("deadline", "reply")
+
+    def __init__(self, reply: asyncio.Future[ReplyFrame], deadline: float) -> None:
+        self.reply = reply
+        self.deadline = deadline
+
+
+class StreamLost(Unavailable):
+    """The stream broke after the frame may have left; whether the command was carried out is unknown."""
+
+
+class Upstream:
+    """The connection of one worker to one daemon.
+
+    Args:
+        endpoint: where the daemon is.
+        metrics: where what is in flight is counted.
+        jitter: a number in [0, 1) at each call; tests pass their own.
+    """
+
+    def __init__(self, endpoint: Endpoint, metrics: Metrics, jitter: Callable[[], float] = random.random) -> None:
+        self._endpoint = endpoint
+        self._metrics = metrics
+        self._jitter = jitter
+        self._pending: dict[int, _Pending] = {}
+        self._outbox: list[CommandFrame] = []
+        self._wake = asyncio.Event()
+        self._seq = 0
+        self._stub: DaemonStub | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._sweeper: asyncio.TimerHandle | None = None
+        self.connected = asyncio.Event()
+        self.reason = "not connected yet"
+
+    def start(self) -> None:
+        """Connect in the background and stay connected."""
+        self._task = asyncio.create_task(self._run(), name="upstream")
+
+    async def close(self) -> None:
+        """Close the connection; what is pending fails."""
+        self.reason = "closed"
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        self._fail_pending("The service is shutting down", code="shutting_down")
+
+    @property
+    def in_flight(self) -> int:
+        """How many calls wait for a reply."""
+        return len(self._pending)
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What every call carries."""
+        return self._endpoint.metadata
+
+    async def stub(self) -> DaemonStub:
+        """The stub for streams of their own (Watch, Logs) on the present connection.
+
+        Raises:
+            Unavailable: there is no connection and none came within `PATIENCE_S`.
+        """
+        await self._connection()
+        if self._stub is None:
+            raise Unavailable(retry_after_s=1)
+        return self._stub
+
+    async def call(self, frame: CommandFrame, deadline_s: float, *, read: bool) -> ReplyFrame:
+        """Send a command and wait for its reply, whatever it is.
+
+        Args:
+            frame: the command; `seq` is set here.
+            deadline_s: seconds from now after which nobody waits any more.
+            read: the command changes nothing, so that it may be sent twice.
+
+        Raises:
+            Unavailable: no connection, too much in flight, or (`StreamLost`) the connection broke.
+            DeadlineExceeded: no reply in time; the command may still be carried out.
+        """
+        deadline = asyncio.get_running_loop().time() + deadline_s
+        try:
+            return await self._attempt(frame, deadline)
+        except StreamLost:
+            if not read:
+                raise
+            return await self._attempt(frame, deadline)
+
+    async def _attempt(self, frame: CommandFrame, deadline: float) -> ReplyFrame:
+        if not self.connected.is_set():
+            await self._connection()
+        if len(self._pending) >= _MAX_IN_FLIGHT:
+            raise Unavailable("Too many commands are waiting for the daemon", retry_after_s=1)  # noqa: EM101
+        return await self._send(frame, deadline)
+
+    async def _send(self, frame: CommandFrame, deadline: float) -> ReplyFrame:
+        loop = asyncio.get_running_loop()
+        self._seq += 1
+        frame.seq = seq = self._seq
+        reply: asyncio.Future[ReplyFrame] = loop.create_future()
+        self._pending[seq] = _Pending(reply, deadline + _DEADLINE_GRACE_S)
+        self._metrics.upstream_in_flight = len(self._pending)
+        self._outbox.append(frame)
+        self._wake.set()
+        if self._sweeper is None:
+            self._sweeper = loop.call_later(_SWEEP_EVERY_S, self._sweep)
+        try:
+            return await reply
+        finally:
+            self._pending.pop(seq, None)
+            self._metrics.upstream_in_flight = len(self._pending)
+
+    def _sweep(self) -> None:
+        """End the calls whose time is over; runs only while something is pending."""
+        self._sweeper = None
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for pending in self._pending.values():
+            if pending.deadline <= now and not pending.reply.done():
+                pending.reply.set_exception(DeadlineExceeded())
+        if self._pending:
+            self._sweeper = loop.call_later(_SWEEP_EVERY_S, self._sweep)
+
+    async def _connection(self) -> None:
+        if self.connected.is_set():
+            return
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                await self.connected.wait()
+        except TimeoutError:
+            raise Unavailable(retry_after_s=1) from None
+
+    async def _run(self) -> None:
+        shortest, longest = _BACKOFF_S
+        pause = shortest
+        while True:
+            channel = self._endpoint.open()
+            was_connected = False
+            try:
+                await self._serve(channel)
+                self.reason = "the daemon closed the stream"
+            except LOSSES as error:
+                self.reason = f"the daemon cannot be reached ({type(error).__name__})"
+            finally:
+                was_connected = self.connected.is_set()
+                self.connected.clear()
+                self._stub = None
+                channel.close()
+                self._outbox.clear()
+                self._fail_pending("The connection to the daemon broke")
+            if was_connected:
+                _log.warning("upstream.lost", reason=self.reason)
+                pause = shortest
+            await asyncio.sleep(pause * (0.5 + self._jitter() / 2))
+            pause = min(pause * 2, longest)
+
+    async def _serve(self, channel: Channel) -> None:
+        """Serve one connection until it ends. Raises one of LOSSES when it does not end by itself."""
+        stub = DaemonStub(channel)
+        async with stub.Channel.open(metadata=self._endpoint.metadata) as stream:
+            async with asyncio.timeout(PROBE_TIMEOUT_S):
+                await stream.send_request()
+            tasks = [
+                asyncio.create_task(self._write(stream), name="upstream-writer"),
+                asyncio.create_task(self._read(stream), name="upstream-reader"),
+                asyncio.create_task(self._probe(stub), name="upstream-probe"),
+            ]
+            try:
+                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+                with contextlib.suppress(*LOSSES):
+                    await stream.cancel()
+            for task in done:
+                task.result()
+
+    async def _write(self, stream: Stream[CommandBatch, ReplyBatch]) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            frames, self._outbox = self._outbox, []
+            for batch in _batches(frames):
+                await stream.send_message(batch)
+
+    async def _read(self, stream: Stream[CommandBatch, ReplyBatch]) -> None:
+        while (batch := await stream.recv_message()) is not None:
+            for reply in batch.frames:
+                pending = self._pending.get(reply.seq)
+                if pending is not None and not pending.reply.done():
+                    pending.reply.set_result(reply)
+
+    async def _probe(self, stub: DaemonStub) -> None:
+        """Ask for an echo, again and again; the first answer makes the connection one."""
+        loop = asyncio.get_running_loop()
+        while True:
+            frame = CommandFrame(command="system.echo", args=b"{}", principal=_PROBE)
+            async with asyncio.timeout(PROBE_TIMEOUT_S):
+                await self._send(frame, loop.time() + PROBE_TIMEOUT_S)
+            if not self.connected.is_set():
+                self._stub = stub
+                self.reason = ""
+                self.connected.set()
+                _log.info("upstream.connected")
+            await asyncio.sleep(PROBE_EVERY_S)
+
+    def _fail_pending(self, detail: str, code: str = "upstream_unavailable") -> None:
+        for pending in self._pending.values():
+            if not pending.reply.done():
+                pending.reply.set_exception(StreamLost(detail, code=code, retry_after_s=1))
+
+
+def _batches(frames: list[CommandFrame]) -> list[CommandBatch]:
+    """The frames in messages of a bearable size; one message in the usual case."""
+    if len(frames) <= _MAX_FRAMES and sum(len(frame.args) for frame in frames) <= _MAX_BATCH_BYTES:
+        return [CommandBatch(frames=frames)]
+    batches: list[list[CommandFrame]] = [[]]
+    size = 0
+    for frame in frames:
+        if batches[-1] and (len(batches[-1]) >= _MAX_FRAMES or size + len(frame.args) > _MAX_BATCH_BYTES):
+            batches.append([])
+            size = 0
+        batches[-1].append(frame)
+        size += len(frame.args)
+    return [CommandBatch(frames=batch) for batch in batches]

@@ -1,0 +1,95 @@
+//! The bearer token of a request (RFC 6750, RFC 9110 section 11).
+//!
+//! Rules: at most one `Authorization` header; the scheme in any case; then exactly one space and one token68. Another
+//! scheme is no bearer credentials at all, which is a different answer from bad ones.
+
+use crate::error::Reason;
+
+/// The `Authorization` headers of a request, while its header list is walked.
+#[derive(Debug)]
+pub enum Presented<V> {
+    /// None yet.
+    Nothing,
+    /// One.
+    One(V),
+    /// Two or more: nobody can say which one a proxy in front has looked at.
+    Several,
+}
+
+impl<V> Presented<V> {
+    /// Looks at one header; `value` is only taken when the name is right.
+    pub fn see(&mut self, name: &[u8], value: impl FnOnce() -> V) {
+        if name.len() == 13 && name.eq_ignore_ascii_case(b"authorization") {
+            *self = match self {
+                Self::Nothing => Self::One(value()),
+                Self::One(_) | Self::Several => Self::Several,
+            };
+        }
+    }
+
+    /// The one value, or why there is none.
+    pub fn only(&self) -> Result<&V, Reason> {
+        match self {
+            Self::Nothing => Err(Reason::MissingToken),
+            Self::One(value) => Ok(value),
+            Self::Several => Err(Reason::InvalidRequest),
+        }
+    }
+}
+
+/// The token in the value of an `Authorization` header.
+pub fn bearer(value: &[u8]) -> Result<&[u8], Reason> {
+    let end = value.iter().position(|&byte| byte == b' ').unwrap_or(value.len());
+    if !value[..end].eq_ignore_ascii_case(b"bearer") {
+        return Err(Reason::MissingToken);
+    }
+    let token = value.get(end + 1..).unwrap_or_default();
+    if is_token68(token) { Ok(token) } else { Err(Reason::MalformedCredentials) }
+}
+
+fn is_token68(text: &[u8]) -> bool {
+    let padding = text.iter().rev().take_while(|&&byte| byte == b'=').count();
+    let body = &text[..text.len() - padding];
+    let allowed = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~+/".contains(byte);
+    !body.is_empty() && body.iter().all(allowed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bearer_is_one_space_and_one_token() {
+        for good in [&b"Bearer a.b-c_d~e+f/g=="[..], b"bearer a", b"BEARER a"] {
+            assert_eq!(Ok(&good[7..]), bearer(good));
+        }
+        for bad in [
+            &b"Bearer"[..],
+            b"Bearer ",
+            b"Bearer  a",
+            b"Bearer a b",
+            b"Bearer a ",
+            b"Bearer =",
+            b"Bearer a,b",
+            b"Bearer \xff",
+        ] {
+            assert_eq!(Err(Reason::MalformedCredentials), bearer(bad), "{bad:?}");
+        }
+        for other in [&b""[..], b" ", b"Basic YTpi", b"Bearerx a", b"Bearer\ta", b" Bearer a"] {
+            assert_eq!(Err(Reason::MissingToken), bearer(other), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn two_headers_are_the_requests_fault() {
+        let mut presented = Presented::Nothing;
+        presented.see(b"x-authorization", || 0);
+        presented.see(b"authorizatiom", || 0);
+        assert_eq!(Err(Reason::MissingToken), presented.only());
+        presented.see(b"Authorization", || 1);
+        assert_eq!(Ok(&1), presented.only());
+        presented.see(b"authorization", || 2);
+        presented.see(b"AUTHORIZATION", || 3);
+        assert_eq!(Err(Reason::InvalidRequest), presented.only());
+    }
+}

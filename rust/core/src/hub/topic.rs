@@ -1,0 +1,56 @@
+//! Topic patterns: a name, `*` for every topic, or a trailing `.*` for everything below a prefix.
+//!
+//! Rules: topics are dotted names and are compared byte by byte; a star anywhere else is an ordinary character, so a
+//! pattern never means more than it says.
+
+/// Whether a subscription to `pattern` includes `topic`.
+///
+/// `a.*` includes `a.b` and `a.b.c`, but neither `a` nor `a.` nor `ab.c`.
+#[must_use]
+pub fn matches(pattern: &str, topic: &str) -> bool {
+    if pattern == "*" {
+        return !topic.is_empty();
+    }
+    match pattern.strip_suffix(".*") {
+        Some(prefix) if !prefix.is_empty() => {
+            topic.strip_prefix(prefix).and_then(|rest| rest.strip_prefix('.')).is_some_and(|below| !below.is_empty())
+        }
+        _ => pattern == topic,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::matches;
+
+    #[test]
+    fn exact_names_match_only_themselves() {
+        assert!(matches("pipeline_events", "pipeline_events"));
+        assert!(!matches("pipeline_events", "pipeline_event"));
+        assert!(!matches("execution.1.log", "execution.1.log.x"));
+        assert!(!matches("", "a"));
+    }
+
+    #[test]
+    fn a_star_alone_matches_every_topic() {
+        assert!(matches("*", "a"));
+        assert!(matches("*", "a.b.c"));
+        assert!(!matches("*", ""));
+    }
+
+    #[test]
+    fn a_trailing_star_matches_what_lies_below() {
+        assert!(matches("execution.*", "execution.1.log"));
+        assert!(matches("execution.1.*", "execution.1.log"));
+        for topic in ["execution", "execution.", "executions.1", "user.execution.1"] {
+            assert!(!matches("execution.*", topic), "{topic}");
+        }
+    }
+
+    #[test]
+    fn a_star_elsewhere_is_an_ordinary_character() {
+        for (pattern, topic) in [("*.log", "a.log"), ("a.*.log", "a.b.log"), ("a*", "ab"), (".*", ".a")] {
+            assert!(!matches(pattern, topic), "{pattern}");
+        }
+    }
+}

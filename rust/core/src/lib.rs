@@ -1,0 +1,19 @@
+//! The pure half of FLX API: values and `now` go in, decisions come out.
+//!
+//! What is absent here, on purpose: Python, sockets, threads, clocks, randomness, logging, environment look-ups and
+//! `unsafe`. A shell passes the time and the seeds in, and carries the decision out.
+//!
+//! - [`jwt`]: key sets and strict verification of compact JWS and of claims
+//! - [`limit`]: true sliding windows in bounded memory
+//! - [`admission`]: one decision per request out of the two above
+//! - [`meter`]: counting Singer messages as they pass
+//! - [`hub`]: topic patterns (the hub itself follows)
+//! - [`error`]: why something was refused
+#![deny(unsafe_code)]
+
+pub mod admission;
+pub mod error;
+pub mod hub;
+pub mod jwt;
+pub mod limit;
+pub mod meter;

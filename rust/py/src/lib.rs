@@ -1,0 +1,38 @@
+//! `flx_api._core`: what of the Rust side Python may call.
+//!
+//! Strategy: this crate translates arguments, calls a pure core, and maps the answer; it decides nothing. It is the only
+//! crate that names Python, and it has no `unsafe` of its own. Each module exports what its noun needs; this file lists
+//! them. Rules:
+//! - nothing here blocks, sleeps or does I/O, so the interpreter is never detached (a hop costs more than the work);
+//! - objects are frozen, and state lives behind a mutex that is held for one call of a core;
+//! - nothing of the package `flx_api` is imported before an error has to be raised: the meter shell loads this library by
+//!   its path in a bare interpreter.
+//!
+//! The stub `python/flx_api/_core.pyi` documents every name and is checked against this binary.
+
+mod admission;
+mod errors;
+mod meter;
+mod process;
+mod realtime;
+mod token;
+mod window;
+
+use pyo3::prelude::*;
+
+/// The native half of FLX API: tokens, windows, admission, metering, topics.
+#[pymodule]
+mod _core {
+    #[pymodule_export]
+    use crate::admission::{Admission, Decision, Principal};
+    #[pymodule_export]
+    use crate::meter::Meter;
+    #[pymodule_export]
+    use crate::process::{become_subreaper, build_profile, die_with_parent};
+    #[pymodule_export]
+    use crate::realtime::{negotiate, origin_allowed, topic_matches};
+    #[pymodule_export]
+    use crate::token::{TokenVerifier, verify_jws};
+    #[pymodule_export]
+    use crate::window::SlidingWindow;
+}

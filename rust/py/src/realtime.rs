@@ -1,0 +1,27 @@
+//! The realtime decisions that Python shells ask for.
+
+use flx_core::hub::topic;
+use flx_realtime::handshake;
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+
+/// Whether a subscription to `pattern` includes `topic`.
+#[pyfunction]
+pub(crate) fn topic_matches(pattern: &str, topic: &str) -> bool {
+    topic::matches(pattern, topic)
+}
+
+/// The subprotocol to answer with and the token of a `bearer.` entry.
+#[pyfunction]
+pub(crate) fn negotiate(protocol_header: Option<&str>) -> PyResult<(Option<&'static str>, Option<&[u8]>)> {
+    let offer = handshake::negotiate(protocol_header)
+        .map_err(|handshake::MalformedList| PyValueError::new_err("malformed list of subprotocols"))?;
+    Ok((offer.subprotocol, offer.token.map(str::as_bytes)))
+}
+
+/// Whether a handshake from `origin`, sent to `host`, may go on.
+#[pyfunction]
+#[expect(clippy::needless_pass_by_value, reason = "arguments of a pyfunction are owned")]
+pub(crate) fn origin_allowed(origin: Option<&str>, host: Option<&str>, allowed: Vec<String>) -> bool {
+    handshake::origin_allowed(origin, host, &allowed)
+}

@@ -1,0 +1,37 @@
+"""Roles are globs over command names."""
+
+from __future__ import annotations
+
+import pytest
+
+from flx_api.commands import COMMANDS
+from flx_api.commands.permissions import ROLES, authorise, permits
+from flx_api.errors import Forbidden
+
+
+def test_viewer_changes_nothing() -> None:
+    """A viewer may call exactly the commands that read."""
+    allowed = {name for name, command in COMMANDS.items() if permits(["viewer"], name)}
+    assert {name for name, command in COMMANDS.items() if command.idempotency == "read"} == allowed
+
+
+def test_roles_grow() -> None:
+    """Each role may do what the one before may, and admin everything."""
+    sets = [{name for name in COMMANDS if permits([role], name)} for role in ("viewer", "operator", "developer", "admin")]
+    assert all(low < high for low, high in zip(sets, sets[1:], strict=False))
+    assert set(COMMANDS) == sets[-1]
+
+
+@pytest.mark.parametrize("roles", [[], ["Admin"], ["admin "], ["*"], ["аdmin"]])
+def test_unknown_roles_grant_nothing(roles: list[str]) -> None:
+    """Only names that are declared count, to the letter (the last one here is Cyrillic)."""
+    assert not any(permits(roles, name) for name in COMMANDS)
+
+
+def test_authorise() -> None:
+    """Public commands need no role; others are refused with the permission's name."""
+    authorise(COMMANDS["auth.login"], [])
+    authorise(COMMANDS["pipeline.run"], ["operator"])
+    with pytest.raises(Forbidden, match=r"pipeline\.run"):
+        authorise(COMMANDS["pipeline.run"], ["viewer"])
+    assert "admin" in ROLES

@@ -1,0 +1,134 @@
+"""Settings: one line for each fault, secrets never shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from flx_api import config
+from flx_api.errors import StartupError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+KEY = "k" * 32
+
+
+def test_defaults_need_nothing() -> None:
+    """An empty environment is a valid development configuration."""
+    settings = config.load({})
+    assert ("development", 8000, 1) == (settings.environment, settings.api_port, settings.workers)
+    assert settings.data_path == settings.project_dir / ".flx"
+    assert settings.run_slots >= 1
+
+
+def test_environment_and_overrides() -> None:
+    """Text becomes typed values; the command line wins; None is not given; unknown names are not ours."""
+    environ = {
+        "FLX_API_PORT": "9000",
+        "FLX_ENABLE_SSL": "off",
+        "FLX_RUN_ENV": "AWS_*, SNOWFLAKE_USER",
+        "FLX_SOMETHING_ELSE": "x",
+        "PATH": "/bin",
+        "FLX_LOG_LEVEL": "",
+    }
+    settings = config.load(environ, {"api_port": 9100, "workers": None, "project": "/srv/p"})
+    assert 9100 == settings.api_port
+    assert settings.enable_ssl is False
+    assert ("AWS_*", "SNOWFLAKE_USER") == settings.run_env
+    assert Path("/srv/p/.flx/secret.key") == settings.secret_key_file
+    assert "info" == settings.log_level
+
+
+@pytest.mark.parametrize(
+    ("environ", "line"),
+    [
+        ({"FLX_API_PORT": "99999"}, "FLX_API_PORT: expected `int` <= 65535"),
+        ({"FLX_API_PORT": "http"}, "FLX_API_PORT: expected `int`, got `str`"),
+        ({"FLX_ENABLE_SSL": "maybe"}, "FLX_ENABLE_SSL: expected `bool`, got `str`"),
+        ({"FLX_MAX_RUNS": "0"}, "FLX_MAX_RUNS: expected `int` >= 1"),
+        ({"FLX_JWT_SECRET_KEY": "short"}, "FLX_JWT_SECRET_KEY: is shorter than 32 bytes"),
+        ({"FLX_RATE_LIMITS": "[{"}, "FLX_RATE_LIMITS: is not valid JSON"),
+        ({"FLX_RATE_LIMITS": "/no/such/file"}, "FLX_RATE_LIMITS: is neither JSON nor a readable TOML file"),
+        (
+            {"FLX_RATE_LIMITS": '[{"name":"a","by":"ip","limit":1,"window":"1s","burst":2}]'},
+            "FLX_RATE_LIMITS[0]: unknown field burst",
+        ),
+        (
+            {"FLX_RATE_LIMITS": '[{"name":"a","by":"ip","limit":1,"window":"soon"}]'},
+            "FLX_RATE_LIMITS: [0].window: a duration is",
+        ),
+        (
+            {
+                "FLX_RATE_LIMITS": '[{"name":"a","by":"ip","limit":1,"window":"1s"},'
+                '{"name":"a","by":"subject","limit":1,"window":"1s"}]'
+            },
+            "FLX_RATE_LIMITS: two policies have the same name",
+        ),
+        ({"FLX_ENABLE_SSL": "1"}, "FLX_SSL_CERT_FILE: FLX_ENABLE_SSL needs a readable file here"),
+        ({"FLX_ENVIRONMENT": "production"}, "FLX_JWT_SECRET_KEY: production needs a key"),
+        (
+            {"FLX_ENVIRONMENT": "production", "FLX_JWT_SECRET_KEY": "please-change-this-key-before-use-1"},
+            "FLX_JWT_SECRET_KEY: is a placeholder",
+        ),
+        (
+            {"FLX_ENVIRONMENT": "production", "FLX_JWT_SECRET_KEY": KEY, "FLX_CORS_ORIGINS": "*"},
+            "FLX_CORS_ORIGINS: `*` is not allowed",
+        ),
+        ({"FLX_DATABASE_URL": "mysql://x"}, "FLX_DATABASE_URL: only sqlite"),
+        ({"FLX_RETENTION": '{"days": 0}'}, "FLX_RETENTION.days: expected `int` >= 1"),
+    ],
+)
+def test_a_fault_is_one_line_that_names_the_setting(environ: Mapping[str, str], line: str) -> None:
+    """Every bad value is refused with the setting's name, in one line, without the value of a secret."""
+    with pytest.raises(StartupError) as caught:
+        config.load(environ)
+    assert str(caught.value).startswith(line)
+    assert "\n" not in str(caught.value)
+
+
+def test_toml_file_of_policies(tmp_path: Path) -> None:
+    """Policies may come from a TOML file with `[[policy]]` tables."""
+    file = tmp_path / "limits.toml"
+    file.write_text('[[policy]]\nname = "login"\nby = "ip"\nlimit = 5\nwindow = "1m"\n')
+    (policy,) = config.load({"FLX_RATE_LIMITS": str(file)}).rate_limits
+    assert ("login", 60_000) == (policy.name, policy.window_ms)
+
+
+def test_secrets_are_not_shown() -> None:
+    """`shown` says that a secret is set, not what it is."""
+    shown = config.shown(config.load({"FLX_JWT_SECRET_KEY": KEY}))
+    assert "(set)" == shown["FLX_JWT_SECRET_KEY"]
+    assert KEY not in str(shown)
+
+
+def test_every_setting_is_described() -> None:
+    """Each field has a FLX_ name, a type and a sentence."""
+    described = list(config.describe())
+    assert len(described) == len(config.Settings.__struct_fields__)
+    assert all(info.sentence and info.sentence != "None" and info.type for info in described)
+
+
+def test_secret_comes_from_setting_or_file(tmp_path: Path) -> None:
+    """The configured key wins, then the generated file; neither is a start-up error."""
+    assert KEY.encode() == config.secret_of(config.load({"FLX_JWT_SECRET_KEY": KEY}))
+    settings = config.load({"FLX_DATA_DIR": str(tmp_path)})
+    with pytest.raises(StartupError, match="FLX_JWT_SECRET_KEY"):
+        config.secret_of(settings)
+    settings.secret_key_file.write_bytes(b"x" * 32)
+    assert b"x" * 32 == config.secret_of(settings)
+
+
+@pytest.mark.parametrize(("text", "expected"), [("500ms", 500), ("60s", 60_000), ("5m", 300_000), ("1d", 86_400_000)])
+def test_durations(text: str, expected: int) -> None:
+    """A duration is a whole number and a unit."""
+    assert expected == config.duration_ms(text)
+
+
+@pytest.mark.parametrize("text", ["", "5", "0s", "-1s", "1.5s", "1 s", "1y"])
+def test_what_is_no_duration(text: str) -> None:
+    """Anything else is refused."""
+    with pytest.raises(ValueError, match="whole number"):
+        config.duration_ms(text)
