@@ -8,6 +8,9 @@ Reads from stdin a JSON list of {"root", "environ", "runs": [{"environment", "su
 answers. An error is answered as {"error": its class}; Meltano's own wording is not compared.
 """
 
+# mypy: ignore-errors
+# ruff: noqa: ANN001, ANN002, ANN003, ANN201  it speaks to Meltano, whose types are not in our environment
+
 from __future__ import annotations
 
 import json
@@ -29,6 +32,7 @@ from meltano.core.plugin.error import PluginNotFoundError
 from meltano.core.plugin.settings_service import PluginSettingsService
 from meltano.core.plugin_lock_service import PluginLockService
 from meltano.core.project import Project
+from meltano.core.project_settings_service import ProjectSettingsService
 from meltano.core.schedule_service import ScheduleService
 from meltano.core.task_sets_service import TaskSetsService
 from meltano.core.utils import flatten
@@ -40,7 +44,17 @@ def no_hub(_service, *, plugin_name, **_):
     raise PluginNotFoundError(plugin_name)
 
 
-PluginLockService._save_from_hub = no_hub  # noqa: SLF001
+def as_env_once(service, *args, ask=ProjectSettingsService.as_env, **kwargs):
+    """Meltano's own settings as variables, asked once: every plugin asks for all of them anew, most of the time spent."""
+    key = repr((args, kwargs))
+    kept = service.__dict__.setdefault("_kept_as_env", {})
+    if key not in kept:
+        kept[key] = ask(service, *args, **kwargs)
+    return kept[key]
+
+
+PluginLockService._save_from_hub = no_hub
+ProjectSettingsService.as_env = as_env_once
 
 
 def tried(ask, *args):
@@ -113,9 +127,8 @@ def plugin_facts(project, plugin):
             [setting.name, [var.key for var in setting.env_vars(prefixes, include_custom=plugin.is_shadowing)]]
             for setting in plugin.extra_settings
         ],
-        "read_from": sorted({var.key for one in service.setting_definitions for var in service.setting_env_vars(one)}),
         "commands": {name: command and command.args for name, command in plugin.all_commands.items()},
-        "select": service.get("_select") if plugin.type is PluginType.EXTRACTORS else None,
+        "select": tried(service.get, "_select") if plugin.type is PluginType.EXTRACTORS else None,
     }
 
 
@@ -123,7 +136,8 @@ def plugins(project):
     found = []
     for plugin in project.plugins.plugins(ensure_parent=False):
         if plugin.is_mapping():
-            found[-1]["mappings"].append(plugin.extra_config["_mapping_name"])
+            if name := plugin.extra_config["_mapping_name"]:
+                found[-1]["mappings"].append(name)
             continue
         found.append(
             {
@@ -138,8 +152,6 @@ def plugins(project):
 
 
 def run_blocks(project, run):
-    if run["environment"] is not None:
-        project.activate_environment(run["environment"])
     log = structlog.get_logger()
     parser = BlockParser(log, project, run["names"], state_id_suffix=run["suffix"])
     parsed = list(parser.find_blocks(0))
@@ -147,7 +159,9 @@ def run_blocks(project, run):
     return [
         {
             "extractor": block.head.string_id,
-            "mappers": [part.context.plugin.extra_config.get("_mapping_name") for part in block.blocks[1:-1]],
+            "mappers": [
+                part.context.plugin.extra_config.get("_mapping_name") or part.string_id for part in block.blocks[1:-1]
+            ],
             "loader": block.tail.string_id,
             "state_id": block.context.job.job_name if block.context.job else None,
         }
@@ -157,29 +171,52 @@ def run_blocks(project, run):
     ]
 
 
-def env_of_overrides(project):
-    """Variables that count only while an environment is active: its settings that no plugin declares."""
+def runs_in(project, environment, runs):
+    """All runs of one environment. Meltano expands its suffix in place, once: the first run decides it for all."""
+    if environment is not None:
+        found = tried(project.activate_environment, environment)
+        if found is not None:
+            return [found for _ in runs]
+    return [tried(run_blocks, project, run) for run in runs]
+
+
+def all_runs(project, runs):
+    by_environment = {}
+    for place, run in enumerate(runs):
+        by_environment.setdefault(run["environment"], []).append((place, run))
+    found = {}
+    for environment, placed in by_environment.items():
+        asked = [run for _, run in placed]
+        answered = forked(lambda where=environment, asked=asked: runs_in(project, where, asked))
+        found.update(zip((place for place, _ in placed), answered, strict=True))
+    return [found[place] for place in range(len(runs))]
+
+
+def variables(project):
+    """Every variable a setting is read from, of plugins and mappings, in each environment that changes some."""
     found = set()
-    for environment in EnvironmentService(project).list_environments():
-        project.activate_environment(environment.name)
-        for plugin in project.plugins.plugins():
-            service = PluginSettingsService(project, plugin)
-            found |= {var.key for one in service.setting_definitions for var in service.setting_env_vars(one)}
+    changing = [item.name for item in EnvironmentService(project).list_environments() if item.config.plugins]
+    for environment in (None, *changing):
+        if environment is not None:
+            project.activate_environment(environment)
+        for plugin in project.plugins.plugins(ensure_parent=False):
+            service = tried(lambda plugin=plugin: PluginSettingsService(project, project.plugins.ensure_parent(plugin)))
+            if isinstance(service, PluginSettingsService):
+                found |= {var.key for one in service.setting_definitions for var in service.setting_env_vars(one)}
     return sorted(found)
 
 
 def answers(question):
     os.environ.update(question["environ"])
     os.chdir(question["root"])
-
-    def load():
-        return Project.find(question["root"], activate=False)
-
     try:
-        project = load()
-        project.meltano  # noqa: B018  loads and checks every entry
+        project = Project(question["root"])
+        loaded = project.meltano
     except (Exception, RecursionError) as error:  # noqa: BLE001
         return {"error": type(error).__name__, "text": str(error)[:300]}
+    # One loading serves all questions: Meltano extends the lists of meltano.yml in place by those of included files, so
+    # that a second loading in one process finds them twice.
+    Project.meltano = property(lambda _self: loaded)
     project_engine(project, default=True)
     selected, _ = detect_selected_environment(cli_environment=None, cli_no_environment=False, project=project)
     return {
@@ -189,9 +226,9 @@ def answers(question):
         "selected": selected,
         "project_id": project.settings.get("project_id"),
         "dotenv": list(project.dotenv_env),
+        "runs": all_runs(project, question["runs"]),
         "plugins": plugins(project),
-        "runs": [forked(lambda run=run: tried(run_blocks, load(), run)) for run in question["runs"]],
-        "env_of_overrides": forked(lambda: tried(env_of_overrides, load())),
+        "variables": variables(project),
     }
 
 

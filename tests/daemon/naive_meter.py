@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 from typing import Any
 
 
-def die_with_parent() -> None:
+def die_with_parent(parent_pid: int | None = None) -> bool:
     """SIGKILL for this process when its parent ends."""
     ctypes.CDLL(None).prctl(1, 9)
+    return parent_pid in {None, os.getppid()}
 
 
 class Meter:
     """Counts Singer messages."""
 
-    def __init__(self, max_keys: int = 1_000_000) -> None:
+    def __init__(self, *, max_keys: int = 1_000_000) -> None:
         self._max_keys = max_keys
         self._carry = b""
         self._lines = self._bytes = self._malformed = self._other = self._states = self._partial = 0

@@ -91,7 +91,7 @@ def _build(folder: Path, say: Callable[[str], None]) -> None:
     (folder / _COMPLETE).unlink(missing_ok=True)
     python = folder / "bin" / "python"
     if not python.exists():
-        _uv("venv", "--quiet", "--no-project", "--no-config", "--allow-existing", "--python", sys.executable, str(folder))
+        _uv("venv", "--quiet", "--no-project", "--allow-existing", "--python", sys.executable, str(folder))
     with resources.as_file(_requirements()) as file:
         _uv("pip", "sync", "--quiet", "--require-hashes", "--compile-bytecode", "--python", str(python), str(file))
     (folder / _COMPLETE).write_text(_digest(), encoding="ascii")

@@ -37,6 +37,8 @@ PIPE_BYTES = 1024 * 1024
 TICK_S = 0.25
 # Distinct keys remembered for one invocation; beyond it upserts are `unverified`, memory stays bounded.
 MAX_KEYS = 1_000_000
+# The native meter gives a stream's keys up when too many wait to be fetched.
+UNDRAINED_BYTES = 32 * 1024 * 1024
 MAX_STATE_BYTES = 16 * 1024 * 1024
 FORWARDED = (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP)
 PRODUCERS = ("extractor", "mapper")
@@ -297,9 +299,7 @@ class Invocation:
 
     def _become_plugin(self, shim: int, sink: int, mask: set[int]) -> NoReturn:
         try:
-            if self._native is not None:
-                self._native.die_with_parent()
-            if os.getppid() != shim:
+            if self._native is not None and not self._native.die_with_parent(shim):
                 os._exit(1)
             os.dup2(sink, 1)
             # Python ignores these two at its start, and an ignored signal stays ignored through exec.
@@ -320,13 +320,13 @@ class Invocation:
         """Pass everything on until the plugin closes its stdout or our reader goes away."""
         poller = select.poll()
         poller.register(source, select.POLLIN)
-        tick, dirty = time.monotonic(), False
+        tick, dirty, undrained = time.monotonic(), False, 0
         while True:
             if dirty:
                 wait = tick + TICK_S - time.monotonic()
-                if wait <= 0 or not poller.poll(wait * 1000):
+                if wait <= 0 or undrained > UNDRAINED_BYTES or not poller.poll(wait * 1000):
                     self._record_counts()
-                    tick, dirty = time.monotonic(), False
+                    tick, dirty, undrained = time.monotonic(), False, 0
             chunk = os.read(source, CHUNK)
             if not chunk:
                 break
@@ -336,7 +336,7 @@ class Invocation:
                 break  # the reader is gone; with our end closed the plugin will see it at its next write
             if self._meter is not None:
                 self._meter.feed(chunk)
-                dirty = True
+                dirty, undrained = True, undrained + len(chunk)
         os.close(source)
 
     def _wait(self) -> tuple[int, float, int]:

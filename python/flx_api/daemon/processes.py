@@ -191,7 +191,7 @@ class ProcessWatch:
         self._ended.set()
 
     async def _poll(self) -> None:
-        while await asyncio.to_thread(is_alive, self.identity):
+        while await asyncio.to_thread(is_alive, self.identity):  # noqa: ASYNC110 (nobody would set an event)
             await asyncio.sleep(_POLL_S)
         reap(self.identity.pid)
         self._ended.set()

@@ -1,9 +1,9 @@
 """The environment of a run: an allow-list, as a pure function.
 
-Strategy: nothing of the daemon's environment reaches a run unless a rule here names it. A plugin is somebody else's code;
-our own settings hold signing keys and database passwords. What Meltano and the project need is known by name: where
-programs, home and temporary files are, the locale, certificates and proxies, Meltano's and the plugins' own prefixes,
-the names the project itself mentions, and what the operator lists in `FLX_RUN_ENV`.
+Strategy: nothing of the daemon's environment reaches a run unless a rule here names it. A plugin is somebody else's
+code; our own settings hold signing keys and database passwords. What Meltano and the project need is known by name:
+where programs, home and temporary files are, the locale, certificates and proxies, Meltano's and the plugins' own
+prefixes, the names the project itself mentions, and what the operator lists in `FLX_RUN_ENV`.
 
 Rules:
 - A name that begins with `FLX_` never passes, whatever matches it.
@@ -93,13 +93,14 @@ def run_environment(
     allowed = {
         name: value
         for name, value in environ.items()
-        if not name.startswith(OURS)
-        and (_listed(name, run_env) or (_is_known(name, project) and not loads_code(name)))
+        if not name.startswith(OURS) and (_listed(name, run_env) or (_is_known(name, project) and not loads_code(name)))
     }
-    for name, value in (overrides or {}).items():
-        if not name.startswith(OURS) and (not loads_code(name) or _listed(name, run_env)):
-            allowed[name] = value
-    return allowed
+    laid_over = {
+        name: value
+        for name, value in (overrides or {}).items()
+        if not name.startswith(OURS) and (not loads_code(name) or _listed(name, run_env))
+    }
+    return allowed | laid_over
 
 
 def fixed_environment(

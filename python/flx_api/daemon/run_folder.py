@@ -1,10 +1,10 @@
 """A run's folder: what outlives a crash of the daemon, laid out in one place.
 
-Strategy: everything about one attempt lies in `<data_dir>/runs/<attempt id>/`: what it is (`spec.json`, no secrets), who
-it is (`process.json`), its log, its meter records, its own exit record. Under `sys/` is the private system folder that
-Meltano works in, so that runs of one tap do not write each other's files; plugin environments in it are links to the
-shared ones. What discovery found is worth keeping between runs: the catalogue of the last good run of an extractor is
-copied into the next private folder and saves it a discovery.
+Strategy: everything about one attempt lies in `<data_dir>/runs/<attempt id>/`: what it is (`spec.json`, no secrets),
+which process it is (`process.json`), its log, its meter records, its own exit record. Under `sys/` is the private
+system folder Meltano works in, so that runs of one tap do not write each other's files; plugin environments in it are
+links to the shared ones. What discovery found is worth keeping between runs: the catalogue of the last good run of an
+extractor is copied into the next private folder and saves it a discovery.
 
 Rules:
 - All folders are 0700. `sys/` holds secrets (configuration files of plugins) while the run lives and is removed after.
@@ -35,7 +35,9 @@ CATALOGUE = "tap.properties.json"
 CATALOGUE_KEY = "tap.properties.cache_key"
 
 # What a run makes for itself in its private system folder; everything else there is a link to the shared one.
-PRIVATE_NAMES = frozenset({"run", "logs", "meltano.db", "meltano.db-wal", "meltano.db-shm", ".gitignore", "CACHEDIR.TAG"})
+PRIVATE_NAMES = frozenset(
+    {"run", "logs", "meltano.db", "meltano.db-wal", "meltano.db-shm", ".gitignore", "CACHEDIR.TAG"}
+)
 # Shared even when it does not exist yet: the usual place of a file state backend, which must outlive the run.
 SHARED_STATE = "state"
 
@@ -152,7 +154,7 @@ class RunFolders:
         """
         folder = self.of(spec.attempt_id)
         if folder.process is not None or folder.exit_record is not None:
-            raise Conflict("The attempt has been started before.")
+            raise Conflict("The attempt has been started before.")  # noqa: EM101, TRY003
         for path in (self._runs, folder.path, folder.meter, folder.system):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.write_spec(spec)
@@ -214,7 +216,7 @@ def _copy_pair(source: Path, target: Path) -> None:
 def _one_segment(name: str) -> str:
     """A name as exactly one path segment; names come from the project and from requests."""
     if not name or name in {".", ".."} or "/" in name or "\0" in name:
-        raise ValueError("not a path segment")
+        raise ValueError("not a path segment")  # noqa: EM101, TRY003
     return name
 
 

@@ -2,21 +2,25 @@
 
 This file is a script for Meltano's own Python: standard library and Meltano only, never the package it lies in.
 
-Strategy: importing Meltano costs two seconds, forking a process that has imported it a few milliseconds. `serve` imports
-once, then waits on a control socket; each request comes with its descriptors (the request itself, the gate, the report)
-and is answered by a child. `once` does the same for a single request in a fresh process. A run is two processes:
+Strategy: importing Meltano costs two seconds, forking a process that has imported it a few milliseconds. `serve`
+imports once, then waits on a control socket; each request comes with its descriptors (the request itself, the gate,
+the report) and is answered by a child. `once` does the same for one request in a fresh process. A run is two processes:
 
-    keeper   makes the session, starts Meltano, waits for it, writes exit.json. It ignores SIGTERM, so that a run that is
-             asked to stop still leaves its record, and it sees by which signal Meltano died when it did not get that far.
+    keeper   makes the session, starts Meltano, waits for it, writes exit.json. It ignores SIGTERM, so that a run that
+             is asked to stop still leaves its record, and it sees by which signal Meltano died if it did.
     Meltano  waits at the gate, becomes `meltano ...` in every respect, and dies with its keeper.
 
 Rules:
-- The serving process never parses a request, finds a project, starts a thread or opens a database: what a child inherits
-  is Meltano as imported, nothing more. It refuses to fork when it has more than one thread.
+- The serving process never parses a request, finds a project, starts a thread or opens a database: what a child
+  inherits is Meltano as imported, nothing more. It refuses to fork when it has more than one thread.
 - When the control socket closes the daemon is gone: the serving process ends, its children go on.
 - A gate that closes without its byte means that nobody wrote down that this run exists: leave without a trace.
 - The environment arrives with the request and replaces the inherited one wholly.
 """
+
+# ruff: noqa: ANN401, BLE001, EM101, PLC0415, PTH104, PTH118, PTH123, PTH208, T201, TRY003
+# Meltano is imported when its turn has come, and only what a child needs of the standard library (pathlib is not);
+# the hooks stand in for untyped functions; whatever goes wrong in a child ends that child and nothing else.
 
 from __future__ import annotations
 
@@ -101,8 +105,7 @@ def import_meltano() -> None:
     """Everything a run will need, without looking at any project."""
     import importlib
 
-    import meltano.cli
-
+    importlib.import_module("meltano.cli")
     for name in LAZY_MODULES:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
@@ -271,7 +274,7 @@ def settle_in(request: dict[str, Any], output: int, errors: int, kept: tuple[int
     os.dup2(errors, 2)
     # Listed rather than counted up to the limit, which may be a billion.
     for name in os.listdir("/dev/fd"):
-        if int(name) > 2 and int(name) not in kept:
+        if int(name) not in {0, 1, 2, *kept}:
             with contextlib.suppress(OSError):
                 os.close(int(name))
     os.chdir(request["cwd"])
@@ -285,7 +288,7 @@ def call_cli(argv: list[str], meter: list[str] | None = None) -> int:
     import atexit
 
     sys.argv = ["meltano", *argv]
-    from meltano.cli import main
+    from meltano.cli import main  # type: ignore[import-not-found, unused-ignore]
 
     install_hooks(meter)
     try:
@@ -297,7 +300,7 @@ def call_cli(argv: list[str], meter: list[str] | None = None) -> int:
         traceback.print_exc()
         code = 1
     with contextlib.suppress(Exception):
-        atexit._run_exitfuncs()
+        atexit._run_exitfuncs()  # noqa: SLF001 (what the interpreter calls before it ends)
     return code
 
 
@@ -318,7 +321,7 @@ def install_hooks(meter: list[str] | None) -> None:
     """
     import shutil
 
-    from meltano.core.plugin_invoker import PluginInvoker
+    from meltano.core.plugin_invoker import PluginInvoker  # type: ignore[import-not-found, unused-ignore]
 
     plain_env, plain_args = PluginInvoker.env, PluginInvoker.exec_args
 
@@ -326,9 +329,7 @@ def install_hooks(meter: list[str] | None) -> None:
         # The project's .env reaches plugins past the environment of this process.
         return {name: value for name, value in plain_env(self).items() if not name.startswith("FLX_")}
 
-    def exec_args(
-        self: Any, *args: Any, command: str | None = None, env: dict[str, Any] | None = None
-    ) -> list[str]:
+    def exec_args(self: Any, *args: Any, command: str | None = None, env: dict[str, Any] | None = None) -> list[str]:
         argv: list[str] = plain_args(self, *args, command=command, env=env)
         # Without an environment nothing is started: the words are wanted for a message.
         if env is None or shutil.which(argv[0], path=env.get("PATH")) is None:
@@ -359,7 +360,7 @@ def repair(request: dict[str, Any], report: int) -> int:
     """Set Meltano's rows of a run that was killed to FAIL, through Meltano's own model and database driver."""
     import uuid
 
-    from meltano.core.job import Job, State
+    from meltano.core.job import Job, State  # type: ignore[import-not-found, unused-ignore]
     from sqlalchemy import create_engine, select
     from sqlalchemy.orm import Session
     from sqlalchemy.pool import NullPool

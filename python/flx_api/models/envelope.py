@@ -36,10 +36,10 @@ class ExecuteRequest(CommandOptions, frozen=True, kw_only=True, forbid_unknown_f
     args: msgspec.Raw = msgspec.Raw(b"{}")
 
 
-class Meta_(msgspec.Struct, frozen=True, omit_defaults=True, rename={"request": "request_id"}):  # noqa: N801
+class ReplyMeta(msgspec.Struct, frozen=True, omit_defaults=True):
     """What is said about an answer beside the answer."""
 
-    request: str
+    request_id: str
     duration_us: int
     replayed: bool = False
 
@@ -51,7 +51,7 @@ class CommandReply(msgspec.Struct, frozen=True):
     command: str
     status: Literal["ok", "accepted"]
     result: msgspec.Raw
-    meta: Meta_
+    meta: ReplyMeta
 
 
 class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -63,7 +63,7 @@ class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
     code: str
     detail: str
     request_id: str
-    retryable: bool = msgspec.field(default_factory=bool)
+    retryable: bool
     errors: tuple[FieldError, ...] = ()
     suggestions: tuple[str, ...] = ()
 

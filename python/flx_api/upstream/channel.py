@@ -240,7 +240,7 @@ class Upstream:
             await self._wake.wait()
             self._wake.clear()
             frames, self._outbox = self._outbox, []
-            for batch in _batches(frames):
+            for batch in _batches(frames) if frames else ():
                 await stream.send_message(batch)
 
     async def _read(self, stream: Stream[CommandBatch, ReplyBatch]) -> None:

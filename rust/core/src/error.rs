@@ -89,7 +89,7 @@ impl fmt::Display for Reason {
 impl std::error::Error for Reason {}
 
 /// A value given at construction (key set, limit, policy) that cannot be used. Names the rule, never the value.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Unusable(pub &'static str);
 
 impl fmt::Display for Unusable {

@@ -8,6 +8,7 @@ use flx_core::error::Reason;
 use flx_core::jwt::TokenVerifier;
 use flx_core::jwt::claims::Expected;
 use flx_core::jwt::keys::KeySet;
+use pyo3::IntoPyObjectExt as _;
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyString, PyTuple};
@@ -37,7 +38,10 @@ pub(crate) struct Principal {
 #[pymethods]
 impl Principal {
     #[new]
-    #[pyo3(signature = (*, subject, tenant=None, roles=vec![], token_id=None, expires_at=0))]
+    #[pyo3(
+        signature = (*, subject, tenant=None, roles=vec![], token_id=None, expires_at=0),
+        text_signature = "(*, subject, tenant=None, roles=(), token_id=None, expires_at=0)"
+    )]
     fn new(
         subject: String,
         tenant: Option<String>,
@@ -54,8 +58,11 @@ impl Principal {
         PyTuple::new(py, &self.roles)
     }
 
-    fn __repr__(&self) -> String {
-        format!("Principal(subject={:?}, tenant={:?}, roles={:?})", self.subject, self.tenant, self.roles)
+    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+        let subject = PyString::new(py, &self.subject).repr()?;
+        let tenant = self.tenant.as_ref().into_bound_py_any(py)?.repr()?;
+        let roles = self.roles(py)?.repr()?;
+        Ok(format!("Principal(subject={subject}, tenant={tenant}, roles={roles})"))
     }
 }
 

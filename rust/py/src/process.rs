@@ -4,13 +4,16 @@ use pyo3::prelude::*;
 
 /// Asks the kernel to kill this process when its parent ends; False when the parent had ended already.
 #[pyfunction]
-pub(crate) fn die_with_parent(parent_pid: i32) -> PyResult<bool> {
+#[pyo3(signature = (parent_pid=None))]
+pub(crate) fn die_with_parent(parent_pid: Option<i32>) -> PyResult<bool> {
     #[cfg(target_os = "linux")]
     {
         use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
+        let parent = || getppid().map(Pid::as_raw_pid);
+        let expected = parent_pid.or_else(parent);
         set_parent_process_death_signal(Some(Signal::KILL)).map_err(std::io::Error::from)?;
         // The parent may have ended before the request: then no signal will ever come.
-        Ok(getppid().map(Pid::as_raw_pid) == Some(parent_pid))
+        Ok(parent() == expected)
     }
     #[cfg(not(target_os = "linux"))]
     {

@@ -25,16 +25,20 @@ pub(crate) struct TokenVerifier(jwt::TokenVerifier);
 #[pymethods]
 impl TokenVerifier {
     #[new]
-    #[pyo3(signature = (jwks, *, issuer=None, audience=None, leeway_s=0, required=None, typ=None))]
+    #[pyo3(
+        signature = (
+            jwks, *, issuer=None, audience=None, leeway_s=0, required=vec!["exp".to_owned(), "sub".to_owned()], typ=None
+        ),
+        text_signature = "(jwks, *, issuer=None, audience=None, leeway_s=0, required=('exp', 'sub'), typ=None)"
+    )]
     fn new(
         jwks: &[u8],
         issuer: Option<String>,
         audience: Option<String>,
         leeway_s: u32,
-        required: Option<Vec<String>>,
+        required: Vec<String>,
         typ: Option<String>,
     ) -> PyResult<Self> {
-        let required = required.unwrap_or_else(|| vec!["exp".to_owned(), "sub".to_owned()]);
         let expected = Expected { issuer, audience, leeway_s, required, typ };
         let keys = KeySet::parse(jwks).map_err(unusable)?;
         jwt::TokenVerifier::new(keys, expected).map(Self).map_err(unusable)

@@ -1,8 +1,8 @@
 """A run's log by line number: an index over a file that is never held in memory.
 
-Strategy: every 256th line's byte offset is remembered (64 KiB for a log of two million lines); a page is one seek to the
-mark before it and one `pread` run from there. The file's length is looked at by whoever follows the run (`advance`), so
-that readers, however many, cost one `stat` per tick together.
+Strategy: every 256th line's byte offset is remembered (64 KiB for a log of two million lines); a page is one seek to
+the mark before it and one `pread` run from there. The file's length is looked at by whoever follows the run
+(`advance`), so that readers, however many, cost one `stat` per tick together.
 
 Rules:
 - Lines are numbered from 1 and are what ends in a newline; a line without its end counts once the run is over.
@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 MARK_LINES = 256
 CHUNK_BYTES = 256 * 1024
@@ -41,18 +43,14 @@ class LogFile:
         self._ends = 0  # newlines seen
         self._seen = 0  # bytes looked at
         self._line_start = 0  # offset behind the last newline seen
-        self._over = False
+        self._over = complete
+        self._unread = complete
         self._news = asyncio.Event()
-        if complete:
-            self._over = True
-            self._unread = True
-        else:
-            self._unread = False
 
     @property
     def last_line(self) -> int:
         """The number of the last line that can be read, 0 when there is none."""
-        self._load()
+        self.load()
         return self._ends + self._has_rest
 
     @property
@@ -76,7 +74,20 @@ class LogFile:
         mark = (from_line - 1) // MARK_LINES
         with file:
             skip = from_line - 1 - mark * MARK_LINES
-            return _read_lines(file, self._marks[mark], self._seen, skip, last - from_line + 1, max_bytes)
+            part = _Part(self._marks[mark], self._seen, skip, last - from_line + 1, max_bytes)
+            return _read_lines(file, part)
+
+    def tail(self, max_bytes: int) -> list[bytes]:
+        """The last whole lines within so many bytes, however many there are."""
+        size = _size(self.path)
+        start = max(0, size - max_bytes)
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                data = os.pread(file.fileno(), size - start, start)
+        except OSError:
+            return []
+        lines = data.splitlines()
+        return lines[1:] if start else lines
 
     async def changed(self, after_line: int) -> None:
         """Return when there is a line behind `after_line`, or when none can come any more."""
@@ -102,8 +113,8 @@ class LogFile:
         self._over = True
         self._wake()
 
-    def _load(self) -> None:
-        """Index a log that was over when it was opened, at its first use."""
+    def load(self) -> None:
+        """Index a log that was over when it was opened; done at its first use, or before in a thread."""
         if self._unread:
             self._unread = False
             self._index(_size(self.path))
@@ -149,8 +160,19 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _read_lines(file: IO[bytes], offset: int, end: int, skip: int, count: int, max_bytes: int) -> list[bytes]:
-    """`count` lines behind the first `skip` ones of the file from `offset`; what is left before `end` is a line too."""
+class _Part(NamedTuple):
+    """Where in a file to read: from `offset`, at most to `end`, `count` lines behind the first `skip` ones."""
+
+    offset: int
+    end: int
+    skip: int
+    count: int
+    max_bytes: int
+
+
+def _read_lines(file: IO[bytes], part: _Part) -> list[bytes]:
+    """The lines of a part; what is left before its end is a line too."""
+    offset, end, skip, count, max_bytes = part
     lines: list[bytes] = []
     held = 0
     rest: list[bytes] = []

@@ -1,8 +1,8 @@
 """What the end of a run means: from exit record, log and ledger to an event of the state machine and a sentence.
 
-Strategy: the exit record is the truth about the process, Meltano's own last events say whether it was a timeout and which
-block failed, the meter's end records say which plugin ended how. When two plugins failed, the one that ended first did,
-and the other is its consequence (a broken pipe, Meltano's SIGTERM).
+Strategy: the exit record is the truth about the process, Meltano's own last events say whether it was a timeout and
+which block failed, the meter's end records say which plugin ended how. When two plugins failed, the one that ended
+first did, and the other is its consequence (a broken pipe, Meltano's SIGTERM).
 
 Rules:
 - Pure. Nothing here looks at a file or a clock; `read_facts` takes lines.
@@ -37,7 +37,8 @@ _LONGEST = 400
 _KEPT_ERRORS = 50
 _CREDENTIALS_IN_URL = re.compile(r"(\b[\w+.-]+://)[^\s/@]+@")
 _NAMED_SECRET = re.compile(
-    r"""(?ix) \b ([\w.-]*(?:password|passwd|pwd|secret|token|api[_-]?key|access[_-]?key|private[_-]?key|credential|dsn)[\w.-]*)
+    r"""(?ix) \b
+    ([\w.-]*(?:password|passwd|pwd|secret|token|api[_-]?key|access[_-]?key|private[_-]?key|credential|dsn)[\w.-]*)
     (["']?\s*[=:]\s*) ("[^"]*"|'[^']*'|[^\s,;)}\]]+)"""
 )
 _BEARER = re.compile(r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{8,}")
@@ -54,7 +55,7 @@ class BlockFailure(NamedTuple):
 
 
 class LogFacts(NamedTuple):
-    """What the end of Meltano's log says. `errors` are (plugin or None, text) of lines that look like errors, in order."""
+    """What the end of Meltano's log says. `errors` are (plugin or None, text) of lines that look like errors."""
 
     completed: bool | None = None
     timed_out: bool = False
@@ -63,7 +64,7 @@ class LogFacts(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """How an attempt ended: an event for the table, the exit code, and the sentence for `error` (None for a success)."""
+    """How an attempt ended: an event for the table, the exit code, and the sentence for `error`, if it needs one."""
 
     event: Event
     exit_code: int | None
@@ -133,19 +134,16 @@ def judge(
         timed_out: we ended it because it ran too long.
         timeout_s: how long it was allowed to run.
     """
-    warnings = () if ledger is None else tuple(_warning(w.code, w.stream, w.sentence) for w in ledger.warnings)
+    warnings = () if ledger is None else tuple(_warning(w.code, w.stream, w.detail) for w in ledger.warnings)
     if record is None:
-        if cancelling:
-            return Outcome("stopped", None, None, warnings)
-        if timed_out:
-            return Outcome("timeout", None, _too_long(timeout_s), warnings)
+        if cancelling or timed_out:  # it was killed after the grace
+            return _ended_by_us(None, warnings, timeout_s, cancelling=cancelling)
         return Outcome("vanished", None, "The run's process is gone and left no exit record.", warnings)
     if record.code == 0 and facts.completed is not False:
         return Outcome("success_with_warnings" if warnings else "success", 0, None, warnings)
-    if cancelling and _was_stopped(record, cancelled_us, facts):
-        return Outcome("stopped", record.code, None, warnings)
-    if facts.timed_out or (timed_out and record.code in STOPPED_CODES):
-        return Outcome("timeout", record.code, _too_long(timeout_s), warnings)
+    stopped = cancelling and _was_stopped(record, cancelled_us, facts)
+    if stopped or facts.timed_out or (timed_out and record.code in STOPPED_CODES):
+        return _ended_by_us(record.code, warnings, timeout_s, cancelling=stopped)
     return Outcome("failure", record.code, explain(record.code, facts, ledger), warnings)
 
 
@@ -177,12 +175,18 @@ def redacted(text: str) -> str:
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 
 
+def _ended_by_us(code: int | None, warnings: tuple[str, ...], timeout_s: int | None, *, cancelling: bool) -> Outcome:
+    if cancelling:
+        return Outcome("stopped", code, None, warnings)
+    return Outcome("timeout", code, _too_long(timeout_s), warnings)
+
+
 def _was_stopped(record: ExitRecord, cancelled_us: int | None, facts: LogFacts) -> bool:
     if record.code in STOPPED_CODES:
         return True
     if facts.timed_out or cancelled_us is None:
         return False
-    # The signal goes to the whole group: plugins may die of it first, and Meltano then reports their failure as its own.
+    # The signal goes to the whole group: plugins may die of it first, and Meltano reports their failure as its own.
     return record.ended_us >= cancelled_us
 
 
@@ -197,7 +201,8 @@ def _last_words(errors: Sequence[tuple[str | None, str]], plugin: str | None) ->
     own = [text for name, text in errors if plugin is None or name == plugin]
     # A traceback's last line names the exception; what follows it is often a farewell without content.
     telling = [text for text in own if _LOOKS_LIKE_ERROR.search(text)]
-    return (telling or own or [None])[-1]
+    found = telling or own
+    return found[-1] if found else None
 
 
 def _ended(code: int) -> str:
@@ -221,5 +226,5 @@ def _too_long(timeout_s: int | None) -> str:
     return "The run took too long." if timeout_s is None else f"The run took longer than {timeout_s} s."
 
 
-def _warning(code: str, stream: str | None, sentence: str) -> str:
-    return f"{code}: {sentence}" if stream is None else f"{code}: {stream}: {sentence}"
+def _warning(code: str, stream: str | None, detail: str) -> str:
+    return f"{code}: {detail}" if stream is None else f"{code}: {stream}: {detail}"

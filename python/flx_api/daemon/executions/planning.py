@@ -5,9 +5,10 @@ back those behind it, unless they want a state id that it waits for.
 
 Rules:
 - Pure: the queue in order, what is held, and the free slots in; ids out.
-- Two runs never hold one state id at the same time. Meltano's own guard races and costs a failed run; this one does not.
-- Nobody is overtaken on a state id: a waiting execution reserves its state ids against all behind it, so that a run of
-  two pipelines is not starved by a stream of runs of one of them.
+- Two runs never hold one state id at the same time. Meltano's own guard races and costs a failed run; this one does
+  not.
+- Nobody is overtaken on a state id: a waiting execution reserves its state ids against all behind it, so that a run
+  of two pipelines is not starved by a stream of runs of one of them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The state machine of an execution: one table, and its picture made from it.
 
-Strategy: `TABLE` maps (state, event) to the next state; nothing else in the package writes a status. Events are what was
-seen or asked for, states are what is true afterwards. The documentation's diagram is the text of `diagram()`.
+Strategy: `TABLE` maps (state, event) to the next state; nothing else in the package writes a status. Events are what
+was seen or asked for, states are what is true afterwards. The documentation's diagram is the text of `diagram()`.
 
 Rules:
 - Pure. What is not in the table cannot happen: `after` raises, and the transaction that asked for it is rolled back.
@@ -92,7 +92,7 @@ ACTIVE: frozenset[Status] = frozenset(STATES) - FINAL
 HOLDING: frozenset[Status] = ACTIVE - {INITIAL}
 
 
-class Impossible(Exception):
+class ImpossibleError(Exception):
     """An event that the table does not know in this state: a fault of ours, or a race that another writer won."""
 
     def __init__(self, state: Status, event: Event) -> None:
@@ -105,12 +105,12 @@ def after(state: Status, event: Event) -> Status:
     """The state after an event.
 
     Raises:
-        Impossible: the table has no such way.
+        ImpossibleError: the table has no such way.
     """
     try:
         return TABLE[state, event]
     except KeyError:
-        raise Impossible(state, event) from None
+        raise ImpossibleError(state, event) from None
 
 
 def diagram() -> str:

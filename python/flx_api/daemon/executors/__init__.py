@@ -95,7 +95,7 @@ class Executor(Protocol):
         """The run of an earlier daemon if it is still alive, else None."""
         ...
 
-    async def settle(self, attempt_id: str, run_started: bool) -> ExitRecord | None:
+    async def settle(self, attempt_id: str, *, run_started: bool) -> ExitRecord | None:
         """After the end, whatever it was: kill what is left of the group, repair Meltano's own row, keep a good
         catalogue, remove the private folder with its secrets. Safe to repeat. Returns the exit record if there is one.
         """

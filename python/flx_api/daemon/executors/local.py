@@ -20,13 +20,13 @@ import os
 import signal
 import tempfile
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 import structlog
 
 from flx_api.daemon import meltano_database
-from flx_api.daemon.executors import ExitRecord, ProcessIdentity, RunSpec
 from flx_api.daemon.executors.zygote_process import ZygoteProcess
 from flx_api.daemon.processes import (
     ProcessWatch,
@@ -44,7 +44,8 @@ from flx_api.errors import DeadlineExceeded, Unavailable
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Mapping
     from io import FileIO
-    from pathlib import Path
+
+    from flx_api.daemon.executors import ExitRecord, ProcessIdentity, RunSpec
 
 _GATE_OPEN = b"g"
 _MIGRATING_COMMAND = ("job", "list")
@@ -192,7 +193,7 @@ class LocalExecutor:
             return None
         return LocalRun(identity, records)
 
-    async def settle(self, attempt_id: str, run_started: bool) -> ExitRecord | None:  # noqa: FBT001
+    async def settle(self, attempt_id: str, *, run_started: bool) -> ExitRecord | None:
         """After the end, whatever it was: leave no process, no lying row, no secret. Safe to repeat."""
         records = self._folders.of(attempt_id)
         identity = await asyncio.to_thread(records.identity, self._boot_id)
@@ -226,7 +227,7 @@ class LocalExecutor:
             try:
                 answer = await report.line(within_s) or answer
             except TimeoutError as error:
-                raise DeadlineExceeded("Meltano took too long.") from error
+                raise DeadlineExceeded("Meltano took too long.") from error  # noqa: EM101, TRY003
             finally:
                 report.close()
                 if identity is not None:
@@ -266,7 +267,7 @@ class LocalExecutor:
             report.close()
             identity = identify(answer.pid)
             if identity is None:
-                raise Unavailable("The run's process ended at once.")
+                raise Unavailable("The run's process ended at once.")  # noqa: EM101, TRY003, TRY301
             await asyncio.to_thread(records.write_process, identity, self._boot_id)
             return LocalRun(identity, records, gate)
         except BaseException:
@@ -312,9 +313,7 @@ class LocalExecutor:
         """Meltano's rows of a killed run. A failure here must not keep secrets on the disk."""
         try:
             if path := meltano_database.sqlite_file(self._database_uri):
-                rows = await asyncio.to_thread(
-                    meltano_database.fail_rows, path, attempt_id, datetime.now(UTC), _KILLED
-                )
+                rows = await asyncio.to_thread(meltano_database.fail_rows, path, attempt_id, datetime.now(UTC), _KILLED)
             elif record is None or record.code < 0:
                 request = {"database_uri": self._database_uri, "run_id": attempt_id, "error": _KILLED}
                 answer, report = await self._zygote.ask("repair", request)

@@ -28,10 +28,11 @@ from typing import TYPE_CHECKING
 import msgspec
 import structlog
 
+from flx_api.daemon.processes import reap
 from flx_api.errors import Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Coroutine, Iterator, Mapping, Sequence
 
 SCRIPT = Path(__file__).parent.parent / "zygote.py"
 CAN_FORK = sys.platform == "linux"
@@ -39,6 +40,7 @@ CAN_FORK = sys.platform == "linux"
 _ANSWER_S = 60.0
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.5, 30.0
 _STOP_S = 2.0
+_TICK_S = 0.1
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -56,7 +58,7 @@ class Report:
     """The read end of a request's report pipe."""
 
     def __init__(self, descriptor: int) -> None:
-        os.set_blocking(descriptor, False)  # noqa: FBT003
+        os.set_blocking(descriptor, False)
         self._fd = descriptor
         self._buffer = b""
 
@@ -100,7 +102,7 @@ class ZygoteProcess:
         self._launching = asyncio.Lock()
         self._delay_s = 0.0
         self._not_before = 0.0
-        self._relaunch: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
 
     @property
@@ -114,7 +116,9 @@ class ZygoteProcess:
             await self._launch()
             await self._warm.wait()
 
-    async def ask(self, kind: str, request: Mapping[str, object], descriptors: Sequence[int] = ()) -> tuple[Answer, Report]:
+    async def ask(
+        self, kind: str, request: Mapping[str, object], descriptors: Sequence[int] = ()
+    ) -> tuple[Answer, Report]:
         """A child for the request and its first answer. The caller closes the report.
 
         Raises:
@@ -137,14 +141,9 @@ class ZygoteProcess:
     async def close(self) -> None:
         """End the zygote. Its children are not touched."""
         self._closed = True
-        if self._relaunch is not None:
-            self._relaunch.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._relaunch
-        process = self._process
         self._drop()
-        if process is not None:
-            await asyncio.to_thread(_stop, process)
+        while self._tasks:
+            await asyncio.gather(*self._tasks)
 
     async def _ask_warm(self, kind: str, descriptors: list[int]) -> tuple[Answer, Report] | None:
         control = self._control
@@ -177,21 +176,24 @@ class ZygoteProcess:
         passed = [*descriptors, write_end]
         try:
             try:
-                await asyncio.to_thread(self._spawn, ["once", kind, *map(str, passed)], passed)
+                process = await asyncio.to_thread(self._spawn, ["once", kind, *map(str, passed)], passed)
             finally:
                 os.close(write_end)
+            # From here it is followed and reaped by its pid, as every run is.
+            process.returncode = 0
             answer = await report.line(_ANSWER_S)
         except OSError as error:
             report.close()
             log.warning("no process for Meltano", reason=repr(error))
-            raise Unavailable("Meltano cannot be started.") from error
+            raise Unavailable("Meltano cannot be started.") from error  # noqa: EM101, TRY003
         except BaseException:
             report.close()
             raise
         if answer is None or answer.error:
             report.close()
+            reap(process.pid)
             log.warning("Meltano's process ended at once", reason=answer.error if answer else self._last_words())
-            raise Unavailable("Meltano cannot be started.")
+            raise Unavailable("Meltano cannot be started.")  # noqa: EM101, TRY003
         return answer, report
 
     async def _send(self, control: socket.socket, kind: str, descriptors: list[int]) -> None:
@@ -258,11 +260,17 @@ class ZygoteProcess:
         if not was_warm:
             self._postpone()
         log.warning("zygote ended", warm=was_warm, reason=self._last_words())
-        self._relaunch = asyncio.get_running_loop().create_task(self._launch_later())
+        self._in_background(self._launch_later())
 
     async def _launch_later(self) -> None:
-        await asyncio.sleep(self._delay_s)
+        while not self._closed and asyncio.get_running_loop().time() < self._not_before:
+            await asyncio.sleep(_TICK_S)
         await self._launch()
+
+    def _in_background(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _postpone(self) -> None:
         self._delay_s = min(max(_FIRST_DELAY_S, 2 * self._delay_s), _LONGEST_DELAY_S)
@@ -274,6 +282,9 @@ class ZygoteProcess:
             asyncio.get_running_loop().remove_reader(self._control)
             self._control.close()
             self._control = None
+        if self._process is not None:
+            self._in_background(asyncio.to_thread(_stop, self._process))
+            self._process = None
         self._warm.clear()
 
     def _kill(self) -> None:

@@ -12,7 +12,6 @@ Rules:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -21,6 +20,8 @@ import msgspec
 from flx_api.errors import FieldError, ValidationFailed
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
     from flx_api.daemon.project.model import Environment, Plugin, ProjectModel
 
 STATE_ID_DELIMITER = ":"
@@ -75,7 +76,7 @@ def expand(
     if environment is not None:
         active = next((found for found in model.environments if found.name == environment), None)
         if active is None:
-            raise _refusal("environment", "the project has no such environment")
+            raise _refusal(field="environment", reason="the project has no such environment")
     return tuple(_blocks(model, _find_all(model, names), active, suffix))
 
 
@@ -107,7 +108,7 @@ def _without_jobs(model: ProjectModel, names: Sequence[str]) -> Iterator[tuple[s
             yield name, place
             continue
         if job.problem:
-            raise _refusal(f"blocks[{place}]", f"the job cannot be run: {job.problem}")
+            raise _refusal(field=f"blocks[{place}]", reason=f"the job cannot be run: {job.problem}")
         # Jobs are expanded once: the name of a job inside a job is looked up as a plugin.
         for task in job.tasks:
             for block in task:
@@ -150,7 +151,7 @@ def _blocks(
             )
             at = end + 1
         elif head.plugin.type in _SINGER:
-            raise _refusal(f"blocks[{head.place}]", "a loader or mapper must follow an extractor")
+            raise _refusal(field=f"blocks[{head.place}]", reason="a loader or mapper must follow an extractor")
         else:
             yield CommandBlock(head.plugin.name, head.command)
             at += 1
@@ -168,7 +169,7 @@ def _end_of_set(found: list[_Named], start: int) -> int:
         # name passes in a later set, and then runs without a mapping's configuration.
         if found[step].plugin.type == "mappers" and found[step].name == item.plugin.name:
             raise _refusal(field, "name one of the mapper's mappings, not the mapper")
-    raise _refusal(f"blocks[{found[start].place}]", "the extractor has no loader")
+    raise _refusal(field=f"blocks[{found[start].place}]", reason="the extractor has no loader")
 
 
 def _state_id(model: ProjectModel, environment: Environment, chain: list[_Named], suffix: str | None) -> str:
@@ -178,7 +179,7 @@ def _state_id(model: ProjectModel, environment: Environment, chain: list[_Named]
     last = suffix or model.run_suffix or by_environment
     parts = (environment.name, f"{chain[0].plugin.name}-to-{chain[-1].plugin.name}", last)
     if any(part and STATE_ID_DELIMITER in part for part in parts):
-        raise _refusal("state_id_suffix", f"must not contain '{STATE_ID_DELIMITER}'")
+        raise _refusal(field="state_id_suffix", reason=f"must not contain '{STATE_ID_DELIMITER}'")
     return STATE_ID_DELIMITER.join(part for part in parts if part)
 
 
@@ -201,6 +202,4 @@ def _expanded_suffix(model: ProjectModel, environment: Environment, chain: list[
 
 
 def _refusal(field: str, reason: str, suggestions: Sequence[str] = ()) -> ValidationFailed:
-    return ValidationFailed(
-        f"{field}: {reason}", errors=(FieldError(field, reason),), suggestions=tuple(suggestions)
-    )
+    return ValidationFailed(f"{field}: {reason}", errors=(FieldError(field, reason),), suggestions=tuple(suggestions))

@@ -1,9 +1,9 @@
 """The project's files and the model made of them: the shell around `parse`.
 
-Strategy: `current()` compares the stamps (stat) of every file that took part with those of the last reading, and answers
-with the model it has when all are equal. Folders in which an include pattern could find a new file are stamped too; a
-change there alone only repeats the search. A file written so recently that a second write could leave the same stamp
-is compared by content until it has settled.
+Strategy: `current()` compares the stamps (stat) of every file that took part with those of the last reading, and
+answers with the model it has when all are equal. Folders in which an include pattern could find a new file are stamped
+too; a change there alone only repeats the search. A file written so recently that a second write could leave the same
+stamp is compared by content until it has settled.
 
 Rules:
 - Stamps are taken before contents, so that a write in between shows as a change next time.
@@ -16,14 +16,12 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatch
 from pathlib import Path, PurePath
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from flx_api.daemon.project.document import Refused, read_lock, read_yaml
 from flx_api.daemon.project.dotenv import read_dotenv
-from flx_api.daemon.project.model import ProjectModel
 from flx_api.daemon.project.parse import (
     MAIN_FILE,
     Document,
@@ -34,6 +32,12 @@ from flx_api.daemon.project.parse import (
     invalid,
 )
 from flx_api.errors import ProjectInvalid
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from typing import Any
+
+    from flx_api.daemon.project.model import ProjectModel
 
 DOTENV_FILE = ".env"
 # The coarsest clock a file system in use stamps files with (a scheduler tick), several times over.
@@ -63,9 +67,7 @@ class ProjectCache:
         clock: nanoseconds since the epoch, on the clock that stamps files.
     """
 
-    def __init__(
-        self, root: Path, environ: Mapping[str, str], *, clock: Callable[[], int] = time.time_ns
-    ) -> None:
+    def __init__(self, root: Path, environ: Mapping[str, str], *, clock: Callable[[], int] = time.time_ns) -> None:
         self.root = root.resolve()
         self._prefix = f"{self.root}{os.sep}"
         self._environ = dict(environ)
@@ -176,7 +178,7 @@ class ProjectCache:
 
     def _stamp(self, name: str) -> Stamp:
         try:
-            found = os.stat(self._prefix + name)
+            found = os.stat(self._prefix + name)  # noqa: PTH116  as in the loop that runs on every call
         except OSError:
             return None
         return found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino
@@ -252,7 +254,7 @@ def _text(content: bytes, name: str) -> str:
         raise Refused(name, "is not UTF-8 text") from None
 
 
-def _yaml(content: bytes | None, name: str) -> Any:
+def _yaml(content: bytes | None, name: str) -> object:
     if content is None:
         raise Refused(name, "cannot be read")
     return read_yaml(_text(content, name), name)

@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -33,7 +34,7 @@ class Refused(Exception):  # noqa: N818  it is an answer, not a fault; `parse` t
         super().__init__(f"{field}: {reason}")
 
 
-def read_yaml(text: str, file: str) -> Any:
+def read_yaml(text: str, file: str) -> object:
     """The plain value of a YAML text.
 
     Args:
@@ -43,8 +44,11 @@ def read_yaml(text: str, file: str) -> Any:
     Raises:
         Refused: it is not YAML, with line and column.
     """
+    yaml = YAML()
+    # An anchor may be defined anew; ruamel would warn each time, and there is nobody to read it.
+    yaml.composer.warn_double_anchors = False
     try:
-        return _plain(YAML().load(text), {})
+        return _plain(yaml.load(text), {})
     except DuplicateKeyError as error:
         raise Refused(file, f"{_place(error)}the key stands here twice") from None
     except MarkedYAMLError as error:
@@ -102,8 +106,24 @@ def _place(error: MarkedYAMLError) -> str:
     return f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
 
 
-def _plain(value: Any, seen: dict[int, Any]) -> Any:
+def _plain(value: object, seen: dict[int, object]) -> object:
     """A copy without ruamel's types. `seen` keeps what an alias shares shared, and a recursive anchor finite."""
+    if not isinstance(value, Mapping | list | AbstractSet):
+        return _plain_scalar(value)
+    if id(value) in seen:
+        return seen[id(value)]
+    if isinstance(value, Mapping):
+        mapping: dict[object, object] = {}
+        seen[id(value)] = mapping
+        mapping.update((str(key) if isinstance(key, str) else key, _plain(item, seen)) for key, item in value.items())
+        return mapping
+    sequence: list[object] = []
+    seen[id(value)] = sequence
+    sequence.extend(_plain(item, seen) for item in value)
+    return sequence
+
+
+def _plain_scalar(value: object) -> object:
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, ScalarBoolean):
@@ -111,24 +131,6 @@ def _plain(value: Any, seen: dict[int, Any]) -> Any:
     for kind in (str, int, float):
         if isinstance(value, kind):
             return kind(value)
-    if isinstance(value, Mapping | list | Set):
-        if id(value) in seen:
-            return seen[id(value)]
-        if isinstance(value, Mapping):
-            mapping: dict[Any, Any] = {}
-            seen[id(value)] = mapping
-            mapping.update((_key(key), _plain(item, seen)) for key, item in value.items())
-            return mapping
-        sequence: list[Any] = []
-        seen[id(value)] = sequence
-        sequence.extend(_plain(item, seen) for item in value)
-        return sequence
-    if isinstance(value, TaggedScalar):
-        return str(value.value)
     if isinstance(value, dt.datetime | dt.date):
         return value.isoformat()
-    return str(value)
-
-
-def _key(key: Any) -> Any:
-    return str(key) if isinstance(key, str) else key
+    return str(value.value if isinstance(value, TaggedScalar) else value)

@@ -12,7 +12,7 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import Any, Literal
 import msgspec
 
 from flx_api.daemon.project.blocks import Block, SingerBlock, expand
-from flx_api.daemon.project.settings import Setting, env_names
+from flx_api.daemon.project.settings import Setting, env_names, flatten
 from flx_api.errors import NotFound
 
 # In this order Meltano looks for a plugin by name alone.
@@ -196,7 +196,7 @@ class ProjectModel(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             return self.plugins_by_name[plugin_type, name]
         except KeyError:
             known = [plugin.name for plugin in self.plugins if plugin.type == plugin_type]
-            raise _not_found("plugin", name, known) from None
+            raise _not_found(name, "plugin", known) from None
 
     def job(self, name: str) -> Job:
         """The job of this name.
@@ -207,7 +207,7 @@ class ProjectModel(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         try:
             return self.jobs_by_name[name]
         except KeyError:
-            raise _not_found("job", name, [job.name for job in self.jobs]) from None
+            raise _not_found(name, "job", [job.name for job in self.jobs]) from None
 
     def schedule(self, name: str) -> Schedule:
         """The schedule of this name.
@@ -218,7 +218,7 @@ class ProjectModel(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         try:
             return self.schedules_by_name[name]
         except KeyError:
-            raise _not_found("schedule", name, [schedule.name for schedule in self.schedules]) from None
+            raise _not_found(name, "schedule", [schedule.name for schedule in self.schedules]) from None
 
     def environment(self, name: str) -> Environment:
         """The environment of this name.
@@ -230,7 +230,7 @@ class ProjectModel(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             return self.environments_by_name[name]
         except KeyError:
             known = [environment.name for environment in self.environments]
-            raise _not_found("environment", name, known) from None
+            raise _not_found(name, "environment", known) from None
 
     def blocks(
         self, names: Sequence[str], environment: str | None = None, suffix: str | None = None
@@ -270,19 +270,26 @@ class ProjectModel(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return frozenset(
             name
             for plugin in self.plugins
-            for setting in (*plugin.settings, *plugin.extra_settings, *self._orphans_of(plugin))
+            for setting in (*plugin.settings, *plugin.extra_settings)
             for name in setting.env
+        ) | frozenset(
+            name
+            for plugin in self.plugins
+            for key in self._undeclared(plugin)
+            for name in env_names(Setting(key), (plugin.name, plugin.namespace), own_names=False)
         )
 
-    def _orphans_of(self, plugin: Plugin) -> tuple[SettingModel, ...]:
-        """Settings that only an environment's override names: Meltano makes them up while it is active."""
-        return tuple(
-            SettingModel(key, None, _orphan_env(plugin, key), sensitive=False, custom=True)
-            for environment in self.environments
-            if (override := environment.override(plugin.type, plugin.name))
-            for key in override.keys
-            if key not in plugin.settings_by_name
-        )
+    def _undeclared(self, plugin: Plugin) -> Iterator[str]:
+        """Settings that Meltano makes up while an environment that sets them is active, or while a mapping runs."""
+        for environment in self.environments:
+            if override := environment.override(plugin.type, plugin.name):
+                yield from override.keys
+        if plugin.type == "mappers":
+            mappings = plugin.extras.get("mappings", ())
+            for key, _ in (item for mapping in mappings for item in flatten(mapping.get("config") or {})):
+                yield key
+            if mappings:
+                yield "_mapping"
 
     @cached_property
     def plugins_by_name(self) -> Mapping[tuple[str, str], Plugin]:
@@ -324,9 +331,5 @@ class ProjectModel(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return f"<ProjectModel {self.revision} plugins={len(self.plugins)} jobs={len(self.jobs)}>"
 
 
-def _orphan_env(plugin: Plugin, key: str) -> tuple[str, ...]:
-    return env_names(Setting(key), (plugin.name, plugin.namespace), own_names=False)
-
-
-def _not_found(kind: str, name: str, known: Sequence[str]) -> NotFound:
+def _not_found(name: str, kind: str, known: Sequence[str]) -> NotFound:
     return NotFound(f"The project has no such {kind}.", suggestions=get_close_matches(name, known, 3))

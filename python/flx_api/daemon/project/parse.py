@@ -1,8 +1,8 @@
 """From the contents of a project's files to its `ProjectModel`.
 
-Strategy: two steps with the shell between them. `declare` merges meltano.yml with the files it includes and checks every
-entry as Meltano's constructors do; its result names the lock files to read. `build` resolves plugins against those and
-puts the model together.
+Strategy: two steps with the shell between them. `declare` merges meltano.yml with the files it includes and checks
+every entry as Meltano's constructors do; its result names the lock files to read. `build` resolves plugins against
+those and puts the model together.
 
 Rules:
 - Pure: contents and an environment in; a model, or `ProjectInvalid` with every fault found, out.
@@ -12,10 +12,9 @@ Rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from flx_api.daemon.project.blocks import expand_variables, variables_in
 from flx_api.daemon.project.document import Refused, merge
@@ -38,6 +37,9 @@ from flx_api.daemon.project.plugins import (
 )
 from flx_api.daemon.project.settings import flatten
 from flx_api.errors import FieldError, ProjectInvalid
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 MAIN_FILE = "meltano.yml"
 CRON_OF_INTERVAL: Mapping[str, str | None] = MappingProxyType(
@@ -65,7 +67,7 @@ class Document(NamedTuple):
     """One parsed file: its name relative to the project and its plain content."""
 
     file: str
-    content: Any
+    content: object
 
 
 class Declarations(NamedTuple):
@@ -91,7 +93,7 @@ class Values(NamedTuple):
     dotenv: Mapping[str, str]
 
 
-def include_patterns(content: Any) -> tuple[str, ...]:
+def include_patterns(content: object) -> tuple[str, ...]:
     """The glob patterns under `include_paths` of meltano.yml.
 
     Raises:
@@ -105,11 +107,11 @@ def include_patterns(content: Any) -> tuple[str, ...]:
         raise invalid([Refused(field, "must be a list of patterns")])
     for index, pattern in enumerate(patterns):
         if not isinstance(pattern, str) or not pattern or Path(pattern).is_absolute() or Path(pattern) == Path():
-            raise invalid([Refused(f"{field}[{index}]", "must be a pattern relative to the project")])
+            raise invalid([Refused(field=f"{field}[{index}]", reason="must be a pattern relative to the project")])
     return tuple(patterns)
 
 
-def declare(main: Any, included: Sequence[Document] = ()) -> Declarations:
+def declare(main: object, included: Sequence[Document] = ()) -> Declarations:
     """Every entry of meltano.yml and of the files it includes.
 
     Args:
@@ -127,10 +129,9 @@ def declare(main: Any, included: Sequence[Document] = ()) -> Declarations:
     content, origins = main, _Origins(MAIN_FILE)
     try:
         keyword_mapping(main, MAIN_FILE)
-        _check_included(included)
-        for document in included:
-            origins.add(content, document)
-            content = merge(content, document.content, f"{MAIN_FILE}:")
+        for file, more in _checked(included):
+            origins.add(content, file, more)
+            content = merge(content, more, f"{MAIN_FILE}:")
         found = Declarations(
             content,
             tuple(_each_plugin(content, origins, faults)),
@@ -148,7 +149,7 @@ def declare(main: Any, included: Sequence[Document] = ()) -> Declarations:
     return found
 
 
-def build(  # noqa: PLR0913  each is one thing the shell has read
+def build(
     declared: Declarations,
     *,
     root: Path,
@@ -180,9 +181,9 @@ def build(  # noqa: PLR0913  each is one thing the shell has read
         revision=revision,
         files=tuple(files),
         project_id=resolve.setting("project_id"),
-        default_environment=_selected_environment(values) if _is_selected(values) else resolve.setting(
-            "default_environment"
-        ),
+        default_environment=_selected_environment(values)
+        if _is_selected(values)
+        else resolve.setting("default_environment"),
         environments=declared.environments,
         plugins=plugins,
         jobs=declared.jobs,
@@ -192,7 +193,9 @@ def build(  # noqa: PLR0913  each is one thing the shell has read
         dotenv_names=tuple(values.dotenv),
         env=tuple(declared.env),
         run_suffix=values.environ.get("MELTANO_RUN_STATE_ID_SUFFIX") or None,
-        suffix_variables=MappingProxyType({name: resolve.variables[name] for name in wanted & resolve.variables.keys()}),
+        suffix_variables=MappingProxyType(
+            {name: resolve.variables[name] for name in wanted & resolve.variables.keys()}
+        ),
     )
 
 
@@ -210,15 +213,15 @@ class _Origins:
         self._file = file
         self._parts: dict[str, list[tuple[int, str]]] = {}
 
-    def add(self, before: Mapping[str, Any], document: Document) -> None:
-        """Note where each list of the content `before` ends, because `document` extends it."""
-        sections = document.content.get("plugins")
+    def add(self, before: Mapping[str, Any], file: str, more: Mapping[str, Any]) -> None:
+        """Note where each list of the content `before` ends, because `more` extends it."""
+        sections = more.get("plugins")
         names = [f"plugins.{name}" for name in sections] if isinstance(sections, dict) else []
         for name in (*_LISTS, *names):
             there = before
             for key in name.split(".", 1):
                 there = there.get(key) or {} if isinstance(there, dict) else {}
-            self._parts.setdefault(name, []).append((len(there), document.file))
+            self._parts.setdefault(name, []).append((len(there), file))
 
     def field(self, section: str, index: int) -> str:
         """The path of one entry in the file it stands in."""
@@ -229,44 +232,52 @@ class _Origins:
         return f"{file}:{section}[{index - start}]"
 
 
-def _check_included(included: Sequence[Document]) -> None:
+def _checked(included: Sequence[Document]) -> list[tuple[str, dict[str, Any]]]:
     """Included files are held to more than meltano.yml: no empty section, no name twice among them."""
-    seen: dict[tuple[str, Any], str] = {}
-    for file, content in included:
-        if content is None:
+    seen: dict[tuple[str, str], str] = {}
+    checked: list[tuple[str, dict[str, Any]]] = []
+    for file, raw in included:
+        if raw is None:
             raise Refused(file, "is empty; an included file must hold a mapping")
-        keyword_mapping(content, file)
+        content = keyword_mapping(raw, file)
+        checked.append((file, content))
         sections = content.get("plugins", {})
         if not isinstance(sections, dict):
-            raise Refused(f"{file}:plugins", "must be a mapping of plugin types")
+            raise Refused(field=f"{file}:plugins", reason="must be a mapping of plugin types")
         lists = {f"plugins.{name}": entries for name, entries in sections.items()}
         lists |= {name: content.get(name, []) for name in _LISTS}
         for section, entries in lists.items():
             if not isinstance(entries, list | dict) or (isinstance(entries, dict) and entries):
-                raise Refused(f"{file}:{section}", "must be a list; leave an empty section out")
+                raise Refused(field=f"{file}:{section}", reason="must be a list; leave an empty section out")
             for index, entry in enumerate(entries):
                 field = f"{file}:{section}[{index}]"
                 if not isinstance(entry, dict) or "name" not in entry:
                     raise Refused(field, "must be a mapping with a name")
                 key = (section, str(entry["name"]))
                 if key in seen:
-                    raise Refused(f"{field}.name", f"stands in {seen[key]} already")
+                    raise Refused(field=f"{field}.name", reason=f"stands in {seen[key]} already")
                 seen[key] = file
+    return checked
 
 
 def _each_plugin(content: Mapping[str, Any], origins: _Origins, faults: list[Refused]) -> Iterator[Declared]:
     sections = content.get("plugins") or {}
     if not isinstance(sections, dict):
-        raise Refused(f"{MAIN_FILE}:plugins", "must be a mapping of plugin types")
-    for name in sections:
-        if name not in PLUGIN_TYPES:
-            faults.append(Refused(f"{MAIN_FILE}:plugins.{name}", f"is not a plugin type ({', '.join(PLUGIN_TYPES)})"))
+        raise Refused(field=f"{MAIN_FILE}:plugins", reason="must be a mapping of plugin types")
+    for name, entries in sections.items():
+        # Meltano looks at the type of an entry, so that an empty section may be called anything.
+        if name not in PLUGIN_TYPES and entries not in ([], {}, ""):
+            faults.append(
+                Refused(field=f"{MAIN_FILE}:plugins.{name}", reason=f"is not a plugin type ({', '.join(PLUGIN_TYPES)})")
+            )
     for plugin_type in PLUGIN_TYPES:
         if plugin_type not in sections:
             continue
         entries = sections[plugin_type]
         if not isinstance(entries, list) and entries not in ({}, ""):
-            faults.append(Refused(f"{MAIN_FILE}:plugins.{plugin_type}", "must be a list; leave an empty section out"))
+            faults.append(
+                Refused(field=f"{MAIN_FILE}:plugins.{plugin_type}", reason="must be a list; leave an empty section out")
+            )
             continue
         for index, entry in enumerate(entries):
             try:
@@ -284,7 +295,7 @@ def _each(
 ) -> Iterator[T]:
     entries = content.get(section) or []
     if not isinstance(entries, list):
-        raise Refused(f"{MAIN_FILE}:{section}", "must be a list")
+        raise Refused(field=f"{MAIN_FILE}:{section}", reason="must be a list")
     for index, entry in enumerate(entries):
         field = origins.field(section, index)
         try:
@@ -297,7 +308,7 @@ def _read_job(entry: dict[str, Any], field: str) -> Job:
     _only(entry, _JOB, field)
     for key in ("name", "tasks"):
         if key not in entry:
-            raise Refused(f"{field}.{key}", "is missing")
+            raise Refused(field=f"{field}.{key}", reason="is missing")
     name = text_of(entry, "name", field) or ""
     try:
         # Text is a sequence of letters to Meltano; whoever wrote `tasks: tap target` gets the error a run would give.
@@ -307,13 +318,13 @@ def _read_job(entry: dict[str, Any], field: str) -> Job:
     return Job(name, tasks)
 
 
-def _items(value: Any) -> Iterable[Any]:
+def _items(value: object) -> Iterable[Any]:
     if not isinstance(value, str | list | dict):
         raise TypeError
     return value
 
 
-def _split(task: Any) -> tuple[str, ...]:
+def _split(task: object) -> tuple[str, ...]:
     """A task's block names. Only the space divides: two of them leave an empty name, as in Meltano."""
     if isinstance(task, str):
         return tuple(task.split(" "))
@@ -325,7 +336,7 @@ def _read_schedule(entry: dict[str, Any], field: str) -> Schedule:
     for key in wanted:
         if key not in entry:
             hint = "" if entry.get("job") or key in {"name", "interval"} else ", or name a job"
-            raise Refused(f"{field}.{key}", f"is missing{hint}")
+            raise Refused(field=f"{field}.{key}", reason=f"is missing{hint}")
     interval = text_of(entry, "interval", field)
     env = entry.get("env") or {}
     return Schedule(
@@ -347,7 +358,7 @@ def _read_environment(entry: dict[str, Any], field: str) -> Environment:
     suffix = entry.get("state_id_suffix")
     if suffix is not None and not isinstance(suffix, str):
         # Meltano loads a number here and then fails in every run of the environment.
-        raise Refused(f"{field}.state_id_suffix", "must be a string; put it in quotes")
+        raise Refused(field=f"{field}.state_id_suffix", reason="must be a string; put it in quotes")
     config = keyword_mapping(entry.get("config") or {}, f"{field}.config")
     sections = mapping_of(config, "plugins", f"{field}.config")
     overrides: list[Override] = []
@@ -362,10 +373,10 @@ def _read_environment(entry: dict[str, Any], field: str) -> Environment:
     return Environment(name, tuple(overrides), tuple(str(key) for key in env), suffix)
 
 
-def _read_override(plugin_type: str, raw: Any, field: str) -> Override:
+def _read_override(plugin_type: str, raw: object, field: str) -> Override:
     entry = keyword_mapping(raw, field)
     if "plugin_type" in entry:
-        raise Refused(f"{field}.plugin_type", "must not stand here; the section says the type")
+        raise Refused(field=f"{field}.plugin_type", reason="must not stand here; the section says the type")
     name = component_name(entry, field)
     config = mapping_of(entry, "config", field)
     extras = {f"_{key}": value for key, value in entry.items() if key not in {"name", "config", "env", "annotations"}}
@@ -378,13 +389,13 @@ def _read_override(plugin_type: str, raw: Any, field: str) -> Override:
 def _read_env(content: Mapping[str, Any]) -> dict[str, str | None]:
     env = content.get("env") or {}
     if not isinstance(env, dict):
-        raise Refused(f"{MAIN_FILE}:env", "must be a mapping")
+        raise Refused(field=f"{MAIN_FILE}:env", reason="must be a mapping")
     return {str(key): None if value is None else str(value) for key, value in env.items()}
 
 
 def _only(entry: Mapping[str, Any], known: frozenset[str], field: str) -> None:
     if unknown := [key for key in entry if key not in known]:
-        raise Refused(f"{field}.{unknown[0]}", f"is not known here (known: {', '.join(sorted(known))})")
+        raise Refused(field=f"{field}.{unknown[0]}", reason=f"is not known here (known: {', '.join(sorted(known))})")
 
 
 def _is_selected(values: Values) -> bool:

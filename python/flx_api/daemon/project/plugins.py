@@ -33,17 +33,56 @@ DEFAULT_VARIANT = "default"
 ORIGINAL_VARIANT = "original"
 # What Meltano's constructors take by name; any other key of an entry is an extra.
 _ENTRY = frozenset(
-    "name inherit_from namespace variant pip_url python executable capabilities settings_group_validation settings"
-    " commands requires requires_meltano config default_variant env annotations".split()
+    {
+        "name",
+        "inherit_from",
+        "namespace",
+        "variant",
+        "pip_url",
+        "python",
+        "executable",
+        "capabilities",
+        "settings_group_validation",
+        "settings",
+        "commands",
+        "requires",
+        "requires_meltano",
+        "config",
+        "default_variant",
+        "env",
+        "annotations",
+    }
 )
-_PRESENTATION = frozenset("hidden label logo_url description".split())
-_DEFINITION = frozenset("variants is_default_variant original deprecated docs repo supported_python_versions".split())
+_PRESENTATION = frozenset({"hidden", "label", "logo_url", "description"})
+_DEFINITION = frozenset(
+    {"variants", "is_default_variant", "original", "deprecated", "docs", "repo", "supported_python_versions"}
+)
 _STANDALONE = frozenset(
-    "plugin_type name namespace variant label docs repo pip_url python executable description logo_url capabilities"
-    " settings_group_validation settings commands requires requires_meltano env supported_python_versions"
-    " annotations".split()
+    {
+        "plugin_type",
+        "name",
+        "namespace",
+        "variant",
+        "label",
+        "docs",
+        "repo",
+        "pip_url",
+        "python",
+        "executable",
+        "description",
+        "logo_url",
+        "capabilities",
+        "settings_group_validation",
+        "settings",
+        "commands",
+        "requires",
+        "requires_meltano",
+        "env",
+        "supported_python_versions",
+        "annotations",
+    }
 )
-_COMMAND = frozenset("args description executable container_spec annotations".split())
+_COMMAND = frozenset({"args", "description", "executable", "container_spec", "annotations"})
 _SELECT_ALL = ("*.*",)
 
 
@@ -102,7 +141,7 @@ class _Parent(NamedTuple):
     plugins: tuple[Plugin, ...]
 
 
-def read_plugin(plugin_type: str, raw: Any, field: str) -> Declared:
+def read_plugin(plugin_type: str, raw: object, field: str) -> Declared:
     """One entry of a section under `plugins`.
 
     Raises:
@@ -110,7 +149,7 @@ def read_plugin(plugin_type: str, raw: Any, field: str) -> Declared:
     """
     entry = keyword_mapping(raw, field)
     if "plugin_type" in entry:
-        raise Refused(f"{field}.plugin_type", "must not stand here; the section says the type")
+        raise Refused(field=f"{field}.plugin_type", reason="must not stand here; the section says the type")
     name = component_name(entry, field)
     inherit_from = text_of(entry, "inherit_from", field) or None
     inherit_from = None if inherit_from == name else inherit_from
@@ -185,20 +224,23 @@ class Resolver:
         try:
             if item.is_custom:
                 return _custom_parent(item)
-            if item.inherit_from and item.variant is None:
-                found = self._find(item.type, item.inherit_from)
-                if found is not None:
-                    if id(found) in self._open:
-                        return _no_parent(item, "broken", "it inherits from itself")
-                    return self._resolve(found)[1]
-            lock = self._locks.get(item.lock_file)
-            if lock is None:
-                return _no_parent(item, "hub", f"{item.lock_file} does not exist; Meltano would ask the Hub")
-            if isinstance(lock, Refused):
-                return _no_parent(item, "broken", str(lock))
-            return _locked_parent(item, lock)
+            parent = self._inherited(item)
+            if parent is None and (lock := self._locks.get(item.lock_file)) is not None:
+                parent = _locked_parent(item, lock)
         except Refused as refused:
             return _no_parent(item, "broken", str(refused))
+        return parent or _no_parent(item, "hub", f"{item.lock_file} does not exist; Meltano would ask the Hub")
+
+    def _inherited(self, item: Declared) -> _Parent | None:
+        """The plugin of the project this one inherits from; a variant says that a definition is meant instead."""
+        if not item.inherit_from or item.variant is not None:
+            return None
+        found = self._find(item.type, item.inherit_from)
+        if found is None:
+            return None
+        if id(found) in self._open:
+            raise Refused(field=f"{item.field}.inherit_from", reason="leads back to this plugin")
+        return self._resolve(found)[1]
 
     def _find(self, plugin_type: str, name: str) -> Declared | None:
         return next((item for item in self._declared if item.type == plugin_type and item.name == name), None)
@@ -327,25 +369,27 @@ def _choose_variant(item: Declared) -> Mapping[str, Any]:
     for found in item.variants:
         if found.get("name") == item.variant:
             return found
-    raise Refused(f"{item.field}.variant", "is not one of the variants")
+    raise Refused(field=f"{item.field}.variant", reason="is not one of the variants")
 
 
-def _locked_parent(item: Declared, lock: Mapping[str, Any]) -> _Parent:
+def _locked_parent(item: Declared, lock: Mapping[str, Any] | Refused) -> _Parent:
     """The definition in a lock file.
 
     Raises:
         Refused: Meltano could not make a plugin of it.
     """
+    if isinstance(lock, Refused):
+        raise lock
     file = item.lock_file
     for key in ("plugin_type", "name", "namespace"):
         if not isinstance(lock.get(key), str):
-            raise Refused(f"{file}:{key}", "must be a string")
+            raise Refused(field=f"{file}:{key}", reason="must be a string")
     if lock["plugin_type"] not in PLUGIN_TYPES:
-        raise Refused(f"{file}:plugin_type", "is not a plugin type")
+        raise Refused(field=f"{file}:plugin_type", reason="is not a plugin type")
     variant = text_of(lock, "variant", f"{file}:")
     wanted = item.default_variant if item.variant is None else item.variant
     if wanted not in {DEFAULT_VARIANT, ORIGINAL_VARIANT, variant}:
-        raise Refused(f"{file}:variant", "is another variant than the one wanted")
+        raise Refused(field=f"{file}:variant", reason="is another variant than the one wanted")
     extras = {
         key: value
         for key, value in lock.items()
@@ -388,19 +432,20 @@ def _class_extras(plugin_type: str, name: str) -> tuple[Setting, ...]:
     return EXTRAS.get(plugin_type, ())
 
 
-def _select(raw: Any, inherited: tuple[str, ...]) -> tuple[str, ...]:
+def _select(raw: object, inherited: tuple[str, ...]) -> tuple[str, ...]:
     """Select rules; as text they are a JSON list."""
     if raw is None:
         return inherited
+    rules = raw
     if isinstance(raw, str):
         try:
-            raw = json.loads(raw)
+            rules = json.loads(raw)
         except ValueError:
             return (raw,)
-    return tuple(str(rule) for rule in raw) if isinstance(raw, list) else (str(raw),)
+    return tuple(str(rule) for rule in rules) if isinstance(rules, list) else (str(rules),)
 
 
-def _read_variants(raw: Any, field: str) -> tuple[Mapping[str, Any], ...]:
+def _read_variants(raw: object, field: str) -> tuple[Mapping[str, Any], ...]:
     if not raw:
         return ()
     if not isinstance(raw, list):
@@ -408,7 +453,7 @@ def _read_variants(raw: Any, field: str) -> tuple[Mapping[str, Any], ...]:
     return tuple(keyword_mapping(item, f"{field}[{index}]") for index, item in enumerate(raw))
 
 
-def _capabilities(raw: Any, field: str) -> tuple[str, ...] | None:
+def _capabilities(raw: object, field: str) -> tuple[str, ...] | None:
     if raw is None:
         return None
     if not isinstance(raw, list):
@@ -416,7 +461,7 @@ def _capabilities(raw: Any, field: str) -> tuple[str, ...] | None:
     return tuple(str(item) for item in raw)
 
 
-def _read_commands(raw: Any, field: str) -> Mapping[str, Command]:
+def _read_commands(raw: object, field: str) -> Mapping[str, Command]:
     if raw is None:
         return NOTHING
     if not isinstance(raw, dict):
@@ -424,7 +469,7 @@ def _read_commands(raw: Any, field: str) -> Mapping[str, Command]:
     return MappingProxyType({str(name): _read_command(value, f"{field}.{name}") for name, value in raw.items()})
 
 
-def _read_command(raw: Any, field: str) -> Command:
+def _read_command(raw: object, field: str) -> Command:
     if raw is None:
         return Command()
     if isinstance(raw, str):
@@ -432,10 +477,10 @@ def _read_command(raw: Any, field: str) -> Command:
     if not isinstance(raw, dict):
         raise Refused(field, "must be a string or a mapping with args")
     if unknown := [key for key in raw if key not in _COMMAND]:
-        raise Refused(f"{field}.{unknown[0]}", "is not a key of a command")
+        raise Refused(field=f"{field}.{unknown[0]}", reason="is not a key of a command")
     container = raw.get("container_spec")
     if container and not (isinstance(container, dict) and "image" in container):
-        raise Refused(f"{field}.container_spec", "must be a mapping with an image")
+        raise Refused(field=f"{field}.container_spec", reason="must be a mapping with an image")
     args = text_of(raw, "args", field)
     return Command(args or "", text_of(raw, "description", field), text_of(raw, "executable", field))
 
@@ -443,33 +488,35 @@ def _read_command(raw: Any, field: str) -> Command:
 def _read_mappings(entry: Mapping[str, Any], field: str) -> tuple[str, ...]:
     raw = entry.get("mappings", [])
     if not isinstance(raw, list):
-        raise Refused(f"{field}.mappings", "must be a list")
+        raise Refused(field=f"{field}.mappings", reason="must be a list")
     names: list[str] = []
     for index, mapping in enumerate(raw):
         if not isinstance(mapping, dict):
-            raise Refused(f"{field}.mappings[{index}]", "must be a mapping with name and config")
+            raise Refused(field=f"{field}.mappings[{index}]", reason="must be a mapping with name and config")
         if isinstance(name := mapping.get("name"), str):
             names.append(name)
         if not isinstance(mapping.get("config") or {}, dict):
-            raise Refused(f"{field}.mappings[{index}].config", "must be a mapping")
+            raise Refused(field=f"{field}.mappings[{index}].config", reason="must be a mapping")
     return tuple(names)
 
 
-def _check_requires(raw: Any, field: str) -> None:
+def _check_requires(raw: object, field: str) -> None:
     if raw is None:
         return
     if not isinstance(raw, dict):
         raise Refused(field, "must be a mapping of plugin types")
     for plugin_type, wanted in raw.items():
         if not isinstance(wanted, list):
-            raise Refused(f"{field}.{plugin_type}", "must be a list")
+            raise Refused(field=f"{field}.{plugin_type}", reason="must be a list")
         for index, item in enumerate(wanted):
             entry = keyword_mapping(item, f"{field}.{plugin_type}[{index}]")
             if "name" not in entry or not entry.keys() <= {"name", "variant", "annotations"}:
-                raise Refused(f"{field}.{plugin_type}[{index}]", "must have a name, may have a variant, nothing else")
+                raise Refused(
+                    field=f"{field}.{plugin_type}[{index}]", reason="must have a name, may have a variant, nothing else"
+                )
 
 
-def keyword_mapping(raw: Any, field: str) -> dict[str, Any]:
+def keyword_mapping(raw: object, field: str) -> dict[str, Any]:
     """A mapping with text keys only.
 
     Raises:
@@ -490,7 +537,7 @@ def mapping_of(entry: Mapping[str, Any], key: str, field: str) -> dict[Any, Any]
     """
     value = entry.get(key) or {}
     if not isinstance(value, dict):
-        raise Refused(f"{field}.{key}", "must be a mapping")
+        raise Refused(field=f"{field}.{key}", reason="must be a mapping")
     return value
 
 
@@ -504,7 +551,7 @@ def text_of(entry: Mapping[str, Any], key: str, field: str) -> str | None:
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, list | dict):
-        raise Refused(f"{field}{'' if field.endswith(':') else '.'}{key}", "must be a string")
+        raise Refused(field=f"{field}{'' if field.endswith(':') else '.'}{key}", reason="must be a string")
     return str(value)
 
 
@@ -516,7 +563,7 @@ def component_name(entry: Mapping[str, Any], field: str) -> str:
     """
     name = entry.get("name")
     if not isinstance(name, str):
-        raise Refused(f"{field}.name", "must be a string" if "name" in entry else "is missing")
+        raise Refused(field=f"{field}.name", reason="must be a string" if "name" in entry else "is missing")
     if ":" in name:
-        raise Refused(f"{field}.name", "must not contain ':'")
+        raise Refused(field=f"{field}.name", reason="must not contain ':'")
     return name

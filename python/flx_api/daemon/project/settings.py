@@ -12,12 +12,14 @@ Rules:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from flx_api.daemon.project.document import Refused
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
 
 KINDS = frozenset(
     {
@@ -77,7 +79,7 @@ EXTRAS: dict[str, tuple[Setting, ...]] = {
 SUPERSET_EXTRAS = (Setting("_config_path"),)
 
 
-def read_settings(raw: Any, field: str) -> tuple[Setting, ...]:
+def read_settings(raw: object, field: str) -> tuple[Setting, ...]:
     """The declarations under a plugin's `settings`.
 
     Raises:
@@ -90,14 +92,14 @@ def read_settings(raw: Any, field: str) -> tuple[Setting, ...]:
     return tuple(_read_setting(item, f"{field}[{index}]") for index, item in enumerate(raw))
 
 
-def _read_setting(raw: Any, field: str) -> Setting:
+def _read_setting(raw: object, field: str) -> Setting:
     if not isinstance(raw, dict):
         raise Refused(field, "must be a mapping with a name")
     if not isinstance(raw.get("name"), str):
-        raise Refused(f"{field}.name", "must be a string")
+        raise Refused(field=f"{field}.name", reason="must be a string")
     kind = raw.get("kind") or None
     if kind is not None and kind not in KINDS:
-        raise Refused(f"{field}.kind", f"must be one of {', '.join(sorted(KINDS))}")
+        raise Refused(field=f"{field}.kind", reason=f"must be one of {', '.join(sorted(KINDS))}")
     sensitive = bool(raw.get("sensitive"))
     # Two kinds of old that are flags today; with the flag beside it, the kind is a plain string.
     if kind == "hidden" and raw.get("hidden"):
@@ -116,7 +118,7 @@ def _read_setting(raw: Any, field: str) -> Setting:
     )
 
 
-def _names(raw: Any, field: str) -> tuple[str, ...]:
+def _names(raw: object, field: str) -> tuple[str, ...]:
     if not raw:
         return ()
     if not isinstance(raw, list) or not all(isinstance(name, str) for name in raw):
@@ -127,9 +129,7 @@ def _names(raw: Any, field: str) -> tuple[str, ...]:
 def missing(known: Iterable[Setting], config: Mapping[str, Any], *, custom: bool = True) -> tuple[Setting, ...]:
     """One setting for each configured key that none of `known` declares; nested keys are joined by dots."""
     names = {setting.name for setting in known}
-    return tuple(
-        Setting(key, _kind_of(value), custom=custom) for key, value in flatten(config) if key not in names
-    )
+    return tuple(Setting(key, _kind_of(value), custom=custom) for key, value in flatten(config) if key not in names)
 
 
 def flatten(config: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -142,7 +142,7 @@ def flatten(config: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield path, value
 
 
-def _kind_of(value: Any) -> str | None:
+def _kind_of(value: object) -> str | None:
     for kind, name in ((bool, "boolean"), (int, "integer"), (float, "decimal"), (dict, "object"), (list, "array")):
         if isinstance(value, kind):
             return name

@@ -203,17 +203,20 @@ impl Admission {
 
     /// Checks every window of a kind with the key at hand; false when one refuses.
     fn check(&mut self, by: By, now_ns: u64, decision: &mut Decision) -> bool {
-        for (index, lane) in self.lanes.iter_mut().enumerate().filter(|(_, lane)| lane.policy.by == by) {
-            let check = lane.window.check(&self.key, now_ns, lane.policy.cost);
+        for (index, Lane { policy, window }) in self.lanes.iter_mut().enumerate() {
+            if policy.by != by {
+                continue;
+            }
+            let check = window.check(&self.key, now_ns, policy.cost);
             let quota = Quota { policy: index, remaining: check.remaining, reset_ns: check.reset_ns };
             let refused = decision.refusal == Some(Reason::RateLimited);
             if check.admitted {
                 self.checks.push((index, check));
                 let tightest = decision.quota.is_none_or(|known| check.remaining < known.remaining);
-                if !lane.policy.shadow && !refused && tightest {
+                if !policy.shadow && !refused && tightest {
                     decision.quota = Some(quota);
                 }
-            } else if lane.policy.shadow {
+            } else if policy.shadow {
                 decision.shadow.push(index);
             } else {
                 let longest = decision.quota.is_none_or(|known| check.reset_ns > known.reset_ns);

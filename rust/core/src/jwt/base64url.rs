@@ -54,11 +54,9 @@ pub fn decode(text: &[u8]) -> Result<Vec<u8>, Reason> {
 #[cfg(test)]
 pub(crate) fn encode(bytes: &[u8]) -> String {
     let alphabet = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-    let bits: String = bytes.iter().map(|byte| format!("{byte:08b}")).collect();
-    let digit = |group: &[u8]| {
-        group.iter().chain(std::iter::repeat(&b'0')).take(6).fold(0_usize, |sum, bit| sum * 2 + usize::from(bit - b'0'))
-    };
-    bits.as_bytes().chunks(6).map(|group| alphabet[digit(group)] as char).collect()
+    let bit = |place: usize| bytes.get(place / 8).map_or(0, |byte| usize::from(byte >> (7 - place % 8) & 1));
+    let digit = |index: usize| (index * 6..index * 6 + 6).fold(0, |sum, place| sum * 2 + bit(place));
+    (0..(bytes.len() * 8).div_ceil(6)).map(|index| alphabet[digit(index)] as char).collect()
 }
 
 #[cfg(test)]

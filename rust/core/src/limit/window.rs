@@ -118,9 +118,9 @@ impl SlidingWindow {
         }
         let window_ns = window_ms * 1_000_000;
         let shape = Shape::new(limit, window_ns);
-        let entry_bytes = (IDENTITY + shape.words()) * size_of::<u64>() + INDEX_BYTES;
+        let bytes_per_key = (IDENTITY + shape.words()) * size_of::<u64>() + INDEX_BYTES;
         // The table names entries by 32 bits.
-        let entries = (max_bytes / entry_bytes).min(1 << 31);
+        let entries = (max_bytes / bytes_per_key).min(1 << 31);
         let shared_capacity = entries / OVERFLOW_SHARE;
         if shared_capacity == 0 {
             return Err(Unusable("max_bytes is too small for 16 keys"));

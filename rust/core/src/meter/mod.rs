@@ -44,7 +44,7 @@ pub struct Stream {
     pub schema: bool,
     /// The key properties of the newest SCHEMA.
     pub key_properties: Vec<String>,
-    /// ACTIVATE_VERSION messages.
+    /// `ACTIVATE_VERSION` messages.
     pub activate_versions: u64,
     /// Distinct keys; none without key properties or when they are not all known.
     distinct: Option<HashTable<u128>>,

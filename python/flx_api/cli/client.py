@@ -1,0 +1,163 @@
+"""How commands of the command line speak to a running service.
+
+Strategy: on the same machine the service is found through its address file and a token is signed with its own key, so
+`flx run` needs no options; elsewhere `--url` and `--token` (or FLX_URL and FLX_TOKEN) say both. A problem document
+becomes a `CommandFailed` with its sentence.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Self
+
+import httpx
+import jwt
+
+from flx_api.cli.runtime import running_service
+from flx_api.config import duration_ms, secret_of
+from flx_api.errors import StartupError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from types import TracebackType
+
+    from flx_api.config import Settings
+
+_TIMEOUT_S = 60
+_WAIT_MS = 25_000
+OVER = frozenset({"succeeded", "succeeded_with_warnings", "failed", "cancelled", "timed_out", "crashed"})
+
+
+class CommandFailed(Exception):  # noqa: N818 - said to a person, in the past tense
+    """The service refused or failed. `str()` is one line for the person at the terminal."""
+
+
+def mint(settings: Settings, subject: str, roles: Sequence[str], *, tenant: str, ttl: str) -> str:
+    """A token that the service of these settings accepts.
+
+    Raises:
+        StartupError: there is no key, or `ttl` is no duration.
+    """
+    try:
+        lifetime_s = duration_ms(ttl) // 1000
+    except ValueError as error:
+        msg = f"--ttl: {error}"
+        raise StartupError(msg) from None
+    now = int(time.time())
+    claims = {
+        "iss": settings.jwt_issuer,
+        "aud": settings.jwt_audience,
+        "sub": subject,
+        "roles": list(roles),
+        "tenant": tenant,
+        "jti": uuid.uuid4().hex,
+        "iat": now,
+        "exp": now + lifetime_s,
+    }
+    return jwt.encode(claims, secret_of(settings), algorithm="HS256")
+
+
+class Client:
+    """A connection to one service with one token."""
+
+    def __init__(self, url: str, token: str | None) -> None:
+        self.url = url.rstrip("/")
+        self.ws_url = "ws" + self.url.removeprefix("http")
+        self.headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._http = httpx.Client(base_url=self.url, headers=self.headers, timeout=_TIMEOUT_S)
+
+    @classmethod
+    def find(cls, settings: Settings, url: str | None = None, token: str | None = None) -> Self:
+        """A client for the named service, or for the one that runs on this data folder.
+
+        Raises:
+            StartupError: no service is named and none is running here.
+        """
+        url, token = url or os.environ.get("FLX_URL"), token or os.environ.get("FLX_TOKEN")
+        if url is None:
+            found = running_service(settings)
+            if found is None:
+                msg = f"no service runs on {settings.data_path}; start one with `flx serve`, or name one with --url"
+                raise StartupError(msg)
+            url = found.url
+            token = token or mint(settings, _person(), ["admin"], tenant="default", ttl="1h")
+        return cls(url, token)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._http.close()
+
+    def ask(self, method: str, path: str, **options: Any) -> httpx.Response:  # noqa: ANN401 - httpx's own
+        """One request; a refusal is raised.
+
+        Raises:
+            CommandFailed: the service cannot be reached, refused or failed.
+        """
+        try:
+            answer = self._http.request(method, path, **options)
+        except httpx.HTTPError as error:
+            msg = f"{self.url} cannot be reached: {error}"
+            raise CommandFailed(msg) from None
+        if answer.is_error:
+            raise CommandFailed(_sentence(answer))
+        return answer
+
+    def run(self, pipeline: str) -> str:
+        """Start a pipeline and return its execution's id."""
+        answer = self.ask("POST", f"/v1/pipelines/{pipeline}/run", json={})
+        return answer.headers["location"].rsplit("/", 1)[-1]
+
+    def execution(self, execution: str) -> dict[str, Any]:
+        """An execution as it is now."""
+        found: dict[str, Any] = self.ask("GET", f"/v1/executions/{execution}").json()
+        return found
+
+    def wait(self, execution: str) -> dict[str, Any]:
+        """An execution when it is over."""
+        while True:
+            found: dict[str, Any] = self.ask(
+                "GET", f"/v1/executions/{execution}/wait", params={"timeout_ms": _WAIT_MS}
+            ).json()
+            if found["status"] in OVER:
+                return found
+
+    def log_page(self, execution: str, from_line: int, limit: int) -> dict[str, Any]:
+        """Lines of a log, at most `limit`, with `next_line` to go on from."""
+        args = {"id": execution, "from_line": from_line, "limit": limit}
+        answer = self.ask("POST", "/v1/execute", json={"command": "execution.logs", "args": args})
+        found: dict[str, Any] = answer.json()["result"]
+        return found
+
+    @contextmanager
+    def stream(self, path: str, *, params: dict[str, Any]) -> Iterator[Iterator[str]]:
+        """Lines of a text answer as they come, however long that takes."""
+        headers = {"Accept": "text/plain"}
+        timeout = httpx.Timeout(_TIMEOUT_S, read=None)
+        with self._http.stream("GET", path, params=params, headers=headers, timeout=timeout) as answer:
+            if answer.is_error:
+                answer.read()
+                raise CommandFailed(_sentence(answer))
+            yield answer.iter_lines()
+
+    def streams(self, execution: str) -> dict[str, Any]:
+        """The row ledger of an execution."""
+        found: dict[str, Any] = self.ask("GET", f"/v1/executions/{execution}/streams").json()
+        return found
+
+
+def _sentence(answer: httpx.Response) -> str:
+    try:
+        problem = answer.json()
+        fields = "; ".join(f"{found['field']}: {found['reason']}" for found in problem.get("errors", ()))
+        return f"{problem['code']}: {problem['detail']}{f' ({fields})' if fields else ''}"
+    except (ValueError, KeyError, TypeError):
+        return f"the service answered {answer.status_code}"
+
+
+def _person() -> str:
+    return os.environ.get("USER") or os.environ.get("LOGNAME") or f"uid-{os.getuid()}"

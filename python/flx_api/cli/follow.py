@@ -1,0 +1,101 @@
+"""Follow topics over the WebSocket: one generator of events for `flx run --follow`, `flx watch` and the demo.
+
+Strategy: the plain protocol of the main port (interface.md), one JSON object a message. A connection that ends is made
+again from the last position, so what is yielded has no holes that the service did not tell of.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from websockets.exceptions import ConnectionClosed, InvalidHandshake
+from websockets.sync.client import ClientConnection, connect
+
+from flx_api.cli.client import OVER, Client, CommandFailed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+_OPEN_TIMEOUT_S = 10
+_RETRIES = 5
+# Close codes that say "come again": restarting, too slow, going away (the daemon's or a proxy's word for it).
+_COME_AGAIN = frozenset({1001, 1006, 1012, 4408})
+
+
+def events(
+    client: Client, topics: Sequence[str], *, idle_s: float | None = None, start: dict[str, str] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Events of the topics as they come. With `idle_s`, an empty dictionary after each silence of that length.
+
+    Args:
+        client: whose service and token to use.
+        topics: exact names, `*`, or a trailing `.*`.
+        idle_s: how long a silence may be.
+        start: positions to begin from, by topic.
+
+    Raises:
+        CommandFailed: the service refuses, or is gone for good.
+    """
+    position: str | None = None
+    failures = 0
+    while True:
+        try:
+            with _open(client) as socket:
+                for topic in topics:
+                    begin = position or (start or {}).get(topic)
+                    socket.send(json.dumps({"type": "subscribe", "event": topic} | ({"from": begin} if begin else {})))
+                failures = 0
+                for event in _messages(socket, idle_s):
+                    position = event.get("pos", position)
+                    yield event
+        except ConnectionClosed as closed:
+            code = closed.rcvd.code if closed.rcvd else 1006
+            if code not in _COME_AGAIN:
+                msg = f"the service closed the connection ({code})"
+                raise CommandFailed(msg) from None
+        except (OSError, InvalidHandshake) as error:
+            if failures >= _RETRIES or isinstance(error, InvalidHandshake):
+                msg = f"the WebSocket at {client.ws_url} cannot be opened: {error}"
+                raise CommandFailed(msg) from None
+        failures += 1
+        time.sleep(min(0.2 * 2**failures, 3))
+
+
+def _open(client: Client) -> ClientConnection:
+    return connect(
+        f"{client.ws_url}/ws/cli-{uuid.uuid4().hex[:12]}",
+        additional_headers=client.headers,
+        open_timeout=_OPEN_TIMEOUT_S,
+        max_size=8 * 1024 * 1024,
+        proxy=None,
+    )
+
+
+def _messages(socket: ClientConnection, idle_s: float | None) -> Iterator[dict[str, Any]]:
+    while True:
+        try:
+            message = json.loads(socket.recv(timeout=idle_s))
+        except TimeoutError:
+            yield {}
+            continue
+        if message.get("type") == "error":
+            raise CommandFailed(f"{message.get('code')}: {message.get('message')}")
+        if message.get("type") == "event":
+            yield message
+
+
+def execution_events(client: Client, execution: str) -> Iterator[dict[str, Any]]:
+    """Status, metric and log events of one execution until it is over."""
+    topics = [f"execution.{execution}.{kind}" for kind in ("status", "metric", "log")]
+    for event in events(client, topics, idle_s=1.0):
+        if event:
+            yield event
+            over = event["event"].endswith(".status") and event["data"].get("status") in OVER
+        else:
+            # It may have been over before we were heard: silence is a reason to ask.
+            over = client.execution(execution)["status"] in OVER
+        if over:
+            return

@@ -1,0 +1,109 @@
+"""The gateway as the supervisor's child: `python -m flx_api.cli.gateway_process PARENT LISTENING_FD`.
+
+Strategy: Granian's process server over the supervisor's listening socket. The application is imported here, before
+Granian forks its workers, so that a worker starts (and is started again) without importing anything.
+
+Rules:
+- One listening socket for all workers: connections in its queue outlive any worker. Granian's own default, a socket per
+  worker (SO_REUSEPORT), loses the queue of a worker that dies.
+- Limits are those of security.md, section 3. They are written here once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from granian._granian import SocketHolder
+from granian.constants import HTTPModes, Interfaces, Loops
+from granian.http import HTTP1Settings, HTTP2Settings
+from granian.log import LogLevels
+from granian.server.mp import MPServer
+
+from flx_api.cli.children import expect_parent
+from flx_api.config import Settings, load
+from flx_api.errors import StartupError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_HEADER_READ_MS = 10_000
+_H2_HEADER_LIST = 65_536
+_H2_STREAMS = 100
+_H2_STREAM_WINDOW = 65_536
+_H2_CONNECTION_WINDOW = 1_048_576
+_H2_KEEP_ALIVE_MS = 20_000
+# Open connections a worker takes before it stops accepting; they then wait in the queue.
+_BACKPRESSURE = 4096
+# The supervisor gives the gateway 3 s; a worker that an open stream holds back is ended before that.
+_WORKER_KILL_S = 2
+
+
+class Gateway(MPServer):  # type: ignore[misc]  # Granian has no type information
+    """Granian on a socket it did not open."""
+
+    def __init__(self, settings: Settings, listening: int) -> None:
+        self._listening = listening
+        super().__init__(
+            "flx_api.main",
+            interface=Interfaces.ASGI,
+            loop=Loops.uvloop,
+            http=HTTPModes.auto,
+            workers=settings.workers,
+            backpressure=_BACKPRESSURE,
+            http1_settings=HTTP1Settings(header_read_timeout=_HEADER_READ_MS),
+            http2_settings=HTTP2Settings(
+                initial_connection_window_size=_H2_CONNECTION_WINDOW,
+                initial_stream_window_size=_H2_STREAM_WINDOW,
+                keep_alive_interval=_H2_KEEP_ALIVE_MS,
+                max_concurrent_streams=_H2_STREAMS,
+                max_headers_size=_H2_HEADER_LIST,
+            ),
+            log_level=LogLevels.warning,
+            log_access=False,
+            ssl_cert=Path(settings.ssl_cert_file) if settings.enable_ssl and settings.ssl_cert_file else None,
+            ssl_key=Path(settings.ssl_key_file) if settings.enable_ssl and settings.ssl_key_file else None,
+            respawn_failed_workers=True,
+            workers_kill_timeout=_WORKER_KILL_S,
+        )
+
+    def _init_shared_socket(self) -> None:
+        self._ssp = None
+        self._shd = SocketHolder(self._listening, False, self.backlog)  # noqa: FBT003 - not a Unix socket
+        self._sfd = self._listening
+        self._sso = socket.socket(fileno=self._listening)
+        self._sso.set_inheritable(True)
+
+
+def make_app(create: Callable[[Settings], Any], settings: Settings, server: int) -> Any:  # noqa: ANN401 - an ASGI callable
+    """In a worker: the application. The worker ends with the server that forked it."""
+    expect_parent(server)
+    # Granian sets its own handlers for the loop afterwards.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return create(settings)
+
+
+def main() -> int:
+    """Serve until told to end; 2 when the gateway cannot start, with one line that says why."""
+    expect_parent(int(sys.argv[1]))
+    try:
+        settings = load(os.environ)
+        from flx_api.main import create_app  # noqa: PLC0415 - the application is heavy; the parent is known to live
+
+        logging.getLogger("_granian").setLevel(logging.WARNING)
+        gateway = Gateway(settings, int(sys.argv[2]))
+        gateway.serve(target_loader=partial(make_app, create_app, settings, os.getpid()), wrap_loader=False)
+    except StartupError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

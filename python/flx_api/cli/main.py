@@ -1,0 +1,271 @@
+"""The commands of `flx`, one function each; what a command needs is imported when it is called.
+
+Rules:
+- A `StartupError` is one line on stderr and exit code 2, a refusal of the service one line and exit code 1; a traceback
+  is a bug.
+- Options override settings (FLX_ variables) and have no defaults of their own; `flx config show` says what is in force.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from flx_api.errors import FlxError, StartupError
+
+if TYPE_CHECKING:
+    from flx_api.cli.client import Client
+    from flx_api.config import Settings
+
+app = typer.Typer(
+    name="flx",
+    help="A Meltano project as a service.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+token_app = typer.Typer(help="Access tokens.", no_args_is_help=True)
+user_app = typer.Typer(help="Users who can log in.", no_args_is_help=True)
+config_app = typer.Typer(help="Settings.", no_args_is_help=True)
+app.add_typer(token_app, name="token")
+app.add_typer(user_app, name="user")
+app.add_typer(config_app, name="config")
+
+ProjectOption = Annotated[Optional[str], typer.Option("--project", help="The Meltano project's folder (FLX_PROJECT).")]
+UrlOption = Annotated[Optional[str], typer.Option("--url", help="A service elsewhere (FLX_URL).")]
+TokenOption = Annotated[Optional[str], typer.Option("--token", help="A token for it (FLX_TOKEN).")]
+_COMPLAINTS = 1
+_STARTUP = 2
+_INTERRUPTED = 130
+
+
+def main() -> None:
+    """Run the command line, and turn what goes wrong into one line and an exit code."""
+    try:
+        app()
+    except StartupError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(_STARTUP) from None
+    except FlxError as error:
+        print(f"{error.code}: {error.detail}", file=sys.stderr)
+        raise SystemExit(_COMPLAINTS) from None
+    except BrokenPipeError:  # `flx logs … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(_COMPLAINTS) from None
+    except KeyboardInterrupt:
+        raise SystemExit(_INTERRUPTED) from None
+    except Exception as error:
+        from flx_api.cli.client import CommandFailed  # noqa: PLC0415 - only what fails needs to know
+
+        if not isinstance(error, CommandFailed):
+            raise
+        print(error, file=sys.stderr)
+        raise SystemExit(_COMPLAINTS) from None
+
+
+@app.command()
+def serve(
+    project: ProjectOption = None,
+    host: Annotated[Optional[str], typer.Option(help="The address to listen on (FLX_API_HOST).")] = None,
+    port: Annotated[Optional[int], typer.Option(help="The port; 0 takes any free one (FLX_API_PORT).")] = None,
+    workers: Annotated[Optional[int], typer.Option(help="Gateway processes (FLX_WORKERS).")] = None,
+) -> None:
+    """Serve a Meltano project until Ctrl-C."""
+    from flx_api.cli.supervisor import Supervisor  # noqa: PLC0415
+
+    overrides: dict[str, object] = {"project": project, "api_host": host, "api_port": port, "workers": workers}
+    raise SystemExit(Supervisor(_settings(**overrides), overrides, _say).run())
+
+
+@app.command()
+def daemon(
+    project: ProjectOption = None,
+    socket: Annotated[Optional[Path], typer.Option(help="Where to listen; in the runtime directory by default.")] = None,
+) -> None:
+    """Run only the daemon, in the foreground; `flx serve` does this by itself."""
+    from flx_api.cli import meltano, runtime  # noqa: PLC0415
+    from flx_api.daemon.main import run_daemon  # noqa: PLC0415
+
+    settings = _settings(project=project)
+    runtime.check_project(settings)
+    runtime.prepare_data_folder(settings)
+    folder = meltano.ensure(meltano.environment_folder(settings), _say)
+    settings = _settings(project=project, meltano=str(folder))
+    place = socket or runtime.make_runtime_dir(settings, dict(os.environ)) / "daemon.sock"
+    raise SystemExit(run_daemon(settings, socket_path=place, ready_fd=None, environ=os.environ))
+
+
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option("--dir", help="The demo's work folder.")] = Path("flx-demo"),
+    *,
+    prepare_only: Annotated[bool, typer.Option("--prepare-only", help="Make everything ready and stop.")] = False,
+) -> None:
+    """Run real pipelines on real data through the API, and show what was counted."""
+    from flx_api.cli import demo_folder  # noqa: PLC0415
+
+    if prepare_only:
+        demo_folder.prepare(folder.resolve(), _say, fresh=False)
+        return
+    from flx_api.cli.demo import Demo  # noqa: PLC0415
+
+    raise SystemExit(Demo(folder.resolve()).run())
+
+
+@app.command()
+def run(
+    pipeline: Annotated[str, typer.Argument(help="A job of meltano.yml, or a pipeline made through the API.")],
+    *,
+    follow: Annotated[bool, typer.Option("--follow", help="Show its log and wait for its end.")] = False,
+    project: ProjectOption = None,
+    url: UrlOption = None,
+    token: TokenOption = None,
+) -> None:
+    """Start a pipeline; prints the execution's id. With --follow, exit 0 only when it succeeded."""
+    with _client(project, url, token) as client:
+        execution = client.run(pipeline)
+        print(execution, flush=True)
+        if follow:
+            from flx_api.cli.show import follow_log, verdict  # noqa: PLC0415
+
+            follow_log(client, execution)
+            raise SystemExit(verdict(client, execution))
+
+
+@app.command()
+def logs(
+    execution: Annotated[str, typer.Argument(help="An execution's id.")],
+    *,
+    follow: Annotated[bool, typer.Option("--follow", help="Go on until the execution is over.")] = False,
+    from_line: Annotated[int, typer.Option("--from", help="The first line.")] = 1,
+    project: ProjectOption = None,
+    url: UrlOption = None,
+    token: TokenOption = None,
+) -> None:
+    """Print an execution's log."""
+    from flx_api.cli.show import print_log  # noqa: PLC0415
+
+    with _client(project, url, token) as client:
+        print_log(client, execution, from_line=from_line, follow=follow)
+
+
+@app.command()
+def watch(
+    topics: Annotated[list[str], typer.Argument(help="Such as execution_events, execution.ID.log or '*'.")],
+    project: ProjectOption = None,
+    url: UrlOption = None,
+    token: TokenOption = None,
+) -> None:
+    """Print events as they happen, one JSON object a line, until Ctrl-C."""
+    import json  # noqa: PLC0415
+
+    from flx_api.cli.follow import events  # noqa: PLC0415
+
+    with _client(project, url, token) as client:
+        for event in events(client, topics):
+            print(json.dumps(event), flush=True)
+
+
+@token_app.command("mint")
+def token_mint(
+    sub: Annotated[str, typer.Option(help="Whom the token names.")],
+    role: Annotated[Optional[list[str]], typer.Option(help="viewer, operator, developer or admin; repeatable.")] = None,
+    tenant: Annotated[str, typer.Option(help="The tenant.")] = "default",
+    ttl: Annotated[str, typer.Option(help="How long it is good, such as 15m or 1h.")] = "1h",
+    project: ProjectOption = None,
+) -> None:
+    """Print a token that the service accepts, alone on stdout."""
+    from flx_api.cli.client import mint  # noqa: PLC0415
+    from flx_api.commands.permissions import ROLES  # noqa: PLC0415
+
+    unknown = [name for name in role or [] if name not in ROLES]
+    if unknown:
+        msg = f"--role: {unknown[0]} is none of {', '.join(ROLES)}"
+        raise StartupError(msg)
+    print(mint(_settings(project=project), sub, role or ["viewer"], tenant=tenant, ttl=ttl))
+
+
+@user_app.command("add")
+def user_add(
+    name: Annotated[str, typer.Argument(help="The user's name.")],
+    role: Annotated[list[str], typer.Option(help="viewer, operator, developer or admin; repeatable.")],
+    *,
+    password_stdin: Annotated[bool, typer.Option("--password-stdin", help="Read the password from stdin.")] = False,
+    project: ProjectOption = None,
+) -> None:
+    """Make a user, through the running daemon or straight into the database when none runs."""
+    from flx_api.cli.users import add  # noqa: PLC0415
+
+    if password_stdin:
+        password = sys.stdin.readline().rstrip("\r\n")
+    else:
+        password = typer.prompt("Password", hide_input=True, confirmation_prompt=True)
+    add(_settings(project=project), name, role, password)
+    _say(f"user {name} may log in ({', '.join(role)})")
+
+
+@config_app.command("show")
+def config_show(project: ProjectOption = None) -> None:
+    """Print the settings in force, secrets redacted."""
+    from flx_api.config import shown  # noqa: PLC0415
+
+    for setting, value in shown(_settings(project=project)).items():
+        print(f"{setting}={value}")
+
+
+@config_app.command("check")
+def config_check(project: ProjectOption = None) -> None:
+    """Check the settings and the project; exit 2 with one line when something is wrong."""
+    from flx_api.cli import runtime  # noqa: PLC0415
+    from flx_api.config import describe  # noqa: PLC0415
+
+    runtime.check_project(_settings(project=project))
+    known = {setting.name for setting in describe()} | {"FLX_URL", "FLX_TOKEN"}
+    for name in sorted(name for name in os.environ if name.startswith("FLX_") and name not in known):
+        print(f"{name}: is no setting of this version, and has no effect", file=sys.stderr)
+    print("the settings are acceptable")
+
+
+@app.command()
+def doctor(project: ProjectOption = None) -> None:
+    """Look at everything a service needs and say how to mend what is broken; exit 1 when something is."""
+    from flx_api.cli.doctor import examine  # noqa: PLC0415
+
+    raise SystemExit(examine(_settings(project=project)))
+
+
+@app.command()
+def openapi() -> None:
+    """Print the OpenAPI document."""
+    from flx_api.cli.show import openapi_document  # noqa: PLC0415
+
+    print(openapi_document())
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    from importlib.metadata import version as version_of  # noqa: PLC0415
+
+    print(version_of("flx-api"))
+
+
+def _settings(**overrides: Any) -> Settings:  # noqa: ANN401 - as many shapes as there are settings
+    from flx_api.config import load  # noqa: PLC0415
+
+    return load(os.environ, overrides)
+
+
+def _client(project: str | None, url: str | None, token: str | None) -> Client:
+    from flx_api.cli.client import Client  # noqa: PLC0415
+
+    return Client.find(_settings(project=project), url, token)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)

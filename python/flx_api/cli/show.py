@@ -1,0 +1,64 @@
+"""What commands print about executions: logs, the ledger, the verdict."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from flx_api.cli.follow import execution_events
+
+if TYPE_CHECKING:
+    from flx_api.cli.client import Client
+
+_PAGE = 1000
+
+
+def print_log(client: Client, execution: str, *, from_line: int, follow: bool) -> None:
+    """Print an execution's log from a line on; with `follow`, until it is over."""
+    if follow:
+        params: dict[str, Any] = {"from": from_line, "follow": "true"}
+        with client.stream(f"/v1/executions/{execution}/logs", params=params) as lines:
+            for line in lines:
+                print(line, flush=True)
+        return
+    while True:
+        page = client.log_page(execution, from_line, _PAGE)
+        for line in page["lines"]:
+            print(line)
+        from_line = page["next_line"]
+        if len(page["lines"]) < _PAGE:
+            return
+
+
+def follow_log(client: Client, execution: str) -> None:
+    """Print an execution's log while it goes on, over the WebSocket."""
+    for event in execution_events(client, execution):
+        if event["event"].endswith(".log"):
+            print(log_line(event["data"]), flush=True)
+
+
+def log_line(data: Any) -> str:  # noqa: ANN401 - a log event carries what the run wrote
+    """One log event as a person reads it: the message of a JSON line, or the line as it is."""
+    if isinstance(data, dict):
+        text = data.get("line") or data.get("message") or data.get("event")
+        return str(text) if text else json.dumps(data)
+    return str(data)
+
+
+def verdict(client: Client, execution: str) -> int:
+    """Say how an execution ended; 0 when it succeeded."""
+    found = client.wait(execution)
+    records = "" if found["records"] is None else f", {found['records']:,} records"
+    print(f"{found['status']}{records}, {found['verdict'] or 'not counted'}", flush=True)
+    for warning in found.get("warnings", ()):
+        print(f"  {warning}")
+    if found.get("error"):
+        print(f"  {found['error']}")
+    return 0 if found["status"].startswith("succeeded") else 1
+
+
+def openapi_document() -> str:
+    """The OpenAPI document, as the service serves it."""
+    from flx_api.routes.openapi import document  # noqa: PLC0415 - the routes are heavy
+
+    return json.dumps(document(), indent=2)

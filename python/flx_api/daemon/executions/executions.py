@@ -1,0 +1,496 @@
+"""The executions of a daemon: accepted, planned, supervised, looked at.
+
+Strategy: the database holds what is true, memory holds what goes on: the queue, and a supervisor for each active
+attempt. `_schedule` asks the pure plan who may start whenever something could have changed; each start is a task of
+its own. What memory holds is derived from the database at `start`, so a restart loses nothing.
+
+Rules:
+- A change is one journal write; memory follows after the commit. Whoever loses a race finds the row changed and gives
+  way.
+- The state ids of active executions are locked here: Meltano's own guard races.
+- What is over is never looked for in memory; its log is opened when somebody reads it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import OrderedDict
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+import structlog
+
+from flx_api.daemon import pipelines
+from flx_api.daemon.executions import recovery, retention
+from flx_api.daemon.executions.ids import uuid7_factory
+from flx_api.daemon.executions.log_file import LogFile
+from flx_api.daemon.executions.planning import Waiting, startable
+from flx_api.daemon.executions.states import FINAL
+from flx_api.daemon.executions.store import Plan, Store
+from flx_api.daemon.executions.supervisor import BACKSTOP_S, Parts, Supervisor
+from flx_api.daemon.journal import DEFAULT_TENANT
+from flx_api.daemon.project.blocks import SingerBlock
+from flx_api.errors import Conflict, FieldError, FlxError, NotFound, Unavailable, ValidationFailed
+from flx_api.models.event import SystemEvent
+from flx_api.models.execution import Execution, LogPage, StreamsResult
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+
+    import sqlalchemy as sa
+
+    from flx_api.config import Settings
+    from flx_api.daemon.executions.accounts import States
+    from flx_api.daemon.executions.store import Stored
+    from flx_api.daemon.executors import Executor
+    from flx_api.daemon.journal import Journal, Tx
+    from flx_api.daemon.principal import Principal
+    from flx_api.daemon.project import Block, ProjectCache, ProjectModel
+    from flx_api.models.execution import ExecutionListArgs, ExecutionLogsArgs, ExecutionPage
+    from flx_api.models.pipeline import Pipeline, PipelineRunArgs
+
+CLOSE_S = 8.0
+_CLOSE_GRACE_S = 5.0
+_DAY_US = 86_400_000_000
+_HOUR_S = 3600.0
+_OPEN_LOGS = 64
+STOPPED = "service stopped"
+_LOG_GONE = "The log was removed by retention."
+_NOT_OVER = "The pipeline has an execution that is not over yet."
+
+log = structlog.stdlib.get_logger(__name__)
+
+
+class Submitted(NamedTuple):
+    """What became of a request to run: the execution, and whether an earlier request had made it."""
+
+    execution: Execution
+    replayed: bool
+
+
+def _no_states(_state_ids: tuple[str, ...]) -> States:
+    return {}
+
+
+class Executions:
+    """All executions of the project.
+
+    Args:
+        journal: the daemon's database.
+        projects: the project's model.
+        executor: where runs happen.
+        settings: slots, grace, retention and the data folder.
+        clock: microseconds since the epoch.
+        ids: makes execution ids; UUIDv7 of the clock when not given.
+        read_states: Meltano's states before a run, called in a thread (`meltano_state.read_states`).
+        backstop_s: how long after its own timeout a run is ended by us.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        projects: ProjectCache,
+        executor: Executor,
+        settings: Settings,
+        *,
+        clock: Callable[[], int],
+        ids: Callable[[], str] | None = None,
+        read_states: Callable[[tuple[str, ...]], States] = _no_states,
+        backstop_s: float = BACKSTOP_S,
+    ) -> None:
+        self._journal = journal
+        self._projects = projects
+        self._settings = settings
+        self._clock = clock
+        self._ids = ids or uuid7_factory(clock)
+        self._runs_dir = settings.data_path / "runs"
+        self._store = Store(journal.project_id)
+        self._parts = Parts(
+            journal=journal,
+            store=self._store,
+            executor=executor,
+            clock=clock,
+            runs_dir=self._runs_dir,
+            cancel_grace_s=settings.cancel_grace_s,
+            read_states=read_states,
+            backstop_s=backstop_s,
+        )
+        self._queue: dict[str, Stored] = {}
+        # The logs of all that are not over, also of those that wait: readers may be there before the first line.
+        self._live_logs: dict[str, LogFile] = {}
+        self._active: dict[str, Supervisor] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._ended: dict[str, asyncio.Event] = {}
+        self._opened: OrderedDict[str, LogFile] = OrderedDict()
+        self._housekeeping: asyncio.Task[None] | None = None
+        self._closing = False
+
+    # --- life ---
+
+    async def start(self) -> None:
+        """Settle or adopt what an earlier daemon left, then begin to schedule."""
+        with self._journal.read() as connection:
+            left = self._store.active(connection)
+        findings = await recovery.examine(left, self._parts.executor)
+        for finding in findings:
+            stored = finding.stored
+            if stored.execution.status == "queued":
+                self._queue[stored.id] = stored
+                continue
+            supervisor = self._supervisor(stored)
+            run = finding.run
+            self._supervise(supervisor, supervisor.conclude_dead if run is None else partial(supervisor.adopt, run))
+        dead = [self._tasks[finding.stored.id] for finding in findings if finding.is_dead]
+        if dead:
+            # Most ends are known at once; one that is not must not keep the service from starting.
+            await asyncio.wait(dead, timeout=recovery.PATIENCE_S)
+        self._housekeeping = asyncio.create_task(self._keep_house())
+        self._schedule()
+
+    async def close(self, *, cancel_runs: bool) -> None:
+        """Stop: with `cancel_runs` end every run and write it down, else leave runs to the next daemon."""
+        self._closing = True
+        if self._housekeeping is not None:
+            self._housekeeping.cancel()
+        if cancel_runs:
+            ends = (self._cancel(key, None, STOPPED, _CLOSE_GRACE_S) for key in (*self._queue, *self._active))
+            await asyncio.gather(*ends, return_exceptions=True)
+            if self._tasks:
+                await asyncio.wait(self._tasks.values(), timeout=CLOSE_S)
+        rest = list(self._tasks.values())
+        for task in rest:
+            task.cancel()
+        await asyncio.gather(*rest, *([self._housekeeping] if self._housekeeping else []), return_exceptions=True)
+
+    # --- what is asked for ---
+
+    async def submit(
+        self,
+        args: PipelineRunArgs,
+        principal: Principal,
+        *,
+        environment: str | None = None,
+        idempotency_key: str | None = None,
+        replay: Callable[[Tx], str | None] = lambda _tx: None,
+        remember: Callable[[Tx, Execution], None] = lambda _tx, _execution: None,
+        dry_run: bool = False,
+    ) -> Submitted:
+        """Accept a run of a pipeline: it starts when a slot and its state ids are free.
+
+        Args:
+            args: of `pipeline.run`.
+            principal: who asks.
+            environment: in place of the pipeline's own, when `args` names none.
+            idempotency_key: kept beside the execution.
+            replay: gives the id of the execution that an earlier request with the same key made.
+            remember: keeps the answer for such requests.
+            dry_run: check everything, change nothing; the id of the answer is empty.
+
+        Raises:
+            NotFound: there is no such pipeline.
+            ValidationFailed: the environment or a block is not acceptable.
+            Conflict: `already_running`.
+            ProjectInvalid: the project cannot be read.
+            Unavailable: the daemon is stopping.
+        """
+        if self._closing:
+            raise Unavailable(code="shutting_down")
+        planned: _Planned | None = None
+        refusal: FlxError | None = None
+        try:
+            planned = self._plan(args, principal.tenant, environment)
+        except FlxError as error:
+            refusal = error  # an earlier request with the same key comes first
+
+        def change(tx: Tx) -> tuple[Execution, Stored | None]:
+            earlier = replay(tx)
+            if earlier is not None:
+                return self._store.get(tx.connection, earlier, principal.tenant), None
+            if planned is None:
+                raise refusal or NotFound()
+            execution = self._check(tx.connection, planned, principal, tx.now_us)
+            if dry_run:
+                return execution, None
+            execution = msgspec.structs.replace(execution, id=self._ids())
+            self._store.insert(
+                tx,
+                execution,
+                planned.plan,
+                tenant=principal.tenant,
+                timeout_s=args.timeout_s,
+                idempotency_key=idempotency_key,
+            )
+            remember(tx, execution)
+            return execution, self._store.find(tx.connection, execution.id)
+
+        execution, stored = await self._journal.write(change)
+        if stored is not None:
+            self._queue[execution.id] = stored
+            self._schedule()
+        return Submitted(execution, replayed=stored is None and not (dry_run and not execution.id))
+
+    async def cancel(self, execution_id: str, reason: str, principal: Principal) -> Execution:
+        """End an execution; one that is over stays as it is.
+
+        Raises:
+            NotFound: there is none, or it is another tenant's.
+        """
+        by = f"cancelled by {principal.subject}"
+        return await self._cancel(execution_id, principal.tenant, f"{by}: {reason}" if reason else by)
+
+    async def wait(self, execution_id: str, timeout_ms: int, tenant: str) -> Execution:
+        """The execution when it is over, or as it is when the time is up.
+
+        Raises:
+            NotFound: there is none, or it is another tenant's.
+        """
+        execution = self.get(execution_id, tenant)
+        if execution.status in FINAL or timeout_ms <= 0:
+            return execution
+        # Not over in the database means that its end has not been told: `_tell_ended` comes after the commit.
+        ended = self._ended.setdefault(execution_id, asyncio.Event())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_ms / 1000):
+                await ended.wait()
+        return self.get(execution_id, tenant)
+
+    def get(self, execution_id: str, tenant: str) -> Execution:
+        """One execution.
+
+        Raises:
+            NotFound: there is none, or it is another tenant's.
+        """
+        with self._journal.read() as connection:
+            return self._store.get(connection, execution_id, tenant)
+
+    def page(self, args: ExecutionListArgs, tenant: str) -> ExecutionPage:
+        """A page of executions, newest first."""
+        with self._journal.read() as connection:
+            return self._store.page(connection, tenant, args)
+
+    def streams(self, execution_id: str, tenant: str) -> StreamsResult:
+        """The ledger when it is over, the counts so far before.
+
+        Raises:
+            NotFound: there is none, or it is another tenant's.
+        """
+        with self._journal.read() as connection:
+            execution = self._store.get(connection, execution_id, tenant)
+            ledger = self._store.ledger(connection, execution_id)
+        supervisor = self._active.get(execution_id)
+        counts = supervisor.meter.streams if supervisor is not None else {}
+        if ledger is not None:
+            counts = {}
+            for block in ledger.blocks:
+                for stream in block.streams:
+                    counts[stream.stream] = counts.get(stream.stream, 0) + (stream.extracted or 0)
+        return StreamsResult(execution_id, execution.status, ledger, counts)
+
+    async def logs(self, args: ExecutionLogsArgs, tenant: str) -> LogPage:
+        """Lines of the log.
+
+        Raises:
+            NotFound: there is no such execution, or retention has removed its log.
+        """
+        execution = self.get(args.id, tenant)
+        found = self.log(args.id)
+        if found.complete and execution.status in FINAL:
+            if execution.started_us is not None and not found.path.exists():
+                raise NotFound(_LOG_GONE)
+            await asyncio.to_thread(found.load)
+        lines = found.lines(args.from_line, args.limit)
+        next_line = args.from_line + len(lines)
+        complete = found.complete and next_line > found.last_line
+        return LogPage(args.from_line, tuple(line.decode(errors="replace") for line in lines), next_line, complete)
+
+    def log(self, execution_id: str) -> LogFile:
+        """The log of an execution; its `tenant` says who may read it.
+
+        Raises:
+            NotFound: there is no such execution.
+        """
+        found = self._live_logs.get(execution_id) or self._opened.get(execution_id)
+        if found is None:
+            with self._journal.read() as connection:
+                stored = self._store.find(connection, execution_id)
+            over = stored.execution.status in FINAL
+            path = self._runs_dir / stored.attempt_id / "log.jsonl"
+            found = LogFile(path, tenant=stored.tenant, complete=over)
+            if not over:
+                self._live_logs[execution_id] = found
+                return found
+            self._keep_open(execution_id, found)
+        return found
+
+    def _keep_open(self, execution_id: str, found: LogFile) -> None:
+        """Keep the index of a log that is over for a while."""
+        self._opened[execution_id] = found
+        while len(self._opened) > _OPEN_LOGS:
+            self._opened.popitem(last=False)
+
+    def active_logs(self) -> Iterable[str]:
+        """The executions whose logs may still grow."""
+        return tuple(self._active)
+
+    def counts(self) -> tuple[int, int]:
+        """How many are active (starting, running or being cancelled) and how many wait."""
+        return len(self._active), len(self._queue)
+
+    # --- how it is done ---
+
+    def _plan(self, args: PipelineRunArgs, tenant: str, environment: str | None) -> _Planned:
+        model = self._projects.current()
+        with self._journal.read() as connection:
+            pipeline = pipelines.find(connection, model, tenant, self._journal.project_id, args.id)
+        chosen = args.environment or environment or pipeline.environment or model.default_environment
+        if chosen is not None and chosen not in model.environments_by_name:
+            refused = ValidationFailed.field("args.environment", "the project has no such environment")
+            raise refused
+        # A job's own name and its blocks are the same run to Meltano; the blocks are what was accepted.
+        if pipeline.source == "project":
+            model.blocks((pipeline.id,), chosen)
+        blocks = _blocks(model, pipeline.tasks, chosen)
+        return _Planned(args, pipeline, model, chosen, Plan(pipeline.tasks, blocks))
+
+    def _check(self, connection: sa.Connection, planned: _Planned, principal: Principal, now_us: int) -> Execution:
+        """The execution as it would be accepted; the pipeline may be gone or running by now."""
+        args, pipeline, tenant = planned.args, planned.pipeline, principal.tenant
+        pipelines.find(connection, planned.model, tenant, self._journal.project_id, args.id)
+        if self._store.active_of(connection, tenant, pipeline.id) is not None:
+            raise Conflict(_NOT_OVER, code="already_running")
+        state_ids = [block.state_id for block in planned.plan.blocks if isinstance(block, SingerBlock)]
+        return Execution(
+            id="",
+            pipeline=pipeline.id,
+            status="queued",
+            trigger="api",
+            triggered_by=principal.subject,
+            environment=planned.environment,
+            refresh=args.refresh,
+            state_ids=tuple(dict.fromkeys(state_id for state_id in state_ids if state_id is not None)),
+            attempts=1,
+            queued_us=now_us,
+        )
+
+    def _schedule(self) -> None:
+        """Start whatever may start now."""
+        if self._closing:
+            return
+        queue = [Waiting(key, frozenset(stored.execution.state_ids)) for key, stored in self._queue.items()]
+        held = [frozenset(supervisor.stored.execution.state_ids) for supervisor in self._active.values()]
+        for execution_id in startable(queue, held, self._settings.run_slots - len(self._active)):
+            supervisor = self._supervisor(self._queue.pop(execution_id))
+            self._supervise(supervisor, supervisor.run)
+
+    def _supervisor(self, stored: Stored) -> Supervisor:
+        return Supervisor(stored, self._parts, self.log(stored.id))
+
+    def _supervise(self, supervisor: Supervisor, life: Callable[[], Awaitable[None]]) -> None:
+        execution_id = supervisor.stored.id
+        self._active[execution_id] = supervisor
+        self._tasks[execution_id] = asyncio.create_task(self._live(supervisor, life), name=f"run {execution_id}")
+
+    async def _live(self, supervisor: Supervisor, life: Callable[[], Awaitable[None]]) -> None:
+        execution_id = supervisor.stored.id
+        try:
+            try:
+                await life()
+            except Exception as error:
+                if self._closing:
+                    return
+                log.exception("a fault of ours ended an execution", execution=execution_id, reason=repr(error))
+                await supervisor.abandon()
+            with self._journal.read() as connection:
+                stored = self._store.find(connection, execution_id)
+        finally:
+            del self._active[execution_id], self._tasks[execution_id]
+        if stored.execution.status in FINAL:
+            self._tell_ended(execution_id)
+        elif stored.execution.status == "queued" and not self._closing:
+            self._queue[execution_id] = stored
+            self._queue = dict(sorted(self._queue.items()))
+        self._schedule()
+
+    def _tell_ended(self, execution_id: str) -> None:
+        found = self._live_logs.pop(execution_id, None)
+        if found is not None:
+            found.finish()
+            self._keep_open(execution_id, found)
+        ended = self._ended.pop(execution_id, None)
+        if ended is not None:
+            ended.set()
+
+    async def _cancel(
+        self, execution_id: str, tenant: str | None, reason: str, grace_s: float | None = None
+    ) -> Execution:
+        def change(tx: Tx) -> Execution:
+            execution = self._store.find(tx.connection, execution_id, tenant).execution
+            if execution.status == "queued":
+                return self._store.transition(tx, execution_id, "cancel", finished_us=tx.now_us, error=reason)
+            if execution.status in FINAL or execution.status == "cancelling":
+                return execution
+            return self._store.transition(tx, execution_id, "cancel", error=reason)
+
+        execution = await self._journal.write(change)
+        if execution.status == "cancelled":
+            self._queue.pop(execution_id, None)
+            self._tell_ended(execution_id)
+            self._schedule()
+        elif execution.status == "cancelling" and (supervisor := self._active.get(execution_id)) is not None:
+            supervisor.cancel(grace_s)
+        return execution
+
+    async def _keep_house(self) -> None:
+        """At the start and every hour: secrets of dead runs, old logs, old events."""
+        while True:
+            try:
+                await recovery.clear_leftovers(self._parts.executor, self._runs_dir, self._active_attempts)
+                await self.retain()
+            except (OSError, FlxError) as error:
+                log.warning("housekeeping failed", reason=repr(error))
+            await asyncio.sleep(_HOUR_S)
+
+    async def retain(self) -> tuple[str, ...]:
+        """Remove logs and events beyond what the retention setting keeps; returns the attempts whose logs went."""
+        keep, now_us = self._settings.retention, self._clock()
+        with self._journal.read() as connection:
+            finished = {attempt_id: finished_us for _, attempt_id, finished_us in self._store.over(connection)}
+            active = {stored.attempt_id for stored in self._store.active(connection)}
+        found = await asyncio.to_thread(retention.survey, self._runs_dir, finished, active)
+        gone = tuple(retention.expired(found, now_us, keep.days, keep.log_mib))
+        await asyncio.to_thread(retention.remove, self._runs_dir, gone)
+        events = await self._journal.prune(now_us - keep.days * _DAY_US, keep.journal_rows)
+        self._opened.clear()
+        if gone or events:
+            event = SystemEvent("retention", f"Removed {len(gone)} run logs and {events} events.")
+            await self._journal.write(lambda tx: tx.emit("system_events", event, tenant=DEFAULT_TENANT))
+        return gone
+
+    def _active_attempts(self) -> set[str]:
+        mine = (*self._queue.values(), *(supervisor.stored for supervisor in self._active.values()))
+        return {stored.attempt_id for stored in mine}
+
+
+class _Planned(NamedTuple):
+    """A request to run, worked out against the project."""
+
+    args: PipelineRunArgs
+    pipeline: Pipeline
+    model: ProjectModel
+    environment: str | None
+    plan: Plan
+
+
+def _blocks(model: ProjectModel, tasks: tuple[tuple[str, ...], ...], environment: str | None) -> tuple[Block, ...]:
+    """The blocks of a pipeline's tasks; a refusal names the task and the block in it."""
+    words = tuple(word for task in tasks for word in task)
+    try:
+        return model.blocks(words, environment)
+    except ValidationFailed as refused:
+        places = [f"tasks[{i}][{j}]" for i, task in enumerate(tasks) for j in range(len(task))]
+        names = {f"blocks[{index}]": place for index, place in enumerate(places)}
+        errors = [FieldError(names.get(e.field, e.field), e.reason, e.code) for e in refused.errors]
+        detail = "; ".join(f"{error.field}: {error.reason}" for error in errors) or refused.detail
+        raise ValidationFailed(detail, errors=errors, suggestions=refused.suggestions) from None

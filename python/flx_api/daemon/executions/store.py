@@ -1,0 +1,339 @@
+"""Executions in the database: every statement about them, and the one function that changes a status.
+
+Strategy: `transition` reads the row, asks the table, writes the row and both events, all inside the caller's
+transaction in the journal's writer thread. The row is the arbiter of races: a start and a cancellation that meet are
+two transactions, one after the other, and the second sees what the first has done.
+
+Rules:
+- Every statement names the project; everything that a caller sees names the tenant too.
+- A change of status and its events are one transaction. Nobody else writes `executions.status`.
+- Reading takes any connection; changing takes the `Tx` of one journal write.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import sqlalchemy as sa
+
+from flx_api.daemon.executions.states import ACTIVE, FINAL, INITIAL, after
+from flx_api.daemon.executors import ProcessIdentity
+from flx_api.daemon.journal.tables import attempts, executions, stream_history
+from flx_api.daemon.project.blocks import CommandBlock, SingerBlock
+from flx_api.errors import NotFound, ValidationFailed
+from flx_api.models.event import ExecutionEvent
+from flx_api.models.execution import Execution, ExecutionPage, Status
+from flx_api.models.ledger import Ledger
+from flx_api.models.listing import decode_cursor, encode_cursor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from flx_api.daemon.executions.states import Event
+    from flx_api.daemon.journal import Tx
+    from flx_api.models.execution import ExecutionListArgs
+
+EXECUTION_EVENTS = "execution_events"
+_NO_EXECUTION = "There is no such execution."
+
+
+def status_topic(execution_id: str) -> str:
+    """The topic of one execution's status."""
+    return f"execution.{execution_id}.status"
+
+
+def metric_topic(execution_id: str) -> str:
+    """The topic of one execution's counts."""
+    return f"execution.{execution_id}.metric"
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What was accepted to run: the project may change before and while it does. Stored in `executions.tasks`."""
+
+    tasks: tuple[tuple[str, ...], ...]
+    blocks: tuple[SingerBlock | CommandBlock, ...]
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words after `meltano run`."""
+        return tuple(word for task in self.tasks for word in task)
+
+    @property
+    def extractors(self) -> tuple[str, ...]:
+        """The extractors, each once."""
+        return tuple(dict.fromkeys(block.extractor for block in self.blocks if isinstance(block, SingerBlock)))
+
+    @property
+    def loaders(self) -> tuple[str, ...]:
+        """The loaders, each once."""
+        return tuple(dict.fromkeys(block.loader for block in self.blocks if isinstance(block, SingerBlock)))
+
+
+class Stored(msgspec.Struct, frozen=True):
+    """An execution with what is not shown: its plan and its latest attempt."""
+
+    execution: Execution
+    tenant: str
+    plan: Plan
+    timeout_s: int | None
+    attempt_id: str
+    identity: ProcessIdentity | None
+
+    @property
+    def id(self) -> str:
+        """The execution's id."""
+        return self.execution.id
+
+
+_DECODE_PLAN = msgspec.json.Decoder(Plan)
+_DECODE_STRINGS = msgspec.json.Decoder(tuple[str, ...])
+_DECODE_LEDGER = msgspec.json.Decoder(Ledger)
+
+_ATTEMPTS = (
+    sa.select(sa.func.count())
+    .where(attempts.c.execution_id == executions.c.id)
+    .correlate(executions)
+    .scalar_subquery()
+    .label("attempts")
+)
+_SHOWN = (*(executions.c[name] for name in Execution.__struct_fields__ if name != "attempts"), _ATTEMPTS)
+_LATEST = (
+    sa.select(sa.func.max(attempts.c.number))
+    .where(attempts.c.execution_id == executions.c.id)
+    .correlate(executions)
+    .scalar_subquery()
+)
+_STORED = sa.select(
+    *_SHOWN,
+    executions.c.tenant,
+    executions.c.tasks,
+    executions.c.timeout_s,
+    attempts.c.id.label("attempt_id"),
+    attempts.c.pid,
+    attempts.c.process_start,
+).join(attempts, (attempts.c.execution_id == executions.c.id) & (attempts.c.number == _LATEST))
+
+
+class Store:
+    """The executions of one project."""
+
+    def __init__(self, project_id: str) -> None:
+        self._project_id = project_id
+        self._mine = executions.c.project_id == project_id
+
+    # --- reading ---
+
+    def find(self, connection: sa.Connection, execution_id: str, tenant: str | None = None) -> Stored:
+        """One execution; of a tenant, unless the daemon itself asks.
+
+        Raises:
+            NotFound: there is none, or it is another tenant's.
+        """
+        query = _STORED.where(self._mine, executions.c.id == execution_id)
+        if tenant is not None:
+            query = query.where(executions.c.tenant == tenant)
+        row = connection.execute(query).mappings().one_or_none()
+        if row is None:
+            raise NotFound(_NO_EXECUTION)
+        return _stored(row)
+
+    def get(self, connection: sa.Connection, execution_id: str, tenant: str) -> Execution:
+        """One execution as it is shown.
+
+        Raises:
+            NotFound: there is none, or it is another tenant's.
+        """
+        query = sa.select(*_SHOWN).where(self._mine, executions.c.tenant == tenant, executions.c.id == execution_id)
+        row = connection.execute(query).mappings().one_or_none()
+        if row is None:
+            raise NotFound(_NO_EXECUTION)
+        return _shown(row)
+
+    def active(self, connection: sa.Connection) -> list[Stored]:
+        """All that are not over, of every tenant, in the order of acceptance."""
+        query = _STORED.where(self._mine, executions.c.status.in_(ACTIVE)).order_by(
+            executions.c.queued_us, executions.c.id
+        )
+        return [_stored(row) for row in connection.execute(query).mappings()]
+
+    def active_of(self, connection: sa.Connection, tenant: str, pipeline: str) -> str | None:
+        """The id of a pipeline's execution that is not over."""
+        query = sa.select(executions.c.id).where(
+            self._mine,
+            executions.c.tenant == tenant,
+            executions.c.pipeline == pipeline,
+            executions.c.status.in_(ACTIVE),
+        )
+        return connection.execute(query).scalars().first()
+
+    def page(self, connection: sa.Connection, tenant: str, args: ExecutionListArgs) -> ExecutionPage:
+        """A page, newest first. The cursor is (queued_us, id) of the last one shown, so nothing is shown twice."""
+        query = sa.select(*_SHOWN).where(self._mine, executions.c.tenant == tenant)
+        if args.pipeline is not None:
+            query = query.where(executions.c.pipeline == args.pipeline)
+        if args.status is not None:
+            query = query.where(executions.c.status == args.status)
+        place = decode_cursor(args.cursor)
+        if place is not None:
+            queued_us, last_id = _place(place)
+            at, key = executions.c.queued_us, executions.c.id
+            query = query.where((at < queued_us) | ((at == queued_us) & (key < last_id)))
+        query = query.order_by(executions.c.queued_us.desc(), executions.c.id.desc()).limit(args.limit + 1)
+        items = [_shown(row) for row in connection.execute(query).mappings()]
+        more = len(items) > args.limit
+        items = items[: args.limit]
+        cursor = encode_cursor(f"{items[-1].queued_us}:{items[-1].id}") if more else None
+        return ExecutionPage(tuple(items), cursor)
+
+    def ledger(self, connection: sa.Connection, execution_id: str) -> Ledger | None:
+        """The final ledger, None while there is none."""
+        query = sa.select(executions.c.ledger).where(self._mine, executions.c.id == execution_id)
+        found = connection.execute(query).scalar_one_or_none()
+        return None if found is None else _DECODE_LEDGER.decode(found)
+
+    def history(self, connection: sa.Connection, tenant: str, state_ids: Iterable[str]) -> list[sa.RowMapping]:
+        """What the streams of these state ids moved in their last successful runs."""
+        query = sa.select(stream_history).where(
+            stream_history.c.tenant == tenant,
+            stream_history.c.project_id == self._project_id,
+            stream_history.c.state_id.in_(list(state_ids)),
+        )
+        return list(connection.execute(query).mappings())
+
+    def over(self, connection: sa.Connection) -> list[tuple[str, str, int]]:
+        """(execution, attempt, finished_us) of all that are over, oldest first: for retention."""
+        query = (
+            sa.select(executions.c.id, attempts.c.id, executions.c.finished_us)
+            .join(attempts, attempts.c.execution_id == executions.c.id)
+            .where(self._mine, executions.c.status.in_(FINAL))
+            .order_by(executions.c.finished_us, executions.c.id)
+        )
+        return [(row[0], row[1], row[2] or 0) for row in connection.execute(query)]
+
+    # --- changing ---
+
+    def insert(
+        self,
+        tx: Tx,
+        execution: Execution,
+        plan: Plan,
+        *,
+        tenant: str,
+        timeout_s: int | None,
+        idempotency_key: str | None,
+    ) -> None:
+        """A new execution with its first attempt, whose id is its own."""
+        tx.connection.execute(
+            executions.insert().values(
+                id=execution.id,
+                tenant=tenant,
+                project_id=self._project_id,
+                pipeline=execution.pipeline,
+                status=INITIAL,
+                trigger=execution.trigger,
+                triggered_by=execution.triggered_by,
+                environment=execution.environment,
+                refresh=execution.refresh,
+                timeout_s=timeout_s,
+                tasks=msgspec.json.encode(plan),
+                state_ids=msgspec.json.encode(execution.state_ids),
+                idempotency_key=idempotency_key,
+                queued_us=execution.queued_us,
+                warnings=b"[]",
+            )
+        )
+        tx.connection.execute(
+            attempts.insert().values(
+                id=execution.id, execution_id=execution.id, tenant=tenant, project_id=self._project_id, number=1
+            )
+        )
+        _tell(tx, tenant, execution, None)
+
+    def transition(self, tx: Tx, execution_id: str, event: Event, **columns: Any) -> Execution:  # noqa: ANN401
+        """Let an event happen to an execution; `columns` of its row are written with the new status.
+
+        Raises:
+            states.ImpossibleError: the table has no such way from where it is now; nothing is written.
+        """
+        stored = self.find(tx.connection, execution_id)
+        status = after(stored.execution.status, event)
+        values = {"status": status, **columns}
+        tx.connection.execute(executions.update().where(self._mine, executions.c.id == execution_id).values(values))
+        if "warnings" in values:
+            values["warnings"] = _DECODE_STRINGS.decode(values["warnings"])
+        shown = {name: value for name, value in values.items() if name in Execution.__struct_fields__}
+        execution = msgspec.structs.replace(stored.execution, **shown)
+        _tell(tx, stored.tenant, execution, stored.execution.status)
+        return execution
+
+    def set_columns(self, tx: Tx, execution_id: str, **columns: Any) -> None:  # noqa: ANN401
+        """Write columns of an execution that say nothing about its status."""
+        tx.connection.execute(executions.update().where(self._mine, executions.c.id == execution_id).values(columns))
+
+    def set_attempt(self, tx: Tx, attempt_id: str, **columns: Any) -> None:  # noqa: ANN401
+        """Write columns of an attempt."""
+        tx.connection.execute(
+            attempts.update()
+            .where(attempts.c.project_id == self._project_id, attempts.c.id == attempt_id)
+            .values(columns)
+        )
+
+    def remember_streams(self, tx: Tx, tenant: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """What the streams of a successful run moved: the next run of each is compared with it."""
+        for row in rows:
+            tx.connection.execute(
+                stream_history.delete().where(
+                    stream_history.c.tenant == tenant,
+                    stream_history.c.project_id == self._project_id,
+                    stream_history.c.state_id == row["state_id"],
+                    stream_history.c.stream == row["stream"],
+                )
+            )
+        if rows:
+            tx.connection.execute(
+                stream_history.insert(),
+                [{"tenant": tenant, "project_id": self._project_id, **row} for row in rows],
+            )
+
+
+def _tell(tx: Tx, tenant: str, execution: Execution, previous: Status | None) -> None:
+    event = ExecutionEvent(
+        execution=execution.id,
+        pipeline=execution.pipeline,
+        status=execution.status,
+        previous=previous,
+        exit_code=execution.exit_code,
+        error=execution.error,
+        verdict=execution.verdict,
+        warnings=execution.warnings,
+    )
+    tx.emit(EXECUTION_EVENTS, event, tenant=tenant)
+    tx.emit(status_topic(execution.id), event, tenant=tenant)
+
+
+def _shown(row: sa.RowMapping) -> Execution:
+    fields = {name: row[name] for name in Execution.__struct_fields__}
+    fields["state_ids"] = _DECODE_STRINGS.decode(row["state_ids"])
+    fields["warnings"] = _DECODE_STRINGS.decode(row["warnings"])
+    return Execution(**fields)
+
+
+def _stored(row: sa.RowMapping) -> Stored:
+    has_process = row["pid"] is not None and row["process_start"] is not None
+    return Stored(
+        execution=_shown(row),
+        tenant=row["tenant"],
+        plan=_DECODE_PLAN.decode(row["tasks"]),
+        timeout_s=row["timeout_s"],
+        attempt_id=row["attempt_id"],
+        identity=ProcessIdentity(row["pid"], row["process_start"]) if has_process else None,
+    )
+
+
+def _place(text: str) -> tuple[int, str]:
+    queued_us, _, last_id = text.partition(":")
+    if not queued_us.isdecimal():
+        refused = ValidationFailed.field("cursor", "is not one that this service made")
+        raise refused
+    return int(queued_us), last_id

@@ -1,0 +1,120 @@
+"""Handlers of `pipeline.run` and `execution.*`: from a context and arguments to the executions, and back.
+
+Rules:
+- Nothing is decided here that `flx_api.daemon.executions` could decide.
+- A run that is asked for twice with one idempotency key is answered with the first execution as it is now.
+- Waiting never goes beyond the command's deadline: the answer is then the execution as it is.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from flx_api.daemon.executions.states import FINAL
+from flx_api.daemon.handlers import idempotency
+from flx_api.daemon.handlers.context import Accepted
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from flx_api.daemon.handlers.context import Context, Handler
+    from flx_api.daemon.journal import Tx
+    from flx_api.models.execution import (
+        Execution,
+        ExecutionCancelArgs,
+        ExecutionIdArgs,
+        ExecutionListArgs,
+        ExecutionLogsArgs,
+        ExecutionPage,
+        ExecutionWaitArgs,
+        LogPage,
+        StreamsResult,
+    )
+    from flx_api.models.pipeline import PipelineRunArgs
+
+RUN = "pipeline.run"
+# What is left of a deadline for the answer to travel.
+_ANSWER_MS = 50
+
+
+async def run(context: Context, args: PipelineRunArgs) -> Accepted | Execution:
+    """Accept a run; with `wait_ms`, answer when it is over, at the latest then."""
+    executions, tenant = context.services.executions, context.principal.tenant
+
+    def replay(tx: Tx) -> str | None:
+        stored = idempotency.look_up(tx, context, RUN)
+        return None if stored is None else stored.execution_id
+
+    def remember(tx: Tx, execution: Execution) -> None:
+        idempotency.remember(tx, context, RUN, execution, execution.id)
+
+    submitted = await executions.submit(
+        args,
+        context.principal,
+        environment=context.environment,
+        idempotency_key=context.idempotency_key,
+        replay=replay,
+        remember=remember,
+        dry_run=context.dry_run,
+    )
+    execution = submitted.execution
+    if not execution.id:
+        return execution
+    if context.wait_ms and execution.status not in FINAL:
+        execution = await executions.wait(execution.id, _patience_ms(context, context.wait_ms), tenant)
+    return Accepted(execution, execution.id, submitted.replayed)
+
+
+def get(context: Context, args: ExecutionIdArgs) -> Execution:
+    """One execution."""
+    return context.services.executions.get(args.id, context.principal.tenant)
+
+
+def page(context: Context, args: ExecutionListArgs) -> ExecutionPage:
+    """A page of executions."""
+    return context.services.executions.page(args, context.principal.tenant)
+
+
+async def cancel(context: Context, args: ExecutionCancelArgs) -> Execution:
+    """Ask for the end of an execution; with `wait_ms`, answer when it has ended."""
+    executions, tenant = context.services.executions, context.principal.tenant
+    if context.dry_run:
+        return executions.get(args.id, tenant)
+    execution = await executions.cancel(args.id, args.reason, context.principal)
+    if context.wait_ms:
+        return await executions.wait(args.id, _patience_ms(context, context.wait_ms), tenant)
+    return execution
+
+
+async def wait(context: Context, args: ExecutionWaitArgs) -> Execution:
+    """The execution when it is over."""
+    patience = _patience_ms(context, args.timeout_ms)
+    return await context.services.executions.wait(args.id, patience, context.principal.tenant)
+
+
+async def logs(context: Context, args: ExecutionLogsArgs) -> LogPage:
+    """Lines of an execution's log."""
+    return await context.services.executions.logs(args, context.principal.tenant)
+
+
+def streams(context: Context, args: ExecutionIdArgs) -> StreamsResult:
+    """The row ledger."""
+    return context.services.executions.streams(args.id, context.principal.tenant)
+
+
+def _patience_ms(context: Context, wanted_ms: int) -> int:
+    if context.deadline_us is None:
+        return wanted_ms
+    left_ms = (context.deadline_us - context.services.clock()) // 1000 - _ANSWER_MS
+    return max(0, min(wanted_ms, left_ms))
+
+
+HANDLERS: Mapping[str, Handler] = {
+    RUN: run,
+    "execution.list": page,
+    "execution.get": get,
+    "execution.cancel": cancel,
+    "execution.wait": wait,
+    "execution.logs": logs,
+    "execution.streams": streams,
+}

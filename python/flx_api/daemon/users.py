@@ -1,0 +1,179 @@
+"""Users who can log in: argon2id hashes in the database, checked in a small pool of threads.
+
+Strategy: hashing is meant to be slow, so it leaves the loop, at most two at once: a flood of logins waits in line and
+starves nobody else. An unknown user costs the same hash as a wrong password (a dummy is verified) and gets the same
+answer.
+
+Rules:
+- A password is never kept, logged or echoed.
+- Failures are throttled per account and per client address, before any hash is computed; a try counts as a failure
+  from its beginning until it succeeds, so that tries at the same time cannot slip through together.
+- `add` is the one way to make a user: the command and `flx user add` without a daemon both use it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+import argon2
+import msgspec
+from sqlalchemy import insert, select, update
+
+from flx_api.daemon.journal.tables import users
+from flx_api.daemon.throttle import Throttle
+from flx_api.errors import Conflict, FieldError, RateLimited, Unauthenticated, ValidationFailed
+from flx_api.models.auth import User
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from flx_api.daemon.journal import Journal, Tx
+
+T = TypeVar("T")
+
+_THREADS = 2
+# OWASP: argon2id with 19 MiB, two passes, one lane.
+_HASHER = argon2.PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)
+
+
+class _Account(NamedTuple):
+    tenant: str
+    password_hash: str
+    roles: tuple[str, ...]
+
+
+def check_roles(roles: Sequence[str], known: Sequence[str]) -> None:
+    """Refuse roles that grant nothing.
+
+    Raises:
+        ValidationFailed: with one error for each such role.
+    """
+    reason = f"is not a role; there are {', '.join(known)}"
+    errors = [FieldError(f"args.roles[{at}]", reason) for at, role in enumerate(roles) if role not in known]
+    if errors:
+        raise ValidationFailed(errors=errors)
+
+
+def hash_password(password: str, hasher: argon2.PasswordHasher = _HASHER) -> str:
+    """The hash to store: argon2id with its parameters and a fresh salt."""
+    return hasher.hash(password)
+
+
+def add(tx: Tx, username: str, password_hash: str, roles: Sequence[str], tenant: str) -> User:
+    """Make a user.
+
+    Raises:
+        Conflict: `already_exists`.
+    """
+    taken = select(users.c.username).where(users.c.project_id == tx.project_id, users.c.username == username)
+    if tx.connection.execute(taken).one_or_none() is not None:
+        raise Conflict(code="already_exists")
+    tx.connection.execute(
+        insert(users),
+        {
+            "username": username,
+            "tenant": tenant,
+            "project_id": tx.project_id,
+            "password_hash": password_hash,
+            "roles": msgspec.json.encode(list(roles)),
+            "disabled": False,
+            "created_us": tx.now_us,
+        },
+    )
+    return User(username, tuple(roles), tenant, tx.now_us)
+
+
+class Users:
+    """Checks passwords and makes users.
+
+    Args:
+        journal: where they are.
+        clock: microseconds since the epoch.
+        hasher: the parameters in force; hashes made with others are renewed at the next login.
+    """
+
+    def __init__(
+        self, journal: Journal, clock: Callable[[], int], hasher: argon2.PasswordHasher = _HASHER
+    ) -> None:
+        self._journal = journal
+        self._clock = clock
+        self._hasher = hasher
+        self._throttle = Throttle()
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="flx-password")
+        self._dummy: str | None = None
+
+    async def add(self, username: str, password: str, roles: Sequence[str], tenant: str) -> User:
+        """Make a user.
+
+        Raises:
+            Conflict: `already_exists`.
+        """
+        password_hash = await self._in_pool(lambda: hash_password(password, self._hasher))
+        return await self._journal.write(lambda tx: add(tx, username, password_hash, roles, tenant))
+
+    async def log_in(self, username: str, password: str, client_address: str) -> User:
+        """The user whose name and password these are.
+
+        Raises:
+            Unauthenticated: `invalid_credentials`, whatever of the two is wrong.
+            RateLimited: too many failures of this account or address.
+        """
+        keys = [f"account {username}"] + ([f"address {client_address}"] if client_address else [])
+        now_s = self._clock() / 1_000_000
+        wait_s = max(self._throttle.wait_s(key, now_s) for key in keys)
+        if wait_s > 0:
+            detail = "Too many failed logins"
+            raise RateLimited(detail, retry_after_s=max(round(wait_s, 3), 0.001))
+        for key in keys:
+            self._throttle.failed(key, now_s)
+        account = self._find(username)
+        if account is None:
+            self._dummy = self._dummy or await self._in_pool(lambda: hash_password("", self._hasher))
+        known = account.password_hash if account else self._dummy or ""
+        right = await self._in_pool(lambda: self._verify(known, password))
+        if account is None or not right:
+            raise Unauthenticated(code="invalid_credentials")
+        for key in keys:
+            self._throttle.succeeded(key)
+        if self._hasher.check_needs_rehash(account.password_hash):
+            await self._renew(username, account.password_hash, password)
+        return User(username, account.roles, account.tenant, 0)
+
+    def close(self) -> None:
+        """End the threads; hashes that have not begun are dropped."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _find(self, username: str) -> _Account | None:
+        query = select(users.c.tenant, users.c.password_hash, users.c.roles).where(
+            users.c.project_id == self._journal.project_id,
+            users.c.username == username,
+            users.c.disabled.is_(False),
+        )
+        with self._journal.read() as connection:
+            row = connection.execute(query).one_or_none()
+        return _Account(row.tenant, row.password_hash, msgspec.json.decode(row.roles, type=tuple[str, ...])) if row else None
+
+    def _verify(self, password_hash: str, password: str) -> bool:
+        try:
+            return self._hasher.verify(password_hash, password)
+        except (argon2.exceptions.VerificationError, argon2.exceptions.InvalidHashError):
+            return False
+
+    async def _renew(self, username: str, old_hash: str, password: str) -> None:
+        new_hash = await self._in_pool(lambda: hash_password(password, self._hasher))
+        # Only in place of the hash that was verified: the password may have been changed meanwhile.
+        change = (
+            update(users)
+            .where(
+                users.c.project_id == self._journal.project_id,
+                users.c.username == username,
+                users.c.password_hash == old_hash,
+            )
+            .values(password_hash=new_hash)
+        )
+        await self._journal.write(lambda tx: tx.connection.execute(change).rowcount)
+
+    async def _in_pool(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)

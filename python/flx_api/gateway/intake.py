@@ -1,0 +1,87 @@
+"""The body of a request: counted while it comes, and only of the kind that is understood.
+
+Rules:
+- A body that says it is too large is refused before it is read, one that does not say as soon as it is.
+- Reading stops at Content-Length: asking once more costs a second hop through the server's threads.
+- A body that does not arrive in time ends the request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from flx_api.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from flx_api.gateway.exchange import Exchange
+
+BODY_TIMEOUT_S: Final = 25.0
+_LATE: Final = "deadline_exceeded"
+_BODILESS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+_JSON: Final = frozenset({b"application/json", b"application/json;charset=utf-8"})
+
+
+class ClientGone(Exception):  # noqa: N818 - not an error of ours
+    """The client went away; nobody waits for an answer."""
+
+
+async def take_body(exchange: Exchange, limit: int) -> bytes:
+    """The whole body.
+
+    Raises:
+        InvalidRequest: payload_too_large, unsupported_encoding, unsupported_media_type, or not in time.
+        ClientGone: the connection ended before the body did.
+    """
+    headers = exchange.headers
+    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+        raise InvalidRequest(code="unsupported_encoding")
+    length = _length(headers.get(b"content-length"))
+    if length is not None and length > limit:
+        raise InvalidRequest(code="payload_too_large")
+    if length == 0 or (length is None and (exchange.method in _BODILESS or not _streams(exchange))):
+        return b""
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            body = await _read(exchange, length, limit)
+    except TimeoutError:
+        detail = "The body did not arrive in time"
+        raise InvalidRequest(detail, code=_LATE) from None
+    if body and headers.get(b"content-type", b"").replace(b" ", b"").replace(b'"', b"").lower() not in _JSON:
+        raise InvalidRequest(code="unsupported_media_type")
+    return body
+
+
+async def _read(exchange: Exchange, length: int | None, limit: int) -> bytes:
+    chunks: list[bytes] = []
+    size = 0
+    while True:
+        try:
+            message = await exchange.receive()
+        except RuntimeError:
+            # Granian reports a body that is broken on the wire (chunk sizes, lengths) in this way.
+            detail = "The body is malformed"
+            raise InvalidRequest(detail) from None
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        chunk = message.get("body", b"")
+        size += len(chunk)
+        if size > limit:
+            raise InvalidRequest(code="payload_too_large")
+        chunks.append(chunk)
+        if not message.get("more_body", False) or size == length:
+            return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def _length(value: bytes | None) -> int | None:
+    if value is None:
+        return None
+    if not value.isdigit():
+        detail = "Content-Length is not a number"
+        raise InvalidRequest(detail)
+    return int(value)
+
+
+def _streams(exchange: Exchange) -> bool:
+    """Whether a body may follow although no length was said: chunked, or HTTP/2."""
+    return b"transfer-encoding" in exchange.headers or exchange.scope.get("http_version", "1.1").startswith("2")

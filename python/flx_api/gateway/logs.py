@@ -1,0 +1,133 @@
+"""Log lines of an execution as a stream: `GET /v1/executions/{id}/logs`.
+
+Strategy: the execution is looked up first, by the same way as any command, so that who may not see it gets the same
+problem document as everywhere; then the Logs stream is passed on as it comes. Served beside the framework, since a
+stream that follows has to notice that its reader left, and that the service stops, while there is nothing to send.
+
+Rules:
+- `Accept: text/plain` gives the lines as they are; anything else gives one JSON object a line: `line`, `text`.
+- `follow` ends when the execution is over, the client leaves, or the service drains.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Annotated, Final
+
+import msgspec
+from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
+from msgspec import Meta
+
+from flx_api.commands import COMMANDS
+from flx_api.commands.permissions import authorise
+from flx_api.errors import Unavailable
+from flx_api.gateway.dispatch import frame_principal
+from flx_api.gateway.options import convert, known, query
+from flx_api.gateway.responses import finish
+from flx_api.proto.flx.v1.daemon_pb2 import LogRequest
+
+if TYPE_CHECKING:
+    from flx_api.gateway.cors import Cors
+    from flx_api.gateway.dispatch import Dispatcher
+    from flx_api.gateway.exchange import Exchange
+    from flx_api.proto.flx.v1.daemon_pb2 import LogBatch
+    from flx_api.upstream.channel import Upstream
+
+NDJSON: Final = b"application/x-ndjson"
+TEXT: Final = b"text/plain; charset=utf-8"
+
+
+class LogQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What of a log is wanted."""
+
+    from_line: Annotated[int, Meta(ge=1, lt=2**53, description="the first line; lines count from 1")] = msgspec.field(
+        default=1, name="from"
+    )
+    limit: Annotated[int, Meta(ge=0, lt=2**32, description="at most this many lines; 0 is all")] = 0
+    follow: Annotated[bool, Meta(description="go on until the execution is over")] = False
+
+
+class LogRoute:
+    """The handler of the log stream. `draining` is set when streams have to end."""
+
+    def __init__(self, upstream: Upstream, dispatcher: Dispatcher, cors: Cors, draining: asyncio.Event) -> None:
+        self._upstream = upstream
+        self._dispatcher = dispatcher
+        self._cors = cors
+        self._draining = draining
+
+    async def serve(self, exchange: Exchange) -> None:
+        """Answer with the stream."""
+        values = query(exchange)
+        known(values, {field.encode_name for field in msgspec.structs.fields(LogQuery)})
+        wanted = convert(values, LogQuery)
+        principal = exchange.principal
+        authorise(COMMANDS["execution.logs"], principal.roles if principal is not None else ())
+        execution_id = exchange.values["id"]
+        await self._dispatcher.run(exchange, COMMANDS["execution.get"], msgspec.json.encode({"id": execution_id}))
+        stub = await self._upstream.stub()
+        text = exchange.headers.get(b"accept", b"").startswith(b"text/plain")
+        request = LogRequest(
+            execution_id=execution_id,
+            from_line=wanted.from_line,
+            follow=wanted.follow,
+            limit=wanted.limit,
+            principal=frame_principal(principal),
+        )
+        try:
+            async with stub.Logs.open(metadata=self._upstream.metadata) as stream:
+                await stream.send_message(request, end=True)
+                await self._start(exchange, TEXT if text else NDJSON)
+                if exchange.method != "HEAD":
+                    await self._pass_on(exchange, stream.__aiter__(), text=text)
+        except (GRPCError, StreamTerminatedError, ProtocolError, OSError):
+            if not exchange.status:
+                raise Unavailable(retry_after_s=1) from None
+            # Headers are out: a cut connection is the only way left to say that the stream is not complete.
+            raise
+        await exchange.send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _start(self, exchange: Exchange, content_type: bytes) -> None:
+        headers = finish(exchange, [(b"content-type", content_type), (b"vary", b"Accept")], self._cors)
+        await exchange.send({"type": "http.response.start", "status": 200, "headers": headers})
+        exchange.status = 200
+
+    async def _pass_on(self, exchange: Exchange, batches: object, *, text: bool) -> None:
+        """Send batches until they end, the client leaves or the service drains."""
+        ends = [asyncio.create_task(_gone(exchange)), asyncio.create_task(self._draining.wait())]
+        try:
+            while True:
+                following = asyncio.ensure_future(anext(batches, None))  # type: ignore[call-overload]
+                done, _ = await asyncio.wait([following, *ends], return_when=asyncio.FIRST_COMPLETED)
+                if following not in done:
+                    following.cancel()
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await following
+                    return
+                batch = following.result()
+                if batch is None:
+                    return
+                body = _text(batch) if text else _ndjson(batch)
+                await exchange.send({"type": "http.response.body", "body": body, "more_body": True})
+        finally:
+            for task in ends:
+                task.cancel()
+            await asyncio.gather(*ends, return_exceptions=True)
+
+
+async def _gone(exchange: Exchange) -> None:
+    while (await exchange.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _text(batch: LogBatch) -> bytes:
+    return b"".join(line + b"\n" for line in batch.lines)
+
+
+def _ndjson(batch: LogBatch) -> bytes:
+    encode = msgspec.json.encode
+    return b"".join(
+        encode({"line": batch.first_line + index, "text": line.decode("utf-8", "replace")}) + b"\n"
+        for index, line in enumerate(batch.lines)
+    )

@@ -1,0 +1,271 @@
+"""The realtime path of one connection: `/ws/{client_id}`.
+
+    receive     request id, Host, path, handshake headers
+    admit       token (Authorization, subprotocol `bearer.<token>`, or a ticket), windows, origin, client id, caps
+    accept      or a problem document before it
+    serve       a reader, a writer, and a reason to end
+    record      always
+
+Rules (each a trap of the server that was met):
+- A reader that waits is cancelled before the Close frame is sent: Granian would hold the frame until the peer speaks.
+- Headers of an accept are dropped by the server, so nothing is said in them.
+- A message carries either `text` or `bytes`; sending after the end raises.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import re
+import time
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import parse_qs
+
+import structlog
+
+from flx_api._core import negotiate, origin_allowed
+from flx_api.errors import FlxError, Forbidden, InvalidRequest, NotFound, TokenRejected
+from flx_api.gateway.exchange import Exchange
+from flx_api.gateway.paths import decode_segment, normalise
+from flx_api.gateway.responses import finish, problem, refused, unexpected
+from flx_api.websocket import protocol
+from flx_api.websocket.close_codes import CloseCode
+from flx_api.websocket.connection import Connection
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from flx_api._core import Admission, Decision
+    from flx_api.auth.tickets import Tickets
+    from flx_api.config import Settings
+    from flx_api.gateway.cors import Cors
+    from flx_api.gateway.edge import Edge
+    from flx_api.gateway.exchange import Message, Scope
+    from flx_api.observability.metrics import Metrics
+    from flx_api.websocket.connection_manager import ConnectionManager
+
+TEMPLATE: Final = "/ws/{client_id}"
+_PREFIX: Final = "/ws/"
+_CLIENT_ID: Final = re.compile(r"[A-Za-z0-9._:@-]{1,128}")
+_KEY_BYTES: Final = 16
+_MESSAGES_PER_S: Final = 50
+_MAX_OFFENCES: Final = 10
+_CLOSE_TIMEOUT_S: Final = 2.0
+
+_log = structlog.get_logger("flx.websocket")
+
+
+class Endpoint:
+    """The WebSocket face of a gateway."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        edge: Edge,
+        admission: Admission,
+        tickets: Tickets,
+        manager: ConnectionManager,
+        cors: Cors,
+        metrics: Metrics,
+    ) -> None:
+        self._origins = list(settings.cors_origins)
+        self._edge = edge
+        self._admission = admission
+        self._tickets = tickets
+        self._manager = manager
+        self._cors = cors
+        self._metrics = metrics
+
+    async def websocket(
+        self, scope: Scope, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]
+    ) -> None:
+        """Serve one connection: the realtime path from top to bottom."""
+        if (await receive())["type"] != "websocket.connect":
+            return
+        headers = dict(scope["headers"])
+        exchange = Exchange(scope, receive, send, self._edge.request_ids.of(headers.get(b"x-request-id")))
+        try:
+            client_id = self._receive(exchange)
+            connection, subprotocol = self._admit(exchange, client_id)
+            self._manager.connect(connection)
+        except FlxError as error:
+            self._metrics.refusal(error.code)
+            await self._refuse(exchange, error)
+            return
+        except Exception:
+            _log.exception("websocket.unexpected", request_id=exchange.request_id)
+            await self._refuse(exchange, unexpected())
+            return
+        code = CloseCode.INTERNAL
+        try:
+            await send({"type": "websocket.accept", "subprotocol": subprotocol})
+            code = await self._serve(connection, receive, send)
+        except (RuntimeError, OSError):
+            code = CloseCode.GONE
+        finally:
+            self._manager.disconnect(connection, code)
+            self._metrics.request(TEMPLATE, "WEBSOCKET", 101, exchange.duration_us / 1e6)
+
+    def _receive(self, exchange: Exchange) -> str:
+        """The client id of a handshake that is one."""
+        self._edge.check_host(exchange)
+        scope = exchange.scope
+        raw = scope.get("raw_path") or scope["path"].encode()
+        path = normalise(raw.split(b"?", 1)[0])
+        name = path.removeprefix(_PREFIX)
+        if not path.startswith(_PREFIX) or "/" in name:
+            raise NotFound
+        client_id = decode_segment(name)
+        if not _CLIENT_ID.fullmatch(client_id):
+            raise InvalidRequest.field("client_id", "is 1 to 128 letters, digits, or ._:@-")
+        key = exchange.headers.get(b"sec-websocket-key")
+        if key is not None and not _is_key(key):
+            detail = "Sec-WebSocket-Key is not 16 bytes in base64"
+            raise InvalidRequest(detail)
+        return client_id
+
+    def _admit(self, exchange: Exchange, client_id: str) -> tuple[Connection, str | None]:
+        """Who connects, and the subprotocol to answer with."""
+        headers = exchange.headers
+        offered = b",".join(value for key, value in exchange.scope["headers"] if key == b"sec-websocket-protocol")
+        try:
+            _, token = negotiate(offered.decode("latin-1") if offered else None)
+        except ValueError:
+            detail = "Sec-WebSocket-Protocol is malformed"
+            raise InvalidRequest(detail) from None
+        tickets = parse_qs(exchange.scope.get("query_string", b"").decode("latin-1"), max_num_fields=16).get("ticket")
+        now_s, now_ns = time.time(), time.monotonic_ns()
+        decision: Decision
+        if b"authorization" in headers or (token is None and not tickets):
+            decision = self._admission.admit(exchange.scope["headers"], exchange.client, True, now_s, now_ns)  # noqa: FBT003
+        elif token is not None:
+            decision = self._admission.admit_token(token, exchange.client, now_s, now_ns)
+        else:
+            decision = self._admission.admit(exchange.scope["headers"], exchange.client, False, now_s, now_ns)  # noqa: FBT003
+        exchange.decision = decision
+        if decision.status != 200:  # noqa: PLR2004 - the core speaks HTTP
+            self._metrics.refusal(decision.reason or "unknown")
+            raise refused(decision)
+        principal = decision.principal
+        if principal is None:
+            principal = self._tickets.redeem(tickets[0], now_s) if tickets else None
+            if principal is None or principal.expires_at <= now_s:
+                raise TokenRejected("unknown_ticket")  # noqa: EM101 - a reason for metrics, not a sentence
+        origin, host = _text(exchange.origin), _text(exchange.host)
+        if not origin_allowed(origin, host, self._origins):
+            raise Forbidden(code="origin_not_allowed")
+        self._manager.check(client_id, principal.subject)
+        connection = Connection(client_id, principal, exchange.send, time.monotonic())
+        # Part 1 speaks the plain protocol: `flx.v1` is declined by not being selected.
+        names = [name.strip() for name in offered.split(b",")]
+        return connection, protocol.PLAIN if protocol.PLAIN.encode() in names else None
+
+    async def _refuse(self, exchange: Exchange, error: FlxError) -> None:
+        """A problem document in place of the upgrade; a bare 403 where the server cannot send one."""
+        if "websocket.http.response" not in (exchange.scope.get("extensions") or {}):
+            await exchange.send({"type": "websocket.close", "code": CloseCode.POLICY})
+            return
+        status, headers, body = problem(error, exchange.request_id)
+        headers = finish(exchange, headers, self._cors)
+        headers.append((b"content-length", b"%d" % len(body)))
+        await exchange.send({"type": "websocket.http.response.start", "status": status, "headers": headers})
+        await exchange.send({"type": "websocket.http.response.body", "body": body, "more_body": False})
+        self._metrics.request(TEMPLATE, "WEBSOCKET", status, exchange.duration_us / 1e6)
+
+    async def _serve(
+        self,
+        connection: Connection,
+        receive: Callable[[], Awaitable[Message]],
+        send: Callable[[Message], Awaitable[None]],
+    ) -> CloseCode:
+        """Read and write until there is a reason to end; the reason."""
+        connection.send(protocol.frame("connected", message="connected", client_id=connection.client_id))
+        reader = asyncio.create_task(self._read(connection, receive), name="ws-reader")
+        writer = asyncio.create_task(connection.write(time.monotonic), name="ws-writer")
+        try:
+            await asyncio.wait([reader, writer, connection.closing], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            reader.cancel()
+            writer.cancel()
+            results = await asyncio.gather(reader, writer, return_exceptions=True)
+        for result in results:
+            if isinstance(result, Exception) and not isinstance(result, (RuntimeError, OSError)):
+                _log.error("websocket.broken", exc_info=result)
+                connection.end(CloseCode.INTERNAL)
+        if not connection.closing.done():
+            connection.end(CloseCode.GONE)
+        code = connection.closing.result()
+        if code is not CloseCode.GONE:
+            await _close(send, code)
+        return code
+
+    async def _read(self, connection: Connection, receive: Callable[[], Awaitable[Message]]) -> None:
+        """Take messages until the peer goes away or has offended too often."""
+        allowance, last_s, offences = float(_MESSAGES_PER_S), time.monotonic(), 0
+        while True:
+            message = await receive()
+            if message["type"] != "websocket.receive":
+                connection.end(CloseCode.GONE)
+                return
+            text = message.get("text")
+            payload = message.get("bytes") if text is None else text.encode("utf-8", "surrogatepass")
+            if payload is None or len(payload) > protocol.MAX_MESSAGE_BYTES:
+                connection.end(CloseCode.TOO_LARGE)
+                return
+            now_s = time.monotonic()
+            allowance = min(float(_MESSAGES_PER_S), allowance + (now_s - last_s) * _MESSAGES_PER_S) - 1
+            last_s = now_s
+            try:
+                if allowance < 0:
+                    allowance = 0.0
+                    detail = "Too many messages"
+                    raise FlxError(detail, code="rate_limited")
+                await self._handle(connection, payload)
+            except FlxError as error:
+                offences += 1
+                connection.send(protocol.error(error.code, error.detail))
+                if offences > _MAX_OFFENCES:
+                    connection.end(CloseCode.POLICY)
+                    return
+
+    async def _handle(self, connection: Connection, payload: bytes) -> None:
+        """Do what one message asks for.
+
+        Raises:
+            FlxError: it cannot be done.
+        """
+        message = protocol.parse(payload)
+        match message.type:
+            case "ping":
+                connection.send(protocol.frame("pong", timestamp=int(time.time() * 1_000_000)))
+            case "subscribe" | "unsubscribe" if message.event is None:
+                raise InvalidRequest.field("event", "is needed")
+            case "subscribe" if message.event is not None:
+                await self._manager.subscribe(connection, message.event, message.from_)
+            case "unsubscribe" if message.event is not None:
+                self._manager.unsubscribe(connection, message.event)
+                connection.send(protocol.frame("unsubscribed", event=message.event))
+            case _:
+                connection.send(protocol.echo(payload))
+
+
+async def _close(send: Callable[[Message], Awaitable[None]], code: CloseCode) -> None:
+    """Send the Close frame; a peer that does not take it is left alone."""
+    message: dict[str, Any] = {"type": "websocket.close", "code": int(code), "reason": code.reason}
+    try:
+        async with asyncio.timeout(_CLOSE_TIMEOUT_S):
+            await send(message)
+    except (RuntimeError, OSError, TimeoutError):
+        return
+
+
+def _is_key(key: bytes) -> bool:
+    try:
+        return len(base64.b64decode(key, validate=True)) == _KEY_BYTES
+    except binascii.Error:
+        return False
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode("latin-1")
