@@ -39,10 +39,10 @@ check: setup-dev  ## format, lint, types, import floors, clippy, stub, generated
 	PYO3_PYTHON=$(CURDIR)/$(BIN)/python cargo clippy --quiet --workspace --all-targets -- -D warnings
 	MYPYPATH=python $(BIN)/python -m mypy.stubtest flx_api._core
 	$(BIN)/python docs/generate.py --check
-	$(BIN)/python tools/protocol --check
+	tools/protocol --check
 
 bench: setup-dev prepare  ## benchmarks beside their rivals: make bench SUITE=runs; results in benches/results
-	$(BIN)/python benches/run.py $(SUITE)
+	$(BIN)/python -m benches $(SUITE)
 
 serve: setup prepare  ## the service on the demo project, until Ctrl-C
 	@$(BIN)/flx serve --project .demo
@@ -52,7 +52,7 @@ wheel: $(BIN)/.setup-tools  ## dist/*.whl: `pip install` it where there is no Ru
 
 docs: setup-dev  ## docs/reference anew from the code, and the protocol's generated code
 	$(BIN)/python docs/generate.py
-	$(BIN)/python tools/protocol
+	tools/protocol
 
 requirements: $(BIN)/.setup-tools  ## requirements/*.txt anew (exact versions and hashes); ARGS=--upgrade for newer ones
 	UV=$(UV) tools/lock $(ARGS)
@@ -96,4 +96,5 @@ $(BIN)/.setup-native: $(RUST) pyproject.toml $(BIN)/.setup-run
 
 # Our own modules: compiled ahead even where PYTHONDONTWRITEBYTECODE is set, or every start would compile them anew.
 bytecode: $(BIN)/.setup-native
+	@compgen -G 'python/flx_api/_core*.so' > /dev/null || { rm $(BIN)/.setup-native; $(MAKE) $(BIN)/.setup-native; }
 	@$(BIN)/python -m compileall -qq python/flx_api || true  # a module that does not compile says so when it is imported

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,8 +29,12 @@ import httpx
 from ruamel.yaml import YAML
 from websockets.sync.client import connect
 
-from benches.flights import flights_project
+from benches.flights import ROWS, flights_project
 from benches.record import Suite
+from flx_api import _core
+from flx_api.daemon import meter
+from flx_api.daemon.executors import RunSpec
+from flx_api.daemon.executors.local import LocalExecutor, MeterCommand
 from tests.service import ROOT, Service, copy_project
 
 if TYPE_CHECKING:
@@ -289,4 +294,36 @@ def _lines(folder: Path) -> int:
 
 async def _executor_cpu(project: Path, meltano: Path, *, metered: bool) -> float:
     """CPU seconds of one full run of the flights, from the run's own exit record."""
-    raise NotImplementedError((project, meltano, metered, shutil, sys))
+    shutil.rmtree(project / "output", ignore_errors=True)
+    (project / "output").mkdir()
+    script = Path(meter.__file__)
+    native = Path(_core.__file__ or "")
+    executor = LocalExecutor(
+        project,
+        project / ".flx",
+        project / ".flx",
+        meltano,
+        os.environ,
+        meter=MeterCommand(Path(sys.executable), script, native) if metered else None,
+    )
+    await executor.start()
+    attempt = str(uuid.uuid4())
+    try:
+        run = await executor.spawn(
+            RunSpec(
+                attempt_id=attempt,
+                execution_id=attempt,
+                blocks=("flights",),
+                full_refresh=True,
+                extractors=("tap-flights",),
+                loaders=("target-jsonl",),
+            )
+        )
+        await run.release()
+        await run.wait()
+        record = await executor.settle(attempt, run_started=True)
+    finally:
+        await executor.close()
+    if record is None or record.code != 0 or _lines(project / "output") != ROWS:
+        raise SystemExit(f"the run of the flights ended {record}, {_lines(project / 'output')} rows")
+    return record.cpu_s

@@ -79,9 +79,7 @@ def start_service(nyc_project: Path, meltano_env: Path) -> Iterator[Callable[...
 
 
 @pytest.fixture(scope="module")
-def service(
-    tmp_path_factory: pytest.TempPathFactory, prepared_plugins: Path, meltano_env: Path
-) -> Iterator[Service]:
+def service(tmp_path_factory: pytest.TempPathFactory, prepared_plugins: Path, meltano_env: Path) -> Iterator[Service]:
     """A service for all tests of a module, on a project copy of their own."""
     project = copy_project(tmp_path_factory.mktemp("service") / "nyc", plugins=prepared_plugins)
     running = Service(project, environ={"FLX_MELTANO": str(meltano_env)})

@@ -1,8 +1,11 @@
+# The stub is where the native module is documented, so its docstrings stay.
+# ruff: noqa: PYI021
+
 """The native half of FLX API (built from `rust/py`): tokens, windows, admission, metering, topics.
 
 Rules for callers:
-- Nothing here blocks, reads a clock or does I/O. `now_s` is seconds since 1970 (`time.time()`), for tokens; `now_ns` is a
-  monotonic clock in nanoseconds (`time.monotonic_ns()`), for windows. Numbers that do not fit raise `OverflowError`.
+- Nothing here blocks, reads a clock or does I/O. `now_s` is seconds since 1970 (`time.time()`), for tokens; `now_ns` is
+  a monotonic clock in nanoseconds (`time.monotonic_ns()`), for windows. Numbers that do not fit raise `OverflowError`.
 - Objects are frozen and may be used from several threads.
 - Importing the module by its file path needs no other module of the package; `flx_api.errors` is imported only when a
   `TokenRejected` has to be raised.
@@ -297,9 +300,9 @@ class Meter:
     def drain_keys(self) -> list[tuple[str, bytes]]:
         r"""The distinct keys that are new since the last call: `(stream, lines)`.
 
-        Each line is the JSON array of a record's key values, as written, in the order of `key_properties`, and ends with
-        `\n`. A key property that a record lacks is `null`. Fetch after every few chunks: beyond 64 MiB of lines not
-        fetched the largest stream is given up as with `max_keys`.
+        Each line is the JSON array of a record's key values, as written, in the order of `key_properties`, and ends
+        with `\n`. A key property that a record lacks is `null`. Fetch after every few chunks: beyond 64 MiB of lines
+        not fetched the largest stream is given up as with `max_keys`.
         """
 
 def topic_matches(pattern: str, topic: str) -> bool:
@@ -317,8 +320,8 @@ def negotiate(protocol_header: str | None) -> tuple[Literal["flx.v1"] | None, by
 def origin_allowed(origin: str | None, host: str | None, allowed: Sequence[str]) -> bool:
     """Whether a WebSocket handshake from `origin`, sent to `host` (the Host header), may go on.
 
-    Scheme, host and port are compared exactly (default ports filled in, letters in any case) with each of `allowed`, and
-    with `host` itself under either scheme. Absence is allowed; `null`, and anything that is no plain http(s) origin, never.
+    Scheme, host and port are compared exactly (default ports filled in, letters in any case) with each of `allowed`,
+    and with `host` itself under either scheme. Absence is allowed; `null`, and what is no plain http(s) origin, never.
     A `*` in `allowed` matches nothing: who wants no check does not ask.
     """
 

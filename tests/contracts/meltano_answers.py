@@ -45,7 +45,7 @@ def no_hub(_service, *, plugin_name, **_):
 
 
 def as_env_once(service, *args, ask=ProjectSettingsService.as_env, **kwargs):
-    """Meltano's own settings as variables, asked once: every plugin asks for all of them anew, most of the time spent."""
+    """Meltano's own settings as variables, asked once: plugins ask for all of them anew, most of the time spent."""
     key = repr((args, kwargs))
     kept = service.__dict__.setdefault("_kept_as_env", {})
     if key not in kept:

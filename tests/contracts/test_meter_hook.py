@@ -8,26 +8,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-
-from flx_api.daemon.meter_records import MeterFollower
-from tests.e2e.ledger_runs import Runs, shorten
+from tests.e2e.ledger_runs import Runs, follow_counts, shorten
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 def test_every_plugin_passes_the_meter_and_leaves_a_whole_record(nyc_project: Path, meltano_env: Path) -> None:
     """Discovery, extractor, loader and dbt, in start order; each record complete; counts followed while it ran."""
     shorten(nyc_project, "weather", 500)
-    followed: dict[str, int] = {}
+    rows = {"airlines": 16, "airports": 1458, "planes": 3322, "weather": 500}
 
     def follow(folder: Path) -> None:
-        follower = MeterFollower(folder)
-        while sum(followed.values()) < 16 + 1458 + 3322 + 500:
-            for event in follower.poll():
-                followed.update({name: count.records for name, count in event.streams.items()})
+        follow_counts(folder, lambda event: {name: seen.records for name, seen in event.streams.items()} == rows)
 
     outcome = Runs(nyc_project, meltano_env).run("tap-nyc", "target-duckdb", "dbt-duckdb:build", during=follow)
     assert outcome.exit is not None
@@ -45,5 +40,5 @@ def test_every_plugin_passes_the_meter_and_leaves_a_whole_record(nyc_project: Pa
         assert one.ended_us is not None
         assert one.ended_us > one.started_us
     assert [one.snapshot is not None for one in outcome.invocations] == [False, True, True, False]
-    assert followed == {"airlines": 16, "airports": 1458, "planes": 3322, "weather": 500}
+    assert {name: stream.piped for name, stream in outcome.streams.items()} == rows
     assert outcome.ledger.verdict == "verified"

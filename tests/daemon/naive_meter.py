@@ -45,7 +45,7 @@ class Meter:
         try:
             message = json.loads(line)
             kind = message["type"]
-            stream = None if kind == "STATE" else message["stream"]
+            stream: str = "" if kind == "STATE" else message["stream"]
         except (ValueError, KeyError, TypeError):
             self._malformed += 1
             return

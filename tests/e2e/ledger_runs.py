@@ -17,6 +17,8 @@ import stat
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,14 +29,16 @@ import pytest
 from flx_api.daemon.executors import ExitRecord, RunSpec
 from flx_api.daemon.executors.local import LocalExecutor, MeterCommand
 from flx_api.daemon.ledger import History, PlannedBlock, build_ledger
-from flx_api.daemon.meter_records import Invocation, read_invocations
+from flx_api.daemon.meter_records import CountEvent, Invocation, MeterFollower, read_invocations
 from flx_api.daemon.run_folder import RunFolders
+from flx_api.models.ledger import Ledger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from flx_api.models.ledger import Ledger, StreamLedger
+    from flx_api.models.ledger import StreamLedger
 
+WAIT_S = 60.0
 DAEMON = Path(__file__).resolve().parents[2] / "python" / "flx_api" / "daemon"
 
 
@@ -92,8 +96,8 @@ class Runs:
     async def _run(
         self,
         blocks: tuple[str, ...],
-        full_refresh: bool,  # noqa: FBT001
-        first_run: bool,  # noqa: FBT001
+        full_refresh: bool,
+        first_run: bool,
         history: History | None,
         during: Callable[[Path], None] | None,
         overrides: dict[str, str],
@@ -102,18 +106,16 @@ class Runs:
         for folder in (data_dir, runtime_dir):
             folder.mkdir(exist_ok=True)
         meter = MeterCommand(python=Path(sys.executable), script=DAEMON / "meter.py", native=native_module())
-        executor = LocalExecutor(
-            self.project, data_dir, runtime_dir, self._meltano, dict(os.environ), meter=meter
-        )
+        executor = LocalExecutor(self.project, data_dir, runtime_dir, self._meltano, dict(os.environ), meter=meter)
         attempt = str(uuid.uuid4())
         plugins = [word for word in blocks if ":" not in word]
         spec = RunSpec(attempt, attempt, blocks, "dev", full_refresh, overrides=overrides)
-        folder = RunFolders(data_dir, self.project / ".meltano").of(attempt)
+        records = RunFolders(data_dir, self.project / ".meltano").of(attempt)
         try:
             run = await executor.spawn(spec)
             await run.release()
             if during is not None:
-                await asyncio.to_thread(during, folder.meter)
+                await asyncio.to_thread(during, records.meter)
             record = await run.wait()
             await executor.settle(attempt, run_started=True)
         finally:
@@ -129,10 +131,10 @@ class Runs:
                 full_refresh=full_refresh,
             )
         ]
-        invocations = read_invocations(folder.meter)
+        invocations = read_invocations(records.meter)
         code = None if record is None else record.code
         ledger = build_ledger(plan, invocations, exit_code=code, history={state_id: history or {}})
-        return Outcome(record, ledger, invocations, folder.path)
+        return Outcome(record, ledger, invocations, records.path)
 
 
 def script(path: Path, body: str) -> Path:
@@ -182,6 +184,17 @@ def replace_loader(project: Path, name: str, venv: Path) -> None:
     (folder / "venv").symlink_to(venv)
 
 
+def follow_counts(folder: Path, enough: Callable[[CountEvent], bool]) -> CountEvent:
+    """Follow a run's meter folder until a count event is enough."""
+    follower, pause, deadline = MeterFollower(folder), threading.Event(), time.monotonic() + WAIT_S
+    while time.monotonic() < deadline:
+        for event in follower.poll():
+            if enough(event):
+                return event
+        pause.wait(0.02)  # between two looks, as the daemon does it
+    pytest.fail("the expected count did not come")
+
+
 def shorten(project: Path, stream: str, rows: int) -> None:
     """Keep the first rows of one of the demo project's files."""
     path = project / "data" / f"{stream}.csv"
@@ -215,7 +228,8 @@ def scripted_project(project: Path, tap: str = "", target: str = "") -> Path:
         " capabilities: [state], settings: []}\n",
     ).replace(
         "  loaders:\n",
-        "  loaders:\n  - {name: target-scripted, namespace: target_scripted, executable: ./target-scripted, settings: []}\n",
+        "  loaders:\n  - {name: target-scripted, namespace: target_scripted, executable: ./target-scripted,"
+        " settings: []}\n",
     )
     (project / "meltano.yml").write_text(manifest)
     return project

@@ -46,7 +46,8 @@ if mode == "helper":
     subprocess.Popen(["sleep", "600"], process_group=0, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 (here / "environment.json").write_text(json.dumps(dict(os.environ)))
 (here / f"started-{os.getpid()}").touch()
-print(json.dumps({"type": "SCHEMA", "stream": "s", "schema": {"type": "object", "properties": {"n": {"type": "integer"}}}, "key_properties": []}), flush=True)
+schema = {"type": "object", "properties": {"n": {"type": "integer"}}}
+print(json.dumps({"type": "SCHEMA", "stream": "s", "schema": schema, "key_properties": []}), flush=True)
 while (here / "hold").exists():
     time.sleep(0.005)
 for n in range(2):
@@ -114,7 +115,9 @@ def until(condition: Callable[[], Any], what: str) -> Any:
 class Bench:
     """A project, a data folder, and executors over them."""
 
-    def __init__(self, project: Path, meltano: Path, *, use_fork: bool = True, environ: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, project: Path, meltano: Path, *, use_fork: bool = True, environ: dict[str, str] | None = None
+    ) -> None:
         self.project = project
         self.meltano = meltano
         self.use_fork = use_fork

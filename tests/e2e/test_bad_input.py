@@ -121,9 +121,7 @@ def test_unknown_blocks_are_refused(service: Service) -> None:
 def test_media_type_encoding_and_size(service: Service) -> None:
     """415 for anything but plain JSON, 413 past the limit, by length and by chunks."""
     post = service.http.post
-    problem(
-        post("/v1/execute", content=b"{}", headers={"Content-Type": "text/plain"}), 415, "unsupported_media_type"
-    )
+    problem(post("/v1/execute", content=b"{}", headers={"Content-Type": "text/plain"}), 415, "unsupported_media_type")
     headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
     problem(post("/v1/execute", content=b"\x1f\x8b", headers=headers), 415, "unsupported_encoding")
     big = b'{"command":"system.echo","args":{"a":"' + b"x" * 1_100_000 + b'"}}'

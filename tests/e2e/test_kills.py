@@ -102,9 +102,7 @@ def test_random_kills(start_service: Callable[..., Service], nyc_project: Path) 
     assert list(range(rows[0][0], rows[-1][0] + 1)) == [row[0] for row in rows]
 
 
-def test_the_supervisor_killed_in_the_middle(
-    start_service: Callable[..., Service], nyc_project: Path
-) -> None:
+def test_the_supervisor_killed_in_the_middle(start_service: Callable[..., Service], nyc_project: Path) -> None:
     """kill -9 of `flx serve` ends its children but not the run; the next `flx serve` adopts it to its true end."""
     tap = GatedTap(nyc_project)
     service = start_service()

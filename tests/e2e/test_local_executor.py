@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import uvloop
+from tests.e2e.scripted_project import BLOCKS, Bench, make_project, until
 
 from flx_api.daemon.executors import ExitRecord, ProcessIdentity
 from flx_api.daemon.executors.local import LocalRun, MeterCommand
 from flx_api.daemon.processes import identify, is_alive, session_members
 from flx_api.daemon.run_folder import RunFolder
 from flx_api.errors import Conflict, DeadlineExceeded
-from tests.e2e.scripted_project import BLOCKS, Bench, make_project, until
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -37,16 +38,33 @@ def run_async(story: Coroutine[Any, Any, None]) -> None:
     uvloop.run(story)
 
 
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory, meltano_env: Path) -> Path:
+    """The scripted project with Meltano's database made, to be copied."""
+    project = make_project(tmp_path_factory.mktemp("prepared") / "project")
+    words = [str(meltano_env / "bin" / "meltano"), "job", "list"]
+    environ = {**os.environ, "MELTANO_CLI_DISABLE_VERSION_CHECK": "1"}
+    subprocess.run(words, cwd=project, env=environ, check=True, capture_output=True)
+    return project
+
+
 @pytest.fixture(params=[True, False], ids=["forked", "fresh"])
-def bench(request: pytest.FixtureRequest, tmp_path: Path, meltano_env: Path) -> Bench:
+def bench(request: pytest.FixtureRequest, tmp_path: Path, prepared: Path, meltano_env: Path) -> Bench:
     """The scripted project, both ways of having a process."""
-    return Bench(make_project(tmp_path / "project"), meltano_env, use_fork=request.param)
+    shutil.copytree(prepared, tmp_path / "project", symlinks=True)
+    return Bench(tmp_path / "project", meltano_env, use_fork=request.param)
 
 
 @pytest.fixture
-def forked(tmp_path: Path, meltano_env: Path) -> Bench:
+def forked(tmp_path: Path, prepared: Path, meltano_env: Path) -> Bench:
     """The scripted project with a zygote."""
-    return Bench(make_project(tmp_path / "project"), meltano_env)
+    shutil.copytree(prepared, tmp_path / "project", symlinks=True)
+    return Bench(tmp_path / "project", meltano_env)
+
+
+def until_written(path: Path) -> None:
+    """Return when the file holds something."""
+    until(lambda: path.exists() and path.stat().st_size, path.name)
 
 
 def inner_of(run: LocalRun) -> int:
@@ -79,15 +97,15 @@ def test_a_run_does_what_meltano_does_and_says_how_it_ended(bench: Bench) -> Non
     run_async(story())
 
 
-def test_a_failing_run_keeps_its_exit_code(bench: Bench) -> None:
-    (bench.project / "target.py").write_text("#!/usr/bin/env python3\nraise SystemExit(3)\n")
+def test_a_failing_run_keeps_its_exit_code(forked: Bench) -> None:
+    (forked.project / "target.py").write_text("#!/usr/bin/env python3\nraise SystemExit(3)\n")
 
     async def story() -> None:
-        executor = bench.executor()
-        run, record = await bench.complete(executor, bench.spec())
+        executor = forked.executor()
+        run, record = await forked.complete(executor, forked.spec())
         assert record is not None
         assert record.code == 1
-        assert any("Loader failed" in event or "Block run completed" in event for event in bench.events(run))
+        assert any("Loader failed" in event or "Block run completed" in event for event in forked.events(run))
         await executor.close()
 
     run_async(story())
@@ -282,7 +300,7 @@ asyncio.run(story())
 
 
 def test_a_killed_daemon_finds_its_run_again(forked: Bench) -> None:
-    """kill -9 of the daemon: the zygote ends, the run goes on, the next daemon learns its true end."""
+    """Kill -9 of the daemon: the zygote ends, the run goes on, the next daemon learns its true end."""
     forked.hold()
     root = Path(__file__).resolve().parents[2]
     daemon = subprocess.Popen(
@@ -334,7 +352,7 @@ def test_our_own_variables_never_reach_a_run(bench: Bench) -> None:
         await run.release()
         plugin = await asyncio.to_thread(bench.plugin_started)
         for pid in (run.identity.pid, inner_of(run), plugin):
-            environ = Path(f"/proc/{pid}/environ").read_bytes()
+            environ = await asyncio.to_thread(Path(f"/proc/{pid}/environ").read_bytes)
             assert b"FLX_" not in environ
             assert b"s3cret" not in environ
             assert b"unseen" not in environ
@@ -345,7 +363,9 @@ def test_our_own_variables_never_reach_a_run(bench: Bench) -> None:
         assert "MELTANO_RUN_FULL_REFRESH" not in seen
         assert "PYTHONPATH" not in seen
         assert not [name for name in seen if name.startswith("FLX_")]
-        assert b"over" not in (run.folder / "spec.json").read_bytes().replace(b"overrides", b"").replace(b"override_names", b"")
+        assert b"over" not in (run.folder / "spec.json").read_bytes().replace(b"overrides", b"").replace(
+            b"override_names", b""
+        )
         bench.let_go()
         await run.wait()
         await executor.settle(spec.attempt_id, run_started=True)
@@ -361,7 +381,9 @@ def test_an_edited_project_is_seen_by_the_next_run(forked: Bench) -> None:
         zygote = executor._zygote.pid
         text = (forked.project / "meltano.yml").read_text()
         (forked.project / "meltano.yml").write_text(text.replace("tap-scripted", "tap-renamed"))
-        spec = forked.spec("tap-renamed", "target-scripted", environment="prod", state_id_suffix="-x", full_refresh=True)
+        spec = forked.spec(
+            "tap-renamed", "target-scripted", environment="prod", state_id_suffix="-x", full_refresh=True
+        )
         run, record = await forked.complete(executor, spec)
         assert record is not None
         assert record.code == 0
@@ -372,14 +394,16 @@ def test_an_edited_project_is_seen_by_the_next_run(forked: Bench) -> None:
     run_async(story())
 
 
-def test_first_runs_do_not_race_in_making_the_database(bench: Bench) -> None:
+def test_first_runs_do_not_race_in_making_the_database(forked: Bench) -> None:
+    shutil.rmtree(forked.project / ".meltano")
+
     async def story() -> None:
-        executor = bench.executor()
-        assert not (bench.project / ".meltano" / "meltano.db").exists()
-        specs = [bench.spec(state_id_suffix=f"n{n}") for n in range(3)]
-        ended = await asyncio.gather(*(bench.complete(executor, spec) for spec in specs))
+        executor = forked.executor()
+        assert not (forked.project / ".meltano" / "meltano.db").exists()
+        specs = [forked.spec(state_id_suffix=f"n{n}") for n in range(3)]
+        ended = await asyncio.gather(*(forked.complete(executor, spec) for spec in specs))
         assert [record.code for _, record in ended if record] == [0, 0, 0]
-        assert [bench.meltano_rows(spec.attempt_id)[0][0] for spec in specs] == ["SUCCESS"] * 3
+        assert [forked.meltano_rows(spec.attempt_id)[0][0] for spec in specs] == ["SUCCESS"] * 3
         await executor.close()
 
     run_async(story())
@@ -417,17 +441,17 @@ def test_the_meter_stands_before_every_plugin(bench: Bench, tmp_path: Path) -> N
     run_async(story())
 
 
-def test_other_commands_answer_with_their_output(bench: Bench) -> None:
+def test_other_commands_answer_with_their_output(forked: Bench) -> None:
     async def story() -> None:
-        executor = bench.executor()
+        executor = forked.executor()
         result = await executor.command("environment", "list")
         assert result.code == 0
         assert b"dev" in result.stdout
         assert (await executor.command("no-such-command")).code == 2
-        bench.hold()
+        forked.hold()
         with pytest.raises(DeadlineExceeded):
             await executor.command("invoke", "tool:work", within_s=3.0)
-        until(lambda: all(identify(pid) is None for pid in _started(bench)), "the end of the killed command")
+        until(lambda: all(identify(pid) is None for pid in _started(forked)), "the end of the killed command")
         await executor.close()
 
     run_async(story())
@@ -437,30 +461,24 @@ def _started(bench: Bench) -> list[int]:
     return [int(path.name.removeprefix("started-")) for path in bench.project.glob("started-*")]
 
 
-def test_a_row_of_another_database_is_repaired_by_meltanos_own_means(bench: Bench) -> None:
+def test_a_row_of_another_database_is_repaired_by_meltanos_own_means(forked: Bench) -> None:
     """The way a PostgreSQL database goes, on the one database every machine has."""
 
     async def story() -> None:
-        executor = bench.executor()
-        bench.hold()
-        spec = bench.spec()
+        executor = forked.executor(database_uri=lambda: "sqlite+pysqlite:///$MELTANO_SYS_DIR_ROOT/meltano.db")
+        forked.hold()
+        spec = forked.spec()
         run = await executor.spawn(spec)
         await run.release()
-        await asyncio.to_thread(bench.plugin_started)
+        await asyncio.to_thread(forked.plugin_started)
+        assert [state for state, *_ in forked.meltano_rows(spec.attempt_id)] == ["RUNNING"]
         os.kill(run.identity.pid, signal.SIGKILL)
         await run.wait()
-        request = {
-            "database_uri": f"sqlite:///{bench.project}/.meltano/meltano.db",
-            "run_id": spec.attempt_id,
-            "error": "killed",
-        }
-        answer, report = await executor._zygote.ask("repair", request)
-        report.close()
-        assert answer.rows == 1
-        [(state, ended, payload, _)] = bench.meltano_rows(spec.attempt_id)
-        assert (state, payload["error"]) == ("FAIL", "killed")
-        assert ended
         await executor.settle(spec.attempt_id, run_started=True)
+        [(state, ended, payload, _)] = forked.meltano_rows(spec.attempt_id)
+        assert state == "FAIL"
+        assert ended
+        assert "killed" in payload["error"]
         await executor.close()
 
     run_async(story())
@@ -477,7 +495,7 @@ def test_the_warm_path_is_fast(forked: Bench) -> None:
             begun = time.perf_counter()
             run = await executor.spawn(forked.spec())
             await run.release()
-            await asyncio.to_thread(until, lambda log=run.folder / "log.jsonl": log.exists() and log.stat().st_size, "a line")
+            await asyncio.to_thread(until_written, run.folder / "log.jsonl")
             took.append(time.perf_counter() - begun)
             await run.wait()
         assert min(took) < 0.15
@@ -492,6 +510,7 @@ def flights(nyc_project: Path, meltano_env: Path) -> Bench:
     return Bench(nyc_project, meltano_env)
 
 
+@pytest.mark.slow
 def test_real_plugins_and_a_catalogue_that_is_discovered_once(flights: Bench) -> None:
     async def story() -> None:
         executor = flights.executor()

@@ -141,11 +141,13 @@ def test_four_parallel_runs_of_one_tap(start_service: Callable[..., Service], ny
     yaml, file = YAML(), nyc_project / "meltano.yml"
     document = yaml.load(file)
     for number in range(4):
-        document["plugins"]["loaders"].append({
-            "name": f"target-jsonl-{number}",
-            "inherit_from": "target-jsonl",
-            "config": {"destination_path": f"output/{number}"},
-        })
+        document["plugins"]["loaders"].append(
+            {
+                "name": f"target-jsonl-{number}",
+                "inherit_from": "target-jsonl",
+                "config": {"destination_path": f"output/{number}"},
+            }
+        )
     yaml.dump(document, file)
     service = start_service({"FLX_MAX_RUNS": "4"})
     executions = []

@@ -280,8 +280,8 @@ def test_typ_is_checked_when_configured() -> None:
 def test_the_key_decides_the_algorithm_and_the_use() -> None:
     """Only a key meant for HS256 verification is tried; the rest of a set is left alone."""
     token = minted({"sub": "a"}, kid="k1")
-    rsa = {"kty": "RSA", "kid": "r", "n": "AQAB", "e": "AQAB"}
-    for keys, good in [
+    rsa: dict[str, object] = {"kty": "RSA", "kid": "r", "n": "AQAB", "e": "AQAB"}
+    cases: list[tuple[list[dict[str, object]], bool]] = [
         ([key(kid="k1")], True),
         ([rsa, key(kid="k1", use="sig", key_ops=["verify", "sign"])], True),
         ([key(kid="k1", alg="HS512")], False),
@@ -291,7 +291,8 @@ def test_the_key_decides_the_algorithm_and_the_use() -> None:
         ([key()], False),
         ([rsa], False),
         ([], False),
-    ]:
+    ]
+    for keys, good in cases:
         if good:
             assert verify_jws(token, key_set(*keys)) == b'{"sub": "a"}'
         else:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from flx_api._core import Meter
 
-FIXED = settings(derandomize=True, deadline=None, database=None, max_examples=120)
+FIXED = settings(derandomize=True, deadline=None, database=None, max_examples=80)
 STREAMS = ["a", "b", "käse", 'q"\\']
 STREAM_COUNTS = (
     "records",
@@ -133,8 +133,8 @@ def test_counts_agree_with_a_full_reader(written: list[str], tail: str, cuts: li
         end = at + cuts[turn % len(cuts)]
         kind = (bytes, bytearray, memoryview)[turn % 3]
         meter.feed(kind(data[at:end]))
-        for stream, keys in meter.drain_keys():
-            drained[stream] = drained.get(stream, b"") + keys
+        for stream, fresh in meter.drain_keys():
+            drained[stream] = drained.get(stream, b"") + fresh
         at, turn = end, turn + 1
     meter.finish()
 

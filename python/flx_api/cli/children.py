@@ -59,7 +59,10 @@ class Child:
                 sys.executable,
                 argv,
                 environ,
-                file_actions=[(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)],
+                file_actions=[
+                    (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                    (os.POSIX_SPAWN_DUP2, 2, 1),  # stdout is the supervisor's, for the person who started it
+                ],
                 setpgroup=0,
                 setsigmask=[],
                 setsigdef=[signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD, signal.SIGPIPE],
@@ -125,4 +128,3 @@ def describe(status: int) -> str:
     """How a process ended, from its wait status."""
     code = os.waitstatus_to_exitcode(status)
     return f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
-

@@ -8,16 +8,16 @@ becomes a `CommandFailed` with its sentence.
 from __future__ import annotations
 
 import os
+import secrets
 import time
-import uuid
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
 import httpx
-import jwt
 
 from flx_api.cli.runtime import running_service
 from flx_api.config import duration_ms, secret_of
+from flx_api.daemon.tokens import issue
 from flx_api.errors import StartupError
 
 if TYPE_CHECKING:
@@ -46,18 +46,17 @@ def mint(settings: Settings, subject: str, roles: Sequence[str], *, tenant: str,
     except ValueError as error:
         msg = f"--ttl: {error}"
         raise StartupError(msg) from None
-    now = int(time.time())
-    claims = {
-        "iss": settings.jwt_issuer,
-        "aud": settings.jwt_audience,
-        "sub": subject,
-        "roles": list(roles),
-        "tenant": tenant,
-        "jti": uuid.uuid4().hex,
-        "iat": now,
-        "exp": now + lifetime_s,
-    }
-    return jwt.encode(claims, secret_of(settings), algorithm="HS256")
+    return issue(
+        secret_of(settings),
+        issuer=settings.jwt_issuer,
+        audience=settings.jwt_audience,
+        subject=subject,
+        roles=roles,
+        tenant=tenant,
+        now_s=int(time.time()),
+        jti=secrets.token_urlsafe(16),
+        ttl_s=lifetime_s,
+    ).token
 
 
 class Client:
@@ -89,7 +88,9 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._http.close()
 
     def ask(self, method: str, path: str, **options: Any) -> httpx.Response:  # noqa: ANN401 - httpx's own

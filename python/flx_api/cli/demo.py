@@ -72,10 +72,14 @@ class Demo:
         records = " and ".join(f"{end['records'] or 0:,}" for end in ends)
         took = f"{time.monotonic() - started:.1f} s"
         if good:
-            self._console.print(f"[green]Both pipelines verified: {records} records, counted at both ends. {took}[/green]")
+            self._console.print(
+                f"[green]Both pipelines verified: {records} records, counted at both ends. {took}[/green]"
+            )
             self._say("your own project: flx serve --project DIR   documentation: README.md and docs/")
             return 0
-        verdicts = ", ".join(f"{name} {end['status']}/{end['verdict']}" for name, end in zip(_PIPELINES, ends, strict=True))
+        verdicts = ", ".join(
+            f"{name} {end['status']}/{end['verdict']}" for name, end in zip(_PIPELINES, ends, strict=True)
+        )
         self._console.print(f"[red]Not verified: {verdicts} ({records} records).[/red] The service's log: {self._log}")
         return 1
 
@@ -141,7 +145,9 @@ class Demo:
         if end.get("error"):
             self._say(f"  error: {end['error']}")
         took = ((end["finished_us"] or 0) - (end["started_us"] or 0)) / 1e6
-        self._console.print(f"{end['status']}, {end['verdict'] or 'not counted'}: {end['records'] or 0:,} records, {took:.1f} s")
+        self._console.print(
+            f"{end['status']}, {end['verdict'] or 'not counted'}: {end['records'] or 0:,} records, {took:.1f} s"
+        )
         return end
 
     @staticmethod

@@ -11,14 +11,15 @@ Rules:
 
 from __future__ import annotations
 
-import logging
+import contextlib
 import os
 import signal
 import socket
 import sys
+import time
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from granian._granian import SocketHolder
 from granian.constants import HTTPModes, Interfaces, Loops
@@ -30,9 +31,6 @@ from flx_api.cli.children import expect_parent
 from flx_api.config import Settings, load
 from flx_api.errors import StartupError
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 _HEADER_READ_MS = 10_000
 _H2_HEADER_LIST = 65_536
 _H2_STREAMS = 100
@@ -43,6 +41,8 @@ _H2_KEEP_ALIVE_MS = 20_000
 _BACKPRESSURE = 4096
 # The supervisor gives the gateway 3 s; a worker that an open stream holds back is ended before that.
 _WORKER_KILL_S = 2
+# Between SIGUSR1 (the application says goodbye) and SIGTERM (Granian stops): time for Close frames to leave.
+_DRAIN_S = 0.25
 
 
 class Gateway(MPServer):  # type: ignore[misc]  # Granian has no type information
@@ -80,13 +80,19 @@ class Gateway(MPServer):  # type: ignore[misc]  # Granian has no type informatio
         self._sso = socket.socket(fileno=self._listening)
         self._sso.set_inheritable(True)
 
+    def _stop_workers(self) -> None:
+        """Let the workers drain first: told to end, Granian cuts WebSockets without a Close frame."""
+        for worker in self.wrks:
+            with contextlib.suppress(ProcessLookupError, TypeError):
+                os.kill(worker.inner.pid, signal.SIGUSR1)
+        time.sleep(_DRAIN_S)
+        super()._stop_workers()
 
-def make_app(create: Callable[[Settings], Any], settings: Settings, server: int) -> Any:  # noqa: ANN401 - an ASGI callable
-    """In a worker: the application. The worker ends with the server that forked it."""
+
+def hand_over(app: Any, server: int) -> Any:  # noqa: ANN401 - an ASGI callable
+    """In a worker: the application, ready before the fork. The worker ends with the server that forked it."""
     expect_parent(server)
-    # Granian sets its own handlers for the loop afterwards.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    return create(settings)
+    return app
 
 
 def main() -> int:
@@ -95,10 +101,12 @@ def main() -> int:
     try:
         settings = load(os.environ)
         from flx_api.main import create_app  # noqa: PLC0415 - the application is heavy; the parent is known to live
+        from flx_api.observability.logging import set_up  # noqa: PLC0415
 
-        logging.getLogger("_granian").setLevel(logging.WARNING)
+        set_up(settings.log_level)
+        app = create_app(settings)
         gateway = Gateway(settings, int(sys.argv[2]))
-        gateway.serve(target_loader=partial(make_app, create_app, settings, os.getpid()), wrap_loader=False)
+        gateway.serve(target_loader=partial(hand_over, app, os.getpid()), wrap_loader=False)
     except StartupError as error:
         print(error, file=sys.stderr)
         return 2

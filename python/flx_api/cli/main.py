@@ -85,7 +85,9 @@ def serve(
 @app.command()
 def daemon(
     project: ProjectOption = None,
-    socket: Annotated[Optional[Path], typer.Option(help="Where to listen; in the runtime directory by default.")] = None,
+    socket: Annotated[
+        Optional[Path], typer.Option(help="Where to listen; in the runtime directory by default.")
+    ] = None,
 ) -> None:
     """Run only the daemon, in the foreground; `flx serve` does this by itself."""
     from flx_api.cli import meltano, runtime  # noqa: PLC0415

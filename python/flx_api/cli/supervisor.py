@@ -82,10 +82,11 @@ class Supervisor:
         with contextlib.ExitStack() as stack:
             stack.callback(self._listener.close)
             stack.callback(self._selector.close)
+            if self._own_daemon:
+                runtime.check_project(self._settings)
             runtime.prepare_data_folder(self._settings)
             folder = None
             if self._own_daemon:
-                runtime.check_project(self._settings)
                 folder = meltano.ensure(meltano.environment_folder(self._settings), self._say)
             self._environ = environ_of(self._settings, self._overrides, meltano=folder)
             self._runtime_dir = runtime.make_runtime_dir(self._settings, self._environ)
@@ -268,14 +269,16 @@ class Supervisor:
 
 
 def _banner(endpoints: runtime.Endpoints) -> str:
-    return "\n".join((
-        f"FLX API serves {endpoints.project}",
-        f"  API        {endpoints.url}        documentation: {endpoints.url}/docs",
-        f"  WebSocket  {endpoints.ws_url}/ws/{{client_id}}",
-        f"  Data       {endpoints.data_dir}",
-        f"  Token      flx token mint --sub me --role admin --project {endpoints.project}",
-        "Ctrl-C stops it.",
-    ))
+    return "\n".join(
+        (
+            f"FLX API serves {endpoints.project}",
+            f"  API        {endpoints.url}        documentation: {endpoints.url}/docs",
+            f"  WebSocket  {endpoints.ws_url}/ws/{{client_id}}",
+            f"  Data       {endpoints.data_dir}",
+            f"  Token      flx token mint --sub me --role admin --project {endpoints.project}",
+            "Ctrl-C stops it.",
+        )
+    )
 
 
 def _complain(line: str, stream: TextIO | None = None) -> None:

@@ -95,7 +95,7 @@ def build_ledger(
     Args:
         plan: the extract-load blocks in the order they run.
         invocations: what `read_invocations` found.
-        exit_code: of the run; None while it is under way or when unknown.
+        exit_code: of the run; None while it is under way (or when it vanished): then there are no warnings.
         history: per state id, per stream.
     """
     groups = _groups(invocations)
@@ -159,7 +159,7 @@ def _block(
     streams: tuple[StreamLedger, ...] = ()
     warnings: tuple[Warning_, ...] = ()
     if group is None:
-        reason: str | None = "not metered" if exit_code == 0 else "the block did not start"
+        reason: str | None = "not metered" if exit_code == 0 else "the block has not started"
         verdict: Verdict = "unverified"
     else:
         streams = _streams(planned, group)
@@ -167,7 +167,8 @@ def _block(
         reason = next((stream.reason for stream in streams if stream.verdict == verdict != "verified"), None)
         if not streams:
             reason = "no stream was emitted"
-        warnings = tuple(_warnings(planned, group, streams, past, verdict))
+        # While the run is under way everything is incomplete, and nothing is a fault yet.
+        warnings = () if exit_code is None else tuple(_warnings(planned, group, streams, past, verdict))
     return BlockLedger(
         index=index,
         extractor=planned.extractor,
@@ -291,7 +292,9 @@ def _unconfirmed(group: _Group, verdict: Verdict) -> Iterable[Warning_]:
         return
     sent, confirmed = _state_of(producer), _state_of(group.loader.snapshot)
     if sent is not None and confirmed is not None and sent != confirmed:
-        yield _warning("state_not_confirmed", f"the last state of {group.loader.plugin} is not the last one it was sent")
+        yield _warning(
+            "state_not_confirmed", f"the last state of {group.loader.plugin} is not the last one it was sent"
+        )
 
 
 def _empty(planned: PlannedBlock, extractor: Invocation, snapshot: Snapshot, past: History) -> Iterable[Warning_]:

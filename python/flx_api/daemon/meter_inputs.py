@@ -10,6 +10,9 @@ Rules:
 - A pattern (`data/*.csv`) is present when it matches anything.
 """
 
+# Pathlib, with what it imports, would be part of every start.
+# ruff: noqa: PTH110, PTH111, PTH207
+
 from __future__ import annotations
 
 import glob
@@ -19,7 +22,25 @@ _KEYS = frozenset(
     ("path", "paths", "file", "files", "filename", "file_name", "filepath", "file_path", "csv_files_definition")
 )
 _SUFFIXES = frozenset(
-    "csv tsv txt json jsonl ndjson xls xlsx xlsm ods parquet avro orc xml gz zip bz2 zst db sqlite duckdb".split()
+    (
+        *(
+            "csv",
+            "tsv",
+            "txt",
+            "json",
+            "jsonl",
+            "ndjson",
+            "xls",
+            "xlsx",
+            "xlsm",
+            "ods",
+            "parquet",
+            "avro",
+            "orc",
+            "xml",
+        ),
+        *("gz", "zip", "bz2", "zst", "db", "sqlite", "duckdb"),
+    )
 )
 _REMOTE = ("url", "host", "bucket", "protocol", "base_url", "api_url")
 

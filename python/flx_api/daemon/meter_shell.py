@@ -8,13 +8,16 @@ this run does can fall outside of the two counts.
 
 Rules:
 - Start-up is part of every run: builtin and small C modules only (`_signal`, `_json`), no `json`, `signal`,
-  `subprocess`; what a loader or a config needs is imported when it is needed, after an extractor was started.
+  `subprocess`, `typing`; what a loader or a config needs is imported when it is needed, after an extractor was started.
 - Bytes pass unchanged. A reader that goes away closes our reading end too, so the plugin meets EPIPE as without us.
 - A fault of the meter (a full disk, no native module, a counter that raises) costs records, never the run.
 - No secret is written: records hold names, numbers and fixed sentences. The exception is a STATE, which Meltano itself
   keeps; configuration never appears.
 - The plugin dies when we die (PDEATHSIG) and we die when Meltano dies.
 """
+
+# Pathlib, with what it imports, would be part of every start.
+# ruff: noqa: PTH123, PTH208
 
 from __future__ import annotations
 
@@ -23,14 +26,15 @@ import fcntl
 import os
 import select
 import time
-from typing import TYPE_CHECKING, NoReturn
 
+TYPE_CHECKING = False  # type checkers know it by its name; importing `typing` costs as much as all the rest
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
-    from typing import Any
+    from typing import NoReturn
 
     from flx_api._core import Meter
+    from flx_api.daemon.destinations import Before
 
 CHUNK = 256 * 1024
 PIPE_BYTES = 1024 * 1024
@@ -73,6 +77,8 @@ def load_native(path: str) -> ModuleType | None:
         from importlib._bootstrap import module_from_spec  # type: ignore[import-not-found, unused-ignore]  # noqa: PLC0415
 
         spec = loaders.spec_from_file_location("flx_api._core", path)
+        if spec is None or spec.loader is None:
+            return None
         module: ModuleType = module_from_spec(spec)
         spec.loader.exec_module(module)
     except (ImportError, OSError, AttributeError, SyntaxError):
@@ -362,11 +368,11 @@ class Invocation:
         lines = keys_lines(self._meter.drain_keys())
         self._keys_kept = self._keys_kept and self._records.write_keys(lines)
 
-    def _destination(self, when: str, before: Any) -> Any:
+    def _destination(self, when: str, before: Before | None) -> Before | None:
         """Count the destination and record it; hands back what the second count needs of the first."""
         record: dict[str, object] = {"kind": "destination", "when": when, "ts_us": now_us(), "ok": False}
         record |= {"method": "none", "reason": "the destination could not be counted", "streams": {}}
-        made = None
+        made: Before | None = None
         try:
             import destinations  # type: ignore[import-not-found, unused-ignore]  # noqa: PLC0415
 
@@ -428,5 +434,3 @@ def enlarge(fd: int) -> None:
         fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
     except (OSError, AttributeError):
         return  # no pipe, no Linux, or over the user's limit
-
-

@@ -1,7 +1,7 @@
 """Who asks.
 
-A principal is made in three places only: from a frame of a trusted gateway, from the claims of a client's own token, and
-`ANONYMOUS` for commands that need none (`flx_api.daemon.trust`).
+A principal is made in three places only: from a frame of a trusted gateway, from the claims of a client's own token,
+and `ANONYMOUS` for commands that need none (`flx_api.daemon.trust`).
 """
 
 from __future__ import annotations

@@ -98,15 +98,19 @@ class RunFolder:
         return self.log.exists()
 
     def identity(self, boot_id: str) -> ProcessIdentity | None:
-        """The attempt's process, if it is of this boot."""
+        """The attempt's process, if it is of this boot and not known to be gone."""
         process = self.process
-        if process is None or process.boot_id != boot_id:
+        if process is None or not process.pid or process.boot_id != boot_id:
             return None
         return ProcessIdentity(process.pid, process.start_time)
 
     def write_process(self, identity: ProcessIdentity, boot_id: str) -> None:
         """Remember the process, before it may do anything."""
         _write(self._process, ProcessOnDisk(identity.pid, identity.start_time, boot_id))
+
+    def write_gone(self, boot_id: str) -> None:
+        """The process and its session are gone: its pid may become somebody else's and must not be acted upon."""
+        self.write_process(ProcessIdentity(0, 0), boot_id)
 
     def write_spec(self, spec: RunSpec) -> None:
         """Write down what runs, without the values of overrides."""

@@ -1,7 +1,7 @@
-"""How often somebody may try a password: per account and per address, ever more slowly after failures.
+"""How often somebody may try a password: per account and per address, more slowly after each failure.
 
-Strategy: five failures are free; each one after doubles the time until the next try, up to a quarter of an hour. An hour
-without a try forgets. Nobody can lock an account for good, and a success forgets the account's failures.
+Strategy: five failures are free; each one after doubles the time until the next try, up to a quarter of an hour. An
+hour without a try forgets. Nobody can lock an account for good, and a success forgets the account's failures.
 
 Rules:
 - Pure: `now_s` is an argument.
@@ -42,7 +42,7 @@ class Throttle:
         if now_s - record.last_s >= FORGET_S:
             return 0.0
         # The exponent is bounded as well: a float of 2**2000 does not exist.
-        delay = min(FIRST_DELAY_S * 2 ** min(record.failures - FREE_FAILURES, 32), MAX_DELAY_S)
+        delay: float = min(FIRST_DELAY_S * 2.0 ** min(record.failures - FREE_FAILURES, 32), MAX_DELAY_S)
         return max(record.last_s + delay - now_s, 0.0)
 
     def failed(self, key: str, now_s: float) -> None:
@@ -58,4 +58,5 @@ class Throttle:
         self._records.pop(key, None)
 
     def __len__(self) -> int:
+        """How many keys are remembered."""
         return len(self._records)

@@ -11,7 +11,6 @@ import base64
 import secrets
 from typing import TYPE_CHECKING, NamedTuple
 
-import jwt
 import msgspec
 
 if TYPE_CHECKING:
@@ -41,6 +40,8 @@ def issue(
     ttl_s: int = TTL_S,
 ) -> Issued:
     """A signed access token for a subject, good from `now_s` for `ttl_s` seconds."""
+    import jwt  # noqa: PLC0415 - only a login needs it, every start would pay for it
+
     claims = {
         "iss": issuer,
         "aud": audience,

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-import argon2
 import msgspec
 from sqlalchemy import insert, select, update
 
@@ -29,13 +29,13 @@ from flx_api.models.auth import User
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from argon2 import PasswordHasher
+
     from flx_api.daemon.journal import Journal, Tx
 
 T = TypeVar("T")
 
 _THREADS = 2
-# OWASP: argon2id with 19 MiB, two passes, one lane.
-_HASHER = argon2.PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)
 
 
 class _Account(NamedTuple):
@@ -56,9 +56,17 @@ def check_roles(roles: Sequence[str], known: Sequence[str]) -> None:
         raise ValidationFailed(errors=errors)
 
 
-def hash_password(password: str, hasher: argon2.PasswordHasher = _HASHER) -> str:
+@cache
+def default_hasher() -> PasswordHasher:
+    """OWASP's minimum: argon2id with 19 MiB, two passes, one lane."""
+    from argon2 import PasswordHasher  # noqa: PLC0415 - only a login needs it, every start would pay for it
+
+    return PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)
+
+
+def hash_password(password: str, hasher: PasswordHasher | None = None) -> str:
     """The hash to store: argon2id with its parameters and a fresh salt."""
-    return hasher.hash(password)
+    return (hasher or default_hasher()).hash(password)
 
 
 def add(tx: Tx, username: str, password_hash: str, roles: Sequence[str], tenant: str) -> User:
@@ -91,15 +99,13 @@ class Users:
     Args:
         journal: where they are.
         clock: microseconds since the epoch.
-        hasher: the parameters in force; hashes made with others are renewed at the next login.
+        hasher: the parameters in force, `default_hasher` when not given; other hashes are renewed at the next login.
     """
 
-    def __init__(
-        self, journal: Journal, clock: Callable[[], int], hasher: argon2.PasswordHasher = _HASHER
-    ) -> None:
+    def __init__(self, journal: Journal, clock: Callable[[], int], hasher: PasswordHasher | None = None) -> None:
         self._journal = journal
         self._clock = clock
-        self._hasher = hasher
+        self._given_hasher = hasher
         self._throttle = Throttle()
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="flx-password")
         self._dummy: str | None = None
@@ -145,6 +151,10 @@ class Users:
         """End the threads; hashes that have not begun are dropped."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
+    @property
+    def _hasher(self) -> PasswordHasher:
+        return self._given_hasher or default_hasher()
+
     def _find(self, username: str) -> _Account | None:
         query = select(users.c.tenant, users.c.password_hash, users.c.roles).where(
             users.c.project_id == self._journal.project_id,
@@ -153,9 +163,15 @@ class Users:
         )
         with self._journal.read() as connection:
             row = connection.execute(query).one_or_none()
-        return _Account(row.tenant, row.password_hash, msgspec.json.decode(row.roles, type=tuple[str, ...])) if row else None
+        return (
+            _Account(row.tenant, row.password_hash, msgspec.json.decode(row.roles, type=tuple[str, ...]))
+            if row
+            else None
+        )
 
     def _verify(self, password_hash: str, password: str) -> bool:
+        import argon2  # noqa: PLC0415 - as in `default_hasher`
+
         try:
             return self._hasher.verify(password_hash, password)
         except (argon2.exceptions.VerificationError, argon2.exceptions.InvalidHashError):

@@ -179,7 +179,6 @@ def keep_run(request: dict[str, Any], gate: int, report: int) -> int:
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
-    os.close(gate)
     os.close(started_write)
     tell(report, {"pid": os.getpid()})
     os.close(report)
@@ -187,7 +186,10 @@ def keep_run(request: dict[str, Any], gate: int, report: int) -> int:
     _, status, usage = os.wait4(inner, 0)
     started = os.read(started_read, 64)
     if not started:
-        return 0
+        # Stopped at its gate. If that had been opened the run did begin, only it came to nothing.
+        if not was_opened(gate):
+            return 0
+        started = str(now_us()).encode()
     code = os.waitstatus_to_exitcode(status)
     if code < 0 and -code not in STOP_SIGNALS:
         kill_stragglers()
@@ -202,6 +204,15 @@ def keep_run(request: dict[str, Any], gate: int, report: int) -> int:
         },
     )
     return code if code >= 0 else 128 - code
+
+
+def was_opened(gate: int) -> bool:
+    """Whether the gate holds its byte, unread."""
+    os.set_blocking(gate, False)
+    try:
+        return os.read(gate, 1) == GATE_OPEN
+    except BlockingIOError:
+        return False
 
 
 def become_leader() -> None:

@@ -192,9 +192,7 @@ class Memory:
     def _heard(self, event: Event) -> Heard:
         self.order += 1
         pos = encode(self.position)
-        return Heard(
-            self.order, event.topic, event.tenant, event.seq, event.prev, frame_of(event, self.epoch, pos)
-        )
+        return Heard(self.order, event.topic, event.tenant, event.seq, event.prev, frame_of(event, self.epoch, pos))
 
     def _cut_journal(self) -> None:
         keep = 0

@@ -32,7 +32,7 @@ class Position(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fiel
 
     epoch: Annotated[str, Meta(max_length=128)]
     seq: Annotated[int, Meta(ge=0, lt=2**53)]
-    logs: dict[str, Annotated[int, Meta(ge=0, lt=2**53)]] = {}  # noqa: RUF012 - msgspec copies it for each instance
+    logs: dict[str, Annotated[int, Meta(ge=0, lt=2**53)]] = {}
 
 
 def encode(position: Position) -> str:
@@ -46,13 +46,13 @@ def decode(text: str) -> Position:
     Raises:
         InvalidRequest: we did not make it.
     """
+    detail = "The position is not one that this service gave"
+    if len(text) > _MAX_CHARS:
+        raise InvalidRequest(detail)
     try:
-        if len(text) > _MAX_CHARS:
-            raise ValueError
         raw = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
         return msgspec.json.decode(raw, type=Position)
     except (ValueError, binascii.Error, msgspec.DecodeError):
-        detail = "The position is not one that this service gave"
         raise InvalidRequest(detail) from None
 
 

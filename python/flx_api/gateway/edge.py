@@ -79,6 +79,7 @@ class Edge:
     def __init__(
         self,
         settings: Settings,
+        *,
         admission: Admission,
         paths: Paths,
         cors: Cors,
@@ -105,7 +106,7 @@ class Edge:
             exchange.passed("receive")
             self._admit(exchange, needs_token=fault is None and self._needs_token(exchange))
             if fault is not None:
-                raise fault
+                raise fault  # noqa: TRY301 - one place answers all errors, this function
             exchange.body = await take_body(exchange, self._limit)
             exchange.passed("admit")
             response = await self._dispatch(exchange)

@@ -28,6 +28,8 @@ from flx_api.gateway.responses import finish
 from flx_api.proto.flx.v1.daemon_pb2 import LogRequest
 
 if TYPE_CHECKING:
+    from grpclib.client import Stream
+
     from flx_api.gateway.cors import Cors
     from flx_api.gateway.dispatch import Dispatcher
     from flx_api.gateway.exchange import Exchange
@@ -79,8 +81,9 @@ class LogRoute:
             async with stub.Logs.open(metadata=self._upstream.metadata) as stream:
                 await stream.send_message(request, end=True)
                 await self._start(exchange, TEXT if text else NDJSON)
-                if exchange.method != "HEAD":
-                    await self._pass_on(exchange, stream.__aiter__(), text=text)
+                if exchange.method == "HEAD" or not await self._pass_on(exchange, stream, text=text):
+                    # Left before its end, the stream would be waited for: say that nobody listens any more.
+                    await stream.cancel()
         except (GRPCError, StreamTerminatedError, ProtocolError, OSError):
             if not exchange.status:
                 raise Unavailable(retry_after_s=1) from None
@@ -92,22 +95,24 @@ class LogRoute:
         headers = finish(exchange, [(b"content-type", content_type), (b"vary", b"Accept")], self._cors)
         await exchange.send({"type": "http.response.start", "status": 200, "headers": headers})
         exchange.status = 200
+        # Granian holds the headers back until a body begins, and a log may have no lines for a long time.
+        await exchange.send({"type": "http.response.body", "body": b"", "more_body": True})
 
-    async def _pass_on(self, exchange: Exchange, batches: object, *, text: bool) -> None:
-        """Send batches until they end, the client leaves or the service drains."""
+    async def _pass_on(self, exchange: Exchange, stream: Stream[LogRequest, LogBatch], *, text: bool) -> bool:
+        """Send batches until they end (True), the client leaves or the service drains (False)."""
         ends = [asyncio.create_task(_gone(exchange)), asyncio.create_task(self._draining.wait())]
         try:
             while True:
-                following = asyncio.ensure_future(anext(batches, None))  # type: ignore[call-overload]
+                following = asyncio.create_task(stream.recv_message())
                 done, _ = await asyncio.wait([following, *ends], return_when=asyncio.FIRST_COMPLETED)
                 if following not in done:
                     following.cancel()
                     with contextlib.suppress(asyncio.CancelledError):
                         await following
-                    return
+                    return False
                 batch = following.result()
                 if batch is None:
-                    return
+                    return True
                 body = _text(batch) if text else _ndjson(batch)
                 await exchange.send({"type": "http.response.body", "body": body, "more_body": True})
         finally:

@@ -105,7 +105,7 @@ def convert(values: dict[str, Any], kind: type[Struct]) -> Struct:
 
 
 def validation_failed(error: msgspec.ValidationError) -> ValidationFailed:
-    """msgspec's complaint as ours: which field, and a sentence that repeats no input."""
+    """A complaint of msgspec as ours: which field, and a sentence that repeats no input."""
     text = str(error)
     found = _WHERE.search(text)
     reason = text[: found.start()] if found else text

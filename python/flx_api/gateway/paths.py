@@ -26,13 +26,18 @@ _PLAIN: Final = re.compile(rb"(?:/[A-Za-z0-9_.~!$&'()*+,=:@-]+)+|/")
 _ESCAPED: Final = re.compile(rb"(?:/(?:[A-Za-z0-9_.~!$&'()*+,=:@-]|%[0-9A-Fa-f]{2})+)+|/")
 # Control characters, dot, slash, backslash: what could make a path another one.
 _TREACHEROUS: Final = re.compile(rb"%(?:[01][0-9a-f]|7f|2e|2f|5c|25)", re.IGNORECASE)
+_NAME: Final = re.compile(r"\{(\w+)\}")
 _MAX_SEGMENTS: Final = 12
 
 
 class Route(NamedTuple):
-    """One path template and what may be done with it; `serve` is None for what the framework serves."""
+    """One path template, the names of its values, and what may be done with it.
+
+    `access` is by method, and `serve` too; a method that is not in `serve` is the framework's.
+    """
 
     template: str
+    names: tuple[str, ...]
     access: dict[str, Access]
     serve: dict[str, Any]
 
@@ -46,12 +51,11 @@ class Route(NamedTuple):
 class Node:
     """One segment of the tree."""
 
-    __slots__ = ("literal", "name", "route", "value")
+    __slots__ = ("literal", "route", "value")
 
     def __init__(self) -> None:
         self.literal: dict[str, Node] = {}
         self.value: Node | None = None
-        self.name = ""
         self.route: Route | None = None
 
 
@@ -69,12 +73,11 @@ class Paths:
             if segment.startswith("{"):
                 if node.value is None:
                     node.value = Node()
-                    node.value.name = segment[1:-1]
                 node = node.value
             else:
                 node = node.literal.setdefault(segment, Node())
         if node.route is None:
-            node.route = Route(template, {}, {})
+            node.route = Route(template, tuple(_NAME.findall(template)), {}, {})
         node.route.access[method] = access
         if serve is not None:
             node.route.serve[method] = serve
@@ -103,18 +106,18 @@ class Paths:
         if exact is not None:
             return path, exact, {}
         node: Node | None = self._root
-        values: dict[str, str] = {}
+        values: list[str] = []
         for segment in path[1:].split("/"):
             if node is None:
                 break
             following = node.literal.get(segment)
             if following is None and node.value is not None:
                 following = node.value
-                values[following.name] = decode_segment(segment)
+                values.append(decode_segment(segment))
             node = following
         if node is None or node.route is None:
             raise NotFound
-        return path, node.route, values
+        return path, node.route, dict(zip(node.route.names, values, strict=True))
 
 
 def normalise(raw: bytes) -> str:

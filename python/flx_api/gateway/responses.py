@@ -35,10 +35,6 @@ _SECURITY: Final[Headers] = [
 _encode = msgspec.json.Encoder().encode
 
 
-class Refusal(FlxError):
-    """A decision of the native core against a request, as an error."""
-
-
 def problem(error: FlxError, request_id: str) -> tuple[int, Headers, bytes]:
     """The problem document of an error: status, its own headers, body."""
     spec = CODES[error.code]
@@ -73,7 +69,7 @@ def refused(decision: Decision) -> FlxError:
         case HTTPStatus.UNAUTHORIZED if decision.reason == "missing_token":
             return Unauthenticated()
         case HTTPStatus.UNAUTHORIZED:
-            return TokenRejected(decision.reason)
+            return TokenRejected(decision.reason or "unknown")
         case _:
             return FlxError("The Authorization header is given twice or is malformed", code="invalid_request")
 

@@ -18,6 +18,4 @@ NativePolicy = tuple[str, str, int, int, int, bool]
 
 def native(policies: Iterable[RateLimit]) -> list[NativePolicy]:
     """The policies as `flx_api._core.Admission` takes them, in the order of the settings."""
-    return [
-        (policy.name, policy.by, policy.limit, policy.window_ms, policy.cost, policy.shadow) for policy in policies
-    ]
+    return [(policy.name, policy.by, policy.limit, policy.window_ms, policy.cost, policy.shadow) for policy in policies]

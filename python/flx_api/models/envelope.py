@@ -33,7 +33,8 @@ class ExecuteRequest(CommandOptions, frozen=True, kw_only=True, forbid_unknown_f
     """The body of `POST /v1/execute`."""
 
     command: Annotated[str, Meta(min_length=1, max_length=128)]
-    args: msgspec.Raw = msgspec.Raw(b"{}")
+    # A factory, since a schema cannot show a default that is raw JSON.
+    args: msgspec.Raw = msgspec.field(default_factory=lambda: msgspec.Raw(b"{}"))
 
 
 class ReplyMeta(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -1,9 +1,9 @@
 """JSON as we accept it: one reading, whoever reads.
 
-Strategy: two parsers that disagree about a text are a way in, so what parsers disagree about is refused: duplicate keys,
-NaN and infinities, numbers beyond a double, lone surrogates, byte order marks. Depth is checked before parsing, by a
-scan that does not nest. msgspec does the parsing; it keeps the last of duplicate keys, so these are found by counting:
-the text has one colon outside strings for each key, the parsed value may not have fewer.
+Strategy: two parsers that disagree about a text are a way in, so what parsers disagree about is refused: keys that
+occur twice, NaN and infinities, numbers beyond a double, lone surrogates, byte order marks. Depth is checked before
+parsing, by a scan that does not nest. msgspec does the parsing; it keeps the last of keys that occur twice, so these
+are found by counting: the text has one colon outside strings for each key, the parsed value may not have fewer.
 
 Rules:
 - Every step is linear in the length of the text, and bounded by `max_depth` in recursion.

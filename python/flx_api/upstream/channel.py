@@ -149,7 +149,8 @@ class Upstream:
         if not self.connected.is_set():
             await self._connection()
         if len(self._pending) >= _MAX_IN_FLIGHT:
-            raise Unavailable("Too many commands are waiting for the daemon", retry_after_s=1)  # noqa: EM101
+            detail = "Too many commands are waiting for the daemon"
+            raise Unavailable(detail, retry_after_s=1)
         return await self._send(frame, deadline)
 
     async def _send(self, frame: CommandFrame, deadline: float) -> ReplyFrame:

@@ -50,9 +50,7 @@ class ConnectionManager:
         wall: seconds since the epoch, for token expiry.
     """
 
-    def __init__(
-        self, memory: Memory, metrics: Metrics, clock: Callable[[], float], wall: Callable[[], float]
-    ) -> None:
+    def __init__(self, memory: Memory, metrics: Metrics, clock: Callable[[], float], wall: Callable[[], float]) -> None:
         self._memory = memory
         self._metrics = metrics
         self._clock = clock
@@ -153,7 +151,7 @@ class ConnectionManager:
 
     def broadcast_to_subscribers(self, topic: str, heard: Heard) -> None:
         """Send an event to those who subscribed to its topic and may hear it."""
-        recipients = self._exact.get(topic, frozenset())
+        recipients: set[Connection] | None = self._exact.get(topic)
         for pattern, connections in self._wild.items():
             if topic_matches(pattern, topic):
                 recipients = recipients | connections if recipients else connections

@@ -25,7 +25,7 @@ from urllib.parse import parse_qs
 import structlog
 
 from flx_api._core import negotiate, origin_allowed
-from flx_api.errors import FlxError, Forbidden, InvalidRequest, NotFound, TokenRejected
+from flx_api.errors import FlxError, Forbidden, InvalidRequest, NotFound, RateLimited, TokenRejected
 from flx_api.gateway.exchange import Exchange
 from flx_api.gateway.paths import decode_segment, normalise
 from flx_api.gateway.responses import finish, problem, refused, unexpected
@@ -62,6 +62,7 @@ class Endpoint:
     def __init__(
         self,
         settings: Settings,
+        *,
         edge: Edge,
         admission: Admission,
         tickets: Tickets,
@@ -93,7 +94,7 @@ class Endpoint:
             self._metrics.refusal(error.code)
             await self._refuse(exchange, error)
             return
-        except Exception:
+        except Exception:  # noqa: BLE001 - whatever it is, the handshake must get an answer
             _log.exception("websocket.unexpected", request_id=exchange.request_id)
             await self._refuse(exchange, unexpected())
             return
@@ -118,7 +119,7 @@ class Endpoint:
             raise NotFound
         client_id = decode_segment(name)
         if not _CLIENT_ID.fullmatch(client_id):
-            raise InvalidRequest.field("client_id", "is 1 to 128 letters, digits, or ._:@-")
+            raise InvalidRequest.field("client_id", "is 1 to 128 letters, digits, or ._:@-")  # noqa: EM101
         key = exchange.headers.get(b"sec-websocket-key")
         if key is not None and not _is_key(key):
             detail = "Sec-WebSocket-Key is not 16 bytes in base64"
@@ -184,7 +185,8 @@ class Endpoint:
         reader = asyncio.create_task(self._read(connection, receive), name="ws-reader")
         writer = asyncio.create_task(connection.write(time.monotonic), name="ws-writer")
         try:
-            await asyncio.wait([reader, writer, connection.closing], return_when=asyncio.FIRST_COMPLETED)
+            ends: list[asyncio.Future[Any]] = [reader, writer, connection.closing]
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         finally:
             reader.cancel()
             writer.cancel()
@@ -214,14 +216,10 @@ class Endpoint:
                 connection.end(CloseCode.TOO_LARGE)
                 return
             now_s = time.monotonic()
-            allowance = min(float(_MESSAGES_PER_S), allowance + (now_s - last_s) * _MESSAGES_PER_S) - 1
+            allowance = min(float(_MESSAGES_PER_S), max(allowance, 0.0) + (now_s - last_s) * _MESSAGES_PER_S) - 1
             last_s = now_s
             try:
-                if allowance < 0:
-                    allowance = 0.0
-                    detail = "Too many messages"
-                    raise FlxError(detail, code="rate_limited")
-                await self._handle(connection, payload)
+                await self._handle(connection, payload, limited=allowance < 0)
             except FlxError as error:
                 offences += 1
                 connection.send(protocol.error(error.code, error.detail))
@@ -229,18 +227,21 @@ class Endpoint:
                     connection.end(CloseCode.POLICY)
                     return
 
-    async def _handle(self, connection: Connection, payload: bytes) -> None:
+    async def _handle(self, connection: Connection, payload: bytes, *, limited: bool) -> None:
         """Do what one message asks for.
 
         Raises:
             FlxError: it cannot be done.
         """
+        if limited:
+            detail = "Too many messages"
+            raise RateLimited(detail)
         message = protocol.parse(payload)
         match message.type:
             case "ping":
                 connection.send(protocol.frame("pong", timestamp=int(time.time() * 1_000_000)))
             case "subscribe" | "unsubscribe" if message.event is None:
-                raise InvalidRequest.field("event", "is needed")
+                raise InvalidRequest.field("event", "is needed")  # noqa: EM101
             case "subscribe" if message.event is not None:
                 await self._manager.subscribe(connection, message.event, message.from_)
             case "unsubscribe" if message.event is not None:

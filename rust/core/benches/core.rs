@@ -1,1 +1,130 @@
-fn main() {}
+//! Each hot decision beside a naive rival, so that a figure means something on a noisy machine: compare ratios.
+#![allow(missing_docs, reason = "criterion's macros make functions")]
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt::Write as _;
+use std::hint::black_box;
+
+use aws_lc_rs::hmac;
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use flx_core::admission::{Admission, By, Policy, Token};
+use flx_core::jwt::TokenVerifier;
+use flx_core::jwt::claims::Expected;
+use flx_core::jwt::keys::KeySet;
+use flx_core::limit::SlidingWindow;
+use flx_core::meter::Meter;
+
+/// HS256 over `{"sub":"ann","iss":"flx","aud":"flx-api","roles":["admin"],"tenant":"t","jti":"x","exp":4102444800}`.
+const SECRET: &[u8] = b"0123456789abcdef0123456789ABCDEF";
+const K: &str = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlBQkNERUY";
+const SIGNED: &str = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhbm4iLCJpc3MiOiJmbHgiLCJhdWQiOiJmbHgtYXBpIiwicm9sZXMiOlsiYWRtaW4iXSw\
+                      idGVuYW50IjoidCIsImp0aSI6IngiLCJleHAiOjQxMDI0NDQ4MDB9";
+const SIGNATURE: &str = "UmqK8pUXeRrDBUOIZsx8JIfv35jE-Uo148EozOJ9GMM";
+
+fn verifier() -> TokenVerifier {
+    let keys = KeySet::parse(format!(r#"{{"keys":[{{"kty":"oct","k":"{K}"}}]}}"#).as_bytes());
+    let expected = Expected {
+        issuer: Some("flx".into()),
+        audience: Some("flx-api".into()),
+        required: vec!["exp".into(), "sub".into()],
+        ..Expected::default()
+    };
+    TokenVerifier::new(keys.expect("key set"), expected).expect("verifier")
+}
+
+/// A token's floor is its HMAC; everything above is form and claims.
+fn tokens(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("token");
+    let token = format!("{SIGNED}.{SIGNATURE}");
+    let verifier = verifier();
+    assert!(verifier.verify(token.as_bytes(), 1e9).is_ok());
+    let key = hmac::Key::new(hmac::HMAC_SHA256, SECRET);
+    let tag = hmac::sign(&key, SIGNED.as_bytes());
+    group.bench_function("verify", |bencher| bencher.iter(|| verifier.verify(black_box(token.as_bytes()), 1e9)));
+    group.bench_function("floor: the HMAC alone", |bencher| {
+        bencher.iter(|| hmac::verify(&key, black_box(SIGNED.as_bytes()), tag.as_ref()));
+    });
+    let policy =
+        |name: &str, by| Policy { name: name.into(), by, limit: u32::MAX, window_ms: 60_000, cost: 1, shadow: false };
+    let policies = vec![policy("ip", By::Ip), policy("subject", By::Subject), policy("slow", By::Subject)];
+    let mut admission = Admission::new(self::verifier(), policies, 1 << 26, (1, 2)).expect("admission");
+    group.bench_function("admit: verify and three windows", |bencher| {
+        bencher.iter(|| {
+            admission.admit(Token::Presented(Ok(black_box(token.as_bytes()))), "10.0.0.1", 1e9, 1_000_000_000).status()
+        });
+    });
+    group.finish();
+}
+
+/// Ten thousand clients, one hit each in turn; the rival keeps every time in a deque.
+fn windows(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("window");
+    let keys: Vec<[u8; 8]> = (0..10_000_u64).map(u64::to_le_bytes).collect();
+    for limit in [50_u32, 5_000] {
+        let mut window = SlidingWindow::new(limit, 60_000, 1 << 26, (1, 2)).expect("window");
+        let mut now = 0;
+        group.bench_function(format!("hit, limit {limit}"), |bencher| {
+            bencher.iter(|| {
+                now += 100_000;
+                window.hit(&keys[now as usize / 100_000 % keys.len()], now, 1).admitted
+            });
+        });
+        let mut logs: HashMap<Vec<u8>, VecDeque<u64>> = HashMap::new();
+        let mut now = 0;
+        group.bench_function(format!("rival: log in a map, limit {limit}"), |bencher| {
+            bencher.iter(|| {
+                now += 100_000;
+                let log = logs.entry(keys[now as usize / 100_000 % keys.len()].to_vec()).or_default();
+                while log.front().is_some_and(|&at| now - at >= 60_000_000_000) {
+                    log.pop_front();
+                }
+                let admitted = log.len() < limit as usize;
+                if admitted {
+                    log.push_back(now);
+                }
+                admitted
+            });
+        });
+    }
+    group.finish();
+}
+
+/// Ten thousand records of about 600 bytes in chunks of 256 KiB; the rival parses each line.
+fn meter(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("meter");
+    let mut columns = String::new();
+    for column in 0..12 {
+        let _ = write!(columns, r#", "text_{column}": "some words with é", "number_{column}": {column}.25"#);
+    }
+    let schema = "{\"type\":\"SCHEMA\",\"stream\":\"s\",\"key_properties\":[\"id\"]}\n";
+    let usual =
+        |id: u32| format!("{{\"type\": \"RECORD\", \"stream\": \"s\", \"record\": {{\"id\": {id}{columns}}}}}\n");
+    let late =
+        |id: u32| format!("{{\"record\": {{\"id\": {id}{columns}}}, \"stream\": \"s\", \"type\": \"RECORD\"}}\n");
+    let texts: [(&str, String); 3] = [
+        ("no key properties", (0..10_000).map(usual).collect()),
+        ("no key properties, type last", (0..10_000).map(late).collect()),
+        ("key properties", schema.to_owned() + &(0..10_000).map(usual).collect::<String>()),
+    ];
+    group.sample_size(20);
+    for (name, text) in &texts {
+        group.throughput(Throughput::Bytes(text.len() as u64));
+        group.bench_function(*name, |bencher| {
+            bencher.iter(|| {
+                let mut meter = Meter::new(1_000_000);
+                text.as_bytes().chunks(256 * 1024).for_each(|chunk| meter.feed(chunk));
+                meter.lines()
+            });
+        });
+    }
+    group.bench_function("rival: serde_json per line", |bencher| {
+        bencher.iter(|| {
+            let lines = texts[0].1.lines().map(serde_json::from_str::<serde_json::Value>);
+            lines.filter(|line| line.as_ref().is_ok_and(|line| line["type"] == "RECORD")).count()
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(benches, tokens, windows, meter);
+criterion_main!(benches);

@@ -1,4 +1,5 @@
 //! Admission as the gateway uses it: tokens and windows together.
+#![allow(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 
 use std::fmt::Write as _;
 

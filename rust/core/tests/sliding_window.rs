@@ -1,4 +1,5 @@
 //! The window against its naive twin: the exact list of admitted times, which forgets nothing.
+#![allow(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 
 use flx_core::limit::SlidingWindow;
 use proptest::prelude::*;
@@ -63,6 +64,8 @@ fn judge(limit: u32, window_ms: u64, start: u64, steps: &[(u64, u8, u32)]) -> Re
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
     #[test]
     fn small_limits(limit in 1..=64_u32, start in 0..1_u64 << 60, steps in steps(1_000)) {
         judge(limit, 1_000, start, &steps)?;
@@ -152,4 +155,22 @@ fn absurd_configurations_are_refused() {
     let mut window = SlidingWindow::new(u32::MAX, 1, 1 << 20, (1, 2)).unwrap();
     assert!(window.hit(b"k", u64::MAX, u32::MAX).admitted);
     assert!(!window.hit(b"k", u64::MAX, u32::MAX).admitted);
+}
+
+#[test]
+fn a_newcomer_takes_the_shared_history_along() {
+    let mut window = SlidingWindow::new(3, 64, 16_000, (1, 2)).unwrap();
+    let mut full = 0_u32;
+    loop {
+        let before = window.keys();
+        window.hit(&full.to_le_bytes(), 0, 1);
+        full += 1;
+        if window.keys() == before {
+            break;
+        }
+    }
+    // No room: this use is remembered in a shared entry. Later the others are idle and the key gets its own.
+    assert!(window.hit(b"newcomer", 60 * MS, 1).admitted);
+    let admitted = (0..5).filter(|_| window.hit(b"newcomer", 65 * MS, 1).admitted).count();
+    assert_eq!(2, admitted);
 }

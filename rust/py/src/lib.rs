@@ -4,7 +4,8 @@
 //! crate that names Python, and it has no `unsafe` of its own. Each module exports what its noun needs; this file lists
 //! them. Rules:
 //! - nothing here blocks, sleeps or does I/O, so the interpreter is never detached (a hop costs more than the work);
-//! - objects are frozen, and state lives behind a mutex that is held for one call of a core;
+//! - objects are frozen, and state lives behind a mutex that is held for one call of a core and never while a Python
+//!   object is made;
 //! - nothing of the package `flx_api` is imported before an error has to be raised: the meter shell loads this library by
 //!   its path in a bare interpreter.
 //!

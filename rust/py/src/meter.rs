@@ -1,5 +1,6 @@
 //! `Meter`.
 
+use std::borrow::Cow;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use flx_core::meter;
@@ -12,7 +13,46 @@ use pyo3::types::{PyBytes, PyDict};
 #[pyclass(frozen, module = "flx_api._core")]
 pub(crate) struct Meter(Mutex<meter::Meter>);
 
+/// One stream's counts, copied out.
+struct Counts {
+    name: String,
+    records: u64,
+    bytes: u64,
+    schema: bool,
+    key_properties: Vec<String>,
+    distinct_keys: Option<usize>,
+    records_after_state: u64,
+    activate_versions: u64,
+}
+
+type Totals = [(&'static str, u64); 6];
+
 impl Meter {
+    /// Everything counted, copied while the lock is held. Making Python objects under it could deadlock: an allocation may
+    /// collect garbage, a finaliser may let another thread run, and that one may want this meter.
+    fn counts(&self) -> (Totals, Option<String>, Vec<Counts>) {
+        let meter = self.inner();
+        let totals = [
+            ("lines", meter.lines()),
+            ("bytes", meter.bytes()),
+            ("malformed", meter.malformed()),
+            ("other", meter.other()),
+            ("partial_bytes", meter.partial_bytes()),
+            ("states", meter.states()),
+        ];
+        let streams = meter.streams().iter().map(|stream| Counts {
+            name: stream.name.clone(),
+            records: stream.records,
+            bytes: stream.bytes,
+            schema: stream.schema,
+            key_properties: stream.key_properties.clone(),
+            distinct_keys: stream.distinct_keys(),
+            records_after_state: meter.records_after_state(stream),
+            activate_versions: stream.activate_versions,
+        });
+        (totals, meter.last_state().map(Cow::into_owned), streams.collect())
+    }
+
     fn inner(&self) -> MutexGuard<'_, meter::Meter> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -45,28 +85,25 @@ impl Meter {
 
     /// All counts, as values that JSON can carry.
     fn snapshot<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let meter = self.inner();
-        let streams = PyDict::new(py);
-        for stream in meter.streams() {
+        let (totals, last_state, streams) = self.counts();
+        let by_name = PyDict::new(py);
+        for stream in streams {
             let entry = PyDict::new(py);
             entry.set_item(intern!(py, "records"), stream.records)?;
             entry.set_item(intern!(py, "bytes"), stream.bytes)?;
             entry.set_item(intern!(py, "schema"), stream.schema)?;
-            entry.set_item(intern!(py, "key_properties"), &stream.key_properties)?;
-            entry.set_item(intern!(py, "distinct_keys"), stream.distinct_keys())?;
-            entry.set_item(intern!(py, "records_after_state"), meter.records_after_state(stream))?;
+            entry.set_item(intern!(py, "key_properties"), stream.key_properties)?;
+            entry.set_item(intern!(py, "distinct_keys"), stream.distinct_keys)?;
+            entry.set_item(intern!(py, "records_after_state"), stream.records_after_state)?;
             entry.set_item(intern!(py, "activate_versions"), stream.activate_versions)?;
-            streams.set_item(&stream.name, entry)?;
+            by_name.set_item(stream.name, entry)?;
         }
         let snapshot = PyDict::new(py);
-        snapshot.set_item(intern!(py, "lines"), meter.lines())?;
-        snapshot.set_item(intern!(py, "bytes"), meter.bytes())?;
-        snapshot.set_item(intern!(py, "malformed"), meter.malformed())?;
-        snapshot.set_item(intern!(py, "other"), meter.other())?;
-        snapshot.set_item(intern!(py, "partial_bytes"), meter.partial_bytes())?;
-        snapshot.set_item(intern!(py, "states"), meter.states())?;
-        snapshot.set_item(intern!(py, "last_state"), meter.last_state())?;
-        snapshot.set_item(intern!(py, "streams"), streams)?;
+        for (name, count) in totals {
+            snapshot.set_item(name, count)?;
+        }
+        snapshot.set_item(intern!(py, "last_state"), last_state)?;
+        snapshot.set_item(intern!(py, "streams"), by_name)?;
         Ok(snapshot)
     }
 

@@ -17,14 +17,16 @@ Rules:
 - Each count has 30 s.
 """
 
+# Pathlib, with what it imports, would be part of every start.
+# ruff: noqa: PTH110, PTH118, PTH123, PTH208
+
 from __future__ import annotations
 
 import json
 import os
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from . import databases, files
 from .naming import NotCountable, distribution_of
 
 if TYPE_CHECKING:
@@ -32,18 +34,44 @@ if TYPE_CHECKING:
 
 DEADLINE_S = 30.0
 
-_KINDS: dict[str, tuple[str, Any]] = {
-    "target-jsonl": ("jsonl", files.JsonlCounter),
-    "meltanolabs-target-csv": ("csv", files.CsvCounter),
-    "target-duckdb": ("duckdb", databases.DuckdbCounter),
-    "meltanolabs-target-postgres": ("postgres", databases.PostgresCounter),
+
+class Counter(Protocol):
+    """Counts one loader's destination."""
+
+    def before(self, deadline: float) -> dict[str, int | None]:
+        """Rows per file or table as far as they are worth counting; NotCountable."""
+        ...
+
+    def after(
+        self, piped: dict[str, dict[str, Any]], keys_path: str | None, deadline: float
+    ) -> dict[str, dict[str, object]]:
+        """The comparison for each stream that was piped; NotCountable."""
+        ...
+
+
+METHODS = {
+    "target-jsonl": "jsonl",
+    "meltanolabs-target-csv": "csv",
+    "target-duckdb": "duckdb",
+    "meltanolabs-target-postgres": "postgres",
 }
+
+
+def counter_of(method: str) -> Callable[..., Counter]:
+    """The counter's class, imported when it is wanted: databases bring `subprocess` with them."""
+    if method in {"jsonl", "csv"}:
+        from .files import CsvCounter, JsonlCounter  # noqa: PLC0415
+
+        return JsonlCounter if method == "jsonl" else CsvCounter
+    from .databases import DuckdbCounter, PostgresCounter  # noqa: PLC0415
+
+    return DuckdbCounter if method == "duckdb" else PostgresCounter
 
 
 class Before:
     """The first count: the counter that was chosen (None: not countable) and what it saw."""
 
-    def __init__(self, method: str, counter: Any, reason: str | None, tables: dict[str, int | None]) -> None:
+    def __init__(self, method: str, counter: Counter | None, reason: str | None, tables: dict[str, int | None]) -> None:
         self.method, self.counter, self.reason, self.tables = method, counter, reason, tables
 
     def record(self) -> dict[str, object]:
@@ -61,15 +89,15 @@ def count_before(argv: list[str], config_path: str | None, child_setup: Callable
     """Choose a counter for the loader of this argv and count for the first time."""
     method = "none"
     try:
-        distribution = distribution_of(argv[0], tuple(_KINDS))
+        distribution = distribution_of(argv[0], tuple(METHODS))
         if distribution is None:
             return Before("none", None, "no counter is known for this loader", {})
-        method, make = _KINDS[distribution]
+        method = METHODS[distribution]
         if config_path is None:
             return Before(method, None, "the loader was started without a config file", {})
         with open(config_path, encoding="utf-8") as file:
             config = json.load(file)
-        counter = make(config, config_path, argv[0], child_setup)
+        counter = counter_of(method)(config, config_path, argv[0], child_setup)
         return Before(method, counter, None, counter.before(time.monotonic() + DEADLINE_S))
     except NotCountable as reason:
         return Before(method, None, str(reason), {})

@@ -8,19 +8,27 @@ Rules:
 - Standalone: no import of ours. Faults are answered by class name; a message could repeat data.
 """
 
+# SQL has quoted identifiers and bound values.
+# ruff: noqa: S608
+
 from __future__ import annotations
 
 import json
 import sys
 import time
+from typing import Any
+
+# The driver has no types here: this runs in another environment.
+Connection = Any
+Job = dict[str, Any]
 
 
-def quoted(name):  # type: ignore[no-untyped-def]
+def quoted(name: str) -> str:
     """An SQL identifier."""
     return '"' + name.replace('"', '""') + '"'
 
 
-def count(job):  # type: ignore[no-untyped-def]
+def count(job: Job) -> Job:
     """The answer to a job."""
     import duckdb  # type: ignore[import-not-found, unused-ignore]  # noqa: PLC0415
 
@@ -52,7 +60,7 @@ def count(job):  # type: ignore[no-untyped-def]
     return {"tables": tables, "found": found}
 
 
-def look_up(connection, keys_path, lookup):  # type: ignore[no-untyped-def]
+def look_up(connection: Connection, keys_path: str, lookup: Job) -> int:
     """How many of a stream's keys in the keys file are present in its table."""
     schema, table = lookup["table"]
     types = dict(
@@ -64,18 +72,28 @@ def look_up(connection, keys_path, lookup):  # type: ignore[no-untyped-def]
     )
     keys, conditions = [], []
     for index, column in enumerate(lookup["columns"]):
-        keys.append("TRY_CAST(json_extract_string(line, '$[1][%d]') AS %s) AS k%d" % (index, types[column], index))
-        conditions.append("t.%s = k.k%d" % (quoted(column), index))
+        keys.append(f"TRY_CAST(json_extract_string(line, '$[1][{index}]') AS {types[column]}) AS k{index}")
+        conditions.append(f"t.{quoted(column)} = k.k{index}")
     # One column per line: the delimiter is a control character, which JSON never holds unescaped.
     source = (
         "read_csv(?, columns = {'line': 'VARCHAR'}, delim = '\x01', quote = '', escape = '', header = false,"
         " auto_detect = false, max_line_size = 16777216)"
     )
     query = (
-        "SELECT count(*) FROM (SELECT " + ", ".join(keys) + " FROM " + source + " WHERE json_extract_string(line, '$[0]') = ?) k"
-        " WHERE EXISTS (SELECT 1 FROM " + quoted(schema) + "." + quoted(table) + " t WHERE " + " AND ".join(conditions) + ")"
-    )  # noqa: S608 (identifiers are quoted, values are bound)
-    return connection.execute(query, [keys_path, lookup["stream"]]).fetchone()[0]
+        "SELECT count(*) FROM (SELECT "
+        + ", ".join(keys)
+        + " FROM "
+        + source
+        + " WHERE json_extract_string(line, '$[0]') = ?) k"
+        " WHERE EXISTS (SELECT 1 FROM "
+        + quoted(schema)
+        + "."
+        + quoted(table)
+        + " t WHERE "
+        + " AND ".join(conditions)
+        + ")"
+    )
+    return int(connection.execute(query, [keys_path, lookup["stream"]]).fetchone()[0])
 
 
 if __name__ == "__main__":

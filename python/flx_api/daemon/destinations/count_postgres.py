@@ -9,19 +9,27 @@ Rules:
 - Faults are answered by class name; a message could repeat data.
 """
 
+# Pathlib, with what it imports, would be part of every start; SQL has quoted identifiers and bound values.
+# ruff: noqa: PTH111, PTH113, PTH123, S608
+
 from __future__ import annotations
 
 import json
 import os
 import sys
 import time
+from typing import Any
+
+# The driver has no types here: this runs in another environment.
+Driver = Any
+Job = dict[str, Any]
 
 CHUNK = 20_000
 # The loader makes `timestamp` columns of date-times; a value with an offset must go through the time zone.
 THROUGH = {"timestamp without time zone": "timestamptz"}
 
 
-def connection_arguments(config):  # type: ignore[no-untyped-def]
+def connection_arguments(config: Job) -> Job:
     """Arguments of psycopg.connect for the loader's config."""
     if config.get("sqlalchemy_url"):
         from sqlalchemy.engine import make_url  # type: ignore[import-not-found, unused-ignore]  # noqa: PLC0415
@@ -56,13 +64,13 @@ def connection_arguments(config):  # type: ignore[no-untyped-def]
     return {key: value for key, value in arguments.items() if value is not None}
 
 
-def file_of(value, stored):  # type: ignore[no-untyped-def]
+def file_of(value: str, stored: str) -> str:
     """The loader accepts a path or the certificate itself, which it stores under a fixed name."""
     path = os.path.expanduser(value)
     return path if os.path.isfile(path) else stored
 
 
-def count(job):  # type: ignore[no-untyped-def]
+def count(job: Job) -> Job:
     """The answer to a job."""
     import psycopg  # type: ignore[import-not-found, unused-ignore]  # noqa: PLC0415
     from psycopg import sql  # type: ignore[import-not-found, unused-ignore]  # noqa: PLC0415
@@ -77,7 +85,7 @@ def count(job):  # type: ignore[no-untyped-def]
         with connection.cursor() as cursor:
             wanted = wanted_tables(cursor, job)
             for schema, table in wanted:
-                tables[label(schema, table)] = rows_of(psycopg, connection, cursor, sql, schema, table, deadline)
+                tables[label(schema, table)] = rows_of(cursor, schema, table, deadline)
             for lookup in job.get("lookups", ()):
                 schema, table = lookup["table"]
                 if label(schema, table) in tables:
@@ -85,15 +93,19 @@ def count(job):  # type: ignore[no-untyped-def]
     return {"tables": tables, "found": found}
 
 
-def label(schema, table):  # type: ignore[no-untyped-def]
+def label(schema: str | None, table: str) -> str:
     """The name of a table in the answer."""
     return (schema or "") + "." + table
 
 
-def wanted_tables(cursor, job):  # type: ignore[no-untyped-def]
+def wanted_tables(cursor: Driver, job: Job) -> list[tuple[str | None, str]]:
     """The tables that exist, small ones first."""
     if "schemas" in job:
-        condition = "n.nspname = ANY(%s)" if job["schemas"] else "n.nspname !~ '^(pg_|information_schema)' OR n.nspname = ANY(%s)"
+        condition = (
+            "n.nspname = ANY(%s)"
+            if job["schemas"]
+            else "n.nspname !~ '^(pg_|information_schema)' OR n.nspname = ANY(%s)"
+        )
         cursor.execute(
             "SELECT n.nspname, c.relname, n.nspname = current_schema() FROM pg_class c"
             " JOIN pg_namespace n ON n.oid = c.relnamespace"
@@ -106,7 +118,7 @@ def wanted_tables(cursor, job):  # type: ignore[no-untyped-def]
             if current and not job["schemas"]:
                 wanted.append((None, table))
         return wanted
-    wanted = []
+    sized = []
     for schema, table in job["tables"]:
         cursor.execute(
             "SELECT c.reltuples FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace"
@@ -115,27 +127,30 @@ def wanted_tables(cursor, job):  # type: ignore[no-untyped-def]
         )
         row = cursor.fetchone()
         if row is not None:
-            wanted.append((row[0], schema, table))
-    wanted.sort(key=lambda entry: entry[0])
-    return [(schema, table) for _, schema, table in wanted]
+            sized.append((row[0], schema, table))
+    sized.sort(key=lambda entry: entry[0])
+    return [(schema, table) for _, schema, table in sized]
 
 
-def rows_of(psycopg, connection, cursor, sql, schema, table, deadline):  # type: ignore[no-untyped-def]
+def rows_of(cursor: Driver, schema: str | None, table: str, deadline: float) -> int | None:
     """Rows of a table, or None when time is up or the table may not be read."""
+    import psycopg  # type: ignore[import-not-found, unused-ignore]  # noqa: PLC0415
+    from psycopg import sql  # type: ignore[import-not-found, unused-ignore]  # noqa: PLC0415
+
     left = int((deadline - time.monotonic()) * 1000)
     if left <= 0:
         return None
     try:
-        with connection.transaction():
+        with cursor.connection.transaction():
             cursor.execute(sql.SQL("SET LOCAL statement_timeout = {}").format(left))
             name = sql.Identifier(table) if schema is None else sql.Identifier(schema, table)
             cursor.execute(sql.SQL("SELECT count(*) FROM {}").format(name))
-            return cursor.fetchone()[0]
+            return int(cursor.fetchone()[0])
     except psycopg.Error:
         return None
 
 
-def look_up(cursor, sql, keys_path, lookup):  # type: ignore[no-untyped-def]
+def look_up(cursor: Driver, sql: Driver, keys_path: str, lookup: Job) -> int:
     """How many of a stream's keys in the keys file are present in its table."""
     schema, table = lookup["table"]
     cursor.execute(
@@ -150,9 +165,9 @@ def look_up(cursor, sql, keys_path, lookup):  # type: ignore[no-untyped-def]
         full, plain = types[column]
         cast = ("::" + THROUGH[plain] if plain in THROUGH else "") + "::" + full
         conditions.append(
-            sql.SQL("t.{} = k.{}{}").format(sql.Identifier(column), sql.Identifier("k%d" % index), sql.SQL(cast))
+            sql.SQL("t.{} = k.{}{}").format(sql.Identifier(column), sql.Identifier(f"k{index}"), sql.SQL(cast))
         )
-    names = [sql.Identifier("k%d" % index) for index in range(len(conditions))]
+    names = [sql.Identifier(f"k{index}") for index in range(len(conditions))]
     query = sql.SQL(
         "SELECT count(*) FROM unnest({arrays}) AS k({names}) WHERE EXISTS (SELECT 1 FROM {table} t WHERE {conditions})"
     ).format(
@@ -173,15 +188,15 @@ def look_up(cursor, sql, keys_path, lookup):  # type: ignore[no-untyped-def]
     return found + present(cursor, query, chunk)
 
 
-def present(cursor, query, chunk):  # type: ignore[no-untyped-def]
+def present(cursor: Driver, query: Driver, chunk: list[list[str | None]]) -> int:
     """How many keys of one chunk are present."""
     if not chunk:
         return 0
-    cursor.execute(query, [list(column) for column in zip(*chunk)])
-    return cursor.fetchone()[0]
+    cursor.execute(query, [[key[index] for key in chunk] for index in range(len(chunk[0]))])
+    return int(cursor.fetchone()[0])
 
 
-def as_text(value):  # type: ignore[no-untyped-def]
+def as_text(value: object) -> str | None:
     """A JSON value as PostgreSQL reads it from text."""
     if value is None or isinstance(value, str):
         return value

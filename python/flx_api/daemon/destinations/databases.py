@@ -9,11 +9,14 @@ Rules:
 - The script is killed at the deadline; it is in our process group and dies with us.
 """
 
+# Pathlib, with what it imports, would be part of every start.
+# ruff: noqa: PTH100, PTH110, PTH118, PTH120
+
 from __future__ import annotations
 
 import json
 import os
-import subprocess  # noqa: S404 (a fixed script in the loader's Python)
+import subprocess
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +52,7 @@ def run_script(
             stderr=subprocess.DEVNULL,
             timeout=left,
             check=False,
-            preexec_fn=child_setup,  # noqa: PLW1509 (the shim has one thread)
+            preexec_fn=child_setup,  # the shim has one thread
         )
         answer = json.loads(done.stdout)
     except subprocess.TimeoutExpired:
@@ -124,25 +127,34 @@ class _TableCounter:
     def _compare(
         self, seen: dict[str, Any], rows: int | None, before: int | None, present: int | None
     ) -> dict[str, object]:
-        mode, records = self.mode_of(seen), seen["records"]
-        result: dict[str, object] = {"rows": rows, "before": before, "mode": mode, "reason": None}
-        if rows is None:
-            if not records:
-                return result | {"found": 0, "expected": 0}
+        records, mode = seen["records"], self.mode_of(seen)
+        if rows is None and records:
             return unseen("the destination has no table for the stream, or it could not be counted")
+        found: int | None = None
+        expected: int | None = records
+        reason = None
         if not records:
             # Nothing was piped: nothing need be there, and what another writer does is not ours to judge.
-            return result | {"found": 0, "expected": 0}
-        if mode == "keys" and present is not None:
-            return result | {"found": present, "expected": seen["distinct_keys"]}
-        if mode == "replaced":
-            return result | {"found": rows, "expected": records}
-        if before is None:
-            return result | {"found": None, "expected": None, "reason": "the table was not counted before the run"}
-        if mode == "keys" and rows - before != records:
+            found = 0
+        elif mode == "keys" and present is not None:
+            found, expected = present, seen["distinct_keys"]
+        elif mode == "replaced":
+            found = rows
+        elif rows is None or before is None:
+            reason = "the table was not counted before the run"
+        elif mode == "rows" or rows - before == records:
+            mode, found = "rows", rows - before
+        else:
             # Without the keys only a run that added a row per record proves anything.
-            return result | {"found": None, "expected": None, "reason": "too many keys to look up"}
-        return result | {"mode": "rows", "found": rows - before, "expected": records}
+            reason = "too many keys to look up"
+        return {
+            "rows": rows,
+            "before": before,
+            "mode": mode,
+            "found": found,
+            "expected": None if found is None else expected,
+            "reason": reason,
+        }
 
     def _ask(self, job: dict[str, object], deadline: float) -> dict[str, Any]:
         job |= {"config_path": self._config_path, "path": self._config.get("path") or self._config.get("filepath")}

@@ -9,6 +9,9 @@ Rules:
   quotes stands before it (a doubled quote keeps the balance).
 """
 
+# Pathlib, with what it imports, would be part of every start.
+# ruff: noqa: PTH116, PTH118, PTH123
+
 from __future__ import annotations
 
 import os

@@ -32,7 +32,7 @@ from flx_api.daemon.executions.store import Plan, Store
 from flx_api.daemon.executions.supervisor import BACKSTOP_S, Parts, Supervisor
 from flx_api.daemon.journal import DEFAULT_TENANT
 from flx_api.daemon.project.blocks import SingerBlock
-from flx_api.errors import Conflict, FieldError, FlxError, NotFound, Unavailable, ValidationFailed
+from flx_api.errors import Conflict, FlxError, NotFound, Unavailable, ValidationFailed
 from flx_api.models.event import SystemEvent
 from flx_api.models.execution import Execution, LogPage, StreamsResult
 
@@ -47,12 +47,14 @@ if TYPE_CHECKING:
     from flx_api.daemon.executors import Executor
     from flx_api.daemon.journal import Journal, Tx
     from flx_api.daemon.principal import Principal
-    from flx_api.daemon.project import Block, ProjectCache, ProjectModel
+    from flx_api.daemon.project import ProjectCache, ProjectModel
     from flx_api.models.execution import ExecutionListArgs, ExecutionLogsArgs, ExecutionPage
     from flx_api.models.pipeline import Pipeline, PipelineRunArgs
 
 CLOSE_S = 8.0
 _CLOSE_GRACE_S = 5.0
+# What of it is left for killing what did not end by itself.
+_KILL_S = 2.0
 _DAY_US = 86_400_000_000
 _HOUR_S = 3600.0
 _OPEN_LOGS = 64
@@ -157,12 +159,24 @@ class Executions:
         if cancel_runs:
             ends = (self._cancel(key, None, STOPPED, _CLOSE_GRACE_S) for key in (*self._queue, *self._active))
             await asyncio.gather(*ends, return_exceptions=True)
-            if self._tasks:
-                await asyncio.wait(self._tasks.values(), timeout=CLOSE_S)
+            await self._end_all()
         rest = list(self._tasks.values())
         for task in rest:
             task.cancel()
         await asyncio.gather(*rest, *([self._housekeeping] if self._housekeeping else []), return_exceptions=True)
+
+    async def _end_all(self) -> None:
+        """Wait for the ends of all cancelled runs; what is still there when time runs short is killed."""
+        if not self._tasks:
+            return
+        await asyncio.wait(self._tasks.values(), timeout=CLOSE_S - _KILL_S)
+        late = [supervisor.stored.attempt_id for supervisor in self._active.values()]
+        if late:
+            log.warning("runs did not end when asked to; killing them", runs=len(late))
+            kills = (self._parts.executor.settle(attempt_id, run_started=True) for attempt_id in late)
+            await asyncio.gather(*kills, return_exceptions=True)
+            if self._tasks:
+                await asyncio.wait(self._tasks.values(), timeout=_KILL_S)
 
     # --- what is asked for ---
 
@@ -351,8 +365,10 @@ class Executions:
         # A job's own name and its blocks are the same run to Meltano; the blocks are what was accepted.
         if pipeline.source == "project":
             model.blocks((pipeline.id,), chosen)
-        blocks = _blocks(model, pipeline.tasks, chosen)
-        return _Planned(args, pipeline, model, chosen, Plan(pipeline.tasks, blocks))
+        fields = [f"tasks[{i}][{j}]" for i, task in enumerate(pipeline.tasks) for j in range(len(task))]
+        pipelines.check_blocks(model, pipeline.tasks, chosen, fields)
+        words = [word for task in pipeline.tasks for word in task]
+        return _Planned(args, pipeline, model, chosen, Plan(pipeline.tasks, model.blocks(words, chosen)))
 
     def _check(self, connection: sa.Connection, planned: _Planned, principal: Principal, now_us: int) -> Execution:
         """The execution as it would be accepted; the pipeline may be gone or running by now."""
@@ -481,16 +497,3 @@ class _Planned(NamedTuple):
     model: ProjectModel
     environment: str | None
     plan: Plan
-
-
-def _blocks(model: ProjectModel, tasks: tuple[tuple[str, ...], ...], environment: str | None) -> tuple[Block, ...]:
-    """The blocks of a pipeline's tasks; a refusal names the task and the block in it."""
-    words = tuple(word for task in tasks for word in task)
-    try:
-        return model.blocks(words, environment)
-    except ValidationFailed as refused:
-        places = [f"tasks[{i}][{j}]" for i, task in enumerate(tasks) for j in range(len(task))]
-        names = {f"blocks[{index}]": place for index, place in enumerate(places)}
-        errors = [FieldError(names.get(e.field, e.field), e.reason, e.code) for e in refused.errors]
-        detail = "; ".join(f"{error.field}: {error.reason}" for error in errors) or refused.detail
-        raise ValidationFailed(detail, errors=errors, suggestions=refused.suggestions) from None

@@ -161,18 +161,18 @@ def _size(path: Path) -> int:
 
 
 class _Part(NamedTuple):
-    """Where in a file to read: from `offset`, at most to `end`, `count` lines behind the first `skip` ones."""
+    """Where in a file to read: from `offset`, at most to `end`, `wanted` lines behind the first `skip` ones."""
 
     offset: int
     end: int
     skip: int
-    count: int
+    wanted: int
     max_bytes: int
 
 
 def _read_lines(file: IO[bytes], part: _Part) -> list[bytes]:
     """The lines of a part; what is left before its end is a line too."""
-    offset, end, skip, count, max_bytes = part
+    offset, end, skip, wanted, max_bytes = part
     lines: list[bytes] = []
     held = 0
     rest: list[bytes] = []
@@ -192,7 +192,7 @@ def _read_lines(file: IO[bytes], part: _Part) -> list[bytes]:
                 return lines
             lines.append(line)
             held += len(line)
-            if len(lines) == count:
+            if len(lines) == wanted:
                 return lines
         if tail:
             rest.append(tail)

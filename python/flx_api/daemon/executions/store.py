@@ -97,22 +97,51 @@ _ATTEMPTS = (
     .scalar_subquery()
     .label("attempts")
 )
-_SHOWN = (*(executions.c[name] for name in Execution.__struct_fields__ if name != "attempts"), _ATTEMPTS)
+_FIELDS = Execution.__struct_fields__
+_STATE_IDS, _WARNINGS = _FIELDS.index("state_ids"), _FIELDS.index("warnings")
+_SHOWN = tuple(_ATTEMPTS if name == "attempts" else executions.c[name] for name in _FIELDS)
 _LATEST = (
     sa.select(sa.func.max(attempts.c.number))
     .where(attempts.c.execution_id == executions.c.id)
     .correlate(executions)
     .scalar_subquery()
 )
-_STORED = sa.select(
-    *_SHOWN,
-    executions.c.tenant,
-    executions.c.tasks,
-    executions.c.timeout_s,
-    attempts.c.id.label("attempt_id"),
-    attempts.c.pid,
-    attempts.c.process_start,
-).join(attempts, (attempts.c.execution_id == executions.c.id) & (attempts.c.number == _LATEST))
+
+# Statements are built once: what SQLAlchemy does to make one costs more than SQLite takes to answer it.
+_MINE = executions.c.project_id == sa.bindparam("project")
+_THIS = executions.c.id == sa.bindparam("key")
+_OF_TENANT = executions.c.tenant == sa.bindparam("of_tenant")
+_GET = sa.select(*_SHOWN).where(_MINE, _OF_TENANT, _THIS)
+_STORED = (
+    sa.select(
+        *_SHOWN,
+        executions.c.tenant,
+        executions.c.tasks,
+        executions.c.timeout_s,
+        attempts.c.id,
+        attempts.c.pid,
+        attempts.c.process_start,
+    )
+    .join(attempts, (attempts.c.execution_id == executions.c.id) & (attempts.c.number == _LATEST))
+    .where(_MINE)
+)
+_FIND = _STORED.where(_THIS)
+_ACTIVE = _STORED.where(executions.c.status.in_(sorted(ACTIVE))).order_by(executions.c.queued_us, executions.c.id)
+_ACTIVE_OF = sa.select(executions.c.id).where(
+    _MINE, _OF_TENANT, executions.c.pipeline == sa.bindparam("name"), executions.c.status.in_(sorted(ACTIVE))
+)
+_LEDGER = sa.select(executions.c.ledger).where(_MINE, _THIS)
+_OVER = (
+    sa.select(executions.c.id, attempts.c.id, executions.c.finished_us)
+    .join(attempts, attempts.c.execution_id == executions.c.id)
+    .where(_MINE, executions.c.status.in_(sorted(FINAL)))
+    .order_by(executions.c.finished_us, executions.c.id)
+)
+_INSERT, _INSERT_ATTEMPT = executions.insert(), attempts.insert()
+_UPDATE = executions.update().where(_MINE, _THIS)
+_UPDATE_ATTEMPT = attempts.update().where(
+    attempts.c.project_id == sa.bindparam("project"), attempts.c.id == sa.bindparam("key")
+)
 
 
 class Store:
@@ -120,7 +149,6 @@ class Store:
 
     def __init__(self, project_id: str) -> None:
         self._project_id = project_id
-        self._mine = executions.c.project_id == project_id
 
     # --- reading ---
 
@@ -130,11 +158,8 @@ class Store:
         Raises:
             NotFound: there is none, or it is another tenant's.
         """
-        query = _STORED.where(self._mine, executions.c.id == execution_id)
-        if tenant is not None:
-            query = query.where(executions.c.tenant == tenant)
-        row = connection.execute(query).mappings().one_or_none()
-        if row is None:
+        row = connection.execute(_FIND, self._key(execution_id)).one_or_none()
+        if row is None or (tenant is not None and row.tenant != tenant):
             raise NotFound(_NO_EXECUTION)
         return _stored(row)
 
@@ -144,32 +169,23 @@ class Store:
         Raises:
             NotFound: there is none, or it is another tenant's.
         """
-        query = sa.select(*_SHOWN).where(self._mine, executions.c.tenant == tenant, executions.c.id == execution_id)
-        row = connection.execute(query).mappings().one_or_none()
+        row = connection.execute(_GET, {**self._key(execution_id), "of_tenant": tenant}).one_or_none()
         if row is None:
             raise NotFound(_NO_EXECUTION)
         return _shown(row)
 
     def active(self, connection: sa.Connection) -> list[Stored]:
         """All that are not over, of every tenant, in the order of acceptance."""
-        query = _STORED.where(self._mine, executions.c.status.in_(ACTIVE)).order_by(
-            executions.c.queued_us, executions.c.id
-        )
-        return [_stored(row) for row in connection.execute(query).mappings()]
+        return [_stored(row) for row in connection.execute(_ACTIVE, {"project": self._project_id})]
 
     def active_of(self, connection: sa.Connection, tenant: str, pipeline: str) -> str | None:
         """The id of a pipeline's execution that is not over."""
-        query = sa.select(executions.c.id).where(
-            self._mine,
-            executions.c.tenant == tenant,
-            executions.c.pipeline == pipeline,
-            executions.c.status.in_(ACTIVE),
-        )
-        return connection.execute(query).scalars().first()
+        where = {"project": self._project_id, "of_tenant": tenant, "name": pipeline}
+        return connection.execute(_ACTIVE_OF, where).scalars().first()
 
     def page(self, connection: sa.Connection, tenant: str, args: ExecutionListArgs) -> ExecutionPage:
         """A page, newest first. The cursor is (queued_us, id) of the last one shown, so nothing is shown twice."""
-        query = sa.select(*_SHOWN).where(self._mine, executions.c.tenant == tenant)
+        query = sa.select(*_SHOWN).where(_MINE, _OF_TENANT)
         if args.pipeline is not None:
             query = query.where(executions.c.pipeline == args.pipeline)
         if args.status is not None:
@@ -180,7 +196,8 @@ class Store:
             at, key = executions.c.queued_us, executions.c.id
             query = query.where((at < queued_us) | ((at == queued_us) & (key < last_id)))
         query = query.order_by(executions.c.queued_us.desc(), executions.c.id.desc()).limit(args.limit + 1)
-        items = [_shown(row) for row in connection.execute(query).mappings()]
+        where = {"project": self._project_id, "of_tenant": tenant}
+        items = [_shown(row) for row in connection.execute(query, where)]
         more = len(items) > args.limit
         items = items[: args.limit]
         cursor = encode_cursor(f"{items[-1].queued_us}:{items[-1].id}") if more else None
@@ -188,8 +205,7 @@ class Store:
 
     def ledger(self, connection: sa.Connection, execution_id: str) -> Ledger | None:
         """The final ledger, None while there is none."""
-        query = sa.select(executions.c.ledger).where(self._mine, executions.c.id == execution_id)
-        found = connection.execute(query).scalar_one_or_none()
+        found = connection.execute(_LEDGER, self._key(execution_id)).scalar_one_or_none()
         return None if found is None else _DECODE_LEDGER.decode(found)
 
     def history(self, connection: sa.Connection, tenant: str, state_ids: Iterable[str]) -> list[sa.RowMapping]:
@@ -203,13 +219,8 @@ class Store:
 
     def over(self, connection: sa.Connection) -> list[tuple[str, str, int]]:
         """(execution, attempt, finished_us) of all that are over, oldest first: for retention."""
-        query = (
-            sa.select(executions.c.id, attempts.c.id, executions.c.finished_us)
-            .join(attempts, attempts.c.execution_id == executions.c.id)
-            .where(self._mine, executions.c.status.in_(FINAL))
-            .order_by(executions.c.finished_us, executions.c.id)
-        )
-        return [(row[0], row[1], row[2] or 0) for row in connection.execute(query)]
+        rows = connection.execute(_OVER, {"project": self._project_id})
+        return [(row[0], row[1], row[2] or 0) for row in rows]
 
     # --- changing ---
 
@@ -225,29 +236,27 @@ class Store:
     ) -> None:
         """A new execution with its first attempt, whose id is its own."""
         tx.connection.execute(
-            executions.insert().values(
-                id=execution.id,
-                tenant=tenant,
-                project_id=self._project_id,
-                pipeline=execution.pipeline,
-                status=INITIAL,
-                trigger=execution.trigger,
-                triggered_by=execution.triggered_by,
-                environment=execution.environment,
-                refresh=execution.refresh,
-                timeout_s=timeout_s,
-                tasks=msgspec.json.encode(plan),
-                state_ids=msgspec.json.encode(execution.state_ids),
-                idempotency_key=idempotency_key,
-                queued_us=execution.queued_us,
-                warnings=b"[]",
-            )
+            _INSERT,
+            {
+                "id": execution.id,
+                "tenant": tenant,
+                "project_id": self._project_id,
+                "pipeline": execution.pipeline,
+                "status": INITIAL,
+                "trigger": execution.trigger,
+                "triggered_by": execution.triggered_by,
+                "environment": execution.environment,
+                "refresh": execution.refresh,
+                "timeout_s": timeout_s,
+                "tasks": msgspec.json.encode(plan),
+                "state_ids": msgspec.json.encode(execution.state_ids),
+                "idempotency_key": idempotency_key,
+                "queued_us": execution.queued_us,
+                "warnings": b"[]",
+            },
         )
-        tx.connection.execute(
-            attempts.insert().values(
-                id=execution.id, execution_id=execution.id, tenant=tenant, project_id=self._project_id, number=1
-            )
-        )
+        first = {"id": execution.id, "execution_id": execution.id, "number": 1}
+        tx.connection.execute(_INSERT_ATTEMPT, {**first, "tenant": tenant, "project_id": self._project_id})
         _tell(tx, tenant, execution, None)
 
     def transition(self, tx: Tx, execution_id: str, event: Event, **columns: Any) -> Execution:  # noqa: ANN401
@@ -259,7 +268,7 @@ class Store:
         stored = self.find(tx.connection, execution_id)
         status = after(stored.execution.status, event)
         values = {"status": status, **columns}
-        tx.connection.execute(executions.update().where(self._mine, executions.c.id == execution_id).values(values))
+        tx.connection.execute(_UPDATE, {**self._key(execution_id), **values})
         if "warnings" in values:
             values["warnings"] = _DECODE_STRINGS.decode(values["warnings"])
         shown = {name: value for name, value in values.items() if name in Execution.__struct_fields__}
@@ -269,15 +278,14 @@ class Store:
 
     def set_columns(self, tx: Tx, execution_id: str, **columns: Any) -> None:  # noqa: ANN401
         """Write columns of an execution that say nothing about its status."""
-        tx.connection.execute(executions.update().where(self._mine, executions.c.id == execution_id).values(columns))
+        tx.connection.execute(_UPDATE, {**self._key(execution_id), **columns})
 
     def set_attempt(self, tx: Tx, attempt_id: str, **columns: Any) -> None:  # noqa: ANN401
         """Write columns of an attempt."""
-        tx.connection.execute(
-            attempts.update()
-            .where(attempts.c.project_id == self._project_id, attempts.c.id == attempt_id)
-            .values(columns)
-        )
+        tx.connection.execute(_UPDATE_ATTEMPT, {**self._key(attempt_id), **columns})
+
+    def _key(self, key: str) -> dict[str, str]:
+        return {"project": self._project_id, "key": key}
 
     def remember_streams(self, tx: Tx, tenant: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """What the streams of a successful run moved: the next run of each is compared with it."""
@@ -312,23 +320,18 @@ def _tell(tx: Tx, tenant: str, execution: Execution, previous: Status | None) ->
     tx.emit(status_topic(execution.id), event, tenant=tenant)
 
 
-def _shown(row: sa.RowMapping) -> Execution:
-    fields = {name: row[name] for name in Execution.__struct_fields__}
-    fields["state_ids"] = _DECODE_STRINGS.decode(row["state_ids"])
-    fields["warnings"] = _DECODE_STRINGS.decode(row["warnings"])
-    return Execution(**fields)
+def _shown(row: Sequence[Any]) -> Execution:
+    """The execution in the first columns of a row, which are its fields in order."""
+    values = list(row[: len(_FIELDS)])
+    values[_STATE_IDS] = _DECODE_STRINGS.decode(values[_STATE_IDS])
+    values[_WARNINGS] = _DECODE_STRINGS.decode(values[_WARNINGS])
+    return Execution(*values)
 
 
-def _stored(row: sa.RowMapping) -> Stored:
-    has_process = row["pid"] is not None and row["process_start"] is not None
-    return Stored(
-        execution=_shown(row),
-        tenant=row["tenant"],
-        plan=_DECODE_PLAN.decode(row["tasks"]),
-        timeout_s=row["timeout_s"],
-        attempt_id=row["attempt_id"],
-        identity=ProcessIdentity(row["pid"], row["process_start"]) if has_process else None,
-    )
+def _stored(row: Sequence[Any]) -> Stored:
+    tenant, plan, timeout_s, attempt_id, pid, start_time = row[len(_FIELDS) :]
+    identity = None if pid is None or start_time is None else ProcessIdentity(pid, start_time)
+    return Stored(_shown(row), tenant, _DECODE_PLAN.decode(plan), timeout_s, attempt_id, identity)
 
 
 def _place(text: str) -> tuple[int, str]:

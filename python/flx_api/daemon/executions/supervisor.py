@@ -210,7 +210,9 @@ class Supervisor:
         finally:
             for task in (watching, ending, stopping):
                 task.cancel()
-            await asyncio.gather(watching, ending, stopping, return_exceptions=True)
+            fault, *_ = await asyncio.gather(watching, ending, stopping, return_exceptions=True)
+        if isinstance(fault, Exception):
+            log.warning("a run was not followed to its end", execution=self.stored.id, reason=repr(fault))
         await self._conclude(record)
 
     async def _watch(self) -> None:

@@ -123,7 +123,8 @@ class LocalExecutor:
         dotenv_names: the names in the project's `.env`, asked for each run.
         settings_env_names: the environment names of plugins' settings, asked for each run.
         run_env: `FLX_RUN_ENV`, names or globs.
-        database_uri: Meltano's database as configured; None is Meltano's default.
+        database_uri: Meltano's database as the project configures it, asked for each run; None: as the environment
+            says, or the default.
         meter: put in front of every plugin; None runs unmetered.
         use_fork: fork runs from a warm process where the system can; False starts a fresh one per run.
     """
@@ -139,7 +140,7 @@ class LocalExecutor:
         dotenv_names: Callable[[], Collection[str]] = tuple,
         settings_env_names: Callable[[], Collection[str]] = tuple,
         run_env: Collection[str] = (),
-        database_uri: str | None = None,
+        database_uri: Callable[[], str | None] = lambda: None,
         meter: MeterCommand | None = None,
         use_fork: bool = True,
     ) -> None:
@@ -151,14 +152,14 @@ class LocalExecutor:
         self._run_env = tuple(run_env)
         self._meter = meter
         self._shared = project_root / environ.get("MELTANO_SYS_DIR_ROOT", ".meltano")
-        self._database_uri = meltano_database.resolve_uri(database_uri, self._shared, project_root, environ)
+        self._configured_database = database_uri
         self._folders = RunFolders(data_dir, self._shared)
         self._boot_id = boot_id()
         self._zygote = ZygoteProcess(
             meltano, runtime_dir, machine_environment(environ, self._run_env), use_fork=use_fork
         )
         self._migrating = asyncio.Lock()
-        self._migrated: tuple[int, int] | None = None
+        self._migrated: tuple[str, int, int] | None = None
         self._warming: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -197,8 +198,11 @@ class LocalExecutor:
         """After the end, whatever it was: leave no process, no lying row, no secret. Safe to repeat."""
         records = self._folders.of(attempt_id)
         identity = await asyncio.to_thread(records.identity, self._boot_id)
-        if identity is not None and not await empty_session(identity):
-            log.warning("a process of the run cannot be killed", run=attempt_id)
+        if identity is not None:
+            if await empty_session(identity):
+                await asyncio.to_thread(records.write_gone, self._boot_id)
+            else:
+                log.warning("a process of the run cannot be killed", run=attempt_id)
         record = await asyncio.to_thread(lambda: records.exit_record)
         if run_started or records.was_released:
             await self._repair(attempt_id, record)
@@ -242,6 +246,11 @@ class LocalExecutor:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._warming
         await self._zygote.close()
+
+    @property
+    def _database_uri(self) -> str:
+        configured = self._configured_database() or self._environ.get("MELTANO_DATABASE_URI")
+        return meltano_database.resolve_uri(configured, self._shared, self._root, self._environ)
 
     async def _make_ready(self) -> None:
         try:
@@ -293,11 +302,12 @@ class LocalExecutor:
 
     async def _ensure_database(self) -> None:
         """Bring Meltano's database to its present revision before runs do it all at once."""
-        path = meltano_database.sqlite_file(self._database_uri)
-        if self._migrated is not None and self._migrated == _file_id(path):
+        uri = self._database_uri
+        path = meltano_database.sqlite_file(uri)
+        if self._migrated == (uri, *_file_id(path)):
             return
         async with self._migrating:
-            if self._migrated is not None and self._migrated == _file_id(path):
+            if self._migrated == (uri, *_file_id(path)):
                 return
             wanted = await asyncio.to_thread(meltano_database.latest_revision, self._meltano)
             found = await asyncio.to_thread(meltano_database.sqlite_revision, path) if path else None
@@ -307,15 +317,16 @@ class LocalExecutor:
                     # Not ours to judge: the run meets the same trouble and says so in its own log.
                     log.warning("Meltano's database could not be prepared", code=result.code)
                     return
-            self._migrated = _file_id(path)
+            self._migrated = (uri, *_file_id(path))
 
     async def _repair(self, attempt_id: str, record: ExitRecord | None) -> None:
         """Meltano's rows of a killed run. A failure here must not keep secrets on the disk."""
         try:
-            if path := meltano_database.sqlite_file(self._database_uri):
+            uri = self._database_uri
+            if path := meltano_database.sqlite_file(uri):
                 rows = await asyncio.to_thread(meltano_database.fail_rows, path, attempt_id, datetime.now(UTC), _KILLED)
             elif record is None or record.code < 0:
-                request = {"database_uri": self._database_uri, "run_id": attempt_id, "error": _KILLED}
+                request = {"database_uri": uri, "run_id": attempt_id, "error": _KILLED}
                 answer, report = await self._zygote.ask("repair", request)
                 report.close()
                 rows = answer.rows

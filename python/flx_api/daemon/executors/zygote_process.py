@@ -40,7 +40,6 @@ CAN_FORK = sys.platform == "linux"
 _ANSWER_S = 60.0
 _FIRST_DELAY_S, _LONGEST_DELAY_S = 0.5, 30.0
 _STOP_S = 2.0
-_TICK_S = 0.1
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -103,7 +102,7 @@ class ZygoteProcess:
         self._delay_s = 0.0
         self._not_before = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
-        self._closed = False
+        self._closed = asyncio.Event()
 
     @property
     def pid(self) -> int | None:
@@ -140,7 +139,7 @@ class ZygoteProcess:
 
     async def close(self) -> None:
         """End the zygote. Its children are not touched."""
-        self._closed = True
+        self._closed.set()
         self._drop()
         while self._tasks:
             await asyncio.gather(*self._tasks)
@@ -213,7 +212,7 @@ class ZygoteProcess:
 
     async def _launch(self) -> bool:
         """See to it that a zygote lives, warm or warming. False when there is none to be had now."""
-        if not self._use_fork or self._closed:
+        if not self._use_fork or self._closed.is_set():
             return False
         async with self._launching:
             installed = self._signature()
@@ -255,7 +254,7 @@ class ZygoteProcess:
             return
         was_warm = self._warm.is_set()
         self._drop()
-        if self._closed:
+        if self._closed.is_set():
             return
         if not was_warm:
             self._postpone()
@@ -263,8 +262,9 @@ class ZygoteProcess:
         self._in_background(self._launch_later())
 
     async def _launch_later(self) -> None:
-        while not self._closed and asyncio.get_running_loop().time() < self._not_before:
-            await asyncio.sleep(_TICK_S)
+        """Launch when the delay is over, unless closing comes first."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._closed.wait(), self._not_before - asyncio.get_running_loop().time())
         await self._launch()
 
     def _in_background(self, work: Coroutine[None, None, None]) -> None:

@@ -1,7 +1,7 @@
-"""The journal as the loop sees it: writes that return after their commit, reads, and the stream of events.
+"""The journal as the loop sees it: writes that return after their commit, reads, the stream of events.
 
-Strategy: changes go to the writer thread (`writer`); reads are taken at once on the loop from a connection of their own,
-since an indexed read of a file in the page cache costs microseconds and WAL readers never wait for the writer.
+Strategy: changes go to the writer thread (`writer`); reads are taken at once on the loop from a connection of their
+own, since an indexed read of a file in the page cache costs microseconds and WAL readers never wait for the writer.
 
 Rules:
 - A `with journal.read()` block must not await.
@@ -22,7 +22,7 @@ from flx_api.daemon.journal.database import bring_to_head, engine_of, is_storage
 from flx_api.daemon.journal.tables import events, idempotency, identity
 from flx_api.daemon.journal.tail import EventRow, Tail
 from flx_api.daemon.journal.writer import Group, Pending, Tx, Writer
-from flx_api.errors import Unavailable
+from flx_api.errors import FlxError, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -39,11 +39,14 @@ class Journal:
     """The daemon's database. Made by `open`.
 
     `epoch` names this history of events; `seq` is the last committed sequence number, `oldest` the first one still
-    there (`seq + 1` when there is none); `groups` and `changes` count commits and what they held.
+    there (`seq + 1` when there is none); `groups` and `changes` count commits and what they held;
+    `fault` is why the last group could not be stored, None when it could.
     """
 
     epoch: str
     oldest: int
+    _tail: Tail
+    _reader: Connection
 
     def __init__(
         self,
@@ -58,6 +61,7 @@ class Journal:
         self.seq = 0
         self.groups = 0
         self.changes = 0
+        self.fault: FlxError | None = None
         self._clock = clock
         self._url = url
         self._busy_timeout_ms = busy_timeout_ms
@@ -93,13 +97,13 @@ class Journal:
             FlxError: the file cannot be opened or written.
         """
         journal = cls(url, project_id, clock, tail_rows=tail_rows, busy_timeout_ms=busy_timeout_ms)
-        journal._writer.start()  # noqa: SLF001 - our own
+        journal._writer.start()
         try:
-            journal.seq = await journal._opened  # noqa: SLF001
+            journal.seq = await journal._opened
         except DBAPIError as error:
             raise storage_error(error) from error
-        journal._tail = Tail(journal.seq, tail_rows)  # noqa: SLF001
-        journal._reader = engine_of(url, read_only=True, busy_timeout_ms=busy_timeout_ms).connect()  # noqa: SLF001
+        journal._tail = Tail(journal.seq, tail_rows)
+        journal._reader = engine_of(url, read_only=True, busy_timeout_ms=busy_timeout_ms).connect()
         with journal.read() as connection:
             journal.oldest = connection.execute(select(func.min(events.c.seq))).scalar() or journal.seq + 1
         return journal
@@ -221,6 +225,7 @@ class Journal:
 
     def _settle(self, group: Group) -> None:
         self.groups += 1
+        self.fault = group.fault
         self.changes += len(group.outcomes)
         if group.events:
             self.seq = group.seq

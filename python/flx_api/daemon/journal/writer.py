@@ -24,7 +24,7 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 from flx_api.daemon.journal.database import is_storage_fault, storage_error
 from flx_api.daemon.journal.tables import events, topic_heads
 from flx_api.daemon.journal.tail import EventRow
-from flx_api.errors import Internal
+from flx_api.errors import FlxError, Internal
 
 if TYPE_CHECKING:
     import asyncio
@@ -59,11 +59,12 @@ class Outcome(NamedTuple):
 
 
 class Group(NamedTuple):
-    """What one commit made: an outcome for each change, the events, and the last sequence number."""
+    """What one commit made: an outcome for each change, the events, the last sequence number, and why it failed."""
 
     outcomes: list[Outcome]
     events: list[EventRow]
     seq: int
+    fault: FlxError | None = None
 
 
 class Tx:
@@ -222,7 +223,7 @@ class Writer:
             self._heads.open.clear()
             fault = storage_error(error) if is_storage_fault(error) else Internal()
             fault.__cause__ = error
-            return Group([Outcome(pending.future, None, fault) for pending in group], [], self._seq)
+            return Group([Outcome(pending.future, None, fault) for pending in group], [], self._seq, fault)
         self._heads.committed()
         self._seq += len(rows)
         return Group(outcomes, rows, self._seq)

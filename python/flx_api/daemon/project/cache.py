@@ -58,6 +58,18 @@ class _Reading(NamedTuple):
     error: ProjectInvalid | None
 
 
+class _Watch(NamedTuple):
+    """A reading and what must hold for it to count; one value, so that threads never see half of it change.
+
+    `present` and `missing` are what every call looks at: absolute paths, those that exist with the stamp they had.
+    """
+
+    reading: _Reading
+    present: tuple[tuple[str, Stamp], ...]
+    missing: tuple[str, ...]
+    settled: bool
+
+
 class ProjectCache:
     """The present model of the project in a folder.
 
@@ -72,10 +84,7 @@ class ProjectCache:
         self._prefix = f"{self.root}{os.sep}"
         self._environ = dict(environ)
         self._clock = clock
-        self._reading: _Reading | None = None
-        # What every call stats: absolute path and the stamp it had.
-        self._watched: tuple[tuple[str, Stamp], ...] = ()
-        self._settled = False
+        self._watch: _Watch | None = None
 
     def current(self) -> ProjectModel:
         """The model of what the files say now.
@@ -83,41 +92,28 @@ class ProjectCache:
         Raises:
             ProjectInvalid: the files cannot be used; the error names file, field and reason.
         """
-        reading = self._reading
-        if reading is None or not self._settled or not self._is_unchanged():
-            reading = self._refresh()
+        watch = self._watch
+        if watch is None or not watch.settled or not _is_unchanged(watch):
+            watch = self._watch = self._refresh(watch)
+        reading = watch.reading
         if reading.model is not None:
             return reading.model
         # A new error each time: one object raised again and again would gather tracebacks.
         kept = reading.error or ProjectInvalid()
         raise ProjectInvalid(kept.detail, errors=kept.errors)
 
-    def _is_unchanged(self) -> bool:
-        stat = os.stat
-        for path, stamp in self._watched:
-            try:
-                found = stat(path)
-            except OSError:
-                if stamp is not None:
-                    return False
-                continue
-            if stamp is None or stamp != (found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino):
-                return False
-        return True
-
-    def _refresh(self) -> _Reading:
+    def _refresh(self, watch: _Watch | None) -> _Watch:
         now = self._clock()
-        old = self._reading
-        new = self._same(old) if old is not None else None
-        if new is None:
-            new = self._read()
-        stamps = (*new.stamps.items(), *new.folders.items())
+        reading = (self._same(watch.reading) if watch is not None else None) or self._read()
+        stamps = (*reading.stamps.items(), *reading.folders.items())
         times = [moment for _, stamp in stamps if stamp is not None for moment in stamp[:2]]
-        self._reading = new
-        self._watched = tuple((self._prefix + name, stamp) for name, stamp in stamps)
-        # A time far ahead (an unpacked archive) is as safe as one long past: the next write will not repeat it.
-        self._settled = all(abs(now - moment) > SETTLED_NS for moment in times)
-        return new
+        return _Watch(
+            reading,
+            tuple((self._prefix + name, stamp) for name, stamp in stamps if stamp is not None),
+            tuple(self._prefix + name for name, stamp in stamps if stamp is None),
+            # A time far ahead (an unpacked archive) is as safe as one long past: the next write will not repeat it.
+            all(abs(now - moment) > SETTLED_NS for moment in times),
+        )
 
     def _same(self, old: _Reading) -> _Reading | None:
         """The old reading with new stamps, if no content and no included file has changed."""
@@ -216,6 +212,23 @@ class ProjectCache:
         """The folders whose listing decides what the patterns find."""
         found = (folder for pattern in patterns for folder in _visited(self.root, PurePath(pattern).parts))
         return tuple(dict.fromkeys(_relative(self.root, folder) for folder in found))
+
+
+def _is_unchanged(watch: _Watch) -> bool:
+    # The one loop that runs on every call, so it is written for speed: to ask whether a file is still missing costs a
+    # third of a stat that fails.
+    stat, exists = os.stat, os.access
+    for path in watch.missing:
+        if exists(path, os.F_OK):
+            return False
+    try:
+        for path, stamp in watch.present:
+            found = stat(path)
+            if stamp != (found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino):
+                return False
+    except OSError:
+        return False
+    return True
 
 
 def _visited(folder: Path, parts: tuple[str, ...]) -> Iterator[Path]:

@@ -59,7 +59,7 @@ def read_yaml(text: str, file: str) -> object:
         # The loader's own faults on odd input (a date such as 2024-13-01): Meltano fails on them as well.
         raise Refused(file, f"not valid YAML ({type(error).__name__})") from None
     except RecursionError:
-        raise Refused(file, "nested too deeply") from None
+        raise Refused(file, "nested too deeply, or into itself") from None
 
 
 def read_lock(text: str, file: str) -> dict[str, Any]:
@@ -107,20 +107,22 @@ def _place(error: MarkedYAMLError) -> str:
 
 
 def _plain(value: object, seen: dict[int, object]) -> object:
-    """A copy without ruamel's types. `seen` keeps what an alias shares shared, and a recursive anchor finite."""
+    """A copy without ruamel's types. `seen` keeps shared what an alias shares."""
     if not isinstance(value, Mapping | list | AbstractSet):
         return _plain_scalar(value)
     if id(value) in seen:
+        if seen[id(value)] is None:
+            # An anchor that holds itself: YAML allows it, but Meltano fails on whatever uses it.
+            raise RecursionError
         return seen[id(value)]
+    seen[id(value)] = None
+    plain: object
     if isinstance(value, Mapping):
-        mapping: dict[object, object] = {}
-        seen[id(value)] = mapping
-        mapping.update((str(key) if isinstance(key, str) else key, _plain(item, seen)) for key, item in value.items())
-        return mapping
-    sequence: list[object] = []
-    seen[id(value)] = sequence
-    sequence.extend(_plain(item, seen) for item in value)
-    return sequence
+        plain = {str(key) if isinstance(key, str) else key: _plain(item, seen) for key, item in value.items()}
+    else:
+        plain = [_plain(item, seen) for item in value]
+    seen[id(value)] = plain
+    return plain
 
 
 def _plain_scalar(value: object) -> object:

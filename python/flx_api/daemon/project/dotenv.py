@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 _BLANK = re.compile(r"\s*")
 _EXPORT = re.compile(r"(?:export[^\S\r\n]+)?")
-_KEY = re.compile(r"'([^']+)'|([^=\#\s]+)")
+_SINGLE_KEY = re.compile(r"'([^']+)'")
+_KEY = re.compile(r"([^=\#\s]+)")
 _SPACE = re.compile(r"[^\S\r\n]*")
 _EQUALS = re.compile(r"=[^\S\r\n]*")
 _SINGLE = re.compile(r"'((?:\\.|[^'\\])*)'", re.DOTALL)
@@ -56,60 +57,62 @@ def _interpolate(value: str, found: Mapping[str, str | None], environ: Mapping[s
     return _VARIABLE.sub(replace, value)
 
 
+class _Stuck(Exception):  # noqa: N818  an answer of the scan, caught in this file
+    """A line cannot be understood from this place on."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+
 def _bindings(text: str) -> Iterator[tuple[str, str | None]]:
     at = 0
     while at < len(text):
         start = _end_of(_BLANK, text, at)
         if start >= len(text):
             return
-        parsed = _binding(text, start)
-        if parsed is None:
-            # Skipping one line at a time is what lets the rest of a damaged file count.
-            at = _end_of(_REST, text, start)
+        try:
+            name, value, at = _binding(text, start)
+        except _Stuck as stuck:
+            # Only the rest of that line is lost: the lines behind it, in a quoted value perhaps, are read as lines.
+            at = _end_of(_REST, text, stuck.at)
             continue
-        name, value, at = parsed
         if name is not None:
             yield name, value
 
 
-def _binding(text: str, at: int) -> tuple[str | None, str | None, int] | None:
-    """One line from `at`: name, value and where the next line starts; None if it cannot be understood."""
+def _binding(text: str, at: int) -> tuple[str | None, str | None, int]:
+    """One line from `at`: name, value and where the next line starts."""
     at = _end_of(_EXPORT, text, at)
     name: str | None = None
     if not text.startswith("#", at):
-        key = _KEY.match(text, at)
-        if key is None:
-            return None
-        name = key[1] or key[2]
-        at = key.end()
+        key = _must(_SINGLE_KEY if text.startswith("'", at) else _KEY, text, at)
+        name, at = key[1], key.end()
     at = _end_of(_SPACE, text, at)
     value: str | None = None
     if equals := _EQUALS.match(text, at):
         at = equals.end()
-        if len(equals[0]) > 1 and text.startswith("#", at):
-            value = ""
-        else:
-            got = _value(text, at)
-            if got is None:
-                return None
-            value, at = got
+        value, at = ("", at) if len(equals[0]) > 1 and text.startswith("#", at) else _value(text, at)
     at = _end_of(_COMMENT, text, at)
-    end = _END.match(text, at)
-    return None if end is None else (name, value, end.end())
+    return name, value, _must(_END, text, at).end()
 
 
-def _value(text: str, at: int) -> tuple[str, int] | None:
+def _value(text: str, at: int) -> tuple[str, int]:
     first = text[at : at + 1]
     if first in {"'", '"'}:
         quoted, escape = (_SINGLE, _SINGLE_ESCAPE) if first == "'" else (_DOUBLE, _DOUBLE_ESCAPE)
-        match = quoted.match(text, at)
-        if match is None:
-            return None
+        match = _must(quoted, text, at)
         return escape.sub(lambda seen: codecs.decode(seen[0], "unicode-escape"), match[1]), match.end()
     if first in {"", "\n", "\r"}:
         return "", at
     end = _end_of(_BARE, text, at)
     return re.sub(r"\s+#.*", "", text[at:end]).rstrip(), end
+
+
+def _must(pattern: re.Pattern[str], text: str, at: int) -> re.Match[str]:
+    match = pattern.match(text, at)
+    if match is None:
+        raise _Stuck(at)
+    return match
 
 
 def _end_of(pattern: re.Pattern[str], text: str, at: int) -> int:

@@ -332,4 +332,4 @@ class ProjectModel(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
 
 def _not_found(name: str, kind: str, known: Sequence[str]) -> NotFound:
-    return NotFound(f"The project has no such {kind}.", suggestions=get_close_matches(name, known, 3))
+    return NotFound(f"The project has no such {kind}.", suggestions=get_close_matches(name, dict.fromkeys(known), 3))

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from flx_api.daemon.project.blocks import expand_variables, variables_in
 from flx_api.daemon.project.document import Refused, merge
+from flx_api.daemon.project.entries import component_name, keyword_mapping, mapping_of, text_of
 from flx_api.daemon.project.model import (
     PLUGIN_TYPES,
     Environment,
@@ -26,15 +27,7 @@ from flx_api.daemon.project.model import (
     ProjectModel,
     Schedule,
 )
-from flx_api.daemon.project.plugins import (
-    Declared,
-    Resolver,
-    component_name,
-    keyword_mapping,
-    mapping_of,
-    read_plugin,
-    text_of,
-)
+from flx_api.daemon.project.plugins import Declared, Resolver, read_plugin
 from flx_api.daemon.project.settings import flatten
 from flx_api.errors import FieldError, ProjectInvalid
 
@@ -355,7 +348,7 @@ def _read_schedule(entry: dict[str, Any], field: str) -> Schedule:
 def _read_environment(entry: dict[str, Any], field: str) -> Environment:
     _only(entry, _ENVIRONMENT, field)
     name = component_name(entry, field)
-    suffix = entry.get("state_id_suffix")
+    suffix = entry.get("state_id_suffix") or None
     if suffix is not None and not isinstance(suffix, str):
         # Meltano loads a number here and then fails in every run of the environment.
         raise Refused(field=f"{field}.state_id_suffix", reason="must be a string; put it in quotes")

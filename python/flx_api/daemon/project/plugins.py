@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from flx_api.daemon.project.document import Refused
+from flx_api.daemon.project.entries import component_name, keyword_mapping, mapping_of, text_of
 from flx_api.daemon.project.model import NOTHING, PLUGIN_TYPES, Command, Plugin, SettingModel, Source
 from flx_api.daemon.project.settings import (
     EXTRAS,
@@ -105,6 +106,7 @@ class Declared(msgspec.Struct, frozen=True, kw_only=True):
     env: Mapping[str, str]
     mappings: tuple[str, ...]
     variants: tuple[Mapping[str, Any], ...]
+    fault: Refused | None
 
     @property
     def is_custom(self) -> bool:
@@ -151,20 +153,46 @@ def read_plugin(plugin_type: str, raw: object, field: str) -> Declared:
     if "plugin_type" in entry:
         raise Refused(field=f"{field}.plugin_type", reason="must not stand here; the section says the type")
     name = component_name(entry, field)
-    inherit_from = text_of(entry, "inherit_from", field) or None
+    # Meltano looks at the shape of these only when it uses the plugin: a fault is kept on the plugin.
+    faults: list[Refused] = []
+
+    def text(key: str) -> str | None:
+        try:
+            return text_of(entry, key, field)
+        except Refused as refused:
+            faults.append(refused)
+            return None
+
+    def mapping(key: str) -> dict[Any, Any]:
+        try:
+            return mapping_of(entry, key, field)
+        except Refused as refused:
+            faults.append(refused)
+            return {}
+
+    inherit_from = (text("inherit_from") if entry.get("inherit_from") else None) or None
     inherit_from = None if inherit_from == name else inherit_from
-    namespace = text_of(entry, "namespace", field)
+    namespace = text("namespace") if entry.get("namespace") else None
     custom = inherit_from is None and bool(namespace)
     extras = {key: value for key, value in entry.items() if key not in _ENTRY and key not in _PRESENTATION}
     variants: tuple[Mapping[str, Any], ...] = ()
     if custom:
         variants = _read_variants(entry.get("variants"), f"{field}.variants")
-        extras = {key: value for key, value in extras.items() if key not in _DEFINITION}
         if variants:
             # Beside `variants`, Meltano takes what would describe the only variant for extras.
+            extras = {key: value for key, value in extras.items() if key not in {"variants", "is_default_variant"}}
             described = ("pip_url", "executable", "capabilities", "settings_group_validation", "settings", "requires")
-            extras |= {key: entry.get(key) for key in (*described, "requires_meltano")}
+            extras = {key: entry.get(key) for key in (*described, "requires_meltano")} | extras
+        else:
+            extras = {key: value for key, value in extras.items() if key not in _DEFINITION}
     _check_requires(entry.get("requires"), f"{field}.requires")
+    try:
+        capabilities = _capabilities(entry.get("capabilities"), f"{field}.capabilities")
+    except Refused as refused:
+        if custom and not isinstance(entry["capabilities"], str | dict):
+            raise
+        faults.append(refused)
+        capabilities = None
     texts = ("pip_url", "python", "executable", "label", "description")
     return Declared(
         type=plugin_type,
@@ -172,17 +200,18 @@ def read_plugin(plugin_type: str, raw: object, field: str) -> Declared:
         field=field,
         inherit_from=inherit_from,
         namespace=namespace,
-        variant=text_of(entry, "variant", field),
-        default_variant=text_of(entry, "default_variant", field) or DEFAULT_VARIANT,
-        text=MappingProxyType({key: text_of(entry, key, field) for key in texts}),
-        capabilities=_capabilities(entry.get("capabilities"), f"{field}.capabilities"),
+        variant=text("variant"),
+        default_variant=text("default_variant") or DEFAULT_VARIANT,
+        text=MappingProxyType({key: text(key) for key in texts}),
+        capabilities=capabilities,
         settings=read_settings(entry.get("settings"), f"{field}.settings"),
         commands=_read_commands(entry.get("commands"), f"{field}.commands"),
-        config=MappingProxyType(mapping_of(entry, "config", field)),
+        config=MappingProxyType(mapping("config")),
         extras=MappingProxyType(extras),
-        env=MappingProxyType({str(key): str(value) for key, value in mapping_of(entry, "env", field).items()}),
+        env=MappingProxyType({str(key): str(value) for key, value in mapping("env").items()}),
         mappings=_read_mappings(entry, field) if plugin_type == "mappers" else (),
         variants=variants,
+        fault=faults[0] if faults else None,
     )
 
 
@@ -298,8 +327,8 @@ class Resolver:
             commands=MappingProxyType(commands),
             env=env,
             mappings=item.mappings,
-            source=parent.source,
-            problem=parent.problem,
+            source="broken" if item.fault else parent.source,
+            problem=str(item.fault) if item.fault else parent.problem,
             parents=parent.plugins,
             suffix_variables=MappingProxyType(
                 {key: value for key, value in item.env.items() if key in self._suffix_names}
@@ -514,56 +543,3 @@ def _check_requires(raw: object, field: str) -> None:
                 raise Refused(
                     field=f"{field}.{plugin_type}[{index}]", reason="must have a name, may have a variant, nothing else"
                 )
-
-
-def keyword_mapping(raw: object, field: str) -> dict[str, Any]:
-    """A mapping with text keys only.
-
-    Raises:
-        Refused: it is something else.
-    """
-    if not isinstance(raw, dict):
-        raise Refused(field, "must be a mapping")
-    if not all(isinstance(key, str) for key in raw):
-        raise Refused(field, "has a key that is no text; put it in quotes")
-    return raw
-
-
-def mapping_of(entry: Mapping[str, Any], key: str, field: str) -> dict[Any, Any]:
-    """The mapping under a key; whatever is empty is an empty one.
-
-    Raises:
-        Refused: it is something else.
-    """
-    value = entry.get(key) or {}
-    if not isinstance(value, dict):
-        raise Refused(field=f"{field}.{key}", reason="must be a mapping")
-    return value
-
-
-def text_of(entry: Mapping[str, Any], key: str, field: str) -> str | None:
-    """The text under a key; numbers and dates count as their text.
-
-    Raises:
-        Refused: it is a list or a mapping.
-    """
-    value = entry.get(key)
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, list | dict):
-        raise Refused(field=f"{field}{'' if field.endswith(':') else '.'}{key}", reason="must be a string")
-    return str(value)
-
-
-def component_name(entry: Mapping[str, Any], field: str) -> str:
-    """The name of something a state id is made of: text without a colon.
-
-    Raises:
-        Refused: it is missing or not such a text.
-    """
-    name = entry.get("name")
-    if not isinstance(name, str):
-        raise Refused(field=f"{field}.name", reason="must be a string" if "name" in entry else "is missing")
-    if ":" in name:
-        raise Refused(field=f"{field}.name", reason="must not contain ':'")
-    return name

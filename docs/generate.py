@@ -1,0 +1,174 @@
+"""Write docs/reference/*.md from the code, or with --check say which of them are out of date (exit 1).
+
+Strategy: a page is a function that returns its text; the table at the end names them all. What a page tells is declared
+once in the code (settings, commands, errors, metrics, the command line); nothing is written here that is known there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from flx_api.commands import COMMANDS
+from flx_api.commands.permissions import ROLES, permits
+from flx_api.config import describe
+from flx_api.errors import CODES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+FOLDER = Path(__file__).resolve().parent / "reference"
+_NOTE = "<!-- Written by docs/generate.py (`make docs`); change the code, not this page. -->\n"
+
+
+def table(headings: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+
+
+def settings_page() -> str:
+    """Every setting."""
+    rows = [[f"`{s.name}`", s.type, f"`{s.default}`" if s.default else "", s.sentence] for s in describe()]
+    return (
+        "# Settings\n\nSettings are environment variables; some have an option of `flx serve`, which wins. "
+        "`flx config show` prints those in force.\n\n" + table(["setting", "type", "default", "meaning"], rows)
+    )
+
+
+def commands_page() -> str:
+    """Every command with its arguments, result and roles."""
+    text = (
+        '# Commands\n\nA command is called with `POST /v1/execute` (`{"command": NAME, "args": {...}}`) or '
+        "`POST /v1/commands/NAME` (the body is the arguments). The permission is the command's name.\n\n"
+    )
+    rows = [
+        [
+            f"[`{c.name}`](#{c.name.replace('.', '')})",
+            c.mode,
+            c.idempotency,
+            _roles(c.name, public=c.public),
+            c.sentence,
+        ]
+        for c in COMMANDS.values()
+    ]
+    text += table(["command", "mode", "repeating", "roles", "does"], rows)
+    for command in COMMANDS.values():
+        text += f"\n## {command.name}\n\n{command.sentence}\n"
+        for title, kind in (("Arguments", command.args), ("Result", command.result)):
+            rows = [[f"`{name}`", shape, "yes" if needed else ""] for name, shape, needed in _fields(kind)]
+            text += f"\n{title} (`{kind.__name__}`)" + (":\n\n" if rows else ": none.\n")
+            text += table(["field", "type", "required" if title == "Arguments" else "always"], rows) if rows else ""
+    return text
+
+
+def _roles(name: str, *, public: bool) -> str:
+    return "no token needed" if public else ", ".join(role for role in ROLES if permits([role], name))
+
+
+def _fields(kind: type[msgspec.Struct]) -> Iterator[tuple[str, str, bool]]:
+    (schema,), components = msgspec.json.schema_components([kind])
+    name = schema.get("$ref", "").rsplit("/", 1)[-1]
+    found = components.get(name, schema)
+    required = found.get("required", [])
+    for field, shape in found.get("properties", {}).items():
+        yield field, _shape(shape), field in required
+
+
+def _shape(schema: dict[str, Any]) -> str:
+    if "$ref" in schema:
+        return str(schema["$ref"]).rsplit("/", 1)[-1]
+    if "enum" in schema:
+        return " or ".join(f"`{value}`" for value in schema["enum"])
+    if "anyOf" in schema:
+        return " or ".join(_shape(option) for option in schema["anyOf"])
+    if schema.get("type") == "array":
+        return f"list of {_shape(schema.get('items', {}))}" if isinstance(schema.get("items", {}), dict) else "list"
+    kind = str(schema.get("type", "anything"))
+    limits = [
+        f"{sign} {schema[key]}"
+        for key, sign in (("minimum", "≥"), ("maximum", "≤"), ("minLength", "length ≥"), ("maxLength", "length ≤"))
+        if key in schema
+    ]
+    return f"{kind} ({', '.join(limits)})" if limits else kind
+
+
+def errors_page() -> str:
+    """Every error code."""
+    rows = [
+        [f"`{name}`", str(code.http), str(code.grpc), code.source, "yes" if code.retryable else "no", code.title]
+        for name, code in CODES.items()
+    ]
+    return (
+        "# Error codes\n\nAn error is an `application/problem+json` document; `code` is one of these. "
+        "`retry` says that the same request may succeed later and can do no harm.\n\n"
+        + table(["code", "HTTP", "gRPC", "source", "retry", "meaning"], rows)
+    )
+
+
+def cli_page() -> str:
+    """The help of every command of the command line."""
+    import typer  # noqa: PLC0415 - only this page needs it
+
+    from flx_api.cli.main import app  # noqa: PLC0415
+
+    text = "# Command line\n"
+    for name, command in _commands(typer.main.get_command(app), "flx"):
+        help_text = command.get_help(command.make_context(name, [], resilient_parsing=True, terminal_width=100))
+        body = "\n".join(line.rstrip() for line in help_text.splitlines())
+        text += f"\n## {name}\n\n```text\n{body}\n```\n"
+    return text
+
+
+def _commands(command: Any, name: str) -> Iterator[tuple[str, Any]]:  # noqa: ANN401 - typer's own copy of click
+    yield name, command
+    for child, found in sorted(getattr(command, "commands", {}).items()):
+        yield from _commands(found, f"{name} {child}")
+
+
+def metrics_page() -> str:
+    """Every metric of a gateway."""
+    from prometheus_client.parser import text_string_to_metric_families  # noqa: PLC0415 - only this page needs it
+
+    from flx_api.observability.metrics import Metrics  # noqa: PLC0415
+
+    families = text_string_to_metric_families(Metrics().exposition().decode())
+    rows = [[f"`{family.name}`", family.type, family.documentation] for family in families]
+    return "# Metrics\n\n`GET /metrics` gives these (see `FLX_METRICS`).\n\n" + table(
+        ["metric", "type", "meaning"], rows
+    )
+
+
+PAGES: dict[str, Callable[[], str]] = {
+    "settings.md": settings_page,
+    "commands.md": commands_page,
+    "errors.md": errors_page,
+    "cli.md": cli_page,
+    "metrics.md": metrics_page,
+}
+
+
+def main() -> int:
+    """Write the pages, or check them."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when a page is out of date")
+    check = parser.parse_args().check
+    stale = []
+    FOLDER.mkdir(exist_ok=True)
+    for name, make in PAGES.items():
+        file, text = FOLDER / name, _NOTE + make()
+        if not file.exists() or file.read_text(encoding="utf-8") != text:
+            stale.append(name)
+            if not check:
+                file.write_text(text, encoding="utf-8")
+    if check and stale:
+        print(f"docs/reference is out of date: {', '.join(stale)}; run `make docs`", file=sys.stderr)
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

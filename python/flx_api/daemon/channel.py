@@ -1,0 +1,130 @@
+"""One Channel stream: many commands in, replies out in any order, batched by loop tick.
+
+Strategy: the reader begins each command of a batch as it comes; finished replies gather in an outbox, and the writer
+takes the whole outbox each time it runs, so what was finished in one tick leaves as one message. A command is
+outstanding until its reply has been handed to the transport: a client that does not read its replies stops being read.
+
+Rules:
+- At most `MAX_OUTSTANDING` commands; then nothing more is read, and HTTP/2 flow control holds the client back.
+- When the stream ends, reads that are under way are cancelled; what changes something goes on (see `dispatch`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from flx_api.proto.flx.v1.daemon_pb2 import ReplyBatch, ReplyFrame
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+    from typing import Any
+
+    from grpclib.server import Stream
+
+    from flx_api.daemon.dispatch import Dispatcher
+    from flx_api.daemon.trust import Caller
+    from flx_api.proto.flx.v1.daemon_pb2 import CommandBatch, CommandFrame
+
+MAX_OUTSTANDING: Final = 256
+# A message of replies stays well below what a client accepts, unless one reply alone is larger.
+_BATCH_BYTES: Final = 1024 * 1024
+# After so many commands that were answered without waiting, others get their turn.
+_INLINE_TURN: Final = 32
+
+
+class CommandChannel:
+    """The daemon's end of one Channel stream.
+
+    Args:
+        stream: the gRPC stream.
+        dispatcher: carries the commands out.
+        caller: who is at the other end.
+    """
+
+    def __init__(self, stream: Stream[CommandBatch, ReplyBatch], dispatcher: Dispatcher, caller: Caller) -> None:
+        self._stream = stream
+        self._dispatcher = dispatcher
+        self._caller = caller
+        self._outbox: list[ReplyFrame] = []
+        self._tasks: set[asyncio.Task[ReplyFrame]] = set()
+        self._outstanding = 0
+        self._ended = False
+        self._news = asyncio.Event()
+        self._room = asyncio.Event()
+
+    async def run(self) -> None:
+        """Serve the stream until the client has ended it and has its replies, or is gone."""
+        writer = asyncio.create_task(self._write())
+        reader = asyncio.create_task(self._read())
+        try:
+            # Whichever fails ends the other; the reader's end alone does not, since replies are still on their way.
+            done, _ = await asyncio.wait((reader, writer), return_when=asyncio.FIRST_EXCEPTION)
+            for ended in done:
+                ended.result()
+        finally:
+            for task in (reader, writer, *self._tasks):
+                task.cancel()
+            await asyncio.gather(reader, writer, return_exceptions=True)
+
+    async def _read(self) -> None:
+        inline = 0
+        while (batch := await self._stream.recv_message()) is not None:
+            for frame in batch.frames:
+                while self._outstanding >= MAX_OUTSTANDING:
+                    self._room.clear()
+                    await self._room.wait()
+                inline += self._begin(frame)
+                if inline >= _INLINE_TURN:
+                    inline = 0
+                    await asyncio.sleep(0)
+        self._ended = True
+        self._news.set()
+
+    def _begin(self, frame: CommandFrame) -> bool:
+        """Begin one command; whether it was answered at once."""
+        self._outstanding += 1
+        found = self._dispatcher.prepare(frame, self._caller)
+        if isinstance(found, ReplyFrame):
+            self._answer(found)
+            return True
+        self._wait_for(found)
+        return False
+
+    def _wait_for(self, reply: Coroutine[Any, Any, ReplyFrame]) -> None:
+        task = asyncio.create_task(reply)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[ReplyFrame]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            self._answer(task.result())
+
+    def _answer(self, reply: ReplyFrame) -> None:
+        self._outbox.append(reply)
+        self._news.set()
+
+    async def _write(self) -> None:
+        while not (self._ended and not self._outstanding):
+            await self._news.wait()
+            self._news.clear()
+            replies, self._outbox = self._outbox, []
+            for batch in _batches(replies):
+                await self._stream.send_message(ReplyBatch(frames=batch))
+                self._outstanding -= len(batch)
+                self._room.set()
+
+
+def _batches(replies: list[ReplyFrame]) -> list[list[ReplyFrame]]:
+    """The replies in messages of bounded size; usually one."""
+    batches: list[list[ReplyFrame]] = []
+    held = _BATCH_BYTES
+    for reply in replies:
+        size = len(reply.result) + len(reply.problem)
+        if held + size > _BATCH_BYTES:
+            batches.append([])
+            held = 0
+        batches[-1].append(reply)
+        held += size
+    return batches

@@ -1,0 +1,220 @@
+"""From a command frame to its reply: find, authorise, parse, handle. Knows frames, not connections.
+
+Strategy: `prepare` does what needs no waiting and returns either a finished reply or a coroutine that will be one. So a
+command that reads memory is answered within the call that read its frame, and only what waits costs a task.
+
+Rules:
+- A read ends with its deadline or its client. What changes something is never torn apart: its handler is a task of the
+  dispatcher's own, goes on when nobody waits for it any more, and only the answer is given up.
+- This is the one place that turns an error into a reply. A fault of ours is logged with its stack, told as `internal`.
+- The daemon believes nobody about permissions: the same function that decided in the gateway decides here again.
+- Arguments are parsed here only, strictly (`models.strict_json`), and all fields at fault are named at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import structlog
+
+from flx_api.commands import Command, find
+from flx_api.commands.permissions import authorise
+from flx_api.daemon.handlers.context import Accepted, Context, Replay
+from flx_api.daemon.principal import ANONYMOUS
+from flx_api.errors import (
+    DeadlineExceeded,
+    FieldError,
+    FlxError,
+    Internal,
+    InvalidRequest,
+    Unauthenticated,
+    ValidationFailed,
+)
+from flx_api.models import strict_json
+from flx_api.proto.flx.v1.daemon_pb2 import ReplyFrame
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Coroutine, Mapping
+
+    from flx_api.daemon.handlers.context import Handler, Outcome, Services
+    from flx_api.daemon.principal import Principal
+    from flx_api.daemon.trust import Caller
+    from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame
+
+_MAX_KEY = 255
+
+log = structlog.stdlib.get_logger("flx.daemon")
+_encode = msgspec.json.Encoder().encode
+
+
+class Dispatcher:
+    """Carries out commands.
+
+    Args:
+        services: what handlers work with.
+        handlers: the function of each command.
+    """
+
+    def __init__(self, services: Services, handlers: Mapping[str, Handler]) -> None:
+        self._services = services
+        self._handlers = handlers
+        self._changing: set[asyncio.Future[Outcome]] = set()
+
+    def prepare(self, frame: CommandFrame, caller: Caller) -> ReplyFrame | Coroutine[Any, Any, ReplyFrame]:
+        """Begin a command: the reply, or a coroutine that must be awaited for it."""
+        try:
+            command = find(frame.command)
+            principal = caller.principal(frame.principal)
+            if principal is None:
+                if not command.public:
+                    raise Unauthenticated()  # noqa: TRY301, RSE102 - one way out for all refusals
+                principal = ANONYMOUS
+            authorise(command, principal.roles)
+            context = self._context(frame, command, principal)
+            args = arguments(command.args, context.raw_args)
+            outcome = self._handlers[command.name](context, args)
+        except Exception as error:  # noqa: BLE001 - the border: whatever it is becomes a reply
+            return _failure(frame, error)
+        if isinstance(outcome, (bytes, msgspec.Struct)):
+            return _success(frame, outcome)
+        return self._finish(frame, outcome, context.deadline_us, reads=command.idempotency == "read")
+
+    async def carry_out(self, frame: CommandFrame, caller: Caller) -> ReplyFrame:
+        """A command from beginning to end."""
+        found = self.prepare(frame, caller)
+        return found if isinstance(found, ReplyFrame) else await found
+
+    async def close(self, within_s: float) -> None:
+        """Let what is being changed come to its end."""
+        if self._changing:
+            await asyncio.wait(self._changing, timeout=within_s)
+
+    def _context(self, frame: CommandFrame, command: Command, principal: Principal) -> Context:
+        if frame.dry_run and command.idempotency != "read":
+            reason = f"{command.name} does not support it yet"
+            refused = ValidationFailed.field("dry_run", reason)
+            raise refused
+        if len(frame.idempotency_key) > _MAX_KEY:
+            detail = "The idempotency key is too long"
+            raise InvalidRequest(detail)
+        deadline_us = frame.deadline_unix_ms * 1000 or None
+        if deadline_us is not None and deadline_us <= self._services.clock():
+            raise DeadlineExceeded
+        raw_args: bytes = frame.args or b"{}"
+        return Context(
+            principal=principal,
+            services=self._services,
+            idempotency_key=frame.idempotency_key or None,
+            deadline_us=deadline_us,
+            request_id=frame.request_id,
+            environment=frame.environment or None,
+            dry_run=frame.dry_run,
+            wait_ms=frame.wait_ms,
+            body_hash=_body_hash(command.name, frame.environment, raw_args) if frame.idempotency_key else "",
+            client_address=frame.client_address,
+            raw_args=raw_args,
+        )
+
+    async def _finish(
+        self, frame: CommandFrame, outcome: Awaitable[Outcome], deadline_us: int | None, *, reads: bool
+    ) -> ReplyFrame:
+        left_s = None if deadline_us is None else (deadline_us - self._services.clock()) / 1_000_000
+        task = asyncio.ensure_future(outcome)
+        if not reads:
+            self._changing.add(task)
+            task.add_done_callback(self._changed)
+        try:
+            await asyncio.wait((task,), timeout=left_s)
+            if not task.done():
+                raise DeadlineExceeded  # noqa: TRY301 - one way out for all refusals
+            return _success(frame, task.result())
+        except Exception as error:  # noqa: BLE001 - the border: whatever it is becomes a reply
+            return _failure(frame, error)
+        finally:
+            if reads:
+                task.cancel()
+
+    def _changed(self, task: asyncio.Future[Outcome]) -> None:
+        self._changing.discard(task)
+        # Looked at here, so that an error which nobody waits for any more is not reported as forgotten.
+        if not task.cancelled():
+            task.exception()
+
+
+def arguments(kind: type[msgspec.Struct], raw: bytes) -> Any:  # noqa: ANN401 - an instance of `kind`
+    """The typed arguments of a command.
+
+    Raises:
+        InvalidRequest: not strict JSON.
+        ValidationFailed: with every field at fault, as `args.<path>`.
+    """
+    value = strict_json.parse(raw)
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        errors = _field_errors(kind, value) or [_field_error("args", str(error))]
+        detail = "; ".join(f"{found.field}: {found.reason}" for found in errors[:3])
+        raise ValidationFailed(detail, errors=errors) from None
+
+
+def _field_errors(kind: type[msgspec.Struct], value: Any) -> list[FieldError]:  # noqa: ANN401 - any JSON value
+    """What is wrong, field by field: msgspec itself stops at the first."""
+    if not isinstance(value, dict):
+        return [FieldError("args", "must be an object")]
+    errors = []
+    fields = {field.encode_name: field for field in msgspec.structs.fields(kind)}
+    for name, field in fields.items():
+        if name not in value:
+            if field.required:
+                errors.append(FieldError(f"args.{name}", "is required", "missing"))
+            continue
+        try:
+            msgspec.convert(value[name], field.type)
+        except msgspec.ValidationError as error:
+            errors.append(_field_error(f"args.{name}", str(error)))
+    if kind.__struct_config__.forbid_unknown_fields:
+        # The name is the client's own input: it is told only when it is one that a person could have meant.
+        errors.extend(
+            FieldError(f"args.{name}" if name.isidentifier() and len(name) <= 64 else "args", "is not known", "unknown")  # noqa: PLR2004
+            for name in list(value)[:32]
+            if name not in fields
+        )
+    return errors
+
+
+def _field_error(place: str, message: str) -> FieldError:
+    """The sentence of msgspec as ours: "Expected `int`, got `str` - at `$[0].x`" becomes place[0].x and a reason."""
+    reason, _, path = message.partition(" - at `")
+    reason = reason.replace("`", "'")
+    return FieldError(place + path.rstrip("`").removeprefix("$"), reason[:1].lower() + reason[1:])
+
+
+def _body_hash(command: str, environment: str, raw_args: bytes) -> str:
+    return hashlib.sha256(b"\0".join((command.encode(), environment.encode(), raw_args))).hexdigest()
+
+
+def _success(frame: CommandFrame, outcome: Outcome) -> ReplyFrame:
+    if isinstance(outcome, Accepted):
+        return ReplyFrame(
+            seq=frame.seq,
+            result=_encode(outcome.result),
+            accepted_id=outcome.execution_id,
+            replayed=outcome.replayed,
+        )
+    if isinstance(outcome, Replay):
+        return ReplyFrame(seq=frame.seq, result=outcome.result, accepted_id=outcome.execution_id or "", replayed=True)
+    return ReplyFrame(seq=frame.seq, result=outcome if isinstance(outcome, bytes) else _encode(outcome))
+
+
+def _failure(frame: CommandFrame, error: Exception) -> ReplyFrame:
+    if not isinstance(error, FlxError):
+        log.error(
+            "a command failed by a fault of ours", command=frame.command, request_id=frame.request_id, exc_info=error
+        )
+        error = Internal()
+    elif error.__cause__ is not None:
+        log.warning("a command failed", command=frame.command, request_id=frame.request_id, exc_info=error.__cause__)
+    return ReplyFrame(seq=frame.seq, code=error.code, problem=_encode(error.body))

@@ -1,0 +1,106 @@
+"""`pipeline.*` but for `pipeline.run`: looking at pipelines and changing the API's own.
+
+Rules:
+- What needs the project's files is checked before the write, in the loop; names and revisions are checked inside it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from msgspec import UNSET
+
+from flx_api.daemon import pipelines
+from flx_api.daemon.handlers import idempotency
+from flx_api.daemon.handlers.context import Replay
+from flx_api.models.listing import decode_cursor, encode_cursor
+from flx_api.models.pipeline import Deleted, PipelinePage
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from flx_api.daemon.handlers.context import Context, Handler
+    from flx_api.daemon.journal import Tx
+    from flx_api.models.pipeline import (
+        Pipeline,
+        PipelineCreateArgs,
+        PipelineIdArgs,
+        PipelineListArgs,
+        PipelineUpdateArgs,
+    )
+
+CREATE = "pipeline.create"
+
+
+def page(context: Context, args: PipelineListArgs) -> PipelinePage:
+    """A page of pipelines, by name."""
+    services, tenant = context.services, context.principal.tenant
+    after = decode_cursor(args.cursor)
+    model, project_id = services.projects.current(), services.journal.project_id
+    with services.journal.read() as connection:
+        found = [
+            item
+            for item in pipelines.all_of(connection, model, tenant, project_id)
+            if (args.source is None or item.source == args.source) and (args.tag is None or args.tag in item.tags)
+        ]
+        rest = found if after is None else [item for item in found if item.name > after]
+        shown = pipelines.with_runs(connection, tenant, project_id, rest[: args.limit])
+    return PipelinePage(shown, encode_cursor(shown[-1].name) if len(rest) > args.limit else None, len(found))
+
+
+def get(context: Context, args: PipelineIdArgs) -> Pipeline:
+    """One pipeline."""
+    services, tenant = context.services, context.principal.tenant
+    model, project_id = services.projects.current(), services.journal.project_id
+    with services.journal.read() as connection:
+        found = pipelines.find(connection, model, tenant, project_id, args.id)
+        return pipelines.with_runs(connection, tenant, project_id, [found])[0]
+
+
+async def create(context: Context, args: PipelineCreateArgs) -> Pipeline | Replay:
+    """Make a pipeline whose blocks are in the project."""
+    model = context.services.projects.current()
+
+    def change(tx: Tx) -> Pipeline | Replay:
+        stored = idempotency.look_up(tx, context, CREATE)
+        if stored is not None:
+            return Replay(stored.result)
+        # Only now: a repeated request is answered even if the project has changed since the first one.
+        pipelines.check_blocks(model, pipelines.tasks_of(args), args.environment, pipelines.fields_of(args))
+        made = pipelines.create(tx, model, context.principal, args)
+        idempotency.remember(tx, context, CREATE, made)
+        return made
+
+    return await context.services.journal.write(change)
+
+
+async def update(context: Context, args: PipelineUpdateArgs) -> Pipeline:
+    """Change a pipeline; what is not given stays."""
+    model, principal = context.services.projects.current(), context.principal
+
+    def change(tx: Tx) -> Pipeline:
+        present = pipelines.find(tx.connection, model, principal.tenant, tx.project_id, args.id)
+        tasks = present.tasks if args.tasks is UNSET else args.tasks
+        environment = present.environment if args.environment is UNSET else args.environment
+        if present.source == "api" and (args.tasks is not UNSET or args.environment is not UNSET):
+            pipelines.check_blocks(model, tasks, environment)
+        changed = pipelines.change(tx, model, principal, args)
+        return pipelines.with_runs(tx.connection, principal.tenant, tx.project_id, [changed])[0]
+
+    return await context.services.journal.write(change)
+
+
+async def delete(context: Context, args: PipelineIdArgs) -> Deleted:
+    """Delete a pipeline; its executions stay."""
+    model, principal = context.services.projects.current(), context.principal
+    await context.services.journal.write(lambda tx: pipelines.remove(tx, model, principal, args.id))
+    return Deleted(args.id)
+
+
+HANDLERS: Mapping[str, Handler] = {
+    "pipeline.list": page,
+    "pipeline.get": get,
+    CREATE: create,
+    "pipeline.update": update,
+    "pipeline.delete": delete,
+}

@@ -1,0 +1,173 @@
+"""The gRPC service: streams in, streams out; everything else is decided behind it.
+
+Rules:
+- `Execute` answers with gRPC status OK even when the command failed: the error is a code and a problem in the reply,
+  as on the Channel, so that a client reads errors in one way and gets fields, suggestions and retry times, which a gRPC
+  status cannot carry. Only what is wrong with the call itself is a status: a token that is not acceptable, a message
+  that cannot be read or is too large.
+- Every service stands behind the guard of `limits`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError
+from grpclib.health.check import ServiceStatus
+from grpclib.health.service import Health
+from grpclib.reflection.service import ServerReflection
+
+from flx_api.commands import COMMANDS
+from flx_api.commands.permissions import authorise
+from flx_api.daemon.channel import CommandChannel
+from flx_api.daemon.limits import MAX_MESSAGE_BYTES, Guarded
+from flx_api.daemon.trust import Gateway, Nobody
+from flx_api.daemon.watch import Watcher, log_batches
+from flx_api.errors import FlxError, Unauthenticated
+from flx_api.proto.flx.v1.daemon_grpc import DaemonBase
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from grpclib.server import Stream
+
+    from flx_api.daemon.dispatch import Dispatcher
+    from flx_api.daemon.handlers.context import Services
+    from flx_api.daemon.principal import Principal
+    from flx_api.daemon.trust import Caller, Trust
+    from flx_api.proto.flx.v1.daemon_pb2 import (
+        CommandBatch,
+        CommandFrame,
+        EventBatch,
+        LogBatch,
+        LogRequest,
+        ReplyBatch,
+        ReplyFrame,
+        WatchRequest,
+    )
+
+_LOGS = COMMANDS["execution.logs"]
+# How often a stream of a client with its own token looks whether that has ended.
+_TOKEN_CHECK_S = 5.0
+
+
+class DaemonService(DaemonBase):
+    """The service `flx.v1.Daemon`.
+
+    Args:
+        services: journal and executions, for Watch and Logs.
+        dispatcher: carries out commands.
+        trust: decides who a caller is.
+    """
+
+    def __init__(self, services: Services, dispatcher: Dispatcher, trust: Trust) -> None:
+        self._services = services
+        self._dispatcher = dispatcher
+        self._trust = trust
+
+    async def Execute(self, stream: Stream[CommandFrame, ReplyFrame]) -> None:  # noqa: N802 - the contract's name
+        """One command."""
+        caller = self._caller(stream)
+        frame = await stream.recv_message()
+        if frame is None:
+            raise GRPCError(Status.INVALID_ARGUMENT, "A message is needed")
+        reply = await self._dispatcher.carry_out(frame, caller)
+        if reply.code in {"missing_token", "invalid_token"} and not isinstance(caller, Gateway):
+            raise GRPCError(Status.UNAUTHENTICATED, "A token is needed")
+        await stream.send_message(reply)
+
+    async def Channel(self, stream: Stream[CommandBatch, ReplyBatch]) -> None:  # noqa: N802 - the contract's name
+        """Many commands."""
+        await CommandChannel(stream, self._dispatcher, self._known(stream)).run()
+
+    async def Watch(self, stream: Stream[WatchRequest, EventBatch]) -> None:  # noqa: N802 - the contract's name
+        """Events from a position on. A client with its own token needs the permission to read logs."""
+        caller = self._known(stream)
+        request = await stream.recv_message()
+        if request is None:
+            raise GRPCError(Status.INVALID_ARGUMENT, "A message is needed")
+        with _as_status():
+            if not isinstance(caller, Gateway):
+                authorise(_LOGS, _principal(caller).roles)
+            watcher = Watcher(
+                request,
+                self._services.journal,
+                self._services.executions,
+                tenant=caller.tenant,
+                clock=self._services.clock,
+            )
+        await _send_all(stream, watcher.batches(), caller)
+
+    async def Logs(self, stream: Stream[LogRequest, LogBatch]) -> None:  # noqa: N802 - the contract's name
+        """The log of one execution."""
+        caller = self._known(stream)
+        request = await stream.recv_message()
+        if request is None:
+            raise GRPCError(Status.INVALID_ARGUMENT, "A message is needed")
+        with _as_status():
+            principal = _principal(caller, request.principal)
+            authorise(_LOGS, principal.roles)
+            self._services.executions.get(request.execution_id, principal.tenant)
+            log = self._services.executions.log(request.execution_id)
+        batches = log_batches(log, request.from_line, request.limit, follow=request.follow)
+        await _send_all(stream, batches, caller)
+
+    def _caller(self, stream: Stream[Any, Any]) -> Caller:
+        with _as_status():
+            return self._trust.caller(stream.metadata or {})
+
+    def _known(self, stream: Stream[Any, Any]) -> Caller:
+        caller = self._caller(stream)
+        if isinstance(caller, Nobody):
+            raise GRPCError(Status.UNAUTHENTICATED, "A token is needed")
+        return caller
+
+
+def services_of(daemon: DaemonService, *, max_bytes: int = MAX_MESSAGE_BYTES) -> tuple[list[Guarded], ServiceStatus]:
+    """All gRPC services, with health and reflection, behind the guard; and the switch of their health."""
+    health = ServiceStatus()
+    health.set(True)
+    # The collection of checks has the service's name only in its keys; grpclib reads it from the mapping.
+    all_services = ServerReflection.extend([daemon, Health({daemon: [health]})])
+    return [Guarded(service, max_bytes) for service in all_services], health
+
+
+async def _send_all(stream: Stream[Any, Any], batches: AsyncIterator[Any], caller: Caller) -> None:
+    """Send batches until there are no more; a client's own token must last as long."""
+    sending = asyncio.ensure_future(_send(stream, batches))
+    try:
+        while not sending.done():
+            patience = None if isinstance(caller, Gateway) else _TOKEN_CHECK_S
+            await asyncio.wait((sending,), timeout=patience)
+            with _as_status():
+                if not isinstance(caller, Gateway):
+                    caller.principal(None)
+        with _as_status():
+            sending.result()
+    finally:
+        sending.cancel()
+        await asyncio.wait((sending,))
+
+
+async def _send(stream: Stream[Any, Any], batches: AsyncIterator[Any]) -> None:
+    async for batch in batches:
+        await stream.send_message(batch)
+
+
+def _principal(caller: Caller, named: Any = None) -> Principal:  # noqa: ANN401 - the generated message
+    principal = caller.principal(named)
+    if principal is None:
+        raise Unauthenticated
+    return principal
+
+
+class _as_status:  # noqa: N801 - used as a statement: with _as_status()
+    """Turns an error of ours into a gRPC status, for calls whose replies have no place for it."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, FlxError):
+            raise GRPCError(Status(error.spec.grpc), error.detail) from error

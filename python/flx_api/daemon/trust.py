@@ -1,0 +1,159 @@
+"""Whom a connection is believed to be.
+
+Strategy: what comes over the Unix socket is a gateway (or the socket's owner): whoever can open it may name the
+principal of a frame. Over TCP a gateway shows the shared token; any other client shows its own JWT, whose claims are
+the principal, whatever its frames say. A client with neither may only use public commands of `Execute`.
+
+Rules:
+- A secret is compared in constant time. A wrong shared token is refused, never passed on as "no token".
+- A token is verified when its stream opens, and its end is looked at with each command.
+"""
+
+from __future__ import annotations
+
+import hmac
+from typing import TYPE_CHECKING, Any, Protocol
+
+from flx_api.daemon.journal import DEFAULT_TENANT
+from flx_api.daemon.principal import Principal
+from flx_api.errors import TokenRejected, Unauthenticated
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from flx_api.proto.flx.v1.daemon_pb2 import Principal as PrincipalMessage
+
+GATEWAY_TOKEN = "x-flx-gateway-token"  # noqa: S105 - the name of the metadata
+_BEARER = "bearer "
+
+
+class Caller(Protocol):
+    """The other side of a call."""
+
+    def principal(self, named: PrincipalMessage | None) -> Principal | None:
+        """Who asks, given whom the message names (None: it names nobody).
+
+        Raises:
+            TokenRejected: the caller's own token has ended.
+        """
+        ...
+
+    @property
+    def tenant(self) -> str | None:
+        """The one tenant this caller may see; None: all of them."""
+        ...
+
+
+class Gateway:
+    """Trusted: the message names the principal."""
+
+    tenant: str | None = None
+
+    def principal(self, named: PrincipalMessage | None) -> Principal | None:
+        """Whom the message names."""
+        if named is None or not named.subject:
+            return None
+        return Principal(named.subject, named.tenant or DEFAULT_TENANT, tuple(named.roles))
+
+
+class Nobody:
+    """Came without a token."""
+
+    tenant: str | None = ""
+
+    def principal(self, named: PrincipalMessage | None) -> Principal | None:  # noqa: ARG002 - not believed
+        """Nobody."""
+        return None
+
+
+class Client:
+    """Came with its own token.
+
+    Args:
+        principal: what the token says.
+        ends_s: when the token ends.
+        now_s: seconds since the epoch.
+    """
+
+    def __init__(self, principal: Principal, ends_s: float, now_s: Callable[[], float]) -> None:
+        self._principal = principal
+        self._ends_s = ends_s
+        self._now_s = now_s
+        self.tenant: str | None = principal.tenant
+
+    def principal(self, named: PrincipalMessage | None) -> Principal | None:  # noqa: ARG002 - not believed
+        """What the token says, as long as it has not ended."""
+        if self._now_s() >= self._ends_s:
+            reason = "expired"
+            raise TokenRejected(reason)
+        return self._principal
+
+
+class SocketTrust:
+    """A Unix socket that only its owner can open: every caller is a gateway."""
+
+    def caller(self, metadata: Mapping[str, Any]) -> Caller:  # noqa: ARG002 - nothing to prove
+        """The gateway."""
+        return Gateway()
+
+
+class TokenTrust:
+    """TCP: a shared token for gateways, a JWT for anybody else.
+
+    Args:
+        gateway_token: the shared token; None: no gateway can be trusted here.
+        verify: the claims of an acceptable JWT at a moment; raises TokenRejected.
+        now_s: seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        gateway_token: bytes | None,
+        verify: Callable[[bytes, float], dict[str, Any]],
+        now_s: Callable[[], float],
+    ) -> None:
+        self._gateway_token = gateway_token
+        self._verify = verify
+        self._now_s = now_s
+
+    def caller(self, metadata: Mapping[str, Any]) -> Caller:
+        """Who a call's metadata prove it is.
+
+        Raises:
+            Unauthenticated: a token that is not acceptable.
+        """
+        shown = metadata.get(GATEWAY_TOKEN)
+        if shown is not None:
+            if self._gateway_token is None or not hmac.compare_digest(str(shown).encode(), self._gateway_token):
+                reason = "gateway_token"
+                raise TokenRejected(reason)
+            return Gateway()
+        credentials = metadata.get("authorization")
+        if credentials is None:
+            return Nobody()
+        scheme, token = str(credentials)[: len(_BEARER)], str(credentials)[len(_BEARER) :]
+        if scheme.lower() != _BEARER:
+            raise Unauthenticated(code="invalid_token")
+        claims = self._verify(token.encode(), self._now_s())
+        return Client(principal_of(claims), float(claims["exp"]), self._now_s)
+
+
+def principal_of(claims: Mapping[str, Any]) -> Principal:
+    """The principal that verified claims describe.
+
+    Raises:
+        TokenRejected: `roles` or `tenant` have a shape that grants nothing.
+    """
+    roles, tenant = claims.get("roles", []), claims.get("tenant", DEFAULT_TENANT)
+    if not isinstance(roles, list) or not all(isinstance(role, str) for role in roles) or not isinstance(tenant, str):
+        reason = "invalid_roles"
+        raise TokenRejected(reason)
+    return Principal(str(claims["sub"]), tenant, tuple(roles))
+
+
+class Trust(Protocol):
+    """Decides who a caller is; one for each kind of listener."""
+
+    def caller(self, metadata: Mapping[str, Any]) -> Caller:
+        """Who a call's metadata prove it is. Raises Unauthenticated."""
+        ...

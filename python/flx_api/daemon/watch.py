@@ -1,0 +1,237 @@
+"""Watch and Logs: events of the journal and lines of run logs, from a position on.
+
+Strategy: a watcher is a cursor into the journal and one into each log that is going on; nothing is queued for it. Each
+turn fills one batch from the cursors and sends it; when there is nothing, it waits for the journal or one of the logs.
+A slow watcher takes its turns less often and costs nothing in between.
+
+Rules:
+- The first batch goes out at once, even empty, so that a client without a position learns where "now" is.
+- What cannot be given any more (another epoch, removed by retention) is told as `gap_reason`, never passed over.
+- Logs: from the position the client names; those that were going on before from their present end; new ones from their
+  first line, also when they end before anybody looked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from flx_api.errors import NotFound
+from flx_api.proto.flx.v1.daemon_pb2 import Event, EventBatch, LogBatch
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterable
+
+    from flx_api.daemon.executions import Executions, LogFile
+    from flx_api.daemon.journal import EventRow, Journal
+    from flx_api.proto.flx.v1.daemon_pb2 import WatchRequest
+
+BATCH_EVENTS: Final = 256
+BATCH_BYTES: Final = 64 * 1024
+# After so many events that concern the watcher nothing, it is told how far it has come.
+_SILENT_EVENTS: Final = 1024
+_PREFIX, _STATUS, _LOG = "execution.", ".status", ".log"
+
+_raw = msgspec.json.Decoder(msgspec.Raw)
+
+
+class Topics:
+    """A watcher's patterns: exact names, `*`, or a trailing `.*`."""
+
+    def __init__(self, patterns: Iterable[str]) -> None:
+        names = set(patterns)
+        self._all = "*" in names
+        self._prefixes = tuple(name[:-1] for name in names if name.endswith(".*"))
+        self._names = frozenset(names)
+
+    def match(self, topic: str) -> bool:
+        """Whether one of the patterns is about this topic."""
+        return self._all or topic in self._names or topic.startswith(self._prefixes)
+
+
+class Watcher:
+    """One watcher's cursors.
+
+    Args:
+        request: topics and positions.
+        journal: the events.
+        executions: the logs.
+        tenant: the one tenant it may see; None sees all.
+        clock: microseconds since the epoch; log lines bear the time at which they are passed on.
+    """
+
+    def __init__(
+        self,
+        request: WatchRequest,
+        journal: Journal,
+        executions: Executions,
+        *,
+        tenant: str | None,
+        clock: Callable[[], int],
+    ) -> None:
+        self._topics = Topics(request.topics)
+        self._journal = journal
+        self._executions = executions
+        self._tenant = tenant
+        self._clock = clock
+        self._gap = ""
+        self._silent = 0
+        self._seq = self._start(request)
+        self._named = {position.execution_id: position.after_line for position in request.logs}
+        self._lines: dict[str, int] = {}
+        for execution_id in executions.active_logs():
+            self._lines[execution_id] = executions.log(execution_id).last_line
+        self._lines.update(self._named)
+
+    async def batches(self) -> AsyncIterator[EventBatch]:
+        """Batches for as long as they are asked for."""
+        batch = await self._fill()
+        yield batch
+        while True:
+            batch = await self._fill()
+            if batch.events or batch.gap_reason or self._silent >= _SILENT_EVENTS:
+                self._silent = 0
+                yield batch
+            elif self._seq >= self._journal.seq:
+                await self._news()
+
+    def _start(self, request: WatchRequest) -> int:
+        now = self._journal.seq
+        if not request.HasField("after_seq"):
+            return now
+        # A position ahead of the journal is of another history, whatever it calls itself.
+        if (request.epoch and request.epoch != self._journal.epoch) or request.after_seq > now:
+            self._gap = "epoch"
+            return now
+        return int(request.after_seq)
+
+    async def _fill(self) -> EventBatch:
+        events: list[Event] = []
+        size = self._take_events(events)
+        await self._take_lines(events, size)
+        gap, self._gap = self._gap, ""
+        return EventBatch(epoch=self._journal.epoch, events=events, journal_seq=self._seq, gap_reason=gap)
+
+    def _take_events(self, events: list[Event]) -> int:
+        size = 0
+        if self._seq + 1 < self._journal.oldest:
+            self._gap = self._gap or "evicted"
+            self._seq = self._journal.oldest - 1
+        for row in self._journal.events_after(self._seq, BATCH_EVENTS):
+            if size > BATCH_BYTES:
+                break
+            self._seq = row.seq
+            self._note_new_execution(row)
+            if self._concerns(row.tenant) and self._topics.match(row.topic):
+                events.append(Event(**row._asdict()))
+                size += len(row.data) + len(row.topic)
+            else:
+                self._silent += 1
+        return size
+
+    def _note_new_execution(self, row: EventRow) -> None:
+        if row.prev == 0 and row.topic.startswith(_PREFIX) and row.topic.endswith(_STATUS):
+            execution_id = row.topic[len(_PREFIX) : -len(_STATUS)]
+            if execution_id not in self._named:
+                self._lines[execution_id] = 0
+
+    async def _take_lines(self, events: list[Event], size: int) -> None:
+        for execution_id in self._executions.active_logs():
+            self._lines.setdefault(execution_id, 0)
+        for execution_id in list(self._lines):
+            if len(events) >= BATCH_EVENTS or size >= BATCH_BYTES:
+                return
+            log = self._log(execution_id)
+            if log is None:
+                del self._lines[execution_id]
+                continue
+            if log.complete:
+                # The index of a log of old is made at its first use, by reading all of it.
+                await asyncio.to_thread(log.load)
+            size += self._take_log(events, execution_id, log, BATCH_BYTES - size)
+            if log.complete and self._lines[execution_id] >= log.last_line:
+                del self._lines[execution_id]
+
+    def _take_log(self, events: list[Event], execution_id: str, log: LogFile, room: int) -> int:
+        after, size, now_us = self._lines[execution_id], 0, self._clock()
+        for line in log.lines(after + 1, BATCH_EVENTS - len(events), room):
+            after += 1
+            data = _as_json(line)
+            size += len(data)
+            topic = f"{_PREFIX}{execution_id}{_LOG}"
+            events.append(Event(seq=after, prev=after - 1, ts_us=now_us, topic=topic, tenant=log.tenant, data=data))
+        self._lines[execution_id] = after
+        return size
+
+    def _log(self, execution_id: str) -> LogFile | None:
+        """The log, if it is one this watcher is to see."""
+        if not self._topics.match(f"{_PREFIX}{execution_id}{_LOG}"):
+            return None
+        try:
+            log = self._executions.log(execution_id)
+        except NotFound:
+            return None
+        return log if self._concerns(log.tenant) else None
+
+    def _concerns(self, tenant: str) -> bool:
+        return self._tenant is None or tenant == self._tenant
+
+    async def _news(self) -> None:
+        """Wait until the journal or one of the logs has more."""
+        waits = [asyncio.ensure_future(self._journal.changed(self._seq))]
+        for execution_id, line in self._lines.items():
+            log = self._log(execution_id)
+            if log is not None:
+                waits.append(asyncio.ensure_future(_changed(log, line)))
+        try:
+            done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in waits:
+                task.cancel()
+
+
+async def _changed(log: LogFile, line: int) -> int:
+    await log.changed(line)
+    return line
+
+
+async def log_batches(log: LogFile, from_line: int, limit: int, *, follow: bool) -> AsyncIterator[LogBatch]:
+    """The lines of one log in batches.
+
+    Args:
+        log: the log.
+        from_line: the first line, from 1.
+        limit: how many lines at most; 0 is all.
+        follow: go on until the run is over.
+    """
+    if log.complete:
+        await asyncio.to_thread(log.load)
+    line, left = max(from_line, 1), limit or None
+    while left is None or left > 0:
+        lines = log.lines(line, min(BATCH_EVENTS, left or BATCH_EVENTS), BATCH_BYTES)
+        if lines:
+            yield LogBatch(first_line=line, lines=lines)
+            line += len(lines)
+            left = None if left is None else left - len(lines)
+        elif not follow or (log.complete and line > log.last_line):
+            return
+        else:
+            await log.changed(line - 1)
+
+
+def _as_json(line: bytes) -> bytes:
+    """A log line as JSON: as it is when it is a JSON object, else as a string."""
+    if line.startswith(b"{"):
+        try:
+            # A decoder that skips values does not look at the bytes inside of strings.
+            line.decode()
+            _raw.decode(line)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            pass
+        else:
+            return line
+    return msgspec.json.encode(line.decode(errors="replace"))

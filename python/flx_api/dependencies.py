@@ -1,0 +1,124 @@
+"""What a worker is made of: who is built, in which order, how each is asked whether it is well, and closed.
+
+Two lifetimes: `Parts` live as long as the application, an `Exchange` or a `Connection` as long as its request.
+
+Rules:
+- Parts are built from top to bottom, each from those above it, and closed from bottom to top.
+- The health check of a part is registered on the line below its construction.
+- Nothing here starts before `start`; nothing is a module-level object.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+from flx_api._core import Admission
+from flx_api.auth.keys import key_set
+from flx_api.auth.tickets import Tickets
+from flx_api.errors import StartupError
+from flx_api.events.follower import Follower
+from flx_api.events.memory import Memory
+from flx_api.gateway.cors import Cors
+from flx_api.gateway.dispatch import Dispatcher
+from flx_api.gateway.edge import Edge
+from flx_api.gateway.logs import LogRoute
+from flx_api.gateway.routes_fast import CommandRoutes
+from flx_api.limits.policies import native
+from flx_api.observability.health import Health
+from flx_api.observability.metrics import Metrics
+from flx_api.routes.application import framework, paths
+from flx_api.routes.pages import Pages
+from flx_api.routes.resources import ResourceController
+from flx_api.upstream.channel import Upstream
+from flx_api.websocket.connection_manager import ConnectionManager
+from flx_api.websocket.endpoint import Endpoint
+
+if TYPE_CHECKING:
+    from flx_api.config import Settings
+    from flx_api.upstream.endpoints import Endpoint as DaemonEndpoint
+
+
+class Parts:
+    """Everything with application lifetime.
+
+    Raises:
+        StartupError: a setting does not let a part be built.
+    """
+
+    def __init__(self, settings: Settings, daemon: DaemonEndpoint) -> None:
+        self.settings = settings
+        self.draining = asyncio.Event()
+        self.health = Health()
+        self.health.register("drain", lambda: "the service is stopping" if self.draining.is_set() else "")
+        self.metrics = Metrics()
+        self.tickets = Tickets()
+        self.admission = _admission(settings)
+        self.cors = Cors(settings.cors_origins)
+
+        self.upstream = Upstream(daemon, self.metrics)
+        self.health.register("daemon", lambda: self.upstream.reason)
+        self.memory = Memory()
+        self.manager = ConnectionManager(self.memory, self.metrics, time.monotonic, time.time)
+        self.follower = Follower(self.upstream, self.memory, self.manager, self.metrics)
+        self.health.register("events", lambda: self.follower.reason)
+        self.manager.history = self.follower.history
+
+        self.dispatcher = Dispatcher(self.upstream, settings.deadline_ms)
+        self.commands = CommandRoutes(self.dispatcher)
+        self.logs = LogRoute(self.upstream, self.dispatcher, self.cors, self.draining)
+        self.pages = Pages(settings, self.health, self.metrics, self.tickets)
+        self.framework = framework(ResourceController(self.dispatcher))
+        self.paths = paths(self.commands, self.logs, self.pages)
+
+        self.edge = Edge(
+            settings,
+            admission=self.admission,
+            paths=self.paths,
+            cors=self.cors,
+            metrics=self.metrics,
+            framework=self.framework,
+        )
+        self.endpoint = Endpoint(
+            settings,
+            edge=self.edge,
+            admission=self.admission,
+            tickets=self.tickets,
+            manager=self.manager,
+            cors=self.cors,
+            metrics=self.metrics,
+        )
+
+    async def start(self) -> None:
+        """Start what runs in the background; the daemon need not be there yet."""
+        await self.framework.start()  # type: ignore[no-untyped-call]
+        self.upstream.start()
+        self.follower.start()
+        self.manager.startup()
+
+    async def drain(self) -> None:
+        """Get ready to stop: say so in readiness, end streams, tell every WebSocket to come back elsewhere."""
+        self.draining.set()
+        await self.manager.drain()
+
+    async def close(self) -> None:
+        """Stop, in reverse order of construction."""
+        await self.drain()
+        await self.manager.shutdown()
+        await self.follower.close()
+        await self.upstream.close()
+        await self.framework.stop()  # type: ignore[no-untyped-call]
+
+
+def _admission(settings: Settings) -> Admission:
+    try:
+        return Admission(
+            key_set(settings),
+            issuer=settings.jwt_issuer,
+            audience=settings.jwt_audience,
+            policies=native(settings.rate_limits),
+        )
+    except ValueError as error:
+        msg = f"FLX_JWT_SECRET_KEY or FLX_RATE_LIMITS: {error}"
+        raise StartupError(msg) from None

@@ -1,0 +1,106 @@
+"""The application of one gateway worker: the two paths, and their beginning and end.
+
+The request path (`flx_api.gateway.edge.Edge.http`), for everything over HTTP:
+
+    receive -> admit -> authorise -> dispatch -> upstream -> respond -> record
+
+The realtime path (`flx_api.websocket.endpoint.Endpoint.websocket`), for `/ws/{client_id}`, and what feeds it:
+
+    receive -> admit -> accept -> serve -> record
+    daemon -> Watch -> follower -> memory -> connection manager -> connections
+
+The lifespan builds and starts all parts (`flx_api.dependencies.Parts`), and drains and closes them. SIGUSR1 drains
+ahead of time: the server would cut WebSockets without a Close frame as soon as it is told to stop, so a supervisor
+sends SIGUSR1 first and SIGTERM when connections are gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import structlog
+
+from flx_api.config import load
+from flx_api.dependencies import Parts
+from flx_api.errors import StartupError
+from flx_api.upstream.endpoints import endpoint_of
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from flx_api.config import Settings
+    from flx_api.gateway.exchange import Message, Scope
+    from flx_api.upstream.endpoints import Endpoint
+
+DAEMON_SOCKET = "FLX_INTERNAL_DAEMON_SOCKET"
+"""What the supervisor tells its children: the socket of the daemon it started."""
+
+_log = structlog.get_logger("flx.gateway")
+
+
+class Gateway:
+    """The ASGI application. `parts` exist between start-up and shutdown."""
+
+    def __init__(self, settings: Settings, daemon: Endpoint) -> None:
+        self._settings = settings
+        self._daemon = daemon
+        self.parts: Parts | None = None
+
+    async def __call__(
+        self, scope: Scope, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]
+    ) -> None:
+        """Serve a request, a connection, or the lifespan."""
+        kind = scope["type"]
+        if kind == "http" and self.parts is not None:
+            await self.parts.edge.http(scope, receive, send)
+        elif kind == "websocket" and self.parts is not None:
+            await self.parts.endpoint.websocket(scope, receive, send)
+        elif kind == "lifespan":
+            await self._lifespan(receive, send)
+
+    async def _lifespan(
+        self, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]
+    ) -> None:
+        await receive()
+        try:
+            self.parts = parts = Parts(self._settings, self._daemon)
+            await parts.start()
+        except StartupError as error:
+            # Raising here would make the server go on without a lifespan; it must be said.
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            return
+        drains: set[asyncio.Task[None]] = set()
+
+        def drain() -> None:
+            drains.add(asyncio.create_task(parts.drain(), name="drain"))
+
+        try:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, drain)
+        except (NotImplementedError, RuntimeError, ValueError):
+            _log.warning("gateway.no_drain_signal")
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await parts.close()
+        await asyncio.gather(*drains)
+        await send({"type": "lifespan.shutdown.complete"})
+
+
+def create_app(settings: Settings, daemon: Endpoint | None = None) -> Gateway:
+    """The application of these settings.
+
+    Args:
+        settings: all settings.
+        daemon: where the daemon is; by default what settings and supervisor say.
+
+    Raises:
+        StartupError: no daemon is known.
+    """
+    return Gateway(settings, daemon or endpoint_of(settings, os.environ.get(DAEMON_SOCKET)))
+
+
+def app_factory() -> Gateway:
+    """The application of this process' environment: the target of the server (`--factory`)."""
+    return create_app(load(os.environ))

@@ -1,0 +1,64 @@
+"""A child's life as the supervisor sees it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING
+
+from flx_api.cli.children import Child, describe, environ_of
+from flx_api.config import Settings
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pytest
+
+
+def test_pauses_grow_while_it_fails_and_begin_anew_after_it_ran_well() -> None:
+    child = Child("part", "module")
+    pauses = []
+    for _ in range(8):
+        child._started = 0.0
+        pauses.append(child.ended(1.0))
+    assert [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0] == pauses
+    child._started = 0.0
+    assert 0.1 == child.ended(60.0)
+    assert 60.1 == child.restart_at
+
+
+def test_it_is_told_to_end_and_ends() -> None:
+    child = Child("part", "http.server")
+    child.start(0.0, [], dict(os.environ))
+    assert child.pid is not None
+    child.stop(kill_at=3.0)
+    _, status = os.waitpid(child.pid, 0)
+    assert (3.0, "signal SIGTERM") == (child.kill_at, describe(status))
+
+
+def test_descriptors_are_inherited_only_by_name() -> None:
+    reader, writer = os.pipe()
+    child = Child("part", "antigravity_of_nobody")
+    child.start(0.0, [], dict(os.environ), [writer])
+    assert not os.get_inheritable(writer)
+    os.close(writer)
+    assert child.pid is not None
+    _, status = os.waitpid(child.pid, 0)
+    assert "exit code 1" == describe(status)
+    assert b"" == os.read(reader, 1)
+    os.close(reader)
+
+
+def test_children_see_what_the_command_line_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FLX_API_PORT", "1")
+    settings = Settings(project=str(tmp_path), api_port=0)
+    environ = environ_of(settings, {"api_port": 0, "workers": None}, meltano=tmp_path / "m")
+    assert ("0", str(tmp_path), str(tmp_path / ".flx"), str(tmp_path / "m")) == tuple(
+        environ[name] for name in ("FLX_API_PORT", "FLX_PROJECT", "FLX_DATA_DIR", "FLX_MELTANO")
+    )
+    assert "FLX_WORKERS" not in environ
+
+
+def test_signals_have_names() -> None:
+    assert "signal SIGKILL" == describe(signal.SIGKILL)
+    assert "exit code 2" == describe(2 << 8)

@@ -1,0 +1,118 @@
+"""What must exist before the first process starts."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+
+from flx_api.cli import runtime
+from flx_api.config import Settings
+from flx_api.errors import StartupError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def _settings(folder: Path, **more: object) -> Settings:
+    return Settings(project=str(folder), **more)  # type: ignore[arg-type]
+
+
+def _mode(file: Path) -> int:
+    return file.stat().st_mode & 0o777
+
+
+def test_data_folder_and_key_are_private_and_stay(tmp_path: Path) -> None:
+    settings = _settings(tmp_path)
+    folder = runtime.prepare_data_folder(settings)
+    key = settings.secret_key_file.read_bytes()
+    runtime.prepare_data_folder(settings)
+    assert (0o700, 0o600, 32) == (_mode(folder), _mode(settings.secret_key_file), len(key))
+    assert key == settings.secret_key_file.read_bytes()
+    assert ["secret.key"] == sorted(os.listdir(folder))
+
+
+def test_no_key_is_made_when_one_is_given(tmp_path: Path) -> None:
+    settings = _settings(tmp_path, jwt_secret_key="x" * 32)
+    runtime.prepare_data_folder(settings)
+    assert not settings.secret_key_file.exists()
+
+
+def test_a_short_key_file_is_refused(tmp_path: Path) -> None:
+    settings = _settings(tmp_path)
+    settings.data_path.mkdir()
+    settings.secret_key_file.write_bytes(b"short")
+    with pytest.raises(StartupError, match=r"^FLX_JWT_SECRET_KEY: .* shorter than 32 bytes"):
+        runtime.prepare_data_folder(settings)
+
+
+def test_a_data_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / ".flx").write_text("")
+    with pytest.raises(StartupError, match=r"^FLX_DATA_DIR: "):
+        runtime.prepare_data_folder(_settings(tmp_path))
+
+
+def test_a_folder_without_meltano_yml_is_no_project(tmp_path: Path) -> None:
+    with pytest.raises(StartupError, match=r"^FLX_PROJECT: .* no meltano\.yml$"):
+        runtime.check_project(_settings(tmp_path))
+
+
+def test_port_0_takes_a_free_one_and_a_taken_one_is_named(tmp_path: Path) -> None:
+    first = runtime.listen(_settings(tmp_path, api_port=0))
+    port = first.getsockname()[1]
+    assert (f"http://127.0.0.1:{port}", f"ws://127.0.0.1:{port}") == runtime.urls_of(_settings(tmp_path), first)
+    with pytest.raises(StartupError, match=rf"^FLX_API_PORT: {port} is in use"):
+        runtime.listen(_settings(tmp_path, api_port=port))
+    first.close()
+    runtime.listen(_settings(tmp_path, api_port=port)).close()
+
+
+def test_a_host_of_another_machine_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StartupError, match=r"^FLX_API_HOST: "):
+        runtime.listen(_settings(tmp_path, api_host="192.0.2.1", api_port=0))
+
+
+def test_urls_of_any_address_are_loopback(tmp_path: Path) -> None:
+    with socket.create_server(("0.0.0.0", 0)) as listener:
+        url, _ = runtime.urls_of(_settings(tmp_path), listener)
+    assert url.startswith("http://127.0.0.1:")
+
+
+def test_runtime_dir_is_private_and_named_by_the_data_folder(tmp_path: Path) -> None:
+    base = tmp_path / "run"
+    base.mkdir()
+    one = runtime.make_runtime_dir(_settings(tmp_path / "a"), {"XDG_RUNTIME_DIR": str(base)})
+    two = runtime.make_runtime_dir(_settings(tmp_path / "b"), {"XDG_RUNTIME_DIR": str(base)})
+    assert one != two
+    assert 0o700 == _mode(one)
+    runtime.remove_runtime_dir(one)
+    assert not one.exists()
+
+
+def test_a_runtime_dir_too_deep_for_a_socket_is_refused(tmp_path: Path) -> None:
+    deep = tmp_path / ("d" * 100)
+    deep.mkdir()
+    with pytest.raises(StartupError, match="too long for a socket"):
+        runtime.make_runtime_dir(_settings(tmp_path), {"XDG_RUNTIME_DIR": str(deep)})
+
+
+def test_a_symlink_as_runtime_dir_is_refused(tmp_path: Path) -> None:
+    settings = _settings(tmp_path)
+    made = runtime.make_runtime_dir(settings, {"TMPDIR": str(tmp_path)})
+    made.rmdir()
+    made.symlink_to(tmp_path)
+    with pytest.raises(StartupError, match="belongs to someone else"):
+        runtime.make_runtime_dir(settings, {"TMPDIR": str(tmp_path)})
+
+
+def test_addresses_of_a_dead_service_are_none(tmp_path: Path) -> None:
+    settings = _settings(tmp_path)
+    runtime.prepare_data_folder(settings)
+    endpoints = runtime.Endpoints("http://x", "ws://x", "/s", 2**22 + 1, str(settings.data_path), str(tmp_path))
+    runtime.write_endpoints(settings, endpoints)
+    assert 0o600 == _mode(runtime.endpoints_file(settings))
+    assert runtime.running_service(settings) is None
+    runtime.remove_endpoints(settings)
+    assert not runtime.endpoints_file(settings).exists()

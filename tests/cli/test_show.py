@@ -1,0 +1,41 @@
+"""What commands print about executions."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from flx_api.cli import show
+from flx_api.cli.client import Client
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [({"line": "l"}, "l"), ({"message": "m"}, "m"), ({"other": 1}, '{"other": 1}'), ("plain", "plain")],
+)
+def test_a_log_event_is_a_line(data: Any, expected: str) -> None:
+    assert expected == show.log_line(data)
+
+
+def test_a_log_is_printed_page_by_page(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(show, "_PAGE", 2)
+    pages = {1: {"lines": ["a", "b"], "next_line": 3}, 3: {"lines": ["c"], "next_line": 4}}
+    monkeypatch.setattr(Client, "log_page", lambda _self, _id, line, _limit: pages[line])
+    show.print_log(Client("http://x", None), "x", from_line=1, follow=False)
+    assert "a\nb\nc\n" == capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("status", "code"), [("succeeded", 0), ("succeeded_with_warnings", 0), ("failed", 1)])
+def test_the_exit_code_is_the_verdict(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], status: str, code: int
+) -> None:
+    end = {"status": status, "records": 1234, "verdict": "verified", "warnings": ["w"], "error": None}
+    monkeypatch.setattr(Client, "wait", lambda *_: end)
+    assert code == show.verdict(Client("http://x", None), "x")
+    assert f"{status}, 1,234 records, verified\n  w\n" == capsys.readouterr().out
+
+
+def test_the_openapi_document_is_json() -> None:
+    assert json.loads(show.openapi_document())["openapi"].startswith("3.")

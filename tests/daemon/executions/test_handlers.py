@@ -1,0 +1,130 @@
+"""`pipeline.run` and `execution.*` as the dispatcher calls them."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+from tests.daemon.executions.fake_runs import ALICE, MALLORY, Stage, over, until
+
+from flx_api.daemon.handlers.context import Accepted, Context, Services
+from flx_api.daemon.handlers.runs import HANDLERS
+from flx_api.errors import NotFound, ValidationFailed
+from flx_api.models.execution import (
+    Execution,
+    ExecutionCancelArgs,
+    ExecutionIdArgs,
+    ExecutionListArgs,
+    ExecutionLogsArgs,
+    ExecutionWaitArgs,
+)
+from flx_api.models.pipeline import PipelineRunArgs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from pathlib import Path
+
+    import msgspec
+
+    from flx_api.daemon.executions import Executions
+
+
+@pytest.fixture
+def play(tmp_path: Path) -> Callable[..., None]:
+    """Run a story with a context on a new stage."""
+
+    def run(story: Callable[[Stage, Executions, Context], Coroutine[Any, Any, None]]) -> None:
+        async def staged() -> None:
+            stage = Stage(tmp_path)
+            async with stage.daemon() as executions:
+                nothing = cast("Any", None)
+                services = Services(
+                    journal=stage.journal,
+                    projects=stage.projects,
+                    executions=executions,
+                    settings=stage.settings,
+                    tokens=nothing,
+                    users=nothing,
+                    clock=stage.clock,
+                    started_us=0,
+                )
+                await story(stage, executions, Context(ALICE, services))
+
+        asyncio.run(staged())
+
+    return run
+
+
+async def call(command: str, context: Context, args: msgspec.Struct) -> Any:
+    answer = HANDLERS[command](context, args)
+    return await answer if asyncio.iscoroutine(answer) else answer
+
+
+def test_a_run_is_accepted_and_looked_at(play: Callable[..., None]) -> None:
+    async def story(stage: Stage, executions: Executions, context: Context) -> None:
+        answer = await call("pipeline.run", context, PipelineRunArgs("a"))
+        assert isinstance(answer, Accepted)
+        assert isinstance(answer.result, Execution)
+        assert (answer.execution_id, answer.replayed, answer.result.status) == (answer.result.id, False, "queued")
+        of_it = ExecutionIdArgs(answer.execution_id)
+        run = await stage.executor.run_of(answer.result)
+        waiting = await call("execution.wait", context, ExecutionWaitArgs(answer.execution_id, 0))
+        assert waiting.finished_us is None
+        cancelling = await call("execution.cancel", context, ExecutionCancelArgs(answer.execution_id))
+        assert cancelling.status == "cancelling"
+        assert (await over(executions, answer.result)).status == "cancelled"
+        assert run.cancelled_after
+        assert (await call("execution.get", context, of_it)).status == "cancelled"
+        assert (await call("execution.streams", context, of_it)).status == "cancelled"
+        assert (await call("execution.logs", context, ExecutionLogsArgs(answer.execution_id))).complete
+        assert len((await call("execution.list", context, ExecutionListArgs())).items) == 1
+        with pytest.raises(NotFound):
+            await call("execution.get", replace(context, principal=MALLORY), of_it)
+
+    play(story)
+
+
+def test_an_idempotency_key_gives_the_first_execution_again(play: Callable[..., None]) -> None:
+    async def story(stage: Stage, executions: Executions, context: Context) -> None:
+        keyed = replace(context, idempotency_key="once", body_hash="same")
+        first = await call("pipeline.run", keyed, PipelineRunArgs("a"))
+        run = await stage.executor.run_of(first.result)
+        again = await call("pipeline.run", keyed, PipelineRunArgs("a"))
+        assert (again.replayed, again.execution_id) == (True, first.execution_id)
+        with pytest.raises(ValidationFailed) as reuse:
+            await call("pipeline.run", replace(keyed, body_hash="other"), PipelineRunArgs("b"))
+        assert reuse.value.code == "idempotency_key_reuse"
+        run.end(0)
+        await over(executions, first.result)
+        later = await call("pipeline.run", keyed, PipelineRunArgs("a"))
+        assert (later.replayed, later.result.status) == (True, "succeeded")
+
+    play(story)
+
+
+def test_waiting_for_a_run_ends_with_it_or_with_the_deadline(play: Callable[..., None]) -> None:
+    async def story(stage: Stage, executions: Executions, context: Context) -> None:
+        hurried = replace(context, wait_ms=30_000, deadline_us=stage.clock() + 51_500)
+        early = await call("pipeline.run", hurried, PipelineRunArgs("a"))
+        assert early.result.finished_us is None
+        patient = replace(context, wait_ms=30_000)
+        asking = asyncio.create_task(call("pipeline.run", patient, PipelineRunArgs("b")))
+        (await stage.executor.run_of(early.result)).end(0)
+        await over(executions, early.result)
+        found = await until(lambda: executions.page(ExecutionListArgs(pipeline="b"), ALICE.tenant).items)
+        (await stage.executor.run_of(found[0])).end(0)
+        assert (await asking).result.status == "succeeded"
+
+    play(story)
+
+
+def test_a_dry_run_is_answered_with_what_would_be(play: Callable[..., None]) -> None:
+    async def story(stage: Stage, executions: Executions, context: Context) -> None:
+        dry = replace(context, dry_run=True, environment="prod")
+        answer = await call("pipeline.run", dry, PipelineRunArgs("a"))
+        assert (answer.id, answer.environment) == ("", "prod")
+        assert executions.counts() == (0, 0)
+
+    play(story)

@@ -1,0 +1,101 @@
+"""A log by line number, against the naive reading of the whole file."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flx_api.daemon.executions import log_file
+from flx_api.daemon.executions.log_file import LogFile
+
+
+def naive(content: bytes, *, complete: bool) -> list[bytes]:
+    *lines, rest = content.split(b"\n")
+    return [*lines, rest] if rest and complete else lines
+
+
+@settings(deadline=None)
+@given(st.lists(st.binary(max_size=40), max_size=12), st.integers(1, 40), st.integers(1, 40), st.booleans())
+def test_pages_are_those_of_the_whole_file(pieces: list[bytes], start: int, limit: int, newlines: bool) -> None:
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(log_file, "MARK_LINES", 3)
+        patch.setattr(log_file, "CHUNK_BYTES", 7)
+        path = Path(folder) / "log"
+        found = LogFile(path, tenant="t")
+        content = b""
+        for piece in pieces:
+            content += piece + (b"\n" if newlines else b"")
+            path.write_bytes(content)
+            found.advance()
+            whole = naive(content, complete=False)
+            assert found.last_line == len(whole)
+            assert found.lines(start, limit) == whole[start - 1 : start - 1 + limit]
+        found.finish()
+        for opened in (found, LogFile(path, tenant="t", complete=True)):
+            whole = naive(content, complete=True)
+            assert opened.lines(start, limit) == whole[start - 1 : start - 1 + limit]
+            assert opened.last_line == len(whole)
+
+
+def test_a_long_log_is_read_through_its_marks(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    lines = [b'{"line": %d}' % number for number in range(1, 20_001)]
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    found = LogFile(path, tenant="t", complete=True)
+    assert found.last_line == 20_000
+    for start in (1, 255, 256, 257, 511, 512, 513, 12_345, 19_999, 20_000):
+        assert found.lines(start, 3) == lines[start - 1 : start + 2]
+    assert found.lines(20_001, 3) == []
+    assert len(found._marks) == 20_000 // 256 + 1
+
+
+def test_a_page_is_bounded_by_bytes_but_has_at_least_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(b"x" * 1000 + b"\n" + b"y" * 10 + b"\n" + b"z\n")
+    found = LogFile(path, tenant="t", complete=True)
+    assert found.lines(1, 10, max_bytes=100) == [b"x" * 1000]
+    assert found.lines(2, 10, max_bytes=100) == [b"y" * 10, b"z"]
+
+
+def test_the_tail_holds_whole_lines_only(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(b"one\ntwo\nthree\n")
+    found = LogFile(path, tenant="t", complete=True)
+    assert found.tail(9) == [b"three"]
+    assert found.tail(1000) == [b"one", b"two", b"three"]
+
+
+def test_a_log_that_is_gone_has_no_lines(tmp_path: Path) -> None:
+    found = LogFile(tmp_path / "absent", tenant="t", complete=True)
+    assert found.last_line == 0
+    assert found.lines(1, 10) == []
+    assert found.tail(10) == []
+    assert found.complete
+
+
+def test_watchers_wake_at_a_line_and_at_the_end(tmp_path: Path) -> None:
+    async def story() -> None:
+        path = tmp_path / "log"
+        found = LogFile(path, tenant="t")
+        first = asyncio.create_task(found.changed(0))
+        path.write_bytes(b"no end")
+        assert not found.advance()
+        await asyncio.sleep(0)
+        assert not first.done()
+        path.write_bytes(b"no end yet\nmore")
+        found.advance()
+        await first
+        second = asyncio.create_task(found.changed(1))
+        await asyncio.sleep(0)
+        assert not second.done()
+        found.finish()
+        await second
+        assert found.lines(1, 9) == [b"no end yet", b"more"]
+        await found.changed(99)
+
+    asyncio.run(story())

@@ -1,0 +1,141 @@
+"""What an end means, from records as real runs leave them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from flx_api.daemon.executions.outcome import BlockFailure, LogFacts, judge, read_facts, redacted
+from flx_api.daemon.executors import ExitRecord
+from flx_api.models.ledger import Ledger, PluginCost, Warning_
+
+WELL = LogFacts(completed=True)
+BADLY = LogFacts(completed=False)
+
+
+def record(code: int, ended_us: int = 200) -> ExitRecord:
+    return ExitRecord(code=code, started_us=100, ended_us=ended_us)
+
+
+def plugin(role: str, name: str, code: int | None, ended_us: int) -> PluginCost:
+    return PluginCost(role=role, plugin=name, purpose="sync", exit_code=code, started_us=1, ended_us=ended_us)  # type: ignore[arg-type]
+
+
+def ledger(*plugins: PluginCost, warnings: tuple[Warning_, ...] = ()) -> Ledger:
+    return Ledger(verdict="unverified", records=0, blocks=(), warnings=warnings, plugins=plugins)
+
+
+def test_exit_0_is_a_success_unless_the_ledger_has_something_to_say() -> None:
+    assert judge(record(0), WELL, ledger()).event == "success"
+    noted = judge(record(0), WELL, ledger(warnings=(Warning_("no_rows", "tap sent no row", "s"),)))
+    assert noted.event == "success_with_warnings"
+    assert noted.warnings == ("no_rows: s: tap sent no row",)
+    assert noted.error is None
+
+
+def test_without_an_exit_record_it_crashed() -> None:
+    found = judge(None, LogFacts(), None)
+    assert (found.event, found.exit_code) == ("vanished", None)
+    assert found.error
+    assert judge(None, WELL, None).event == "vanished"
+
+
+@pytest.mark.parametrize("code", [143, -15, -9, 137])
+def test_stopped_by_the_cancellation(code: int) -> None:
+    assert judge(record(code), BADLY, None, cancelling=True).event == "stopped"
+    failed = judge(record(code), BADLY, None)
+    assert failed.event == "failure"
+    assert failed.error is not None
+    assert "SIG" in failed.error
+
+
+def test_killed_after_the_grace_is_cancelled_too() -> None:
+    assert judge(None, LogFacts(), None, cancelling=True).event == "stopped"
+
+
+def test_what_ended_before_the_signal_keeps_its_end() -> None:
+    assert judge(record(0, ended_us=200), WELL, None, cancelling=True, cancelled_us=150).event == "success"
+    assert judge(record(1, ended_us=200), BADLY, None, cancelling=True, cancelled_us=250).event == "failure"
+    # Plugins died of the signal first, and Meltano called that their failure.
+    assert judge(record(1, ended_us=300), BADLY, None, cancelling=True, cancelled_us=250).event == "stopped"
+
+
+def test_timeouts_are_meltanos_or_ours() -> None:
+    by_meltano = judge(record(1), LogFacts(completed=False, timed_out=True), None, timeout_s=5)
+    assert (by_meltano.event, by_meltano.error) == ("timeout", "The run took longer than 5 s.")
+    assert judge(record(143), BADLY, None, timed_out=True, timeout_s=5).event == "timeout"
+    assert judge(None, BADLY, None, timed_out=True, timeout_s=5).event == "timeout"
+    assert judge(record(0), WELL, None, timed_out=True).event == "success"
+
+
+def test_the_side_that_failed_first_is_named_with_its_last_words() -> None:
+    facts = LogFacts(
+        completed=False,
+        failures=(BlockFailure("Extractor and loader failed", {"extractors": 1, "loaders": 1}),),
+        errors=(("target-x", "ValueError: disk on fire"), ("tap-x", "BrokenPipeError: [Errno 32] Broken pipe")),
+    )
+    books = ledger(plugin("extractor", "tap-x", 1, 60), plugin("loader", "target-x", 1, 50))
+    assert judge(record(1), facts, books).error == "Loader target-x ended with exit code 1: ValueError: disk on fire"
+    consequence = ledger(plugin("extractor", "tap-x", -15, 40), plugin("loader", "target-x", 2, 50))
+    assert str(judge(record(1), facts, consequence).error).startswith("Loader target-x ended with exit code 2")
+
+
+def test_without_meter_records_meltanos_own_word_is_taken() -> None:
+    facts = LogFacts(completed=False, failures=(BlockFailure("Extractor failed", {"extractors": 3}),))
+    assert judge(record(1), facts, None).error == "Extractor ended with exit code 3"
+    command = LogFacts(failures=(BlockFailure("`dbt-duckdb build` failed with exit code: 1", {}),))
+    assert judge(record(1), command, None).error == "`dbt-duckdb build` failed with exit code: 1"
+    said = LogFacts(errors=((None, "Error: something in meltano.yml"),))
+    assert judge(record(1), said, None).error == "Meltano ended with exit code 1: Error: something in meltano.yml"
+
+
+def test_facts_are_read_from_the_end_of_a_log() -> None:
+    lines = [
+        b"Traceback (most recent call last):",
+        b"RuntimeError: plain text on stderr",
+        json.dumps({"event": "ValueError: boom", "level": "info", "string_id": "tap-x"}).encode(),
+        json.dumps({"event": "all is well", "level": "info", "string_id": "tap-x"}).encode(),
+        json.dumps(
+            {
+                "event": "Block run completed",
+                "success": False,
+                "err": "Extractor failed",
+                "exit_codes": {"extractors": 1},
+                "level": "error",
+            }
+        ).encode(),
+        json.dumps({"event": "Run timed out", "level": "error"}).encode(),
+        json.dumps({"event": "Run completed", "status": "failure", "level": "info"}).encode(),
+        json.dumps({"event": {"no": "text"}}).encode(),
+        b"\xff\xfe",
+    ]
+    assert read_facts(lines) == LogFacts(
+        completed=False,
+        timed_out=True,
+        failures=(BlockFailure("Extractor failed", {"extractors": 1}),),
+        errors=((None, "RuntimeError: plain text on stderr"), ("tap-x", "ValueError: boom")),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "hidden"),
+    [
+        ("cannot reach postgresql://bob:hunter2@db/x", "hunter2"),
+        ("login failed: password=hunter2, user=bob", "hunter2"),
+        ("login failed: {'password': 'hunter2 x'}", "hunter2"),
+        ('{"api_key": "abcdef"}', "abcdef"),
+        ("TAP_X_CLIENT_SECRET: hunter2", "hunter2"),
+        ("sent Authorization: Bearer abcdefgh12345678", "abcdefgh12345678"),
+        ("token 0123456789abcdef0123456789abcdef0123 refused", "0123456789abcdef0123456789abcdef0123"),
+        ("no such file: /srv/data/project/input.csv", "/srv/data"),
+    ],
+)
+def test_sentences_hold_no_secret_and_no_folder(text: str, hidden: str) -> None:
+    assert hidden not in redacted(text)
+
+
+def test_sentences_are_short_and_of_one_line() -> None:
+    assert len(redacted("x y\n" * 5000)) <= 400
+    assert redacted("Error:\n  what   now") == "Error: what now"
+    assert redacted("select 30,911 of 336,776 rows in 1.5 s") == "select 30,911 of 336,776 rows in 1.5 s"

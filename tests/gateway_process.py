@@ -1,0 +1,101 @@
+"""A gateway as it is shipped: a real Granian process with the settings of a test."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import os
+import socket
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import jwt
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+SECRET = "a-secret-of-the-tests-that-is-long-enough"
+
+
+def token(subject: str = "anna", roles: tuple[str, ...] = ("admin",), ttl_s: float = 3600, **claims: Any) -> str:
+    """A token that the gateway of a test accepts."""
+    now = time.time()
+    payload = {"iss": "flx", "aud": "flx-api", "sub": subject, "roles": list(roles)}
+    times = {"iat": int(now), "exp": int(now + ttl_s)}
+    return jwt.encode({**payload, **times, **claims}, SECRET, algorithm="HS256")
+
+
+def bearer(subject: str = "anna", roles: tuple[str, ...] = ("admin",)) -> dict[str, str]:
+    """The header of a request."""
+    return {"authorization": f"Bearer {token(subject, roles)}"}
+
+
+def basic() -> str:
+    """Credentials of a kind that is not accepted."""
+    return "Basic " + base64.b64encode(b"anna:secret").decode()
+
+
+def free_port() -> int:
+    """A port that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class GatewayProcess:
+    """One running gateway."""
+
+    def __init__(self, process: asyncio.subprocess.Process, port: int) -> None:
+        self.process = process
+        self.port = port
+        self.url = f"http://127.0.0.1:{port}"
+
+    async def ready(self, status: int = 200, within_s: float = 15.0) -> httpx.Response:
+        """Wait until /ready says so."""
+        async with httpx.AsyncClient(base_url=self.url) as client, asyncio.timeout(within_s):
+            while True:
+                with contextlib.suppress(httpx.TransportError):
+                    response = await client.get("/ready")
+                    if response.status_code == status:
+                        return response
+                await asyncio.sleep(0.02)
+
+
+@contextlib.asynccontextmanager
+async def running(
+    daemon_socket: Path, data: Path, settings: dict[str, str] | None = None, *, ready: bool = True
+) -> AsyncIterator[GatewayProcess]:
+    """A gateway beside a daemon's socket."""
+    port = free_port()
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("FLX_")}
+    environ |= {
+        "FLX_JWT_SECRET_KEY": SECRET,
+        "FLX_DATA_DIR": str(data),
+        "FLX_INTERNAL_DAEMON_SOCKET": str(daemon_socket),
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        **{f"FLX_{name.upper()}": value for name, value in (settings or {}).items()},
+    }
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "granian", "--interface", "asgi", "--loop", "uvloop", "--factory",
+        "--host", "127.0.0.1", "--port", str(port), "--ws",
+        "--workers-kill-timeout", "10", "--log-level", "warning", "flx_api.main:app_factory",
+        env=environ,
+    )  # fmt: skip
+    gateway = GatewayProcess(process, port)
+    try:
+        if ready:
+            await gateway.ready()
+        yield gateway
+    finally:
+        if process.returncode is None:
+            process.terminate()
+            try:
+                async with asyncio.timeout(15):
+                    await process.wait()
+            except TimeoutError:
+                process.kill()
+                await process.wait()

@@ -1,0 +1,49 @@
+"""The documentation says what the code says."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from typing import TYPE_CHECKING
+
+import pytest
+
+from flx_api.config import describe
+from tests.service import ROOT
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+
+def _generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("docs_generate", ROOT / "docs" / "generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+GENERATOR = _generator()
+
+
+@pytest.mark.parametrize("page", list(GENERATOR.PAGES))
+def test_reference_is_up_to_date(page: str) -> None:
+    kept = (ROOT / "docs" / "reference" / page).read_text("utf-8")
+    assert GENERATOR._NOTE + GENERATOR.PAGES[page]() == kept, "run `make docs`"
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/operations.md"])
+def test_settings_and_files_that_prose_names_exist(page: str) -> None:
+    text = (ROOT / page).read_text("utf-8")
+    known = {setting.name for setting in describe()} | {"FLX_URL", "FLX_TOKEN"}
+    assert set() == set(re.findall(r"\bFLX_[A-Z_]+\b", text)) - known
+    links = [link for link in re.findall(r"\]\(([^)#]+)", text) if not link.startswith("http")]
+    assert [] == [link for link in links if not (ROOT / page).parent.joinpath(link).exists()]
+
+
+def test_make_targets_that_prose_names_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE))
+    for page in ("README.md", "CONTRIBUTING.md"):
+        named = set(re.findall(r"`make ([a-z-]+)", (ROOT / page).read_text("utf-8")))
+        assert set() == named - targets, page
