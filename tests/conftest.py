@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-
 from tests.service import PLUGIN_KINDS, ROOT, Service, copy_project
 
 if TYPE_CHECKING:

@@ -22,6 +22,7 @@ from typing import Any
 
 import httpx
 import jwt
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PLUGIN_KINDS = ("extractors", "loaders", "utilities")
@@ -55,7 +56,7 @@ def processes_of(folder: Path) -> list[str]:
         try:
             words = (entry / "cmdline").read_bytes()
             told = needle in words or needle in (entry / "environ").read_bytes()
-            if words and (told or os.fsencode(os.readlink(entry / "cwd")).startswith(needle)):
+            if words and (told or os.fsencode((entry / "cwd").readlink()).startswith(needle)):
                 found.append(f"{entry.name} {words.replace(bytes(1), b' ').decode(errors='replace').strip()}")
         except OSError:
             continue  # it ended meanwhile, or is not ours to look at
@@ -117,7 +118,8 @@ class Service:
     def token(self, *roles: str, sub: str = "tester", tenant: str = "default", ttl_s: int = 3600, **more: Any) -> str:
         """A token that the service accepts; the role is admin when none is given."""
         now = int(time.time())
-        claims = {"iss": "flx", "aud": "flx-api", "sub": sub, "roles": list(roles or ("admin",)), "tenant": tenant}
+        who = {"sub": sub, "roles": list(roles or ("admin",)), "tenant": tenant}
+        claims: dict[str, Any] = {"iss": "flx", "aud": "flx-api", **who}
         claims |= {"iat": now, "exp": now + ttl_s, "jti": f"test-{time.time_ns()}", **more}
         return jwt.encode(claims, (self.data_dir / "secret.key").read_bytes(), algorithm="HS256")
 
@@ -171,7 +173,7 @@ class Service:
         except subprocess.TimeoutExpired:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
-            raise AssertionError(f"flx serve did not end in {STOP_TIMEOUT_S} s:\n{self.log.read_text()}") from None
+            pytest.fail(f"flx serve did not end in {STOP_TIMEOUT_S} s:\n{self.log.read_text()}")
         self._process = None
         left = processes_of(self.project)
         assert [] == left, f"left running: {left}"

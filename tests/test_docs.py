@@ -7,9 +7,9 @@ import re
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.service import ROOT
 
 from flx_api.config import describe
-from tests.service import ROOT
 
 if TYPE_CHECKING:
     from types import ModuleType

@@ -26,6 +26,7 @@ import structlog
 from flx_api.config import load
 from flx_api.dependencies import Parts
 from flx_api.errors import StartupError
+from flx_api.observability.logging import set_up
 from flx_api.upstream.endpoints import endpoint_of
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class Gateway:
         self, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]
     ) -> None:
         await receive()
+        set_up(self._settings.log_level)
         try:
             self.parts = parts = Parts(self._settings, self._daemon)
             await parts.start()

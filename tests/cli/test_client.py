@@ -78,7 +78,8 @@ def test_an_answer_of_something_else_is_told_by_its_status() -> None:
 
 def test_a_service_that_is_gone_is_one_line() -> None:
     def refuse(request: httpx.Request) -> httpx.Response:
-        raise httpx.ConnectError("refused", request=request)
+        msg = "refused"
+        raise httpx.ConnectError(msg, request=request)
 
     with pytest.raises(CommandFailed, match=r"^http://service cannot be reached: refused$"):
         _client(refuse).execution("x")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.service import ROOT
 
 from flx_api.cli import demo_folder
 from flx_api.errors import StartupError
-from tests.service import ROOT
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -34,7 +34,7 @@ def _event(topic: str, pos: str, **data: Any) -> str:
 
 
 def test_it_comes_again_from_its_last_position(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(follow.time, "sleep", lambda _: None)
+    monkeypatch.setattr("flx_api.cli.follow.time.sleep", lambda _: None)
     asked: list[dict[str, Any]] = []
 
     def handler(connection: ServerConnection) -> None:
@@ -44,7 +44,7 @@ def test_it_comes_again_from_its_last_position(monkeypatch: pytest.MonkeyPatch) 
         connection.send(_event("t", f"pos-{len(asked)}"))
         connection.close(1012 if len(asked) == 1 else 1008)
 
-    seen = []
+    seen: list[str] = []
     with _server(handler) as client, pytest.raises(CommandFailed, match=r"closed the connection \(1008\)"):
         seen.extend(event["pos"] for event in follow.events(client, ["t"]))
     assert [{"type": "subscribe", "event": "t"}, {"type": "subscribe", "event": "t", "from": "pos-1"}] == asked
@@ -81,6 +81,6 @@ def test_a_run_that_was_over_before_is_noticed(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_nobody_there_is_said_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(follow.time, "sleep", lambda _: None)
+    monkeypatch.setattr("flx_api.cli.follow.time.sleep", lambda _: None)
     with pytest.raises(CommandFailed, match="cannot be opened"):
         next(follow.events(Client("http://127.0.0.1:1", None), ["t"]))

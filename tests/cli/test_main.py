@@ -10,11 +10,11 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.service import flx
 
 from flx_api.cli.children import DAEMON_SOCKET
 from flx_api.cli.runtime import prepare_data_folder
 from flx_api.config import Settings
-from tests.service import flx
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -51,7 +51,7 @@ def _fake_uv(monkeypatch: pytest.MonkeyPatch, code: int, stderr: str = "") -> li
         calls.append(argv[1:])
         return subprocess.CompletedProcess(argv, code, "", stderr)
 
-    monkeypatch.setattr(meltano.subprocess, "run", run)
+    monkeypatch.setattr("flx_api.cli.meltano.subprocess.run", run)
     return calls
 
 
@@ -76,7 +76,7 @@ def test_one_whose_making_was_cut_off_is_made_anew(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_failure_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    _fake_uv(monkeypatch, 1, "  × No solution found\n  ╰─▶ nothing there\n")
+    _fake_uv(monkeypatch, 1, "  No solution found\n  ╰─▶ nothing there\n")
     with pytest.raises(StartupError) as caught:
         meltano.ensure(tmp_path / "m", _say)
     assert "FLX_MELTANO: uv venv failed: nothing there" == str(caught.value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from typing import TYPE_CHECKING
 
@@ -31,7 +30,7 @@ def test_data_folder_and_key_are_private_and_stay(tmp_path: Path) -> None:
     runtime.prepare_data_folder(settings)
     assert (0o700, 0o600, 32) == (_mode(folder), _mode(settings.secret_key_file), len(key))
     assert key == settings.secret_key_file.read_bytes()
-    assert ["secret.key"] == sorted(os.listdir(folder))
+    assert ["secret.key"] == [entry.name for entry in folder.iterdir()]
 
 
 def test_no_key_is_made_when_one_is_given(tmp_path: Path) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.service import copy_project
 
 from flx_api.cli import users
 from flx_api.config import Settings
 from flx_api.errors import Conflict, StartupError
-from tests.service import copy_project
 
 if TYPE_CHECKING:
     from pathlib import Path

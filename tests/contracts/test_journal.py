@@ -194,9 +194,11 @@ def test_a_full_disk_is_507_reads_go_on_and_space_heals_it(tmp_path: Path) -> No
         async with opened(tmp_path) as journal:
             await journal.write(lambda tx: add_user(tx, "a"))
             await journal.write(lambda tx: limit_pages(tx, 1))  # SQLite raises it to the present size
-            results = await asyncio.gather(journal.write(big), journal.write(big), return_exceptions=True)
-            assert {result.code for result in results if isinstance(result, FlxError)} == {"insufficient_storage"}
+            with pytest.raises(FlxError) as refused:
+                await journal.write(big)
+            assert refused.value.code == "insufficient_storage"
             assert names(journal) == ["a"]
+            # The limit was the connection's; a fault of the whole group gave it a new one.
             await journal.write(lambda tx: limit_pages(tx, 1_000_000))
             await journal.write(big)
             assert names(journal) == ["a", "big"]
@@ -213,7 +215,6 @@ def test_a_read_only_database_is_503_until_it_can_be_written_again(tmp_path: Pat
                 await journal.write(emit())
             assert refused.value.code == "storage_unavailable"
             assert journal.fault is not None
-            await journal.write(lambda tx: tx.connection.exec_driver_sql("PRAGMA query_only=OFF"))
             assert await journal.write(emit()) == 1
             assert journal.fault is None
 
@@ -249,12 +250,10 @@ def test_a_caller_that_is_gone_before_its_change_begins_changes_nothing(tmp_path
     asyncio.run(story())
 
 
-CHANGES = st.lists(
-    st.tuples(st.lists(st.sampled_from("abc"), max_size=4), st.booleans(), st.booleans()), max_size=40
-)
+CHANGES = st.lists(st.tuples(st.lists(st.sampled_from("abc"), max_size=4), st.booleans(), st.booleans()), max_size=40)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(CHANGES)
 def test_like_a_naive_journal(changes: list[tuple[list[str], bool, bool]]) -> None:
     """Numbers are dense, `prev` is the topic's last one, effect and events are there both or neither."""
@@ -273,10 +272,10 @@ def test_like_a_naive_journal(changes: list[tuple[list[str], bool, bool]]) -> No
                     if late:
                         add_user(tx, f"{number:03}")
                     if fails:
-                        raise ValueError
+                        raise ArithmeticError
 
                 if fails:
-                    with pytest.raises(ValueError, match=""):
+                    with pytest.raises(ArithmeticError):
                         await journal.write(change)
                 else:
                     await journal.write(change)

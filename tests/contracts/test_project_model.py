@@ -24,6 +24,9 @@ from flx_api.daemon.project import CommandBlock, Plugin, ProjectCache, ProjectMo
 from flx_api.errors import ProjectInvalid, ValidationFailed
 
 HERE = Path(__file__).parent
+# Meltano answers in about ten seconds; on a machine that is busy otherwise it may take much longer.
+pytestmark = pytest.mark.timeout(300)
+
 PROJECTS = sorted((HERE / "projects").glob("*.txtar"))
 COMMAND_LINE = (
     ("03-one-pipeline", "jobs"),
@@ -111,7 +114,7 @@ def answers(
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=280,
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return dict(zip(variants, json.loads(done.stdout), strict=True))
@@ -252,7 +255,7 @@ def test_driver_agrees_with_the_command_line(
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=120,
         )
         assert done.returncode == 0, done.stderr[-2000:]
         return done.stdout

@@ -18,12 +18,14 @@ import uuid
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
+import uvloop
+
 from flx_api.daemon.executors import RunSpec
 from flx_api.daemon.executors.local import LocalExecutor
 from flx_api.daemon.processes import session_members
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
     from pathlib import Path
 
     from flx_api.daemon.executors import ExitRecord
@@ -123,10 +125,23 @@ class Bench:
         self.use_fork = use_fork
         self.data_dir = project.parent / "data"
         self.environ = {**os.environ, **(environ or {})}
+        self._executors: list[LocalExecutor] = []
+
+    def run(self, story: Coroutine[Any, Any, None]) -> None:
+        """A test's story on the loop the daemon uses; its executors are closed whatever happens."""
+
+        async def closed() -> None:
+            try:
+                await story
+            finally:
+                for executor in self._executors:
+                    await executor.close()
+
+        uvloop.run(closed())
 
     def executor(self, **options: Any) -> LocalExecutor:
         """A new executor, as a daemon that has just started makes it."""
-        return LocalExecutor(
+        executor = LocalExecutor(
             self.project,
             self.data_dir,
             self.project.parent / "runtime",
@@ -135,6 +150,8 @@ class Bench:
             use_fork=self.use_fork,
             **options,
         )
+        self._executors.append(executor)
+        return executor
 
     def spec(self, *blocks: str, **options: Any) -> RunSpec:
         """A new attempt."""

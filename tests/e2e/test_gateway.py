@@ -63,6 +63,7 @@ def problem(response: httpx.Response, status: int, code: str) -> dict[str, Any]:
 EXECUTE = "/v1/execute"
 BODY = b'{"command":"system.echo","args":{}}'
 
+# ruff: noqa: E501, ISC004 - a table is read along its rows
 BAD: list[tuple[str, str, str, dict[str, str], bytes | None, int, str]] = [
     ("H10 nul", "GET", "/v1/%00", bearer(), None, 404, "not_found"),
     ("H10 not utf-8", "GET", "/v1/pipelines/%ff", bearer(), None, 404, "not_found"),
@@ -330,29 +331,31 @@ def test_the_documentation_needs_no_other_site(folder: Path) -> None:
 def test_a_lost_daemon_is_said_and_found_again(folder: Path) -> None:
     async def story() -> None:
         daemon = SmallDaemon()
-        async with running(folder / "d.sock", folder, ready=False) as gateway:
-            async with httpx.AsyncClient(base_url=gateway.url, timeout=10) as client:
-                assert (await gateway.ready(503)).json()["checks"]["daemon"]["ok"] is False
-                assert (await client.get("/health")).status_code == 200
-                began = time.monotonic()
-                problem(await client.get("/v1/pipelines", headers=bearer()), 503, "upstream_unavailable")
-                assert time.monotonic() - began < 1
-                async with serving(daemon, folder / "d.sock") as server:
-                    await gateway.ready()
-                    assert (await client.get("/v1/pipelines", headers=bearer())).status_code == 200
-                    daemon.answers["pipeline.run"] = lambda _: None
-                    pending = asyncio.create_task(client.post("/v1/pipelines/p/run", headers=bearer()))
-                    await until(lambda: any(frame.command == "pipeline.run" for frame in daemon.frames))
-                    await stop(server)
-                    problem(await pending, 503, "upstream_unavailable")
-                    await gateway.ready(503, within_s=5)
-                async with serving(daemon, folder / "d.sock"):
-                    await gateway.ready()
-                    problem(
-                        await client.post("/v1/pipelines/p/run?deadline_ms=50", headers=bearer()),
-                        504,
-                        "deadline_exceeded",
-                    )
+        async with (
+            running(folder / "d.sock", folder, ready=False) as gateway,
+            httpx.AsyncClient(base_url=gateway.url, timeout=10) as client,
+        ):
+            assert (await gateway.ready(503)).json()["checks"]["daemon"]["ok"] is False
+            assert (await client.get("/health")).status_code == 200
+            began = time.monotonic()
+            problem(await client.get("/v1/pipelines", headers=bearer()), 503, "upstream_unavailable")
+            assert time.monotonic() - began < 1
+            async with serving(daemon, folder / "d.sock") as server:
+                await gateway.ready()
+                assert (await client.get("/v1/pipelines", headers=bearer())).status_code == 200
+                daemon.answers["pipeline.run"] = lambda _: None
+                pending = asyncio.create_task(client.post("/v1/pipelines/p/run", headers=bearer()))
+                await until(lambda: any(frame.command == "pipeline.run" for frame in daemon.frames))
+                await stop(server)
+                problem(await pending, 503, "upstream_unavailable")
+                await gateway.ready(503, within_s=5)
+            async with serving(daemon, folder / "d.sock"):
+                await gateway.ready()
+                problem(
+                    await client.post("/v1/pipelines/p/run?deadline_ms=50", headers=bearer()),
+                    504,
+                    "deadline_exceeded",
+                )
 
     asyncio.run(story())
 
@@ -449,7 +452,7 @@ def test_connections_are_refused_before_they_begin(folder: Path) -> None:
 
 def test_connections_end_for_a_reason(folder: Path) -> None:
     async def code_of(socket: Any) -> int:
-        with pytest.raises(websockets.ConnectionClosed) as caught:
+        with pytest.raises(websockets.ConnectionClosed) as caught:  # noqa: PT012 - whatever comes before does not matter
             while True:
                 await hear(socket)
         assert caught.value.rcvd is not None
@@ -530,13 +533,13 @@ def test_a_client_resumes_without_hole_or_duplicate(folder: Path) -> None:
             async with connect(gateway) as socket:
                 await hear(socket)
                 assert (await say(socket, type="subscribe", event="*", **{"from": bad}))["code"] == "invalid_request"
-            async with running(folder / "d.sock", folder) as other:  # its memory is empty: from the daemon
-                async with connect(other) as socket:
-                    await hear(socket)
-                    await say(socket, type="subscribe", event="*", **{"from": events[0]["pos"]})
-                    assert await numbers(socket, 6) == [1, 2, 3, 4, 5, 6]
-                    await daemon.publish("pipeline_events", {"n": 7})
-                    assert await numbers(socket, 1) == [7]
+            # The memory of another gateway is empty, so the daemon has to tell.
+            async with running(folder / "d.sock", folder) as other, connect(other) as socket:
+                await hear(socket)
+                await say(socket, type="subscribe", event="*", **{"from": events[0]["pos"]})
+                assert await numbers(socket, 6) == [1, 2, 3, 4, 5, 6]
+                await daemon.publish("pipeline_events", {"n": 7})
+                assert await numbers(socket, 1) == [7]
 
     asyncio.run(story())
 

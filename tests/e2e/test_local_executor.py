@@ -12,10 +12,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
-import uvloop
 from tests.e2e.scripted_project import BLOCKS, Bench, make_project, until
 
 from flx_api.daemon.executors import ExitRecord, ProcessIdentity
@@ -24,18 +23,12 @@ from flx_api.daemon.processes import identify, is_alive, session_members
 from flx_api.daemon.run_folder import RunFolder
 from flx_api.errors import Conflict, DeadlineExceeded
 
-if TYPE_CHECKING:
-    from collections.abc import Coroutine
-
 pytestmark = pytest.mark.e2e
 
 GRACE_S = 10.0
 FLIGHTS_RECORDS = 30_911
-
-
-def run_async(story: Coroutine[Any, Any, None]) -> None:
-    """Each test is one story on the loop the daemon uses."""
-    uvloop.run(story)
+LINE_S = 0.15
+MEASUREMENTS = 10  # one good one is enough: others may be using the machine
 
 
 @pytest.fixture(scope="module")
@@ -92,9 +85,8 @@ def test_a_run_does_what_meltano_does_and_says_how_it_ended(bench: Bench) -> Non
         bench.assert_settled(run)
         with pytest.raises(Conflict):
             await executor.spawn(spec)
-        await executor.close()
 
-    run_async(story())
+    bench.run(story())
 
 
 def test_a_failing_run_keeps_its_exit_code(forked: Bench) -> None:
@@ -106,9 +98,8 @@ def test_a_failing_run_keeps_its_exit_code(forked: Bench) -> None:
         assert record is not None
         assert record.code == 1
         assert any("Loader failed" in event or "Block run completed" in event for event in forked.events(run))
-        await executor.close()
 
-    run_async(story())
+    forked.run(story())
 
 
 def test_nothing_happens_behind_a_gate_that_closes(bench: Bench) -> None:
@@ -125,9 +116,8 @@ def test_nothing_happens_behind_a_gate_that_closes(bench: Bench) -> None:
         assert not (run.folder / "log.jsonl").exists()
         assert bench.rows() == 0
         assert bench.meltano_rows(spec.attempt_id) == []
-        await executor.close()
 
-    run_async(story())
+    bench.run(story())
 
 
 @pytest.mark.parametrize("moment", ["at the gate", "before Meltano is up", "in mid-run", "in a utility"])
@@ -159,9 +149,8 @@ def test_cancel_leaves_nothing(bench: Bench, moment: str) -> None:
         _, again = await bench.complete(executor, bench.spec())
         assert again is not None
         assert again.code == 0
-        await executor.close()
 
-    run_async(story())
+    bench.run(story())
 
 
 @pytest.mark.parametrize("mode", ["stubborn", "helper"])
@@ -176,12 +165,14 @@ def test_cancel_kills_what_does_not_listen(forked: Bench, mode: str) -> None:
         await run.release()
         await asyncio.to_thread(forked.plugin_started)
         await run.cancel(0.3)
+        record = await run.wait()
+        assert record is not None
+        assert record.code in {143, -signal.SIGTERM, -signal.SIGKILL}
         await executor.settle(spec.attempt_id, run_started=True)
         forked.assert_settled(run)
         assert [state for state, *_ in forked.meltano_rows(spec.attempt_id)] == ["FAIL"]
-        await executor.close()
 
-    run_async(story())
+    forked.run(story())
 
 
 def test_a_killed_run_is_cleared_up_and_blocks_nobody(bench: Bench) -> None:
@@ -207,9 +198,8 @@ def test_a_killed_run_is_cleared_up_and_blocks_nobody(bench: Bench) -> None:
         _, record = await bench.complete(executor, bench.spec())
         assert record is not None
         assert record.code == 0
-        await executor.close()
 
-    run_async(story())
+    bench.run(story())
 
 
 def test_the_signal_that_killed_meltano_is_told_and_its_plugins_go_with_it(forked: Bench) -> None:
@@ -229,9 +219,8 @@ def test_the_signal_that_killed_meltano_is_told_and_its_plugins_go_with_it(forke
         until(lambda: identify(plugin) is None, "the end of the tap")
         await executor.settle(spec.attempt_id, run_started=True)
         assert [state for state, *_ in forked.meltano_rows(spec.attempt_id)] == ["FAIL"]
-        await executor.close()
 
-    run_async(story())
+    forked.run(story())
 
 
 def test_a_killed_zygote_is_replaced_and_its_runs_go_on(forked: Bench) -> None:
@@ -258,9 +247,8 @@ def test_a_killed_zygote_is_replaced_and_its_runs_go_on(forked: Bench) -> None:
         await executor.settle(spec.attempt_id, run_started=True)
         forked.assert_settled(run)
         forked.assert_settled(other)
-        await executor.close()
 
-    run_async(story())
+    forked.run(story())
 
 
 async def _complete_other(bench: Bench, executor: Any) -> tuple[LocalRun, ExitRecord | None]:
@@ -278,7 +266,7 @@ def test_a_closed_zygote_leaves_no_process(forked: Bench) -> None:
         await executor.close()
         assert identify(zygote) is None
 
-    run_async(story())
+    forked.run(story())
 
 
 DAEMON = """
@@ -334,9 +322,8 @@ def test_a_killed_daemon_finds_its_run_again(forked: Bench) -> None:
             await executor.settle(each, run_started=each == attempt)
         assert await executor.leftovers() == []
         assert forked.rows() == 2
-        await executor.close()
 
-    run_async(story())
+    forked.run(story())
 
 
 def test_our_own_variables_never_reach_a_run(bench: Bench) -> None:
@@ -369,9 +356,8 @@ def test_our_own_variables_never_reach_a_run(bench: Bench) -> None:
         bench.let_go()
         await run.wait()
         await executor.settle(spec.attempt_id, run_started=True)
-        await executor.close()
 
-    run_async(story())
+    bench.run(story())
 
 
 def test_an_edited_project_is_seen_by_the_next_run(forked: Bench) -> None:
@@ -389,9 +375,8 @@ def test_an_edited_project_is_seen_by_the_next_run(forked: Bench) -> None:
         assert record.code == 0
         assert any("prod:tap-renamed-to-target-scripted:-x" in event for event in forked.events(run))
         assert executor._zygote.pid == zygote
-        await executor.close()
 
-    run_async(story())
+    forked.run(story())
 
 
 def test_first_runs_do_not_race_in_making_the_database(forked: Bench) -> None:
@@ -404,9 +389,8 @@ def test_first_runs_do_not_race_in_making_the_database(forked: Bench) -> None:
         ended = await asyncio.gather(*(forked.complete(executor, spec) for spec in specs))
         assert [record.code for _, record in ended if record] == [0, 0, 0]
         assert [forked.meltano_rows(spec.attempt_id)[0][0] for spec in specs] == ["SUCCESS"] * 3
-        await executor.close()
 
-    run_async(story())
+    forked.run(story())
 
 
 def test_the_meter_stands_before_every_plugin(bench: Bench, tmp_path: Path) -> None:
@@ -436,9 +420,8 @@ def test_the_meter_stands_before_every_plugin(bench: Bench, tmp_path: Path) -> N
         assert record is not None
         assert record.code == 1
         assert any("could not be found" in event for event in bench.events(run)), "Meltano's own words, not the meter's"
-        await executor.close()
 
-    run_async(story())
+    bench.run(story())
 
 
 def test_other_commands_answer_with_their_output(forked: Bench) -> None:
@@ -452,9 +435,8 @@ def test_other_commands_answer_with_their_output(forked: Bench) -> None:
         with pytest.raises(DeadlineExceeded):
             await executor.command("invoke", "tool:work", within_s=3.0)
         until(lambda: all(identify(pid) is None for pid in _started(forked)), "the end of the killed command")
-        await executor.close()
 
-    run_async(story())
+    forked.run(story())
 
 
 def _started(bench: Bench) -> list[int]:
@@ -479,9 +461,8 @@ def test_a_row_of_another_database_is_repaired_by_meltanos_own_means(forked: Ben
         assert state == "FAIL"
         assert ended
         assert "killed" in payload["error"]
-        await executor.close()
 
-    run_async(story())
+    forked.run(story())
 
 
 def test_the_warm_path_is_fast(forked: Bench) -> None:
@@ -490,18 +471,17 @@ def test_the_warm_path_is_fast(forked: Bench) -> None:
     async def story() -> None:
         executor = forked.executor()
         await executor.warm()
-        took = []
-        for _ in range(3):
+        took: list[float] = []
+        while not took or (min(took) > LINE_S and len(took) < MEASUREMENTS):
             begun = time.perf_counter()
             run = await executor.spawn(forked.spec())
             await run.release()
             await asyncio.to_thread(until_written, run.folder / "log.jsonl")
             took.append(time.perf_counter() - begun)
             await run.wait()
-        assert min(took) < 0.15
-        await executor.close()
+        assert min(took) < LINE_S
 
-    run_async(story())
+    forked.run(story())
 
 
 @pytest.fixture
@@ -511,6 +491,7 @@ def flights(nyc_project: Path, meltano_env: Path) -> Bench:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_real_plugins_and_a_catalogue_that_is_discovered_once(flights: Bench) -> None:
     async def story() -> None:
         executor = flights.executor()
@@ -527,12 +508,12 @@ def test_real_plugins_and_a_catalogue_that_is_discovered_once(flights: Bench) ->
         assert record.code == 0
         assert not any("discovery" in event.lower() for event in flights.events(second))
         flights.assert_settled(second)
-        await executor.close()
 
-    run_async(story())
+    flights.run(story())
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_four_runs_of_one_tap_at_once(flights: Bench) -> None:
     """Plain Meltano fails four of four here: they share one catalogue file."""
 
@@ -552,9 +533,8 @@ def test_four_runs_of_one_tap_at_once(flights: Bench) -> None:
         for n in range(4):
             loaded = [path.read_text().count("\n") for path in (flights.project / "output" / str(n)).glob("*.jsonl")]
             assert sum(loaded) == FLIGHTS_RECORDS
-        await executor.close()
 
-    run_async(story())
+    flights.run(story())
 
 
 @pytest.mark.parametrize("name", ["env", "exec_args", "Popen_options"])
@@ -570,6 +550,5 @@ def test_a_folder_of_an_unknown_attempt_settles_to_nothing(forked: Bench) -> Non
         assert RunFolder(forked.data_dir / "none").spec is None
         with contextlib.suppress(FileNotFoundError):
             assert await executor.leftovers() == []
-        await executor.close()
 
-    run_async(story())
+    forked.run(story())

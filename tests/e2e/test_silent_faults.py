@@ -120,7 +120,7 @@ def test_the_extractor_is_stopped_in_mid_run(nyc_project: Path, meltano_env: Pat
     """SIGTERM to the extractor: it exits 0, Meltano saves the state and calls it a success."""
 
     def stop_when_counting(folder: Path) -> None:
-        event = follow_counts(folder, lambda event: "weather" in event.streams)
+        event = follow_counts(folder, lambda event: "weather" in event.streams and event.streams["weather"].records > 0)
         os.kill(_pid_of(folder, event.number), signal.SIGTERM)
 
     outcome = Runs(nyc_project, meltano_env).run("tap-nyc", "target-jsonl", first_run=True, during=stop_when_counting)
@@ -196,9 +196,13 @@ def test_the_loader_drops_rows(nyc_project: Path, meltano_env: Path, tmp_path: P
     assert outcome.codes == {"mismatch"}
 
 
-@pytest.mark.parametrize(("status", "code"), [(1, 1), (0, 0)])
-def test_the_loader_dies_early(nyc_project: Path, meltano_env: Path, status: int, code: int) -> None:
-    """Which side failed is known from the exits; a loader that leaves with 0 makes Meltano kill the extractor."""
+@pytest.mark.parametrize("status", [1, 0])
+def test_the_loader_dies_early(nyc_project: Path, meltano_env: Path, status: int) -> None:
+    """Which side left is known from the exits.
+
+    Of a loader that leaves with 0 Meltano makes a success or a failure, depending on whether it meets the closed pipe
+    before or after the exit; the ledger says in both cases that the extractor was cut off.
+    """
     tap = """
     schema("s")
     for turn in range(100):
@@ -213,7 +217,7 @@ def test_the_loader_dies_early(nyc_project: Path, meltano_env: Path, status: int
     scripted_project(nyc_project, tap, target)
     outcome = Runs(nyc_project, meltano_env).run("tap-scripted", "target-scripted")
     assert outcome.exit is not None
-    assert outcome.exit.code == code
+    assert outcome.exit.code in {status, 1}
     loader = next(plugin for plugin in outcome.ledger.plugins if plugin.role == "loader")
     assert loader.exit_code == status
     assert outcome.ledger.verdict == "unverified"

@@ -1,7 +1,7 @@
 """The two processes under `flx serve`: how each is started, and what is known about it while it lives.
 
-Strategy: a child is spawned with exactly the descriptors it is given, in a process group of its own, so that Ctrl-C in a
-terminal reaches the supervisor alone and the order of stopping stays ours. Settings travel as FLX_ variables.
+Strategy: a child is spawned with exactly the descriptors it is given, in a process group of its own, so that Ctrl-C in
+a terminal reaches the supervisor alone and the order of stopping stays ours. Settings travel as FLX_ variables.
 
 Rules:
 - Nothing here waits; the supervisor's loop does.

@@ -41,9 +41,12 @@ _PIPELINES = ("nyc-to-jsonl", "nyc-warehouse")
 _READY_S = 60.0
 _STOP_S = 15.0
 _USER = "demo"
-_QUESTION = "Where was New York's weather worst for flying, month by month?"
+_WIDTH = 100
+_QUESTION = "Which New York airport had the worst weather each month of 2013? (hours)"
 _QUERY = """
-select month, airport, hours_observed, windy_hours, low_visibility_hours, wet_hours
+select
+    month, airport, hours_observed as hours,
+    windy_hours as windy, low_visibility_hours as low_visibility, wet_hours as wet
 from analytics.worst_weather where rank_in_month = 1 order by month_number
 """
 
@@ -54,6 +57,8 @@ class Demo:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._console = Console(highlight=False)
+        if not self._console.is_terminal:  # a file or a pipe has no width; tables need a little more than 80
+            self._console = Console(highlight=False, width=_WIDTH)
         self._log = folder / "serve.log"
 
     def run(self) -> int:
@@ -93,7 +98,7 @@ class Demo:
         environ = {name: value for name, value in os.environ.items() if not name.startswith("FLX_")}
         environ |= {"FLX_PROJECT": str(settings.project_dir), "FLX_MELTANO": str(settings.meltano), "FLX_API_PORT": "0"}
         with self._log.open("wb") as log:
-            process = subprocess.Popen(  # noqa: S603 - ourselves
+            process = subprocess.Popen(
                 [sys.executable, "-m", "flx_api", "serve"],
                 env=environ,
                 stdin=subprocess.DEVNULL,
@@ -184,7 +189,8 @@ class Demo:
             check=False,
         )
         if done.returncode != 0:
-            raise CommandFailed(f"the warehouse cannot be asked: {done.stderr.strip().splitlines()[-1:]}")
+            msg = f"the warehouse cannot be asked: {done.stderr.strip().splitlines()[-1:]}"
+            raise CommandFailed(msg)
         headings, *rows = json.loads(done.stdout)
         table = Table(*(heading.replace("_", " ") for heading in headings), title=_QUESTION, title_justify="left")
         for row in rows:

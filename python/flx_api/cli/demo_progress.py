@@ -36,12 +36,14 @@ class StreamProgress:
         self._status = ""
 
     def __enter__(self) -> Self:
+        """Begin to draw."""
         self._bars.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        """Take the bars away."""
         self._bars.stop()
 
     def status(self, status: str) -> None:

@@ -83,7 +83,8 @@ def project(settings: Settings) -> Iterator[Finding]:
 
 
 def _missing_plugins(settings: Settings) -> Iterator[Finding]:
-    from ruamel.yaml import YAML, YAMLError  # noqa: PLC0415 - only here
+    from ruamel.yaml import YAML  # noqa: PLC0415 - only here
+    from ruamel.yaml.error import YAMLError  # noqa: PLC0415
 
     try:
         document = YAML(typ="safe", pure=True).load(settings.project_dir / "meltano.yml") or {}

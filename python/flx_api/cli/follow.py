@@ -82,7 +82,8 @@ def _messages(socket: ClientConnection, idle_s: float | None) -> Iterator[dict[s
             yield {}
             continue
         if message.get("type") == "error":
-            raise CommandFailed(f"{message.get('code')}: {message.get('message')}")
+            msg = f"{message.get('code')}: {message.get('message')}"
+            raise CommandFailed(msg)
         if message.get("type") == "event":
             yield message
 

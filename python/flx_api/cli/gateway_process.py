@@ -45,7 +45,7 @@ _WORKER_KILL_S = 2
 _DRAIN_S = 0.25
 
 
-class Gateway(MPServer):  # type: ignore[misc]  # Granian has no type information
+class Gateway(MPServer):
     """Granian on a socket it did not open."""
 
     def __init__(self, settings: Settings, listening: int) -> None:
@@ -74,11 +74,14 @@ class Gateway(MPServer):  # type: ignore[misc]  # Granian has no type informatio
         )
 
     def _init_shared_socket(self) -> None:
+        # Granian's stubs leave out the constructor and say None for what is set later.
+        holder: Any = SocketHolder
+        shared = socket.socket(fileno=self._listening)
+        shared.set_inheritable(True)
         self._ssp = None
-        self._shd = SocketHolder(self._listening, False, self.backlog)  # noqa: FBT003 - not a Unix socket
-        self._sfd = self._listening
-        self._sso = socket.socket(fileno=self._listening)
-        self._sso.set_inheritable(True)
+        self._sfd: Any = self._listening
+        self._shd: Any = holder(self._listening, False, self.backlog)  # noqa: FBT003 - not a Unix socket
+        self._sso: Any = shared
 
     def _stop_workers(self) -> None:
         """Let the workers drain first: told to end, Granian cuts WebSockets without a Close frame."""
@@ -86,7 +89,7 @@ class Gateway(MPServer):  # type: ignore[misc]  # Granian has no type informatio
             with contextlib.suppress(ProcessLookupError, TypeError):
                 os.kill(worker.inner.pid, signal.SIGUSR1)
         time.sleep(_DRAIN_S)
-        super()._stop_workers()
+        super()._stop_workers()  # type: ignore[no-untyped-call]
 
 
 def hand_over(app: Any, server: int) -> Any:  # noqa: ANN401 - an ASGI callable

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -36,9 +36,9 @@ app.add_typer(token_app, name="token")
 app.add_typer(user_app, name="user")
 app.add_typer(config_app, name="config")
 
-ProjectOption = Annotated[Optional[str], typer.Option("--project", help="The Meltano project's folder (FLX_PROJECT).")]
-UrlOption = Annotated[Optional[str], typer.Option("--url", help="A service elsewhere (FLX_URL).")]
-TokenOption = Annotated[Optional[str], typer.Option("--token", help="A token for it (FLX_TOKEN).")]
+ProjectOption = Annotated[str | None, typer.Option("--project", help="The Meltano project's folder (FLX_PROJECT).")]
+UrlOption = Annotated[str | None, typer.Option("--url", help="A service elsewhere (FLX_URL).")]
+TokenOption = Annotated[str | None, typer.Option("--token", help="A token for it (FLX_TOKEN).")]
 _COMPLAINTS = 1
 _STARTUP = 2
 _INTERRUPTED = 130
@@ -71,9 +71,9 @@ def main() -> None:
 @app.command()
 def serve(
     project: ProjectOption = None,
-    host: Annotated[Optional[str], typer.Option(help="The address to listen on (FLX_API_HOST).")] = None,
-    port: Annotated[Optional[int], typer.Option(help="The port; 0 takes any free one (FLX_API_PORT).")] = None,
-    workers: Annotated[Optional[int], typer.Option(help="Gateway processes (FLX_WORKERS).")] = None,
+    host: Annotated[str | None, typer.Option(help="The address to listen on (FLX_API_HOST).")] = None,
+    port: Annotated[int | None, typer.Option(help="The port; 0 takes any free one (FLX_API_PORT).")] = None,
+    workers: Annotated[int | None, typer.Option(help="Gateway processes (FLX_WORKERS).")] = None,
 ) -> None:
     """Serve a Meltano project until Ctrl-C."""
     from flx_api.cli.supervisor import Supervisor  # noqa: PLC0415
@@ -85,9 +85,7 @@ def serve(
 @app.command()
 def daemon(
     project: ProjectOption = None,
-    socket: Annotated[
-        Optional[Path], typer.Option(help="Where to listen; in the runtime directory by default.")
-    ] = None,
+    socket: Annotated[Path | None, typer.Option(help="Where to listen; in the runtime directory by default.")] = None,
 ) -> None:
     """Run only the daemon, in the foreground; `flx serve` does this by itself."""
     from flx_api.cli import meltano, runtime  # noqa: PLC0415
@@ -176,7 +174,7 @@ def watch(
 @token_app.command("mint")
 def token_mint(
     sub: Annotated[str, typer.Option(help="Whom the token names.")],
-    role: Annotated[Optional[list[str]], typer.Option(help="viewer, operator, developer or admin; repeatable.")] = None,
+    role: Annotated[list[str] | None, typer.Option(help="viewer, operator, developer or admin; repeatable.")] = None,
     tenant: Annotated[str, typer.Option(help="The tenant.")] = "default",
     ttl: Annotated[str, typer.Option(help="How long it is good, such as 15m or 1h.")] = "1h",
     project: ProjectOption = None,

@@ -109,7 +109,7 @@ def _uv(*args: str) -> None:
         msg = "FLX_MELTANO: uv, which makes Meltano's environment, is not installed (pip install uv)"
         raise StartupError(msg) from None
     if done.returncode != 0:
-        lines = [line.strip(" ×╰─▶│├") for line in done.stderr.splitlines() if line.strip()]
+        lines = [line.strip(" \u00d7╰─▶│├") for line in done.stderr.splitlines() if line.strip()]
         msg = f"FLX_MELTANO: uv {args[0]} failed: {lines[-1] if lines else f'exit code {done.returncode}'}"
         raise StartupError(msg)
 

@@ -1,7 +1,7 @@
 """Ask a gateway whether it is ready, without waiting for it.
 
 Strategy: one `GET /ready` on a non-blocking socket. The listening socket is the supervisor's own, so the connection
-stands before the gateway does, and the answer comes the moment there is someone to give it: no polling of a closed port.
+stands before the gateway does, and the answer comes the moment there is someone to give it: no closed port is polled.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Probe:
         self.socket = socket.socket(listener.family, socket.SOCK_STREAM)
         self.socket.settimeout(1)
         self.socket.connect((host, port))
-        self.socket.setblocking(False)  # noqa: FBT003 - the standard library's own signature
+        self.socket.settimeout(0)
         if settings.enable_ssl:
             self._use_tls()
 

@@ -19,11 +19,14 @@ import secrets
 import shutil
 import socket
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from flx_api.config import Settings
 from flx_api.errors import StartupError
+
+if TYPE_CHECKING:
+    from flx_api.config import Settings
 
 SECRET_BYTES = 32
 # sun_path holds 108 bytes on Linux and 104 elsewhere, with the closing zero.

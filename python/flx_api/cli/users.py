@@ -61,7 +61,9 @@ async def _into_database(settings: Settings, args: UserAddArgs) -> None:
     from flx_api.daemon.lock import DataLock  # noqa: PLC0415
 
     with DataLock(settings.data_path):
-        journal = await Journal.open(settings.database, project_id_of(settings, os.environ), lambda: time.time_ns() // 1000)
+        journal = await Journal.open(
+            settings.database, project_id_of(settings, os.environ), lambda: time.time_ns() // 1000
+        )
         try:
             password_hash = users.hash_password(args.password)
             await journal.write(lambda tx: users.add(tx, args.username, password_hash, args.roles, _TENANT))

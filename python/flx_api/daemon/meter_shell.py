@@ -347,7 +347,8 @@ class Invocation:
 
     def _wait(self) -> tuple[int, float, int]:
         """Exit code (negative: signal), CPU seconds and the largest resident size of the plugin."""
-        os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOWAIT)
+        if hasattr(os, "waitid"):  # not everywhere off Linux
+            os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOWAIT)
         pid, self._pid = self._pid, 0  # from here on a signal has no one to go to, and the pid may be reused
         for number in FORWARDED:
             if _signal.getsignal(number) is not _signal.SIG_IGN:

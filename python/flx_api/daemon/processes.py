@@ -108,9 +108,9 @@ def signal_group(leader: ProcessIdentity, number: signal.Signals) -> bool:
     return True
 
 
-def kill_session(leader: ProcessIdentity) -> int:
+def kill_session(leader: ProcessIdentity, *, spare_leader: bool = False) -> int:
     """SIGKILL every member of the session; how many there were. Zero means that it is empty."""
-    members = session_members(leader)
+    members = [each for each in session_members(leader) if not (spare_leader and each.pid == leader.pid)]
     for member in members:
         with contextlib.suppress(ProcessLookupError):
             os.kill(member.pid, signal.SIGKILL)

@@ -28,6 +28,7 @@ import contextlib
 import gc
 import json
 import os
+import select
 import signal
 import socket
 import sys
@@ -265,9 +266,7 @@ def run_meltano(request: dict[str, Any], gate: int, started: int) -> None:
             os._exit(0)
         reset_signals()
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
-        if os.read(gate, 1) != GATE_OPEN:
-            os._exit(0)
-        os.write(started, str(now_us()).encode())
+        pass_gate(gate, started)
         log = os.open(os.path.join(request["folder"], "log.jsonl"), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         settle_in(request, log, log)
         code = call_cli(request["argv"], request.get("meter"))
@@ -275,6 +274,18 @@ def run_meltano(request: dict[str, Any], gate: int, started: int) -> None:
         traceback.print_exc()
     finally:
         leave(code)
+
+
+def pass_gate(gate: int, started: int) -> None:
+    """Wait for the gate. Taking its byte and telling the keeper are one step that no stop request can part."""
+    waiting = select.poll()
+    waiting.register(gate, select.POLLIN)
+    waiting.poll()
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    if os.read(gate, 1) != GATE_OPEN:
+        os._exit(0)
+    os.write(started, str(now_us()).encode())
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 
 def settle_in(request: dict[str, Any], output: int, errors: int, kept: tuple[int, ...] = ()) -> None:

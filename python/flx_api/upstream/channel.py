@@ -42,7 +42,10 @@ _BACKOFF_S: Final = (0.05, 2.0)
 _SWEEP_EVERY_S: Final = 0.1
 # The daemon knows the deadline too and its answer is better than ours, so ours comes a little later.
 _DEADLINE_GRACE_S: Final = 0.25
-_MAX_IN_FLIGHT: Final = 4096
+# The daemon reads no further with 256 commands outstanding, probes included: beyond this calls wait here, briefly.
+_CREDITS: Final = 240
+_QUEUE_S: Final = 1.0
+_MAX_QUEUED: Final = 4096
 _MAX_FRAMES: Final = 64
 _MAX_BATCH_BYTES: Final = 262_144
 
@@ -83,6 +86,8 @@ class Upstream:
         self._pending: dict[int, _Pending] = {}
         self._outbox: list[CommandFrame] = []
         self._wake = asyncio.Event()
+        self._credits = asyncio.Semaphore(_CREDITS)
+        self._queued = 0
         self._seq = 0
         self._stub: DaemonStub | None = None
         self._task: asyncio.Task[None] | None = None
@@ -148,10 +153,28 @@ class Upstream:
     async def _attempt(self, frame: CommandFrame, deadline: float) -> ReplyFrame:
         if not self.connected.is_set():
             await self._connection()
-        if len(self._pending) >= _MAX_IN_FLIGHT:
-            detail = "Too many commands are waiting for the daemon"
+        await self._credit()
+        try:
+            return await self._send(frame, deadline)
+        finally:
+            self._credits.release()
+
+    async def _credit(self) -> None:
+        """One of the commands that may be outstanding, or `upstream_unavailable` when none becomes free in time."""
+        if not self._credits.locked():
+            await self._credits.acquire()
+            return
+        detail = "Too many commands are waiting for the daemon"
+        if self._queued >= _MAX_QUEUED:
             raise Unavailable(detail, retry_after_s=1)
-        return await self._send(frame, deadline)
+        self._queued += 1
+        try:
+            async with asyncio.timeout(_QUEUE_S):
+                await self._credits.acquire()
+        except TimeoutError:
+            raise Unavailable(detail, retry_after_s=1) from None
+        finally:
+            self._queued -= 1
 
     async def _send(self, frame: CommandFrame, deadline: float) -> ReplyFrame:
         loop = asyncio.get_running_loop()

@@ -172,7 +172,11 @@ class FakeExecutor:
         if system.exists():
             system.rmdir()
         run = self.runs.get(attempt_id)
-        return None if run is None else run.record
+        if run is None:
+            return None
+        if run.is_alive:
+            run.end(None)  # killed
+        return run.record
 
     async def close(self) -> None:
         """Nothing to stop."""

@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import insert, select
 from tests.daemon.executions.fake_runs import ALICE, MALLORY, Stage, over, submit, until
 
+from flx_api.daemon.executions import executions as executions_module
 from flx_api.daemon.journal import DEFAULT_TENANT
 from flx_api.daemon.journal.tables import attempts, pipelines
 from flx_api.errors import Conflict, NotFound, ProjectInvalid, Unavailable, ValidationFailed
@@ -449,6 +450,39 @@ def test_the_end_of_the_service_cancels_what_runs_and_what_waits(play: Callable[
             assert stage.executor.settled[-1] == (running.id, True)
         with pytest.raises(Unavailable):
             await submit(executions, "a")
+
+    play(story)
+
+
+def test_the_end_of_the_service_kills_what_does_not_obey(
+    play: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(stage: Stage) -> None:
+        monkeypatch.setattr(executions_module, "CLOSE_S", 2.02)
+        async with stage.daemon(cancel_runs=True) as executions:
+            stubborn = await submit(executions, "a")
+            run = await stage.executor.run_of(stubborn)
+            run.obeys = False
+        async with stage.daemon() as executions:
+            found = executions.get(stubborn.id, DEFAULT_TENANT)
+            assert (found.status, found.error) == ("cancelled", "service stopped")
+
+    play(story)
+
+
+def test_a_fault_of_ours_ends_the_run_and_says_so(play: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_args: object, **_options: object) -> None:
+        msg = "secret detail"
+        raise ZeroDivisionError(msg)
+
+    async def story(stage: Stage) -> None:
+        monkeypatch.setattr("flx_api.daemon.executions.supervisor.outcome.judge", broken)
+        async with stage.daemon() as executions:
+            accepted = await submit(executions, "a")
+            (await stage.executor.run_of(accepted)).end(0)
+            done = await over(executions, accepted)
+            assert (done.status, done.error) == ("crashed", "A fault of the service ended this run.")
+            assert executions.counts() == (0, 0)
 
     play(story)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flx_api.daemon.executions.retention import RunLog, expired, remove, survey
+from flx_api.daemon.executions.retention import RunLog, expired, remove, survey, with_ends
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,10 +53,10 @@ def test_the_survey_leaves_out_what_goes_on_and_links(tmp_path: Path) -> None:
         (runs / name / "meter" / "000.jsonl").write_bytes(b"x" * 5)
         (runs / name / "sys").mkdir()
         (runs / name / "sys" / "link").symlink_to(elsewhere)
-    found = {log.attempt_id: log for log in survey(runs, {"over": 7}, {"active"})}
+    found = {log.attempt_id: log for log in with_ends(survey(runs), {"over": 7, "active": None})}
     assert found["over"] == RunLog("over", 7, 15)
     assert set(found) == {"over", "unknown"}
     remove(runs, ["over"])
     assert sorted(path.name for path in runs.iterdir()) == ["active", "unknown"]
     assert (elsewhere / "big").exists()
-    assert survey(tmp_path / "absent", {}, ()) == []
+    assert survey(tmp_path / "absent") == []

@@ -58,6 +58,8 @@ _KILL_S = 2.0
 _DAY_US = 86_400_000_000
 _HOUR_S = 3600.0
 _OPEN_LOGS = 64
+# How many run folders are looked up at once: a few milliseconds of the loop's time.
+_LOOKED_UP = 500
 STOPPED = "service stopped"
 _LOG_GONE = "The log was removed by retention."
 _NOT_OVER = "The pipeline has an execution that is not over yet."
@@ -471,11 +473,13 @@ class Executions:
     async def retain(self) -> tuple[str, ...]:
         """Remove logs and events beyond what the retention setting keeps; returns the attempts whose logs went."""
         keep, now_us = self._settings.retention, self._clock()
-        with self._journal.read() as connection:
-            finished = {attempt_id: finished_us for _, attempt_id, finished_us in self._store.over(connection)}
-            active = {stored.attempt_id for stored in self._store.active(connection)}
-        found = await asyncio.to_thread(retention.survey, self._runs_dir, finished, active)
-        gone = tuple(retention.expired(found, now_us, keep.days, keep.log_mib))
+        found = await asyncio.to_thread(retention.survey, self._runs_dir)
+        ends: dict[str, int | None] = {}
+        for start in range(0, len(found), _LOOKED_UP):
+            with self._journal.read() as connection:
+                ends |= self._store.ends(connection, [one.attempt_id for one in found[start : start + _LOOKED_UP]])
+            await asyncio.sleep(0)
+        gone = tuple(retention.expired(retention.with_ends(found, ends), now_us, keep.days, keep.log_mib))
         await asyncio.to_thread(retention.remove, self._runs_dir, gone)
         events = await self._journal.prune(now_us - keep.days * _DAY_US, keep.journal_rows)
         self._opened.clear()

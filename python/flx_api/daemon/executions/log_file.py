@@ -1,6 +1,6 @@
 """A run's log by line number: an index over a file that is never held in memory.
 
-Strategy: every 256th line's byte offset is remembered (64 KiB for a log of two million lines); a page is one seek to
+Strategy: every 256th line's byte offset is remembered (8,000 numbers for two million lines); a page is one seek to
 the mark before it and one `pread` run from there. The file's length is looked at by whoever follows the run
 (`advance`), so that readers, however many, cost one `stat` per tick together.
 

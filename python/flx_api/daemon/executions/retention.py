@@ -16,7 +16,7 @@ import shutil
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
 _DAY_US = 86_400_000_000
@@ -44,21 +44,26 @@ def expired(logs: Iterable[RunLog], now_us: int, days: int, mib: int) -> list[st
     return gone
 
 
-def survey(runs_dir: Path, finished_us: Mapping[str, int], active: Collection[str]) -> list[RunLog]:
-    """The folders there are, but those of active attempts. Reads the disk: call it in a thread."""
-    found: list[RunLog] = []
+def survey(runs_dir: Path) -> list[RunLog]:
+    """The folders there are, with the time of their last change as their end. Reads the disk: call it in a thread."""
     try:
         entries = list(os.scandir(runs_dir))
     except OSError:
         return []
-    for entry in entries:
-        if entry.name in active or not entry.is_dir(follow_symlinks=False):
-            continue
-        ended = finished_us.get(entry.name)
-        if ended is None:
-            ended = entry.stat().st_mtime_ns // 1000
-        found.append(RunLog(entry.name, ended, _size(entry.path)))
-    return found
+    return [
+        RunLog(entry.name, entry.stat().st_mtime_ns // 1000, _size(entry.path))
+        for entry in entries
+        if entry.is_dir(follow_symlinks=False)
+    ]
+
+
+def with_ends(logs: Iterable[RunLog], ends: Mapping[str, int | None]) -> list[RunLog]:
+    """The same with the ends that the database knows; without those that are not over (None)."""
+    return [
+        found._replace(finished_us=ended)
+        for found in logs
+        if (ended := ends.get(found.attempt_id, found.finished_us)) is not None
+    ]
 
 
 def remove(runs_dir: Path, attempt_ids: Iterable[str]) -> None:

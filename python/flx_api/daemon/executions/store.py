@@ -131,11 +131,10 @@ _ACTIVE_OF = sa.select(executions.c.id).where(
     _MINE, _OF_TENANT, executions.c.pipeline == sa.bindparam("name"), executions.c.status.in_(sorted(ACTIVE))
 )
 _LEDGER = sa.select(executions.c.ledger).where(_MINE, _THIS)
-_OVER = (
-    sa.select(executions.c.id, attempts.c.id, executions.c.finished_us)
-    .join(attempts, attempts.c.execution_id == executions.c.id)
-    .where(_MINE, executions.c.status.in_(sorted(FINAL)))
-    .order_by(executions.c.finished_us, executions.c.id)
+_ENDS = (
+    sa.select(attempts.c.id, executions.c.finished_us, executions.c.status)
+    .join(executions, attempts.c.execution_id == executions.c.id)
+    .where(_MINE, attempts.c.id.in_(sa.bindparam("attempts", expanding=True)))
 )
 _INSERT, _INSERT_ATTEMPT = executions.insert(), attempts.insert()
 _UPDATE = executions.update().where(_MINE, _THIS)
@@ -217,10 +216,10 @@ class Store:
         )
         return list(connection.execute(query).mappings())
 
-    def over(self, connection: sa.Connection) -> list[tuple[str, str, int]]:
-        """(execution, attempt, finished_us) of all that are over, oldest first: for retention."""
-        rows = connection.execute(_OVER, {"project": self._project_id})
-        return [(row[0], row[1], row[2] or 0) for row in rows]
+    def ends(self, connection: sa.Connection, attempt_ids: Sequence[str]) -> dict[str, int | None]:
+        """When each of these attempts ended, None for what is not over; what is not known is not in it."""
+        rows = connection.execute(_ENDS, {"project": self._project_id, "attempts": list(attempt_ids)})
+        return {row.id: row.finished_us or 0 if row.status in FINAL else None for row in rows}
 
     # --- changing ---
 

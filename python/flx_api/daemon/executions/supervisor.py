@@ -144,7 +144,12 @@ class Supervisor:
 
     async def conclude_dead(self) -> None:
         """Settle a run of an earlier daemon whose process is gone, or was never made."""
-        await self._write(lambda tx: self._tell_system(tx, "settled", "The run ended while no daemon was there."))
+        ended = (
+            "The run had no process yet."
+            if self.stored.identity is None
+            else "The run ended while no daemon was there."
+        )
+        await self._write(lambda tx: self._tell_system(tx, "settled", ended))
         await self._conclude(None)
 
     async def abandon(self) -> None:

@@ -34,6 +34,7 @@ from flx_api.daemon.processes import (
     empty_session,
     identify,
     is_alive,
+    kill_session,
     session_empty,
     signal_group,
 )
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 _GATE_OPEN = b"g"
 _MIGRATING_COMMAND = ("job", "list")
 _COMMAND_S = 120.0
+_LAST_WORDS_S = 2.0
 _KILLED = "The run was killed. (set by flx-api)"
 
 log = structlog.stdlib.get_logger(__name__)
@@ -105,7 +107,10 @@ class LocalRun:
             gate.close()
         if signal_group(self.identity, signal.SIGTERM):
             # The keeper ends when Meltano has; plugins get the rest of the grace.
-            await session_empty(self.identity, grace_s)
+            if not await session_empty(self.identity, grace_s):
+                # The keeper last: it still writes down by which signal Meltano went.
+                await asyncio.to_thread(kill_session, self.identity, spare_leader=True)
+                await session_empty(self.identity, _LAST_WORDS_S)
         if not await empty_session(self.identity):
             log.warning("a process of the run cannot be killed", run=self.folder.name)
         await self._watch.wait()

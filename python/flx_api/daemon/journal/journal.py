@@ -71,7 +71,7 @@ class Journal:
         self._closed = False
         self._reading = 0
         self._opened: asyncio.Future[int] = self._loop.create_future()
-        self._writer = Writer(self._connect, project_id, clock, self._deliver, self._report_open)
+        self._writer = Writer(self._connect, self._reconnect, project_id, clock, self._deliver, self._report_open)
 
     @classmethod
     async def open(
@@ -209,6 +209,9 @@ class Journal:
             seq = connection.execute(select(func.max(events.c.seq))).scalar() or 0
         self.epoch = epoch
         return connection, seq
+
+    def _reconnect(self) -> Connection:
+        return engine_of(self._url, read_only=False, busy_timeout_ms=self._busy_timeout_ms).connect()
 
     def _report_open(self, seq: int, error: BaseException | None) -> None:
         self._call_soon(lambda: self._opened.set_exception(error) if error else self._opened.set_result(seq))

@@ -8,7 +8,8 @@ end in one statement; the outcomes of the group then go to the loop in one call.
 Rules:
 - An event and the change that emitted it are in the database both or neither.
 - Sequence numbers are given here only: dense, in the order of commit. An undone change gives its numbers back.
-- The thread outlives every fault: storage that fails makes the group fail, and the next group tries again.
+- The thread outlives every fault: storage that fails makes the group fail, and the next group tries again on a new
+  connection, since a handle that met a read-only or vanished file stays bad after the file is good again.
 """
 
 from __future__ import annotations
@@ -134,7 +135,8 @@ class Writer:
     """The thread that changes the database.
 
     Args:
-        connect: opens the connection and makes the tables; called in the thread.
+        connect: opens the first connection and makes the tables; called in the thread.
+        reconnect: opens another one.
         project_id: the project whose rows these are.
         clock: microseconds since the epoch.
         deliver: hands a group to the loop; called in the thread.
@@ -144,12 +146,14 @@ class Writer:
     def __init__(
         self,
         connect: Callable[[], tuple[Connection, int]],
+        reconnect: Callable[[], Connection],
         project_id: str,
         clock: Callable[[], int],
         deliver: Callable[[Group], None],
         opened: Callable[[int, BaseException | None], None],
     ) -> None:
         self._connect = connect
+        self._reconnect = reconnect
         self._project_id = project_id
         self._clock = clock
         self._deliver = deliver
@@ -184,9 +188,20 @@ class Writer:
         self._opened(self._seq, None)
         try:
             while group := self._next_group():
-                self._deliver(self._commit(connection, group))
+                done = self._commit(connection, group)
+                self._deliver(done)
+                if done.fault is not None:
+                    connection = self._renew(connection)
         finally:
             connection.close()
+
+    def _renew(self, connection: Connection) -> Connection:
+        try:
+            new = self._reconnect()
+        except Exception:  # noqa: BLE001 - then the next group tells what is wrong
+            return connection
+        connection.close()
+        return new
 
     def _next_group(self) -> list[Pending]:
         """Whatever has arrived, at least one; empty at the end."""
@@ -237,10 +252,13 @@ class Writer:
         try:
             value = pending.change(tx)
         except Exception as error:  # noqa: BLE001 - it is the caller's
-            # On some faults (disk full, I/O) SQLite undoes the whole transaction: then the rollback to the savepoint
-            # raises, and with it the group is lost.
-            execute("ROLLBACK TO change")
-            execute("RELEASE change")
+            try:
+                execute("ROLLBACK TO change")
+                execute("RELEASE change")
+            except Exception:  # noqa: BLE001 - the driver's own
+                # On some faults (disk full, I/O) SQLite undoes the whole transaction: the savepoint is gone and with
+                # it the group. The first fault says why, this one does not.
+                raise error from None
             if not is_storage_fault(error):
                 return Outcome(pending.future, None, error)
             fault = storage_error(error)

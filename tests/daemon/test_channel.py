@@ -1,0 +1,146 @@
+"""Many commands on one stream."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from grpclib.testing import ChannelFor
+from tests.daemon.daemon_parts import ADMIN, parts, turn
+
+from flx_api.daemon.channel import MAX_OUTSTANDING
+from flx_api.daemon.server import DaemonService, services_of
+from flx_api.daemon.trust import SocketTrust
+from flx_api.models.pipeline import Deleted
+from flx_api.proto.flx.v1.daemon_grpc import DaemonStub
+from flx_api.proto.flx.v1.daemon_pb2 import CommandBatch, CommandFrame, ReplyFrame
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+    from pathlib import Path
+
+    from flx_api.daemon.handlers import Context, Handler
+
+
+def echo(seq: int) -> CommandFrame:
+    return CommandFrame(seq=seq, command="system.echo", args=b'{"n":%d}' % seq, principal=ADMIN)
+
+
+def frame(seq: int, command: str) -> CommandFrame:
+    return CommandFrame(seq=seq, command=command, args=b'{"id":"x"}', principal=ADMIN)
+
+
+@asynccontextmanager
+async def stub(folder: Path, handlers: Mapping[str, Handler]) -> AsyncIterator[DaemonStub]:
+    async with parts(folder) as daemon:
+        service = DaemonService(daemon.services, daemon.dispatcher(handlers), SocketTrust())
+        async with ChannelFor(services_of(service)[0]) as channel:
+            yield DaemonStub(channel)
+
+
+async def replies(stream: Any, count: int) -> list[list[ReplyFrame]]:
+    batches: list[list[ReplyFrame]] = []
+    while sum(map(len, batches)) < count:
+        batches.append(list((await stream.recv_message()).frames))
+    return batches
+
+
+def test_a_batch_is_answered_in_few_messages_each_with_its_number(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with stub(tmp_path, {}) as daemon, daemon.Channel.open() as stream:
+            await stream.send_message(CommandBatch(frames=[echo(seq) for seq in range(64)]))
+            batches = await replies(stream, 64)
+            assert len(batches) <= 4
+            assert {reply.seq: reply.result for batch in batches for reply in batch} == {
+                seq: b'{"n":%d}' % seq for seq in range(64)
+            }
+            await stream.end()
+            assert await stream.recv_message() is None
+
+    asyncio.run(story())
+
+
+def test_replies_overtake_each_other_and_all_come_after_the_client_has_ended(tmp_path: Path) -> None:
+    async def story() -> None:
+        go = asyncio.Event()
+
+        async def slow(_context: Context, _args: Any) -> Deleted:
+            await go.wait()
+            return Deleted("x")
+
+        async with stub(tmp_path, {"pipeline.get": slow}) as daemon, daemon.Channel.open() as stream:
+            await stream.send_message(CommandBatch(frames=[frame(1, "pipeline.get"), echo(2)]), end=True)
+            (first,) = await replies(stream, 1)
+            assert [reply.seq for reply in first] == [2]
+            go.set()
+            (second,) = await replies(stream, 1)
+            assert [reply.seq for reply in second] == [1]
+            assert await stream.recv_message() is None
+
+    asyncio.run(story())
+
+
+def test_beyond_256_outstanding_nothing_more_is_begun(tmp_path: Path) -> None:
+    async def story() -> None:
+        begun, go = [], asyncio.Event()
+
+        async def slow(_context: Context, _args: Any) -> Deleted:
+            begun.append(1)
+            await go.wait()
+            return Deleted("x")
+
+        async with stub(tmp_path, {"pipeline.get": slow}) as daemon, daemon.Channel.open() as stream:
+            for _ in range(4):
+                frames = [frame(seq, "pipeline.get") for seq in range(100)]
+                await stream.send_message(CommandBatch(frames=frames))
+            await turn(50)
+            assert len(begun) == MAX_OUTSTANDING
+            go.set()
+            await replies(stream, 400)
+            assert len(begun) == 400
+            await stream.end()
+
+    asyncio.run(story())
+
+
+def test_a_client_that_goes_away_ends_its_reads_and_not_its_changes(tmp_path: Path) -> None:
+    async def story() -> None:
+        ended, changed, go = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+        async def read(_context: Context, _args: Any) -> Deleted:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.set()
+            raise AssertionError
+
+        async def change(_context: Context, _args: Any) -> Deleted:
+            await go.wait()
+            changed.set()
+            return Deleted("x")
+
+        handlers: dict[str, Handler] = {"pipeline.get": read, "pipeline.delete": change}
+        async with stub(tmp_path, handlers) as daemon:
+            async with daemon.Channel.open() as stream:
+                frames = [frame(1, "pipeline.get"), frame(2, "pipeline.delete"), echo(3)]
+                await stream.send_message(CommandBatch(frames=frames))
+                await replies(stream, 1)
+                await stream.cancel()
+            await ended.wait()
+            go.set()
+            await changed.wait()
+
+    asyncio.run(story())
+
+
+def test_a_reply_larger_than_a_message_should_be_goes_alone(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with stub(tmp_path, {}) as daemon, daemon.Channel.open() as stream:
+            args = b'{"a":"' + b"x" * 900_000 + b'"}'
+            frames = [CommandFrame(seq=n, command="system.echo", args=args, principal=ADMIN) for n in range(3)]
+            await stream.send_message(CommandBatch(frames=frames))
+            assert [len(batch) for batch in await replies(stream, 3)] == [1, 1, 1]
+            await stream.end()
+
+    asyncio.run(story())

@@ -1,0 +1,162 @@
+"""From frame to reply, with handlers of the test's own."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+from tests.daemon.daemon_parts import ADMIN, parts, turn
+
+from flx_api.commands import COMMANDS
+from flx_api.daemon.dispatch import arguments
+from flx_api.daemon.handlers import Accepted
+from flx_api.daemon.trust import Gateway
+from flx_api.errors import ValidationFailed
+from flx_api.models.pipeline import Deleted
+from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame, Principal, ReplyFrame
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from flx_api.daemon.handlers import Context
+
+VIEWER = Principal(subject="v", tenant="default", roles=["viewer"])
+
+
+def errors_of(command: str, raw: bytes) -> list[tuple[str, str]]:
+    with pytest.raises(ValidationFailed) as refused:
+        arguments(COMMANDS[command].args, raw)
+    return [(error.field, error.code) for error in refused.value.errors]
+
+
+def test_all_fields_at_fault_are_named_at_once() -> None:
+    raw = b'{"name": "UPPER", "tasks": [["ok", 7]], "is_admin": true, "description": null}'
+    assert errors_of("pipeline.create", raw) == [
+        ("args.name", "invalid"),
+        ("args.description", "invalid"),
+        ("args.tasks[0][1]", "invalid"),
+        ("args.is_admin", "unknown"),
+    ]
+    assert errors_of("pipeline.get", b"{}") == [("args.id", "missing")]
+    assert errors_of("pipeline.get", b"[]") == [("args", "invalid")]
+    assert errors_of("pipeline.get", b"null") == [("args", "invalid")]
+    # A name that is no name is not echoed.
+    assert errors_of("command.list", b'{"<script>": 1}') == [("args", "unknown")]
+
+
+@pytest.mark.parametrize("name", ["-h", "--version", "a;id", "$(id)", "`id`", "a\nb", "a\0", "../x", "x" * 300, ""])
+def test_names_that_are_no_names(name: str) -> None:
+    raw = msgspec.json.encode({"name": name, "tasks": [["tap-a"]]})
+    assert errors_of("pipeline.create", raw) == [("args.name", "invalid")]
+
+
+def test_refusals_before_the_handler(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with parts(tmp_path) as daemon:
+            unknown = await daemon.problem("pipeline.lst")
+            assert (unknown["code"], unknown["suggestions"][0]) == ("unknown_command", "pipeline.list")
+            assert (await daemon.problem("pipeline.list", principal=None))["code"] == "missing_token"
+            assert (await daemon.problem("user.add", principal=VIEWER))["code"] == "forbidden"
+            late = daemon.clock.now_us // 1000 - 1
+            assert (await daemon.problem("pipeline.list", deadline_unix_ms=late))["code"] == "deadline_exceeded"
+            dry = await daemon.problem("pipeline.delete", {"id": "x"}, dry_run=True)
+            assert (dry["code"], dry["errors"][0]["field"]) == ("validation_failed", "dry_run")
+            await daemon.result("pipeline.list", dry_run=True)
+            await daemon.result("pipeline.list", b"")
+
+    asyncio.run(story())
+
+
+def test_a_read_is_cancelled_at_its_deadline(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with parts(tmp_path) as daemon:
+            ended = asyncio.Event()
+
+            async def forever(_context: Context, _args: Any) -> Deleted:
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    ended.set()
+                raise AssertionError
+
+            dispatcher = daemon.dispatcher({"pipeline.get": forever})
+            deadline = daemon.clock.now_us // 1000 + 1
+            frame = CommandFrame(command="pipeline.get", args=b'{"id":"x"}', principal=ADMIN, deadline_unix_ms=deadline)
+            assert (await dispatcher.carry_out(frame, Gateway())).code == "deadline_exceeded"
+            await ended.wait()
+
+    asyncio.run(story())
+
+
+def test_a_change_goes_on_when_its_answer_is_given_up(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with parts(tmp_path) as daemon:
+            go, done = asyncio.Event(), []
+
+            async def slow(_context: Context, _args: Any) -> Deleted:
+                await go.wait()
+                done.append(1)
+                return Deleted("x")
+
+            dispatcher = daemon.dispatcher({"pipeline.delete": slow})
+            deadline = daemon.clock.now_us // 1000 + 1
+            frame = CommandFrame(command="pipeline.delete", args=b'{"id":"x"}', principal=ADMIN)
+            timed = CommandFrame(deadline_unix_ms=deadline)
+            timed.MergeFrom(frame)
+            assert (await dispatcher.carry_out(timed, Gateway())).code == "deadline_exceeded"
+            abandoned = asyncio.create_task(dispatcher.carry_out(frame, Gateway()))
+            await turn()
+            abandoned.cancel()
+            await asyncio.gather(abandoned, return_exceptions=True)
+            go.set()
+            await dispatcher.close(5)
+            assert done == [1, 1]
+
+    asyncio.run(story())
+
+
+def test_a_fault_of_ours_is_internal_and_tells_nothing(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with parts(tmp_path) as daemon:
+
+            async def breaks(_context: Context, _args: Any) -> Deleted:
+                raise TimeoutError("/a/path of this machine")
+
+            def breaks_at_once(_context: Context, _args: Any) -> Deleted:
+                raise KeyError("secret")
+
+            dispatcher = daemon.dispatcher({"pipeline.get": breaks, "pipeline.list": breaks_at_once})
+            for name in ("pipeline.get", "pipeline.list"):
+                args = b'{"id":"x"}' if name == "pipeline.get" else b"{}"
+                reply = await dispatcher.carry_out(CommandFrame(command=name, args=args, principal=ADMIN), Gateway())
+                assert reply.code == "internal"
+                assert b"path" not in reply.problem
+                assert b"secret" not in reply.problem
+
+    asyncio.run(story())
+
+
+def test_an_accepted_command_carries_its_execution(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with parts(tmp_path) as daemon:
+            seen: list[Context] = []
+
+            def accept(context: Context, _args: Any) -> Accepted:
+                seen.append(context)
+                return Accepted(Deleted("e1"), "e1", replayed=True)
+
+            dispatcher = daemon.dispatcher({"pipeline.run": accept})
+            frame = CommandFrame(seq=3, command="pipeline.run", args=b'{"id":"x"}', principal=ADMIN, wait_ms=5)
+            frame.idempotency_key, frame.environment, frame.client_address = "k", "prod", "10.0.0.1"
+            reply = dispatcher.prepare(frame, Gateway())
+            assert isinstance(reply, ReplyFrame)
+            assert (reply.seq, reply.accepted_id, reply.replayed) == (3, "e1", True)
+            frame.environment = "dev"
+            dispatcher.prepare(frame, Gateway())
+            first, second = seen
+            assert (first.idempotency_key, first.wait_ms, first.client_address) == ("k", 5, "10.0.0.1")
+            assert first.body_hash != second.body_hash
+
+    asyncio.run(story())

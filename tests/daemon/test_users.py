@@ -1,0 +1,131 @@
+"""Logging in, and how that is slowed down."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import argon2
+import pytest
+from sqlalchemy import select, update
+from tests.daemon.daemon_parts import parts
+
+from flx_api.daemon.journal import DEFAULT_TENANT
+from flx_api.daemon.journal.tables import users as table
+from flx_api.daemon.users import Users, default_hasher
+from flx_api.errors import RateLimited, Unauthenticated
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.daemon.daemon_parts import Parts
+
+
+async def bob(daemon: Parts) -> None:
+    await daemon.users.add("bob", "correct horse", ("viewer",), DEFAULT_TENANT)
+
+
+async def fails(daemon: Parts, name: str, address: str = "") -> None:
+    with pytest.raises(Unauthenticated):
+        await daemon.users.log_in(name, "wrong", address)
+
+
+def test_the_default_is_what_owasp_asks_for() -> None:
+    hasher = default_hasher()
+    assert (hasher.type, hasher.memory_cost, hasher.time_cost, hasher.parallelism) == (
+        argon2.Type.ID,
+        19 * 1024,
+        2,
+        1,
+    )
+
+
+def test_the_sixth_wrong_login_must_wait_and_other_users_need_not(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with parts(tmp_path) as daemon:
+            await bob(daemon)
+            await daemon.users.add("eve", "correct horse", ("viewer",), DEFAULT_TENANT)
+            for number in range(5):
+                await fails(daemon, "bob", f"10.0.0.{number}")
+            with pytest.raises(RateLimited) as refused:
+                await daemon.users.log_in("bob", "correct horse", "10.0.0.9")
+            assert refused.value.retry_after_s == 1
+            assert (await daemon.users.log_in("eve", "correct horse", "10.0.0.9")).username == "eve"
+            daemon.clock.now_us += 1_000_000
+            assert (await daemon.users.log_in("bob", "correct horse", "10.0.0.9")).roles == ("viewer",)
+
+    asyncio.run(story())
+
+
+def test_one_address_cannot_try_many_accounts(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with parts(tmp_path) as daemon:
+            await bob(daemon)
+            for number in range(5):
+                await fails(daemon, f"user{number}", "10.0.0.1")
+            with pytest.raises(RateLimited):
+                await daemon.users.log_in("bob", "correct horse", "10.0.0.1")
+
+    asyncio.run(story())
+
+
+def test_tries_at_the_same_time_are_counted_one_by_one(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with parts(tmp_path) as daemon:
+            await bob(daemon)
+            tries = (daemon.users.log_in("bob", "wrong", "") for _ in range(20))
+            results = await asyncio.gather(*tries, return_exceptions=True)
+            kinds = [type(result) for result in results]
+            assert kinds == [Unauthenticated] * 5 + [RateLimited] * 15
+
+    asyncio.run(story())
+
+
+def test_an_unknown_user_costs_a_hash_too(tmp_path: Path) -> None:
+    class Counting(argon2.PasswordHasher):
+        verified = 0
+
+        def verify(self, hash: str | bytes, password: str | bytes) -> bool:  # noqa: A002
+            self.verified += 1
+            return super().verify(hash, password)
+
+    async def story() -> None:
+        async with parts(tmp_path) as daemon:
+            hasher = Counting(time_cost=1, memory_cost=8, parallelism=1)
+            users = Users(daemon.journal, daemon.clock, hasher)
+            with pytest.raises(Unauthenticated):
+                await users.log_in("nobody", "wrong", "")
+            # The password of the dummy itself opens nothing either.
+            with pytest.raises(Unauthenticated):
+                await users.log_in("nobody", "", "")
+            assert hasher.verified == 2
+            users.close()
+
+    asyncio.run(story())
+
+
+def test_a_hash_with_old_parameters_is_renewed(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with parts(tmp_path) as daemon:
+            await bob(daemon)
+            newer = Users(
+                daemon.journal, daemon.clock, argon2.PasswordHasher(time_cost=2, memory_cost=16, parallelism=1)
+            )
+            await newer.log_in("bob", "correct horse", "")
+            with daemon.journal.read() as connection:
+                assert "m=16,t=2,p=1" in connection.execute(select(table.c.password_hash)).scalar_one()
+            await newer.log_in("bob", "correct horse", "")
+            newer.close()
+
+    asyncio.run(story())
+
+
+def test_a_disabled_user_cannot_log_in(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with parts(tmp_path) as daemon:
+            await bob(daemon)
+            await daemon.journal.write(lambda tx: tx.connection.execute(update(table).values(disabled=True)).rowcount)
+            with pytest.raises(Unauthenticated):
+                await daemon.users.log_in("bob", "correct horse", "")
+
+    asyncio.run(story())

@@ -1,0 +1,194 @@
+"""Watchers: cursors over the journal and logs."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import msgspec
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.daemon.daemon_parts import Parts, growing_log, parts, turn
+
+from flx_api.daemon.executions.log_file import LogFile
+from flx_api.daemon.watch import BATCH_EVENTS, Topics, Watcher
+from flx_api.models.event import ExecutionEvent, PipelineEvent
+from flx_api.proto.flx.v1.daemon_pb2 import EventBatch, LogPosition, WatchRequest
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+
+def watch(daemon: Parts, *topics: str, tenant: str | None = None, **request: object) -> AsyncIterator[EventBatch]:
+    sent = WatchRequest(topics=topics or ("*",), **request)  # type: ignore[arg-type]
+    services = daemon.services
+    return Watcher(sent, services.journal, services.executions, tenant=tenant, clock=daemon.clock).batches()
+
+
+async def emit(daemon: Parts, topic: str = "t", tenant: str = "default", text: str = "p") -> int:
+    return await daemon.journal.write(lambda tx: tx.emit(topic, PipelineEvent("created", text, ""), tenant=tenant))
+
+
+async def emit_status(daemon: Parts, execution: str) -> int:
+    event = ExecutionEvent(execution, "p", "running")
+    return await daemon.journal.write(lambda tx: tx.emit(f"execution.{execution}.status", event, tenant="default"))
+
+
+def new_log(daemon: Parts, folder: Path, execution: str) -> LogFile:
+    log = daemon.fake.logs[execution] = LogFile(folder / execution, tenant="default")
+    return log
+
+
+def shown(batch: EventBatch) -> list[tuple[str, int, int]]:
+    return [(event.topic, event.seq, event.prev) for event in batch.events]
+
+
+def test_without_a_position_it_begins_now_and_says_where_that_is(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with parts(tmp_path) as daemon:
+            await emit(daemon)
+            batches = watch(daemon)
+            first = await anext(batches)
+            assert (first.journal_seq, first.epoch, first.gap_reason, shown(first)) == (1, daemon.journal.epoch, "", [])
+            await emit(daemon)
+            assert shown(await anext(batches)) == [("t", 2, 1)]
+            waiting = asyncio.ensure_future(anext(batches))
+            await turn()
+            assert not waiting.done()
+            await emit(daemon, "u")
+            assert shown(await waiting) == [("u", 3, 0)]
+
+    asyncio.run(story())
+
+
+def test_from_a_position_nothing_is_missing_and_batches_are_bounded(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with parts(tmp_path) as daemon:
+            await asyncio.gather(*(emit(daemon) for _ in range(600)))
+            batches = watch(daemon, epoch=daemon.journal.epoch, after_seq=10)
+            seen, sizes = [], []
+            while len(seen) < 590:
+                batch = await anext(batches)
+                seen += [event.seq for event in batch.events]
+                sizes.append(len(batch.events))
+                assert batch.journal_seq == seen[-1]
+            assert seen == list(range(11, 601))
+            assert max(sizes) == BATCH_EVENTS
+            await emit(daemon, text="x" * 200_000)
+            await emit(daemon)
+            assert [len((await anext(batches)).events) for _ in range(2)] == [1, 1]
+
+    asyncio.run(story())
+
+
+def test_what_cannot_be_given_is_told(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with parts(tmp_path) as daemon:
+            await asyncio.gather(*(emit(daemon) for _ in range(10)))
+            other = await anext(watch(daemon, epoch="other", after_seq=3))
+            assert (other.gap_reason, other.journal_seq, shown(other)) == ("epoch", 10, [])
+            ahead = await anext(watch(daemon, epoch=daemon.journal.epoch, after_seq=11))
+            assert (ahead.gap_reason, ahead.journal_seq) == ("epoch", 10)
+            slow = watch(daemon, after_seq=2)
+            assert (await anext(slow)).gap_reason == ""
+            await daemon.journal.prune(0, 4)
+            gone = await anext(watch(daemon, after_seq=2))
+            assert (gone.gap_reason, [seq for _, seq, _ in shown(gone)]) == ("evicted", [7, 8, 9, 10])
+            assert (await anext(watch(daemon, after_seq=6))).gap_reason == ""
+
+    asyncio.run(story())
+
+
+def test_it_sees_its_topics_and_its_tenant_only(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with parts(tmp_path) as daemon:
+            for topic in ("pipeline_events", "app.a", "app.b.c", "apple", "system_events"):
+                await emit(daemon, topic)
+            await emit(daemon, "app.a", "other")
+            named = await anext(watch(daemon, "app.*", "system_events", after_seq=0))
+            assert [topic for topic, _, _ in shown(named)] == ["app.a", "app.b.c", "system_events", "app.a"]
+            mine = await anext(watch(daemon, "app.*", tenant="other", after_seq=0))
+            assert (shown(mine), mine.journal_seq) == ([("app.a", 6, 0)], 6)
+
+    asyncio.run(story())
+
+
+def test_a_watcher_that_hears_nothing_is_told_how_far_it_has_come(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with parts(tmp_path) as daemon:
+            batches = watch(daemon, "nothing")
+            await anext(batches)
+            waiting = asyncio.ensure_future(anext(batches))
+            await asyncio.gather(*(emit(daemon) for _ in range(1500)))
+            batch = await waiting
+            assert shown(batch) == []
+            assert batch.journal_seq >= 1024
+
+    asyncio.run(story())
+
+
+def test_lines_of_logs_from_named_positions_present_ends_and_first_lines(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with parts(tmp_path) as daemon:
+            old, named = new_log(daemon, tmp_path, "old"), new_log(daemon, tmp_path, "named")
+            with growing_log(tmp_path / "old", old) as to_old, growing_log(tmp_path / "named", named) as to_named:
+                to_old(b"1", b"2")
+                to_named(b"1", b'{"a": 1}', b"3")
+                named.finish()
+                batches = watch(daemon, logs=[LogPosition(execution_id="named", after_line=1)])
+                first = await anext(batches)
+                assert shown(first) == [("execution.named.log", 2, 1), ("execution.named.log", 3, 2)]
+                assert [event.data for event in first.events] == [b'{"a": 1}', b'"3"']
+                to_old(b"\xff{")
+                (line,) = (await anext(batches)).events
+                assert (line.topic, line.seq, msgspec.json.decode(line.data)) == ("execution.old.log", 3, "\ufffd{")
+                # A new one that is over before anybody looked.
+                new = new_log(daemon, tmp_path, "new")
+                with growing_log(tmp_path / "new", new) as to_new:
+                    to_new(b"a", b"b")
+                new.finish()
+                await emit_status(daemon, "new")
+                seen = [item for _ in range(1) for item in shown(await anext(batches))]
+                assert seen == [
+                    ("execution.new.status", 1, 0),
+                    ("execution.new.log", 1, 0),
+                    ("execution.new.log", 2, 1),
+                ]
+
+    asyncio.run(story())
+
+
+def test_logs_of_topics_or_tenants_that_do_not_concern_it_are_not_followed(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with parts(tmp_path) as daemon:
+            log = new_log(daemon, tmp_path, "e")
+            with growing_log(tmp_path / "e", log) as write:
+                status = watch(daemon, "execution.e.status", after_seq=0)
+                other = watch(daemon, tenant="other", after_seq=0)
+                assert shown(await anext(status)) == shown(await anext(other)) == []
+                write(b"line")
+                waits = [asyncio.ensure_future(anext(batches)) for batches in (status, other)]
+                await turn()
+                assert not any(wait.done() for wait in waits)
+                await emit_status(daemon, "e")
+                assert shown(await waits[0]) == [("execution.e.status", 1, 0)]
+                waits[1].cancel()
+                await asyncio.gather(*waits, return_exceptions=True)
+
+    asyncio.run(story())
+
+
+NAMES = st.lists(st.sampled_from("ab"), min_size=1, max_size=3).map(".".join)
+PATTERNS = st.lists(NAMES | NAMES.map(lambda name: name + ".*") | st.just("*"), max_size=3)
+
+
+@given(PATTERNS, NAMES)
+def test_topics_like_a_naive_matcher(patterns: list[str], topic: str) -> None:
+    def naive(pattern: str) -> bool:
+        if pattern == "*":
+            return True
+        words, name = pattern.split("."), topic.split(".")
+        return name[: len(words) - 1] == words[:-1] and len(name) >= len(words) if words[-1] == "*" else name == words
+
+    assert Topics(patterns).match(topic) == any(naive(pattern) for pattern in patterns)

@@ -1,0 +1,89 @@
+"""From a command to its reply."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+import pytest
+
+from flx_api._core import Principal
+from flx_api.commands import COMMANDS
+from flx_api.errors import Conflict, ErrorBody, FlxError, Forbidden
+from flx_api.gateway.dispatch import Dispatcher
+from flx_api.gateway.exchange import Exchange
+from flx_api.gateway.intake import ClientGone
+from flx_api.models.envelope import CommandOptions
+from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame, ReplyFrame
+from tests.gateway_app import Wire, scope
+
+
+class Answering:
+    """An upstream that gives one answer, or none for ever."""
+
+    def __init__(self, reply: ReplyFrame | None) -> None:
+        self.reply = reply
+        self.calls: list[tuple[CommandFrame, float, bool]] = []
+
+    async def call(self, frame: CommandFrame, deadline_s: float, *, read: bool) -> ReplyFrame:
+        self.calls.append((frame, deadline_s, read))
+        if self.reply is None:
+            await asyncio.Event().wait()
+        assert self.reply is not None
+        return self.reply
+
+
+def run(upstream: Any, command: str, args: bytes = b"{}", roles: tuple[str, ...] = ("admin",), **options: Any) -> ReplyFrame:
+    async def story() -> ReplyFrame:
+        wire = Wire()
+        exchange = Exchange(scope(headers={"traceparent": "t"}), wire.receive, wire.send, "r")
+        exchange.principal = Principal(subject="anna", tenant="t1", roles=roles)
+        return await Dispatcher(upstream, 30_000).run(exchange, COMMANDS[command], args, CommandOptions(**options))
+
+    return asyncio.run(story())
+
+
+def test_a_frame_says_who_what_and_until_when() -> None:
+    upstream = Answering(ReplyFrame(result=b"1"))
+    run(upstream, "pipeline.run", b'{"id":"p"}', idempotency_key="k", environment="prod", wait_ms=7, dry_run=True)
+    frame, deadline_s, read = upstream.calls[0]
+    assert (frame.principal.subject, frame.principal.tenant, list(frame.principal.roles)) == ("anna", "t1", ["admin"])
+    assert (frame.args, frame.idempotency_key, frame.environment, frame.wait_ms) == (b'{"id":"p"}', "k", "prod", 7)
+    assert (frame.dry_run, frame.traceparent, frame.request_id) == (True, "t", "r")
+    assert (deadline_s, read) == (30.0, False)
+
+
+@pytest.mark.parametrize(
+    ("command", "args", "options", "deadline_s"),
+    [
+        ("system.echo", b"{}", {"deadline_ms": 50}, 0.05),
+        ("execution.wait", b'{"id":"x","timeout_ms":60000}', {}, 65.0),
+        ("execution.wait", b"not even", {}, 30.0),
+        ("pipeline.run", b"{}", {"wait_ms": 60_000}, 65.0),
+    ],
+)
+def test_the_deadline_allows_for_waiting(command: str, args: bytes, options: dict[str, int], deadline_s: float) -> None:
+    upstream = Answering(ReplyFrame())
+    run(upstream, command, args, **options)
+    assert upstream.calls[0][1] == deadline_s
+
+
+def test_what_is_not_permitted_does_not_travel() -> None:
+    upstream = Answering(ReplyFrame())
+    with pytest.raises(Forbidden):
+        run(upstream, "pipeline.run", roles=("viewer",))
+    assert upstream.calls == []
+
+
+def test_the_daemons_errors_are_raised() -> None:
+    body = msgspec.json.encode(ErrorBody("already_running", "It runs"))
+    with pytest.raises(Conflict, match="It runs"):
+        run(Answering(ReplyFrame(code="already_running", problem=body)), "system.echo")
+    with pytest.raises(FlxError):
+        run(Answering(ReplyFrame(code="not_found")), "system.echo")
+
+
+def test_a_client_that_leaves_is_noticed() -> None:
+    with pytest.raises(ClientGone):
+        run(Answering(None), "system.echo")

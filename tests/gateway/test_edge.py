@@ -1,0 +1,81 @@
+"""The edge as the real ASGI callable, in this process."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+
+from tests.gateway_app import Running, Wire, running, scope
+from tests.gateway_process import bearer
+
+
+def test_a_fault_of_ours_is_500_without_a_word_about_it() -> None:
+    async def story() -> None:
+        async with running() as gateway:
+
+            async def broken(_exchange: object) -> None:
+                message = "the secret is 42"
+                raise RuntimeError(message)
+
+            gateway.parts.paths.find(b"/health")[1].serve["GET"] = broken
+            response = await gateway.client.get("/health")
+            assert response.status_code == 500
+            assert response.json()["code"] == "internal"
+            assert "42" not in response.text
+
+    asyncio.run(story())
+
+
+def test_every_request_is_recorded_by_template() -> None:
+    async def story() -> None:
+        async with running() as gateway:
+            await gateway.client.get("/v1/executions/abc", headers=bearer())
+            await gateway.client.get("/nothing/at/all")
+            await gateway.client.request("BREW", "/health")
+            counted = gateway.parts.metrics.requests
+            assert counted["/v1/executions/{id}", "GET", "2xx"] == 1
+            assert counted["unmatched", "GET", "4xx"] == 1
+            assert counted["/health", "other", "4xx"] == 1
+            assert gateway.parts.metrics.phases["upstream"].total > 0
+            assert gateway.parts.metrics.refusals == {"not_found": 1, "method_not_allowed": 1}
+
+    asyncio.run(story())
+
+
+def test_two_host_headers_are_none() -> None:
+    async def story(gateway: Running) -> None:
+        for hosts in ([], [b"a", b"b"], [b"a", b"a"], [b"a@b"], [b""]):
+            wire = Wire()
+            request = scope(path="/health")
+            request["headers"] = [(b"host", host) for host in hosts]
+            await gateway.app(request, wire.receive, wire.send)
+            assert wire.sent[0]["status"] == 400
+            assert msgspec.json.decode(wire.sent[1]["body"])["code"] == "invalid_host"
+
+    async def told() -> None:
+        async with running() as gateway:
+            await story(gateway)
+
+    asyncio.run(told())
+
+
+def test_probes_are_never_limited() -> None:
+    async def story() -> None:
+        limits = [{"name": "one", "by": "ip", "limit": 1, "window": "60s"}]
+        async with running(rate_limits=limits) as gateway:
+            assert {(await gateway.client.get("/health")).status_code for _ in range(5)} == {200}
+            assert [(await gateway.client.get("/")).status_code for _ in range(2)] == [200, 429]
+            # Nonsense is limited like anything else.
+            assert (await gateway.client.get("/nothing")).status_code == 429
+
+    asyncio.run(story())
+
+
+def test_metrics_may_be_hidden() -> None:
+    async def story(who: str) -> list[int]:
+        async with running(metrics=who) as gateway:
+            answers = [await gateway.client.get("/metrics"), await gateway.client.get("/metrics", headers=bearer())]
+            return [answer.status_code for answer in answers]
+
+    assert [asyncio.run(story(who)) for who in ("public", "token", "off")] == [[200, 200], [401, 200], [404, 404]]

@@ -1,0 +1,33 @@
+"""The framework binds what the table declares, and its errors are ours."""
+
+from __future__ import annotations
+
+import asyncio
+
+from flx_api.routes.table import RESOURCES
+from tests.gateway_app import running
+from tests.gateway_process import bearer
+
+
+def test_every_resource_is_bound() -> None:
+    async def story() -> None:
+        async with running() as gateway:
+            for resource in RESOURCES:
+                path = resource.template.replace("{id}", "x").replace("{name}", "x").replace("{pipeline}", "x")
+                body = {"name": "x", "username": "anna", "password": "12345678"} if resource.body == "required" else None
+                answer = await gateway.client.request(resource.method, path, headers=bearer(), json=body)
+                assert answer.status_code in {200, 201, 202}, (resource, answer.text)
+                assert gateway.daemon.commands()[-1].command == resource.command
+
+    asyncio.run(story())
+
+
+def test_an_error_inside_the_framework_is_a_problem_document() -> None:
+    async def story() -> None:
+        async with running() as gateway:
+            answer = await gateway.client.post("/v1/pipelines", headers=bearer(), json=[])
+            assert (answer.status_code, answer.json()["code"]) == (422, "validation_failed")
+            assert answer.headers["content-type"] == "application/problem+json"
+            assert answer.headers["x-request-id"] == answer.json()["request_id"]
+
+    asyncio.run(story())

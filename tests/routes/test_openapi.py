@@ -1,0 +1,89 @@
+"""The OpenAPI document: whole, and the same as what is served."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from flx_api.commands import COMMANDS
+from flx_api.routes import table
+from flx_api.routes.openapi import document
+from tests.gateway_app import running
+
+METHODS = {"get", "put", "post", "delete", "patch"}
+
+
+def operations() -> dict[tuple[str, str], dict[str, Any]]:
+    return {
+        (method.upper(), path): operation
+        for path, methods in document()["paths"].items()
+        for method, operation in methods.items()
+    }
+
+
+def references(value: object) -> Iterator[str]:
+    if isinstance(value, dict):
+        if "$ref" in value:
+            yield value["$ref"]
+        for part in value.values():
+            yield from references(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from references(part)
+
+
+def test_it_is_what_is_served() -> None:
+    async def story() -> set[tuple[str, str]]:
+        async with running() as gateway:
+            return {
+                (method, route.template) for route in gateway.parts.paths.templates() for method in route.access
+            }
+
+    served = asyncio.run(story())
+    assert served == set(operations())
+    assert served == {(route.method, route.template) for route in (*table.RESOURCES, *table.PAGES)}
+
+
+def test_its_structure_is_that_of_openapi_3_1() -> None:
+    made = document()
+    assert made["openapi"] == "3.1.0"
+    assert set(made) == {"openapi", "info", "paths", "components"}
+    assert {"title", "version"} <= set(made["info"])
+    ids = [operation["operationId"] for operation in operations().values()]
+    assert len(ids) == len(set(ids))
+    for (method, path), operation in operations().items():
+        assert path.startswith("/")
+        assert method.lower() in METHODS
+        assert operation["summary"].endswith(".")
+        assert any(status.startswith("2") for status in operation["responses"])
+        in_path = {one["name"] for one in operation["parameters"] if one["in"] == "path"}
+        assert in_path == set(re.findall(r"\{(\w+)\}", path))
+        keys = [(one["in"], one["name"]) for one in operation["parameters"]]
+        assert len(keys) == len(set(keys)), (method, path)
+        for one in operation["parameters"]:
+            assert set(one) <= {"name", "in", "required", "schema", "description"}
+            assert one["in"] in {"path", "query", "header"}
+        for status, response in operation["responses"].items():
+            assert re.fullmatch(r"[1-5]\d\d", status)
+            assert "$ref" in response or "description" in response
+
+
+def test_every_reference_leads_somewhere() -> None:
+    made = document()
+    for reference in references(made):
+        place = made
+        for name in reference.removeprefix("#/").split("/"):
+            place = place[name]
+        assert place
+
+
+def test_tokens_are_asked_for_where_they_are_needed() -> None:
+    for route in (*table.RESOURCES, *table.PAGES):
+        operation = operations()[route.method, route.template]
+        assert operation["security"] == ([{"bearer": []}] if route.access == "token" else [])
+
+
+def test_every_command_can_be_called() -> None:
+    assert document()["components"]["schemas"]["CommandName"]["enum"] == sorted(COMMANDS)

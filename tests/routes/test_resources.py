@@ -1,0 +1,58 @@
+"""Resources: arguments from everywhere, answers as promised; the whole way is in e2e/test_gateway.py."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+import pytest
+
+from flx_api.proto.flx.v1.daemon_pb2 import ReplyFrame
+from tests.gateway_app import Running, running
+from tests.gateway_process import bearer
+
+
+async def ask(gateway: Running, method: str, url: str, result: bytes, **options: object) -> tuple[int, dict[str, str]]:
+    for command in ("pipeline.get", "pipeline.delete", "execution.cancel", "execution.wait", "execution.list"):
+        gateway.daemon.answers[command] = lambda _: ReplyFrame(result=result)
+    headers = {**bearer(), **options}
+    answer = await gateway.client.request(method, url, headers=headers)  # type: ignore[arg-type]
+    return answer.status_code, dict(answer.headers)
+
+
+@pytest.mark.parametrize(
+    ("method", "url", "result", "status"),
+    [
+        ("DELETE", "/v1/executions/x", b'{"id":"x","status":"cancelling"}', 202),
+        ("DELETE", "/v1/executions/x", b'{"id":"x","status":"succeeded"}', 200),
+        ("GET", "/v1/executions/x/wait", b'{"id":"x","status":"failed"}', 200),
+        ("GET", "/v1/executions/x/wait", b'{"id":"x","status":"queued"}', 202),
+        ("GET", "/v1/pipelines/x/executions?limit=5", b'{"items":[]}', 200),
+        ("GET", "/v1/executions?limit=501", b"{}", 422),
+        ("GET", "/v1/executions?limit=five", b"{}", 422),
+        ("GET", "/v1/pipelines/x/executions?pipeline=y", b"{}", 422),
+    ],
+)
+def test_answers(method: str, url: str, result: bytes, status: int) -> None:
+    async def story() -> None:
+        async with running() as gateway:
+            got, headers = await ask(gateway, method, url, result)
+            assert got == status
+            if status == 202 and method == "GET":
+                assert headers["location"] == "/v1/executions/x"
+
+    asyncio.run(story())
+
+
+def test_a_revision_guards_changes() -> None:
+    async def story() -> None:
+        async with running() as gateway:
+            pipeline = b'{"id":"p","revision":2}'
+            assert (await ask(gateway, "GET", "/v1/pipelines/p", pipeline))[1]["etag"] == '"2"'
+            for given, status in (('"2"', 200), ('"1"', 412), ("2", 412), ("*", 200)):
+                got, _ = await ask(gateway, "DELETE", "/v1/pipelines/p", pipeline, **{"if-match": given})
+                assert got == status, given
+            await gateway.client.put("/v1/pipelines/p", headers={**bearer(), "if-match": '"7"'}, json={"tags": []})
+            assert msgspec.json.decode(gateway.daemon.commands()[-1].args) == {"tags": [], "id": "p", "revision": 7}
+
+    asyncio.run(story())

@@ -1,0 +1,78 @@
+"""The application: its lifespan, and what it is made from."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from flx_api.errors import StartupError
+from flx_api.main import DAEMON_SOCKET, app_factory, create_app
+from flx_api.upstream.endpoints import Endpoint
+from tests.gateway_app import settings
+from tests.gateway_process import SECRET
+
+if TYPE_CHECKING:
+    from flx_api.gateway.exchange import Message
+    from flx_api.main import Gateway
+
+
+class Server:
+    """Drives a lifespan."""
+
+    def __init__(self, app: Gateway) -> None:
+        self.inbound: asyncio.Queue[Message] = asyncio.Queue()
+        self.outbound: asyncio.Queue[Message] = asyncio.Queue()
+        self.task = asyncio.create_task(app({"type": "lifespan"}, self.inbound.get, self.outbound.put))
+
+    async def tell(self, kind: str) -> Message:
+        self.inbound.put_nowait({"type": kind})
+        async with asyncio.timeout(10):
+            return await self.outbound.get()
+
+
+def test_a_lifespan_drains_on_signal_and_ends() -> None:
+    async def story() -> None:
+        app = create_app(settings(log_level="error"), Endpoint(path="/nonexistent.sock"))
+        server = Server(app)
+        assert await server.tell("lifespan.startup") == {"type": "lifespan.startup.complete"}
+        assert app.parts is not None
+        os.kill(os.getpid(), signal.SIGUSR1)
+        await app.parts.draining.wait()
+        assert await server.tell("lifespan.shutdown") == {"type": "lifespan.shutdown.complete"}
+        await server.task
+
+    asyncio.run(story())
+
+
+def test_a_failed_start_is_said_and_not_raised() -> None:
+    async def story() -> None:
+        app = create_app(settings(log_level="error"), Endpoint(path="/nonexistent.sock"))
+        app._settings = settings(jwt_secret_key=None, data_dir="/nonexistent")
+        server = Server(app)
+        message = await server.tell("lifespan.startup")
+        assert message["type"] == "lifespan.startup.failed"
+        assert "FLX_JWT_SECRET_KEY" in message["message"]
+        await server.task
+
+    os.environ.pop("FLX_JWT_SECRET_KEY", None)
+    asyncio.run(story())
+
+
+def test_the_environment_says_where_the_daemon_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLX_JWT_SECRET_KEY", SECRET)
+    with pytest.raises(StartupError):
+        app_factory()
+    monkeypatch.setenv(DAEMON_SOCKET, "/nonexistent.sock")
+    assert app_factory().parts is None
+
+
+def test_the_documentation_is_not_imported_before_it_is_read() -> None:
+    code = "import sys, flx_api.main; print([m for m in ('swagger_ui_bundle', 'flx_api.routes.openapi', 'flx_api.daemon') if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

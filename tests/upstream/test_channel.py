@@ -1,0 +1,135 @@
+"""The multiplexed stream against a daemon on a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from flx_api.errors import DeadlineExceeded, Unavailable
+from flx_api.observability.metrics import Metrics
+from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame, Principal, ReplyFrame
+from flx_api.upstream.channel import Upstream
+from flx_api.upstream.endpoints import TOKEN_METADATA, Endpoint
+from tests.small_daemon import SmallDaemon, serving, stop
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from grpclib.server import Server
+
+
+@contextlib.asynccontextmanager
+async def connection(daemon: SmallDaemon, socket: Path) -> AsyncIterator[tuple[Upstream, Server]]:
+    upstream = Upstream(Endpoint(path=str(socket), token="shared"), Metrics(), jitter=lambda: 0.0)
+    async with serving(daemon, socket) as server:
+        upstream.start()
+        try:
+            await upstream.connected.wait()
+            yield upstream, server
+        finally:
+            await upstream.close()
+
+
+def run(story: Callable[[SmallDaemon, Upstream, Server, Path], Awaitable[None]]) -> None:
+    async def told(socket: Path) -> None:
+        daemon = SmallDaemon()
+        async with asyncio.timeout(30), connection(daemon, socket) as (upstream, server):
+            await story(daemon, upstream, server, socket)
+
+    with tempfile.TemporaryDirectory(prefix="flx") as folder:
+        asyncio.run(told(Path(folder) / "d.sock"))
+
+
+def frame(command: str = "system.echo", args: bytes = b"{}") -> CommandFrame:
+    return CommandFrame(command=command, args=args, principal=Principal(subject="anna"))
+
+
+def test_calls_of_one_tick_leave_as_one_message_and_replies_find_their_callers() -> None:
+    async def story(daemon: SmallDaemon, upstream: Upstream, _server: Server, _socket: Path) -> None:
+        daemon.batch_sizes.clear()
+        calls = [upstream.call(frame(args=b'{"n":%d}' % number), 5, read=True) for number in range(50)]
+        replies = await asyncio.gather(*calls)
+        assert [reply.result for reply in replies] == [b'{"n":%d}' % number for number in range(50)]
+        assert 50 in daemon.batch_sizes
+        assert upstream.in_flight == 0
+        assert daemon.metadata[0][TOKEN_METADATA] == "shared"
+
+    run(story)
+
+
+def test_large_batches_are_split() -> None:
+    async def story(daemon: SmallDaemon, upstream: Upstream, _server: Server, _socket: Path) -> None:
+        daemon.batch_sizes.clear()
+        big = b'"' + b"x" * 200_000 + b'"'
+        await asyncio.gather(*(upstream.call(frame(args=big), 5, read=True) for _ in range(3)))
+        await asyncio.gather(*(upstream.call(frame(), 5, read=True) for _ in range(100)))
+        assert max(daemon.batch_sizes) <= 64
+
+    run(story)
+
+
+def test_a_call_ends_at_its_deadline_and_a_late_reply_harms_nobody() -> None:
+    async def story(daemon: SmallDaemon, upstream: Upstream, _server: Server, _socket: Path) -> None:
+        daemon.answers["slow"] = lambda _: None
+        with pytest.raises(DeadlineExceeded):
+            await upstream.call(frame("slow"), 0.01, read=True)
+        assert (await upstream.call(frame(), 5, read=True)).result == b"{}"
+
+    run(story)
+
+
+def test_a_caller_that_leaves_takes_its_entry_along() -> None:
+    async def story(daemon: SmallDaemon, upstream: Upstream, _server: Server, _socket: Path) -> None:
+        daemon.answers["slow"] = lambda _: None
+        call = asyncio.create_task(upstream.call(frame("slow"), 5, read=True))
+        while not daemon.commands():
+            await asyncio.sleep(0)
+        assert upstream.in_flight >= 1
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+        await upstream.call(frame(), 5, read=True)
+        assert not any(entry.deadline > 1e9 for entry in upstream._pending.values())
+
+    run(story)
+
+
+def test_a_broken_stream_fails_writes_and_repeats_reads() -> None:
+    async def story(daemon: SmallDaemon, upstream: Upstream, server: Server, socket: Path) -> None:
+        daemon.answers["hang"] = lambda _: None
+        write = asyncio.create_task(upstream.call(frame("hang"), 5, read=False))
+        read = asyncio.create_task(upstream.call(frame("hang"), 5, read=True))
+        while len(daemon.commands()) < 2:
+            await asyncio.sleep(0)
+        daemon.answers["hang"] = lambda _: ReplyFrame(result=b"1")
+        await stop(server)
+        async with serving(daemon, socket):
+            with pytest.raises(Unavailable) as caught:
+                await write
+            assert caught.value.code == "upstream_unavailable"
+            assert caught.value.spec.retryable
+            assert (await read).result == b"1"
+            await upstream.connected.wait()
+            assert upstream.reason == ""
+
+    run(story)
+
+
+def test_without_a_daemon_the_answer_comes_within_a_second() -> None:
+    async def story(folder: Path) -> None:
+        upstream = Upstream(Endpoint(path=str(folder / "nobody.sock")), Metrics())
+        upstream.start()
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        with pytest.raises(Unavailable):
+            await upstream.call(frame(), 30, read=True)
+        assert loop.time() - began < 1
+        assert upstream.reason
+        await upstream.close()
+
+    with tempfile.TemporaryDirectory(prefix="flx") as folder:
+        asyncio.run(story(Path(folder)))

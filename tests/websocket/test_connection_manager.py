@@ -1,0 +1,228 @@
+"""The hub: who hears what, and how one that comes back catches up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import msgspec
+import pytest
+
+from flx_api._core import Principal
+from flx_api.errors import Conflict, FlxError, Unavailable
+from flx_api.events.memory import Memory
+from flx_api.events.position import Position, encode
+from flx_api.observability.metrics import Metrics
+from flx_api.proto.flx.v1.daemon_pb2 import Event, EventBatch
+from flx_api.websocket.close_codes import CloseCode
+from flx_api.websocket.connection import MAX_SUBSCRIPTIONS, Connection
+from flx_api.websocket.connection_manager import HEARTBEAT_S, STUCK_S, ConnectionManager
+
+
+async def nowhere(_message: Any) -> None:
+    """A peer that takes everything."""
+
+
+class Hub:
+    """A manager with its memory, and a daemon's history in a list."""
+
+    def __init__(self, journal_bytes: int = 1 << 20) -> None:
+        self.memory = Memory(journal_bytes)
+        self.memory.restart("e", 0)
+        self.metrics = Metrics()
+        self.manager = ConnectionManager(self.memory, self.metrics, lambda: 0.0, lambda: 0.0)
+        self.all: list[Event] = []
+        self.manager.history = self.history
+
+    def connect(self, client_id: str = "c", subject: str = "anna", **claims: Any) -> Connection:
+        claims = {"tenant": None, "roles": ("viewer",), "expires_at": 100, **claims}
+        connection = Connection(client_id, Principal(subject=subject, **claims), nowhere, 0.0)
+        self.manager.connect(connection)
+        return connection
+
+    def publish(self, topic: str = "pipeline_events", tenant: str = "default", size: int = 1) -> None:
+        seq = len(self.all) + 1
+        event = Event(seq=seq, prev=seq - 1, topic=topic, tenant=tenant, data=b'"' + b"x" * size + b'"')
+        self.all.append(event)
+        heard = self.memory.add(event)
+        if heard is not None:
+            self.manager.event(heard)
+
+    async def history(self, topics: list[str], position: Position) -> AsyncGenerator[EventBatch, None]:
+        assert topics
+        for event in self.all[position.seq :]:
+            yield EventBatch(epoch="e", events=[event], journal_seq=event.seq)
+
+
+def frames(connection: Connection) -> list[dict[str, Any]]:
+    """What is queued for a connection."""
+    return [msgspec.json.decode(frame) for frame in connection._backlog]
+
+
+def seqs(connection: Connection) -> list[int]:
+    return [frame["seq"] for frame in frames(connection) if frame["type"] == "event"]
+
+
+def run(story: Any) -> None:
+    asyncio.run(story())
+
+
+def test_an_event_comes_once_to_everyone_who_may_hear_it() -> None:
+    async def story() -> None:
+        hub = Hub()
+        both, other, deaf, star = hub.connect("1"), hub.connect("2", tenant="t2"), hub.connect("3"), hub.connect("4")
+        for connection in (both, other):
+            await hub.manager.subscribe(connection, "pipeline_events")
+            await hub.manager.subscribe(connection, "*")
+        await hub.manager.subscribe(star, "execution.*")
+        hub.publish()
+        hub.publish(tenant="t2")
+        hub.publish("execution.x.status")
+        hub.publish("user.bert")
+        assert (seqs(both), seqs(other), seqs(deaf), seqs(star)) == ([1, 3], [2], [], [3])
+        hub.manager.unsubscribe(both, "*")
+        hub.publish("execution.x.status")
+        assert seqs(both) == [1, 3]
+        assert hub.metrics.subscriptions == 4
+        for connection in (both, other, deaf, star):
+            hub.manager.disconnect(connection, CloseCode.BYE)
+        assert (hub.metrics.subscriptions, hub.metrics.connections) == (0, 0)
+
+    run(story)
+
+
+def test_a_client_id_belongs_to_its_subject_while_connected() -> None:
+    async def story() -> None:
+        hub = Hub()
+        first, second = hub.connect("c", "anna"), hub.connect("c", "anna")
+        with pytest.raises(Conflict):
+            hub.connect("c", "bert")
+        for connection in (first, second, second):
+            hub.manager.disconnect(connection, CloseCode.GONE)
+        hub.connect("c", "bert")
+        hub.manager.send_personal_message("c", '{"type":"x"}')
+        hub.manager.broadcast('{"type":"y"}')
+
+    run(story)
+
+
+def test_a_resume_is_served_from_memory() -> None:
+    async def story() -> None:
+        hub = Hub()
+        for _ in range(5):
+            hub.publish()
+        connection = hub.connect()
+        await hub.manager.subscribe(connection, "pipeline_events", encode(Position("e", 2, {})))
+        hub.publish()
+        assert seqs(connection) == [3, 4, 5, 6]
+
+    run(story)
+
+
+def test_a_resume_is_served_by_the_daemon_where_memory_ends_and_live_events_wait() -> None:
+    async def story() -> None:
+        hub = Hub(journal_bytes=3_000)
+        for _ in range(30):
+            hub.publish(size=50)
+        assert hub.memory.floor > 10
+        connection = hub.connect()
+        await hub.manager.subscribe(connection, "execution_events")
+        plain = hub.history
+
+        async def meanwhile(topics: list[str], position: Position) -> AsyncGenerator[EventBatch, None]:
+            async for batch in plain(topics, position):
+                if batch.journal_seq == 10:
+                    hub.publish("execution_events")
+                    hub.publish()
+                yield batch
+
+        hub.manager.history = meanwhile
+        await hub.manager.subscribe(connection, "pipeline_events", encode(Position("e", 5, {})))
+        hub.publish("execution_events")
+        assert seqs(connection) == list(range(6, 34))
+        assert hub.metrics.gaps == {}
+
+    run(story)
+
+
+def test_what_cannot_be_told_is_a_gap() -> None:
+    async def story() -> None:
+        hub = Hub(journal_bytes=3_000)
+        for _ in range(30):
+            hub.publish(size=50)
+
+        async def evicted(_topics: list[str], _position: Position) -> AsyncGenerator[EventBatch, None]:
+            yield EventBatch(epoch="e", journal_seq=30, gap_reason="evicted")
+
+        async def away(_topics: list[str], _position: Position) -> AsyncGenerator[EventBatch, None]:
+            raise Unavailable
+            yield EventBatch()
+
+        for history, epoch, reason in ((evicted, "e", "evicted"), (away, "e", "upstream_unavailable"), (None, "old", "epoch")):
+            hub.manager.history = history
+            connection = hub.connect(reason)
+            await hub.manager.subscribe(connection, "*", encode(Position(epoch, 1, {})))
+            gap = frames(connection)[-1]
+            assert (gap["type"], gap["code"], gap["reason"]) == ("error", "gap", reason)
+            hub.publish()
+            assert seqs(connection) == [len(hub.all)]
+        hub.manager.gap("epoch")
+        assert hub.metrics.gaps["epoch"] == 4
+
+    run(story)
+
+
+def test_a_client_from_a_gateway_that_was_ahead_hears_nothing_twice() -> None:
+    async def story() -> None:
+        hub = Hub()
+        connection = hub.connect()
+        await hub.manager.subscribe(connection, "*", encode(Position("e", 2, {})))
+        for _ in range(3):
+            hub.publish()
+        assert seqs(connection) == [3]
+
+    run(story)
+
+
+def test_subscriptions_are_bounded_and_checked() -> None:
+    async def story() -> None:
+        hub = Hub()
+        connection = hub.connect()
+        for number in range(MAX_SUBSCRIPTIONS):
+            await hub.manager.subscribe(connection, f"app.{number}")
+        for pattern, from_ in (("app.more", None), ("nothing", None), ("app.1", "?")):
+            with pytest.raises(FlxError):
+                await hub.manager.subscribe(connection, pattern, from_)
+        await hub.manager.subscribe(connection, "app.1")
+        assert hub.metrics.subscriptions == MAX_SUBSCRIPTIONS
+
+    run(story)
+
+
+def test_the_expired_the_stuck_and_the_silent_are_looked_after() -> None:
+    async def story() -> None:
+        hub = Hub()
+        expired, stuck, silent = hub.connect("1", expires_at=50), hub.connect("2"), hub.connect("3")
+        stuck.sending_since_s = 0.0
+        hub.manager.look_after(HEARTBEAT_S + STUCK_S, 50.0)
+        assert expired.closing.result() is CloseCode.TOKEN_ENDED
+        assert stuck.closing.result() is CloseCode.TOO_SLOW
+        assert frames(silent) == [{"type": "heartbeat", "ts": 50_000_000}]
+
+    run(story)
+
+
+def test_a_drain_tells_everyone_and_lets_nobody_in() -> None:
+    async def story() -> None:
+        hub = Hub()
+        hub.manager.startup()
+        connection = hub.connect()
+        drain = asyncio.create_task(hub.manager.shutdown())
+        assert await connection.closing is CloseCode.RESTARTING
+        with pytest.raises(Unavailable):
+            hub.connect("late")
+        hub.manager.disconnect(connection, CloseCode.RESTARTING)
+        await drain
+
+    run(story)
