@@ -35,15 +35,17 @@ def flights_project(folder: Path, *, plugins: Path) -> Path:
     project = copy_project(folder, plugins=plugins)
     yaml, file = YAML(), project / "meltano.yml"
     document = yaml.load(file)
-    document["plugins"]["extractors"].append({
-        "name": "tap-flights",
-        "inherit_from": "tap-spreadsheets",
-        "config": {
-            "files": [
-                {"path": str(source), "format": "csv", "table_name": source.stem} for source in flights_files()
-            ]
-        },
-    })
+    document["plugins"]["extractors"].append(
+        {
+            "name": "tap-flights",
+            "inherit_from": "tap-spreadsheets",
+            "config": {
+                "files": [
+                    {"path": str(source), "format": "csv", "table_name": source.stem} for source in flights_files()
+                ]
+            },
+        }
+    )
     document["jobs"].append({"name": "flights", "tasks": ["tap-flights target-jsonl"]})
     yaml.dump(document, file)
     return project

@@ -115,7 +115,9 @@ class Suite:
         }
         (RESULTS / f"{self.name}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         missed = [row["name"] for row in self.rows if not row["met"]]
-        print(f"{len(self.rows)} rows, {len(missed)} targets missed" + "".join(f"\n  missed: {name}" for name in missed))
+        print(
+            f"{len(self.rows)} rows, {len(missed)} targets missed" + "".join(f"\n  missed: {name}" for name in missed)
+        )
         return 1 if missed else 0
 
     def _add(self, **row: Any) -> None:  # noqa: ANN401 - a row is JSON

@@ -195,7 +195,11 @@ class Runs:
     def _cli(self, project: Path, *args: str) -> float:
         began = time.perf_counter()
         subprocess.run(
-            [self.meltano / "bin" / "meltano", *args], cwd=project, env=_cli_environment(), check=True, capture_output=True
+            [self.meltano / "bin" / "meltano", *args],
+            cwd=project,
+            env=_cli_environment(),
+            check=True,
+            capture_output=True,
         )
         return time.perf_counter() - began
 
@@ -259,7 +263,9 @@ def _first_line(service: Service, pipeline: str) -> tuple[float, float]:
             event = json.loads(socket.recv(timeout=60))
             if event.get("event") == f"execution.{execution}.log" and not first:
                 first = time.perf_counter() - began
-            if event.get("event") == f"execution.{execution}.status" and event["data"]["status"].startswith("succeeded"):
+            if event.get("event") == f"execution.{execution}.status" and event["data"]["status"].startswith(
+                "succeeded"
+            ):
                 return first, time.perf_counter() - began
 
 
@@ -279,11 +285,13 @@ def _four_loaders(project: Path) -> None:
     yaml, file = YAML(), project / "meltano.yml"
     document = yaml.load(file)
     for number in range(PARALLEL):
-        document["plugins"]["loaders"].append({
-            "name": f"target-jsonl-{number}",
-            "inherit_from": "target-jsonl",
-            "config": {"destination_path": f"output/{number}"},
-        })
+        document["plugins"]["loaders"].append(
+            {
+                "name": f"target-jsonl-{number}",
+                "inherit_from": "target-jsonl",
+                "config": {"destination_path": f"output/{number}"},
+            }
+        )
         document["jobs"].append({"name": f"parallel-{number}", "tasks": [f"tap-nyc target-jsonl-{number}"]})
     yaml.dump(document, file)
 

@@ -44,12 +44,14 @@ class GatedTap:
         yaml = YAML()
         file = project / "meltano.yml"
         document = yaml.load(file)
-        document["plugins"]["extractors"].append({
-            "name": "tap-gated",
-            "namespace": "tap_gated",
-            "executable": "./tap-gated.py",
-            "capabilities": ["state"],
-        })
+        document["plugins"]["extractors"].append(
+            {
+                "name": "tap-gated",
+                "namespace": "tap_gated",
+                "executable": "./tap-gated.py",
+                "capabilities": ["state"],
+            }
+        )
         document["jobs"].append({"name": self.job, "tasks": ["tap-gated target-jsonl"]})
         yaml.dump(document, file)
 

@@ -1,4 +1,4 @@
-"""The application in this process, beside a small daemon: for tests that want the real ASGI callable without a server."""
+"""The application in this process, beside a small daemon: the real ASGI callable without a server."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
-
-from flx_api.config import load
-from flx_api.main import Gateway
-from flx_api.dependencies import Parts
-from flx_api.upstream.endpoints import Endpoint
 from tests.gateway_process import SECRET
 from tests.small_daemon import SmallDaemon, serving
+
+from flx_api.config import load
+from flx_api.dependencies import Parts
+from flx_api.main import Gateway
+from flx_api.upstream.endpoints import Endpoint
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -158,11 +158,23 @@ class Service:
         assert self._process is not None
         return self._process.wait(timeout_s)
 
-    def stop(self) -> int:
-        """End it as Ctrl-C would, and hold that nothing is left."""
+    def kill(self) -> None:
+        """kill -9 of the supervisor; what it leaves is the test's subject."""
+        assert self._process is not None
+        self.disconnect()
+        self._process.kill()
+        self._process.wait()
+        self._process = None
+
+    def disconnect(self) -> None:
+        """Close the client; the next use opens a new one (the address may have changed)."""
         if self._http is not None:
             self._http.close()
             self._http = None
+
+    def stop(self) -> int:
+        """End it as Ctrl-C would, and hold that nothing is left."""
+        self.disconnect()
         if self._process is None:
             return 0
         runtime = Path(self.endpoints["daemon_socket"]).parent if (self.data_dir / "endpoints.json").exists() else None

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from tests.gateway_app import running, settings
 
 from flx_api.dependencies import Parts
 from flx_api.errors import StartupError
 from flx_api.upstream.endpoints import Endpoint
-from tests.gateway_app import running, settings
 
 
 def test_parts_begin_and_end_without_a_daemon() -> None:

@@ -10,12 +10,13 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.gateway_app import settings
+from tests.gateway_process import SECRET
 
+from flx_api.config import load
 from flx_api.errors import StartupError
 from flx_api.main import DAEMON_SOCKET, app_factory, create_app
 from flx_api.upstream.endpoints import Endpoint
-from tests.gateway_app import settings
-from tests.gateway_process import SECRET
 
 if TYPE_CHECKING:
     from flx_api.gateway.exchange import Message
@@ -53,14 +54,13 @@ def test_a_lifespan_drains_on_signal_and_ends() -> None:
 def test_a_failed_start_is_said_and_not_raised() -> None:
     async def story() -> None:
         app = create_app(settings(log_level="error"), Endpoint(path="/nonexistent.sock"))
-        app._settings = settings(jwt_secret_key=None, data_dir="/nonexistent")
+        app._settings = load({}, {"data_dir": "/nonexistent", "log_level": "error"})
         server = Server(app)
         message = await server.tell("lifespan.startup")
         assert message["type"] == "lifespan.startup.failed"
         assert "FLX_JWT_SECRET_KEY" in message["message"]
         await server.task
 
-    os.environ.pop("FLX_JWT_SECRET_KEY", None)
     asyncio.run(story())
 
 
@@ -73,6 +73,7 @@ def test_the_environment_says_where_the_daemon_is(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_documentation_is_not_imported_before_it_is_read() -> None:
-    code = "import sys, flx_api.main; print([m for m in ('swagger_ui_bundle', 'flx_api.routes.openapi', 'flx_api.daemon') if m in sys.modules])"
+    code = "import sys, flx_api.main; "
+    code += "print([m for m in ('swagger_ui_bundle', 'flx_api.routes.openapi', 'flx_api.daemon') if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

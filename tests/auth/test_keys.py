@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import jwt
 import msgspec
+from tests.gateway_app import settings
+from tests.gateway_process import SECRET
 
 from flx_api._core import verify_jws
 from flx_api.auth.keys import key_set, public_keys
-from tests.gateway_app import settings
-from tests.gateway_process import SECRET
 
 
 def test_the_core_verifies_with_it_what_was_signed_with_the_secret() -> None:

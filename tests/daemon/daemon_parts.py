@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import argon2
@@ -26,6 +25,7 @@ from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame, Principal, ReplyFrame
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping
+    from pathlib import Path
 
     from flx_api.daemon.executions import Executions, LogFile
     from flx_api.daemon.handlers import Handler
@@ -127,7 +127,13 @@ class Parts:
     async def add_execution(
         self, key: str, pipeline: str, status: str, queued_us: int, tenant: str = "default"
     ) -> None:
-        row = {"id": key, "tenant": tenant, "project_id": "test", "pipeline": pipeline, "status": status}
+        row: dict[str, object] = {
+            "id": key,
+            "tenant": tenant,
+            "project_id": "test",
+            "pipeline": pipeline,
+            "status": status,
+        }
         row |= {"trigger": "api", "triggered_by": "ann", "refresh": "incremental", "tasks": b"[]", "state_ids": b"[]"}
 
         def change(tx: Tx) -> None:

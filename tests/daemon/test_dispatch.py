@@ -120,12 +120,13 @@ def test_a_change_goes_on_when_its_answer_is_given_up(tmp_path: Path) -> None:
 def test_a_fault_of_ours_is_internal_and_tells_nothing(tmp_path: Path) -> None:
     async def story() -> None:
         async with parts(tmp_path) as daemon:
+            path = "/a/path of this machine"
 
             async def breaks(_context: Context, _args: Any) -> Deleted:
-                raise TimeoutError("/a/path of this machine")
+                raise TimeoutError(path)
 
             def breaks_at_once(_context: Context, _args: Any) -> Deleted:
-                raise KeyError("secret")
+                raise KeyError(path)
 
             dispatcher = daemon.dispatcher({"pipeline.get": breaks, "pipeline.list": breaks_at_once})
             for name in ("pipeline.get", "pipeline.list"):
@@ -133,7 +134,6 @@ def test_a_fault_of_ours_is_internal_and_tells_nothing(tmp_path: Path) -> None:
                 reply = await dispatcher.carry_out(CommandFrame(command=name, args=args, principal=ADMIN), Gateway())
                 assert reply.code == "internal"
                 assert b"path" not in reply.problem
-                assert b"secret" not in reply.problem
 
     asyncio.run(story())
 

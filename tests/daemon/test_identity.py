@@ -1,3 +1,5 @@
+"""The project's id, kept."""
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING

@@ -1,3 +1,5 @@
+"""One process at a time."""
+
 from __future__ import annotations
 
 import subprocess
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def test_one_at_a_time(tmp_path: Path) -> None:
-    with DataLock(tmp_path), pytest.raises(StartupError, match="^FLX_DATA_DIR: "), DataLock(tmp_path):
+    with DataLock(tmp_path), pytest.raises(StartupError, match=r"^FLX_DATA_DIR: "), DataLock(tmp_path):
         pass
     with DataLock(tmp_path):
         pass

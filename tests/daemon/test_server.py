@@ -66,7 +66,8 @@ async def raw(channel: Channel, data: bytes) -> Any:
 
 def verify(token: bytes, _now_s: float) -> dict[str, Any]:
     if token != b"good":
-        raise TokenRejected("malformed_token")
+        reason = "malformed_token"
+        raise TokenRejected(reason)
     return {"sub": "bob", "tenant": "default", "roles": ["viewer"], "exp": 2e9}
 
 

@@ -1,3 +1,5 @@
+"""How tries are slowed down."""
+
 from __future__ import annotations
 
 from flx_api.daemon.throttle import FORGET_S, FREE_FAILURES, MAX_DELAY_S, Throttle

@@ -1,3 +1,5 @@
+"""Tokens as they are issued."""
+
 from __future__ import annotations
 
 import jwt

@@ -1,3 +1,5 @@
+"""Who is believed to be whom."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -22,7 +24,8 @@ class Now:
 
 def verify(token: bytes, _now_s: float) -> dict[str, Any]:
     if token != b"good":
-        raise TokenRejected("malformed_token")
+        reason = "malformed_token"
+        raise TokenRejected(reason)
     return dict(CLAIMS)
 
 

@@ -67,7 +67,8 @@ def test_from_a_position_nothing_is_missing_and_batches_are_bounded(tmp_path: Pa
         async with parts(tmp_path) as daemon:
             await asyncio.gather(*(emit(daemon) for _ in range(600)))
             batches = watch(daemon, epoch=daemon.journal.epoch, after_seq=10)
-            seen, sizes = [], []
+            seen: list[int] = []
+            sizes: list[int] = []
             while len(seen) < 590:
                 batch = await anext(batches)
                 seen += [event.seq for event in batch.events]

@@ -19,6 +19,7 @@ from tests.gateway_process import GatewayProcess, basic, bearer, running, token
 from tests.small_daemon import SmallDaemon, serving, stop
 
 from flx_api.errors import Conflict, NotFound
+from flx_api.events.position import Position, encode
 from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame, ReplyFrame
 
 if TYPE_CHECKING:
@@ -540,6 +541,15 @@ def test_a_client_resumes_without_hole_or_duplicate(folder: Path) -> None:
                 assert await numbers(socket, 6) == [1, 2, 3, 4, 5, 6]
                 await daemon.publish("pipeline_events", {"n": 7})
                 assert await numbers(socket, 1) == [7]
+            # A log that the new gateway never heard of: the rest comes from the daemon, what follows is live, once.
+            await daemon.log("x", b"1", b"2")
+            async with running(folder / "d.sock", folder) as third, connect(third) as socket:
+                await hear(socket)
+                seen = encode(Position("e1", 8, {"x": 1}))
+                await say(socket, type="subscribe", event="execution.*", **{"from": seen})
+                assert (await hear(socket))["seq"] == 2
+                await daemon.log("x", b"3")
+                assert (await hear(socket))["seq"] == 3
 
     asyncio.run(story())
 

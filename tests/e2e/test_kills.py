@@ -7,6 +7,8 @@ import random
 import signal
 import sqlite3
 import time
+from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -17,14 +19,13 @@ from tests.service import processes_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from tests.service import Service
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
 KILLS = 20
-VICTIMS = ("daemon", "zygote", "run", "gateway")
+VICTIMS = ("daemon", "zygote", "run", "server", "worker")
 OVER = {"succeeded", "succeeded_with_warnings", "failed", "cancelled", "crashed", "timed_out"}
 
 
@@ -35,13 +36,28 @@ def database(service: Service) -> sqlite3.Connection:
 def pid_of(service: Service, victim: str, execution: str) -> int:
     """The process that a kill is meant for."""
     if victim == "run":
-        with database(service) as connection:
+        with closing(database(service)) as connection:
             (pid,) = connection.execute("select pid from attempts where id = ?", (execution,)).fetchone()
         return int(pid)
-    words = {"daemon": " daemon", "zygote": "zygote.py", "gateway": "gateway"}[victim]
-    found = [line for line in processes_of(service.project) if words in line]
-    assert found, (victim, processes_of(service.project))
-    return int(found[0].split()[0])
+    words = {
+        "daemon": "daemon_process",
+        "zygote": "zygote.py serve",
+        "server": "gateway_process",
+        "worker": "gateway_process",
+    }
+    lines = processes_of(service.project)
+    found = [int(line.split()[0]) for line in lines if words[victim] in line]
+    if victim != "daemon":
+        # Forked children bear their parent's command line: server -> worker, daemon -> zygote -> keeper -> Meltano.
+        parent = {"zygote": "daemon_process", "server": "flx_api serve", "worker": "gateway_process"}[victim]
+        above = {int(line.split()[0]) for line in lines if parent in line}
+        found = [pid for pid in found if parent_of(pid) in above]
+    assert 1 == len(found), (victim, found, lines)
+    return found[0]
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
 
 def until(condition: Callable[[], Any], what: str, timeout_s: float = 30) -> None:
@@ -91,7 +107,7 @@ def test_random_kills(start_service: Callable[..., Service], nyc_project: Path) 
     until(lambda: not [p for p in processes_of(service.project) if "tap-gated" in p], "no tap lives on", 10)
     assert [] == [str(path) for path in service.data_dir.glob("runs/*/sys")]
     assert [] == [str(path) for path in service.data_dir.glob("runs/**/*config.json")]
-    with database(service) as connection:
+    with closing(database(service)) as connection:
         assert ("ok",) == connection.execute("pragma integrity_check").fetchone()
         assert ends == dict(connection.execute("select id, status from executions").fetchall())
         rows = connection.execute("select seq, prev, topic from events order by seq").fetchall()
@@ -109,10 +125,9 @@ def test_the_supervisor_killed_in_the_middle(start_service: Callable[..., Servic
     answer = service.http.post(f"/v1/pipelines/{tap.job}/run", json={})
     execution = answer.headers["location"].rsplit("/", 1)[1]
     until(lambda: counted(service, execution) >= RECORDS // 2, "the run is in its middle")
-    os.kill(service.pid, signal.SIGKILL)
-    service.ended()
+    service.kill()
     until(
-        lambda: not [p for p in processes_of(service.project) if " daemon" in p or "gateway" in p],
+        lambda: not [p for p in processes_of(service.project) if "daemon_process" in p or "gateway_process" in p],
         "daemon and gateway ended with their supervisor",
     )
     (service.data_dir / "endpoints.json").unlink(missing_ok=True)
@@ -133,6 +148,6 @@ def test_stopping_cancels_runs(start_service: Callable[..., Service], nyc_projec
     began = time.monotonic()
     assert 0 == service.stop()
     assert time.monotonic() - began < 10
-    with database(service) as connection:
+    with closing(database(service)) as connection:
         assert [("cancelled",)] == connection.execute("select status from executions").fetchall()
     assert [] == [str(path) for path in service.data_dir.glob("runs/*/sys")]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -42,14 +43,17 @@ def follow(socket: ClientConnection, execution: str, timeout_s: float = 120) -> 
             return
 
 
-def listen(service: Service, *topics: str) -> ClientConnection:
+@contextmanager
+def listen(service: Service, *topics: str) -> Iterator[ClientConnection]:
     """A WebSocket client that is subscribed."""
-    socket = connect(f"{service.ws_url}/ws/e2e", additional_headers={"Authorization": f"Bearer {service.token()}"})
-    assert "connected" == json.loads(socket.recv(timeout=10))["type"]
-    for topic in topics:
-        socket.send(json.dumps({"type": "subscribe", "event": topic}))
-        assert {"type": "subscribed", "event": topic} == json.loads(socket.recv(timeout=10))
-    return socket
+    headers = {"Authorization": f"Bearer {service.token()}"}
+    with connect(f"{service.ws_url}/ws/e2e", additional_headers=headers) as socket:
+        assert "connected" == json.loads(socket.recv(timeout=10))["type"]
+        for topic in topics:
+            socket.send(json.dumps({"type": "subscribe", "event": topic}))
+            answer = json.loads(socket.recv(timeout=10))
+            assert ("subscribed", topic) == (answer["type"], answer["event"])
+        yield socket
 
 
 def run(service: Service, pipeline: str, **body: Any) -> str:

@@ -74,6 +74,7 @@ def test_duckdb_that_loses_a_row_per_batch(nyc_project: Path, meltano_env: Path,
     outcome = Runs(nyc_project, meltano_env).run("tap-nyc", "target-duckdb", first_run=True)
     assert outcome.exit is not None
     assert outcome.exit.code == 0
+    assert {stream.verdict for stream in outcome.streams.values()} == {"mismatch"}, outcome.ledger
     assert {name: stream.expected for name, stream in outcome.streams.items()} == NYC
     assert {name: rows - 1 for name, rows in NYC.items()} == {
         name: stream.loaded_found for name, stream in outcome.streams.items()

@@ -6,13 +6,14 @@ import asyncio
 import tempfile
 from pathlib import Path
 
+from tests.small_daemon import SmallDaemon, serving
+
 from flx_api.events.follower import Follower
 from flx_api.events.memory import Heard, Memory
 from flx_api.events.position import Position
 from flx_api.observability.metrics import Metrics
 from flx_api.upstream.channel import Upstream
 from flx_api.upstream.endpoints import Endpoint
-from tests.small_daemon import SmallDaemon, serving
 
 
 class Ear:
@@ -49,7 +50,7 @@ def test_it_goes_on_where_it_was_when_the_daemon_comes_back() -> None:
         try:
             async with serving(daemon, socket):
                 await upstream.connected.wait()
-                while follower.reason:
+                while follower.reason:  # noqa: ASYNC110 - a reason is text, not an event
                     await asyncio.sleep(0)
                 await daemon.publish("pipeline_events", 1)
                 await daemon.log("x", b"1")

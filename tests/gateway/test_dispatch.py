@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from tests.gateway_app import Wire, scope
 
 from flx_api._core import Principal
 from flx_api.commands import COMMANDS
@@ -16,7 +17,6 @@ from flx_api.gateway.exchange import Exchange
 from flx_api.gateway.intake import ClientGone
 from flx_api.models.envelope import CommandOptions
 from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame, ReplyFrame
-from tests.gateway_app import Wire, scope
 
 
 class Answering:
@@ -34,7 +34,9 @@ class Answering:
         return self.reply
 
 
-def run(upstream: Any, command: str, args: bytes = b"{}", roles: tuple[str, ...] = ("admin",), **options: Any) -> ReplyFrame:
+def run(
+    upstream: Any, command: str, args: bytes = b"{}", roles: tuple[str, ...] = ("admin",), **options: Any
+) -> ReplyFrame:
     async def story() -> ReplyFrame:
         wire = Wire()
         exchange = Exchange(scope(headers={"traceparent": "t"}), wire.receive, wire.send, "r")
@@ -63,7 +65,7 @@ def test_a_frame_says_who_what_and_until_when() -> None:
         ("pipeline.run", b"{}", {"wait_ms": 60_000}, 65.0),
     ],
 )
-def test_the_deadline_allows_for_waiting(command: str, args: bytes, options: dict[str, int], deadline_s: float) -> None:
+def test_the_deadline_allows_for_waiting(command: str, args: bytes, options: dict[str, Any], deadline_s: float) -> None:
     upstream = Answering(ReplyFrame())
     run(upstream, command, args, **options)
     assert upstream.calls[0][1] == deadline_s

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from tests.gateway_app import Wire, scope
 
 from flx_api.gateway.exchange import Exchange, RequestIds
-from tests.gateway_app import Wire, scope
 
 
 @pytest.mark.parametrize("given", [None, b"", b"a b", b"a\n", b"x" * 129, "ä".encode()])

@@ -5,25 +5,28 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from tests.gateway_app import Wire, scope
 
 from flx_api.errors import InvalidRequest
 from flx_api.gateway.exchange import Exchange
 from flx_api.gateway.intake import take_body
-from tests.gateway_app import Wire, scope
 
 JSON = {"content-type": "application/json"}
 
 
 def take(headers: dict[str, str], *chunks: bytes, limit: int = 10) -> bytes:
     messages = [
-        {"type": "http.request", "body": chunk, "more_body": index < len(chunks)} for index, chunk in enumerate(chunks, 1)
+        {"type": "http.request", "body": chunk, "more_body": index < len(chunks)}
+        for index, chunk in enumerate(chunks, 1)
     ]
     wire = Wire(*messages)
     exchange = Exchange(scope("POST", "/", headers), wire.receive, wire.send, "r")
     return asyncio.run(take_body(exchange, limit))
 
 
-@pytest.mark.parametrize("kind", ["application/json", "application/json; charset=utf-8", 'Application/JSON;charset="UTF-8"'])
+@pytest.mark.parametrize(
+    "kind", ["application/json", "application/json; charset=utf-8", 'Application/JSON;charset="UTF-8"']
+)
 def test_json_is_taken(kind: str) -> None:
     assert take({"content-type": kind, "content-length": "4"}, b"{}", b"  ") == b"{}  "
 
@@ -35,7 +38,11 @@ def test_json_is_taken(kind: str) -> None:
         ({**JSON, "transfer-encoding": "chunked"}, [b"x" * 6, b"x" * 6, b"never read"], "payload_too_large"),
         ({**JSON, "content-encoding": "gzip", "content-length": "2"}, [b"{}"], "unsupported_encoding"),
         ({"content-length": "2"}, [b"{}"], "unsupported_media_type"),
-        ({"content-type": "application/json; charset=latin-1", "content-length": "2"}, [b"{}"], "unsupported_media_type"),
+        (
+            {"content-type": "application/json; charset=latin-1", "content-length": "2"},
+            [b"{}"],
+            "unsupported_media_type",
+        ),
         ({**JSON, "content-length": "-1"}, [], "invalid_request"),
         ({**JSON, "content-length": "4"}, [], "invalid_request"),
     ],

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-from flx_api.errors import NotFound
 from tests.gateway_app import running
 from tests.gateway_process import bearer
+
+from flx_api.errors import NotFound
 
 
 def test_lines_come_as_objects_or_as_text() -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from tests.gateway_app import Wire, scope
 
 from flx_api.errors import InvalidRequest, ValidationFailed
 from flx_api.gateway.exchange import Exchange
 from flx_api.gateway.options import options_of, query
 from flx_api.models.envelope import CommandOptions
-from tests.gateway_app import Wire, scope
 
 
 def exchange(text: str = "", **headers: str) -> Exchange:
@@ -27,7 +27,9 @@ def test_options_are_read() -> None:
     assert read("idempotency_key=a", **{"idempotency-key": "a"}).idempotency_key == "a"
 
 
-@pytest.mark.parametrize("text", ["x=1", "wait_ms=a", "wait_ms=-1", "dry_run=maybe", "wait_ms=1&wait_ms=1", "environment=%ff"])
+@pytest.mark.parametrize(
+    "text", ["x=1", "wait_ms=a", "wait_ms=-1", "dry_run=maybe", "wait_ms=1&wait_ms=1", "environment=%ff"]
+)
 def test_what_is_not_an_option_is_refused(text: str) -> None:
     with pytest.raises(ValidationFailed):
         read(text)

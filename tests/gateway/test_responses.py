@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+from tests.gateway_app import Wire, scope
 
 from flx_api.errors import CODES, FieldError, FlxError, TokenRejected, Unauthenticated, ValidationFailed
 from flx_api.gateway.cors import Cors
 from flx_api.gateway.exchange import Exchange
 from flx_api.gateway.responses import finish, problem
-from tests.gateway_app import Wire, scope
 
 
 @pytest.mark.parametrize("code", CODES)

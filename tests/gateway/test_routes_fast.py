@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-from flx_api.proto.flx.v1.daemon_pb2 import ReplyFrame
 from tests.gateway_app import running
 from tests.gateway_process import bearer
+
+from flx_api.proto.flx.v1.daemon_pb2 import ReplyFrame
 
 
 def test_arguments_and_results_pass_as_they_are() -> None:

@@ -14,30 +14,30 @@ from flx_api.errors import InvalidRequest
 from flx_api.models import strict_json
 
 
-class _NotStrict(ValueError):
+class _NotStrictError(ValueError):
     pass
 
 
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len({key for key, _ in pairs}) != len(pairs):
-        raise _NotStrict
+        raise _NotStrictError
     return dict(pairs)
 
 
 def _constant(_name: str) -> None:
-    raise _NotStrict
+    raise _NotStrictError
 
 
 def _number(text: str) -> float:
     if float(text) in {float("inf"), float("-inf")}:
-        raise _NotStrict
+        raise _NotStrictError
     return float(text)
 
 
 def naive(body: bytes) -> Any:
     text = body.decode()
     if text.startswith("\ufeff"):
-        raise _NotStrict
+        raise _NotStrictError
     value = json.loads(text, object_pairs_hook=_pairs, parse_constant=_constant, parse_float=_number)
     json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate cannot be written
     return value
@@ -93,19 +93,10 @@ def test_it_agrees_with_the_naive_parser_on_debris(parts: list[str]) -> None:
 @pytest.mark.parametrize(
     "body",
     [
-        b"",
-        b" ",
-        b"{]",
-        b"{} x",
-        b"NaN",
-        b"[Infinity]",
-        b"-Infinity",
-        b"1e400",
-        b'"\xff"',
-        b'"\\ud800"',
-        b'{"a":1,"a":2}',
-    ]
-    + [b"\xef\xbb\xbf{}", b"1" * 5000, b'{"a":{"b":1,"c":2,"b":3}}', b'{"a":1,"\\u0061":2}', b'"' * 1_000_001],
+        *(b"", b" ", b"{]", b"{} x", b"NaN", b"[Infinity]", b"-Infinity", b"1e400", b"1" * 5000, b"\xef\xbb\xbf{}"),
+        *(b'"\xff"', b'"\\ud800"', b'{"a":1,"a":2}', b'{"a":{"b":1,"c":2,"b":3}}', b'{"a":1,"\\u0061":2}'),
+        b'"' * 1_000_001,
+    ],
 )
 def test_what_is_not_strict_is_refused(body: bytes) -> None:
     with pytest.raises(InvalidRequest) as refused:

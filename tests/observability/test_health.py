@@ -9,8 +9,8 @@ def test_one_reason_is_enough() -> None:
     health = Health()
     assert health.readiness().status == "ready"
     reasons = {"daemon": "", "events": "has no position yet"}
-    for name in reasons:
-        health.register(name, lambda name=name: reasons[name])  # type: ignore[misc]
+    health.register("daemon", lambda: reasons["daemon"])
+    health.register("events", lambda: reasons["events"])
     readiness = health.readiness()
     assert (readiness.status, readiness.reasons) == ("not_ready", ("events: has no position yet",))
     assert readiness.checks["daemon"].ok

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-from flx_api.routes.table import RESOURCES
 from tests.gateway_app import running
 from tests.gateway_process import bearer
+
+from flx_api.routes.table import RESOURCES
 
 
 def test_every_resource_is_bound() -> None:
@@ -14,7 +15,9 @@ def test_every_resource_is_bound() -> None:
         async with running() as gateway:
             for resource in RESOURCES:
                 path = resource.template.replace("{id}", "x").replace("{name}", "x").replace("{pipeline}", "x")
-                body = {"name": "x", "username": "anna", "password": "12345678"} if resource.body == "required" else None
+                body = (
+                    {"name": "x", "username": "anna", "password": "12345678"} if resource.body == "required" else None
+                )
                 answer = await gateway.client.request(resource.method, path, headers=bearer(), json=body)
                 assert answer.status_code in {200, 201, 202}, (resource, answer.text)
                 assert gateway.daemon.commands()[-1].command == resource.command

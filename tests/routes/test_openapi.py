@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from tests.gateway_app import running
 
 from flx_api.commands import COMMANDS
 from flx_api.routes import table
 from flx_api.routes.openapi import document
-from tests.gateway_app import running
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROUTES: tuple[table.Resource | table.Page, ...] = (*table.RESOURCES, *table.PAGES)
 METHODS = {"get", "put", "post", "delete", "patch"}
 
 
@@ -37,13 +41,11 @@ def references(value: object) -> Iterator[str]:
 def test_it_is_what_is_served() -> None:
     async def story() -> set[tuple[str, str]]:
         async with running() as gateway:
-            return {
-                (method, route.template) for route in gateway.parts.paths.templates() for method in route.access
-            }
+            return {(method, route.template) for route in gateway.parts.paths.templates() for method in route.access}
 
     served = asyncio.run(story())
     assert served == set(operations())
-    assert served == {(route.method, route.template) for route in (*table.RESOURCES, *table.PAGES)}
+    assert served == {(route.method, route.template) for route in ROUTES}
 
 
 def test_its_structure_is_that_of_openapi_3_1() -> None:
@@ -80,7 +82,7 @@ def test_every_reference_leads_somewhere() -> None:
 
 
 def test_tokens_are_asked_for_where_they_are_needed() -> None:
-    for route in (*table.RESOURCES, *table.PAGES):
+    for route in ROUTES:
         operation = operations()[route.method, route.template]
         assert operation["security"] == ([{"bearer": []}] if route.access == "token" else [])
 

@@ -6,10 +6,10 @@ import asyncio
 
 import msgspec
 import pytest
-
-from flx_api.proto.flx.v1.daemon_pb2 import ReplyFrame
 from tests.gateway_app import Running, running
 from tests.gateway_process import bearer
+
+from flx_api.proto.flx.v1.daemon_pb2 import ReplyFrame
 
 
 async def ask(gateway: Running, method: str, url: str, result: bytes, **options: object) -> tuple[int, dict[str, str]]:

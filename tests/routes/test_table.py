@@ -7,7 +7,9 @@ import re
 import msgspec
 
 from flx_api.commands import COMMANDS
-from flx_api.routes.table import PAGES, RESOURCES
+from flx_api.routes.table import PAGES, RESOURCES, Page, Resource
+
+ROUTES: tuple[Resource | Page, ...] = (*RESOURCES, *PAGES)
 
 
 def test_every_resource_is_a_command_that_knows_the_values_of_its_path() -> None:
@@ -21,5 +23,5 @@ def test_every_resource_is_a_command_that_knows_the_values_of_its_path() -> None
 
 
 def test_no_route_is_declared_twice() -> None:
-    keys = [(route.method, route.template) for route in (*RESOURCES, *PAGES)]
+    keys = [(route.method, route.template) for route in ROUTES]
     assert len(keys) == len(set(keys))

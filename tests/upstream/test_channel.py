@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.small_daemon import SmallDaemon, serving, stop
 
 from flx_api.errors import DeadlineExceeded, Unavailable
 from flx_api.observability.metrics import Metrics
 from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame, Principal, ReplyFrame
 from flx_api.upstream.channel import Upstream
 from flx_api.upstream.endpoints import TOKEN_METADATA, Endpoint
-from tests.small_daemon import SmallDaemon, serving, stop
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -87,7 +87,7 @@ def test_a_caller_that_leaves_takes_its_entry_along() -> None:
     async def story(daemon: SmallDaemon, upstream: Upstream, _server: Server, _socket: Path) -> None:
         daemon.answers["slow"] = lambda _: None
         call = asyncio.create_task(upstream.call(frame("slow"), 5, read=True))
-        while not daemon.commands():
+        while not daemon.commands():  # noqa: ASYNC110 - the daemon's list is no event
             await asyncio.sleep(0)
         assert upstream.in_flight >= 1
         call.cancel()
@@ -103,7 +103,7 @@ def test_a_broken_stream_fails_writes_and_repeats_reads() -> None:
         daemon.answers["hang"] = lambda _: None
         write = asyncio.create_task(upstream.call(frame("hang"), 5, read=False))
         read = asyncio.create_task(upstream.call(frame("hang"), 5, read=True))
-        while len(daemon.commands()) < 2:
+        while len(daemon.commands()) < 2:  # noqa: ASYNC110 - the daemon's list is no event
             await asyncio.sleep(0)
         daemon.answers["hang"] = lambda _: ReplyFrame(result=b"1")
         await stop(server)

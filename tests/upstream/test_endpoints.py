@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.gateway_app import settings
 
 from flx_api.errors import StartupError
 from flx_api.upstream.endpoints import Endpoint, endpoint_of
-from tests.gateway_app import settings
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
 from flx_api._core import Principal
-from flx_api.gateway.exchange import Message
 from flx_api.websocket.close_codes import CloseCode
 from flx_api.websocket.connection import BACKLOG_BYTES, Connection
+
+if TYPE_CHECKING:
+    from flx_api.gateway.exchange import Message
 
 ANNA = Principal(subject="anna", roles=("viewer",), expires_at=10)
 
@@ -35,7 +38,7 @@ def test_frames_leave_in_order_and_a_full_queue_ends_the_connection() -> None:
         assert not connection._room.is_set()
         peer.gate.set()
         await connection.room()
-        while len(peer.frames) < 4:
+        while len(peer.frames) < 4:  # noqa: ASYNC110 - a list is no event
             await asyncio.sleep(0)
         assert [frame[0] for frame in peer.frames] == ["0", "1", "2", "3"]
         assert connection.last_sent_s == 1.0

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
@@ -18,6 +17,9 @@ from flx_api.proto.flx.v1.daemon_pb2 import Event, EventBatch
 from flx_api.websocket.close_codes import CloseCode
 from flx_api.websocket.connection import MAX_SUBSCRIPTIONS, Connection
 from flx_api.websocket.connection_manager import HEARTBEAT_S, STUCK_S, ConnectionManager
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
 
 
 async def nowhere(_message: Any) -> None:
@@ -156,10 +158,16 @@ def test_what_cannot_be_told_is_a_gap() -> None:
             yield EventBatch(epoch="e", journal_seq=30, gap_reason="evicted")
 
         async def away(_topics: list[str], _position: Position) -> AsyncGenerator[EventBatch, None]:
+            nothing: tuple[EventBatch, ...] = ()
+            for batch in nothing:
+                yield batch
             raise Unavailable
-            yield EventBatch()
 
-        for history, epoch, reason in ((evicted, "e", "evicted"), (away, "e", "upstream_unavailable"), (None, "old", "epoch")):
+        for history, epoch, reason in (
+            (evicted, "e", "evicted"),
+            (away, "e", "upstream_unavailable"),
+            (None, "old", "epoch"),
+        ):
             hub.manager.history = history
             connection = hub.connect(reason)
             await hub.manager.subscribe(connection, "*", encode(Position(epoch, 1, {})))

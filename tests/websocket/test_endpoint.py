@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-
-from flx_api.gateway.exchange import Message
 from tests.gateway_app import Running, running
 from tests.gateway_process import bearer, token
+
+if TYPE_CHECKING:
+    from flx_api.gateway.exchange import Message
 
 
 class Socket:
@@ -45,7 +46,11 @@ class Socket:
         self.sent.put_nowait(message)
 
     def say(self, text: str | None = None, data: bytes | None = None) -> None:
-        self._inbound.put_nowait({"type": "websocket.receive", "text": text} if data is None else {"type": "websocket.receive", "bytes": data})
+        self._inbound.put_nowait(
+            {"type": "websocket.receive", "text": text}
+            if data is None
+            else {"type": "websocket.receive", "bytes": data}
+        )
 
     def leave(self) -> None:
         self._inbound.put_nowait({"type": "websocket.disconnect", "code": 1005})

@@ -15,7 +15,9 @@ def test_messages_are_read() -> None:
     assert protocol.parse(b'{"type":"subscribe","event":"*","from":"p"}') == Inbound("subscribe", "*", "p")
 
 
-@pytest.mark.parametrize("message", [b"", b"x", b"[]", b'{"type":1}', b"{}", b'{"type":"a","type":"b"}', b"[" * 100, b"\xff"])
+@pytest.mark.parametrize(
+    "message", [b"", b"x", b"[]", b'{"type":1}', b"{}", b'{"type":"a","type":"b"}', b"[" * 100, b"\xff"]
+)
 def test_what_is_no_message_is_refused(message: bytes) -> None:
     with pytest.raises(FlxError):
         protocol.parse(message)

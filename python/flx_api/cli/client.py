@@ -31,7 +31,7 @@ _WAIT_MS = 25_000
 OVER = frozenset({"succeeded", "succeeded_with_warnings", "failed", "cancelled", "timed_out", "crashed"})
 
 
-class CommandFailed(Exception):  # noqa: N818 - said to a person, in the past tense
+class CommandFailed(Exception):
     """The service refused or failed. `str()` is one line for the person at the terminal."""
 
 

@@ -162,12 +162,20 @@ class Memory:
                     seen[execution] = 0
         return seen
 
-    def missing(self, position: Position, wanted: Callable[[str], bool], born_from: int) -> bool:
-        """Whether something since a position is no longer here, so that only the daemon can tell it."""
+    def missing(
+        self, position: Position, wanted: Callable[[str], bool], born_from: int, *, settled: bool = False
+    ) -> bool:
+        """Whether something since a position is not here, so that only the daemon can tell it.
+
+        A log of the position that was never heard of here may have lines that are older than this process; `settled`
+        says that the daemon has told them.
+        """
         if position.seq < self.floor:
             return True
         seen = self.first_lines(position, wanted, born_from)
-        return any(self.logs[execution].floor > line for execution, line in seen.items()) or any(
+        if any(self.logs[execution].floor > line for execution, line in seen.items()):
+            return True
+        return not settled and any(
             execution not in self.logs and wanted(f"execution.{execution}.log") for execution in position.logs
         )
 

@@ -22,7 +22,7 @@ _BODILESS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _JSON: Final = frozenset({b"application/json", b"application/json;charset=utf-8"})
 
 
-class ClientGone(Exception):  # noqa: N818 - not an error of ours
+class ClientGone(Exception):
     """The client went away; nobody waits for an answer."""
 
 

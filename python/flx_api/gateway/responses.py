@@ -65,7 +65,8 @@ def refused(decision: Decision) -> FlxError:
     """The error that a decision of the core stands for."""
     match decision.status:
         case HTTPStatus.TOO_MANY_REQUESTS:
-            return RateLimited(retry_after_s=decision.retry_after_s)
+            detail = f"The policy {decision.policy} allows {decision.limit} in {decision.window_s:g} s"
+            return RateLimited(detail, retry_after_s=decision.retry_after_s)
         case HTTPStatus.UNAUTHORIZED if decision.reason == "missing_token":
             return Unauthenticated()
         case HTTPStatus.UNAUTHORIZED:

@@ -69,11 +69,14 @@ class Pages:
         self._metrics = metrics
         self._tickets = tickets
         self._openapi: bytes | None = None
+        self._root: Response | None = None
         self._files: dict[str, bytes] = {}
 
     async def root(self, exchange: Exchange) -> Response:
         """What is served here."""
         del exchange
+        if self._root is not None:
+            return self._root
         links = {
             "docs": "/docs",
             "openapi": "/openapi.json",
@@ -82,7 +85,9 @@ class Pages:
             "execute": "/v1/execute",
             "realtime": "/ws/{client_id}",
         }
-        return _json(ServiceRoot("FLX API", metadata.version("flx-api"), links))
+        # Asking for the version reads the file system, so it is asked once.
+        self._root = _json(ServiceRoot("FLX API", metadata.version("flx-api"), links))
+        return self._root
 
     async def health(self, exchange: Exchange) -> Response:
         """The process lives."""

@@ -38,6 +38,9 @@ STUCK_S: Final = 10.0
 _TICK_S: Final = 1.0
 _CATCH_UP_S: Final = 30.0
 _CHUNK: Final = 500
+# A batch below both bounds tells all that the daemon had at that moment (they are its own, `flx_api.daemon.watch`).
+_FULL_EVENTS: Final = 256
+_FULL_BYTES: Final = 64 * 1024
 
 
 class ConnectionManager:
@@ -227,31 +230,24 @@ class ConnectionManager:
     async def _resume(self, connection: Connection, pattern: str, position: Position) -> None:
         """Fill the hole since a position, then go live."""
         memory = self._memory
-        others = connection.subscriptions - {pattern}
+        patterns = connection.subscriptions | {pattern}
         epoch, held = memory.epoch, memory.order
         connection.suspended = True
         try:
             async with asyncio.timeout(_CATCH_UP_S):
-                order = await self._history(connection, pattern, position)
+                position = await self._history(connection, pattern, position, held)
                 while memory.epoch == epoch:
-                    heard = memory.heard_after(min(order, held))
+                    # From here on in the one order of the memory, for all subscriptions: a frame's position must never
+                    # cover an event that is still to come.
+                    heard = memory.heard_after(held)
                     if heard is None:
                         self._tell_gap(connection, "evicted", encode(memory.position))
                         break
-                    due = [
-                        event
-                        for event in heard
-                        if (
-                            event.order > order
-                            if topic_matches(pattern, event.topic)
-                            else event.order > held and _matches(others, event.topic)
-                        )
-                    ]
+                    due = [event for event in heard if _matches(patterns, event.topic)]
                     self._deliver(connection, due[:_CHUNK])
                     if len(due) <= _CHUNK:
                         break
-                    last = due[_CHUNK - 1].order
-                    order, held = max(order, last), max(held, last)
+                    held = due[_CHUNK - 1].order
                     await connection.room()
         except (TimeoutError, Unavailable, _Evicted) as error:
             reason = "evicted" if isinstance(error, _Evicted) else "upstream_unavailable"
@@ -264,8 +260,12 @@ class ConnectionManager:
                 connection.after_lines = {**connection.after_lines, **position.logs}
             self._add(connection, pattern)
 
-    async def _history(self, connection: Connection, pattern: str, position: Position) -> int:
-        """Deliver what happened since a position, up to the memory; the order up to which it is delivered."""
+    async def _history(self, connection: Connection, pattern: str, position: Position, held: int) -> Position:
+        """Deliver what happened since a position and was heard before the connection was suspended (at `held`).
+
+        Returns:
+            How far the daemon told it; what the memory told is not counted.
+        """
         memory, born_from = self._memory, position.seq
 
         def wanted(topic: str) -> bool:
@@ -281,19 +281,19 @@ class ConnectionManager:
                         raise _Evicted
                     position = self._deliver_batch(connection, batch, position, wanted)
                     await connection.room()
-                    if not memory.missing(position, wanted, born_from):
+                    settled = len(batch.events) < _FULL_EVENTS and batch.ByteSize() < _FULL_BYTES
+                    if not memory.missing(position, wanted, born_from, settled=settled):
                         break
                 else:
                     raise Unavailable
             finally:
                 # An async generator that is left early must be closed here, or its stream lives until collection.
                 await batches.aclose()
-        due = memory.since(position, wanted, born_from)
-        order = memory.order
+        due = [event for event in memory.since(position, wanted, born_from) if event.order <= held]
         for start in range(0, len(due), _CHUNK):
             self._deliver(connection, due[start : start + _CHUNK])
             await connection.room()
-        return order
+        return position
 
     def _deliver(self, connection: Connection, due: Iterable[Heard]) -> None:
         for heard in due:
@@ -304,23 +304,27 @@ class ConnectionManager:
     def _deliver_batch(
         self, connection: Connection, batch: EventBatch, position: Position, wanted: Callable[[str], bool]
     ) -> Position:
-        """Deliver events that the daemon had to tell again; how far that brings the reader."""
-        seq, logs = position.seq, dict(position.logs)
+        """Deliver events that the daemon had to tell again; how far that brings the reader.
+
+        What the memory has is left to the memory.
+        """
+        floor, seq, logs = self._memory.floor, position.seq, dict(position.logs)
         for event in batch.events:
             execution = execution_of_log(event.topic)
             if execution is None:
-                if event.seq <= seq:
+                if not seq < event.seq <= floor:
                     continue
                 seq = event.seq
-            elif event.seq <= logs.get(execution, 0):
-                continue
             else:
+                remembered = self._memory.logs.get(execution)
+                if event.seq <= logs.get(execution, 0) or (remembered is not None and event.seq > remembered.floor):
+                    continue
                 logs[execution] = event.seq
             if wanted(event.topic) and self._may_hear(connection, event):
                 here = Position(batch.epoch, seq, logs)
                 connection.send(frame_of(event, batch.epoch, encode(here)))
                 self._metrics.events_delivered += 1
-        return Position(batch.epoch, max(seq, batch.journal_seq), logs)
+        return Position(batch.epoch, max(seq, min(batch.journal_seq, floor)), logs)
 
     @staticmethod
     def _may_hear(connection: Connection, event: Event) -> bool:
@@ -345,7 +349,7 @@ class ConnectionManager:
                 connection.send(heartbeat)
 
 
-class _Evicted(Exception):  # noqa: N818 - never leaves this module
+class _Evicted(Exception):
     """The daemon no longer has what a position asks for."""
 
 

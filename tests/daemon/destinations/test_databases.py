@@ -56,7 +56,13 @@ def venv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         (seen(5, keys=("Id",), distinct=4), {"raw.s": 9}, {"raw.s": 9}, 3, ("keys", 3, 4, None)),
         # Too many keys to keep: a row per record proves it, anything else proves nothing.
         (seen(5, keys=("Id",)), {"raw.s": 0}, {"raw.s": 5}, None, ("rows", 5, 5, None)),
-        (seen(5, keys=("Id",)), {"raw.s": 3}, {"raw.s": 5}, None, ("keys", None, None, "too many keys to look up")),
+        (
+            seen(5, keys=("Id",)),
+            {"raw.s": 3},
+            {"raw.s": 5},
+            None,
+            ("keys", None, None, "the keys are too many, or could not be looked up"),
+        ),
         (
             seen(5),
             {"raw.s": None},

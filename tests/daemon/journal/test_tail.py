@@ -1,3 +1,5 @@
+"""The newest events in memory."""
+
 from __future__ import annotations
 
 from flx_api.daemon.journal.tail import EventRow, Tail

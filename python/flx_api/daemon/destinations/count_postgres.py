@@ -14,6 +14,7 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -89,7 +90,9 @@ def count(job: Job) -> Job:
             for lookup in job.get("lookups", ()):
                 schema, table = lookup["table"]
                 if label(schema, table) in tables:
-                    found[lookup["stream"]] = look_up(cursor, sql, job["keys_path"], lookup)
+                    # One stream whose keys cannot be compared must not cost the others their counts.
+                    with contextlib.suppress(psycopg.Error, KeyError), connection.transaction():
+                        found[lookup["stream"]] = look_up(cursor, sql, job["keys_path"], lookup)
     return {"tables": tables, "found": found}
 
 

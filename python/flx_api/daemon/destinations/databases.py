@@ -146,7 +146,7 @@ class _TableCounter:
             mode, found = "rows", rows - before
         else:
             # Without the keys only a run that added a row per record proves anything.
-            reason = "too many keys to look up"
+            reason = "the keys are too many, or could not be looked up"
         return {
             "rows": rows,
             "before": before,

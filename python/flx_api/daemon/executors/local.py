@@ -105,12 +105,11 @@ class LocalRun:
         gate, self._gate = self._gate, None
         if gate is not None:
             gate.close()
-        if signal_group(self.identity, signal.SIGTERM):
-            # The keeper ends when Meltano has; plugins get the rest of the grace.
-            if not await session_empty(self.identity, grace_s):
-                # The keeper last: it still writes down by which signal Meltano went.
-                await asyncio.to_thread(kill_session, self.identity, spare_leader=True)
-                await session_empty(self.identity, _LAST_WORDS_S)
+        # The keeper ends when Meltano has; plugins get the rest of the grace.
+        if signal_group(self.identity, signal.SIGTERM) and not await session_empty(self.identity, grace_s):
+            # The keeper last: it still writes down by which signal Meltano went.
+            await asyncio.to_thread(kill_session, self.identity, spare_leader=True)
+            await session_empty(self.identity, _LAST_WORDS_S)
         if not await empty_session(self.identity):
             log.warning("a process of the run cannot be killed", run=self.folder.name)
         await self._watch.wait()

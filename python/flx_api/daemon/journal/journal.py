@@ -71,7 +71,14 @@ class Journal:
         self._closed = False
         self._reading = 0
         self._opened: asyncio.Future[int] = self._loop.create_future()
-        self._writer = Writer(self._connect, self._reconnect, project_id, clock, self._deliver, self._report_open)
+        self._writer = Writer(
+            self._connect,
+            self._reconnect,
+            project_id=project_id,
+            clock=clock,
+            deliver=self._deliver,
+            opened=self._report_open,
+        )
 
     @classmethod
     async def open(

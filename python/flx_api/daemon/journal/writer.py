@@ -147,6 +147,7 @@ class Writer:
         self,
         connect: Callable[[], tuple[Connection, int]],
         reconnect: Callable[[], Connection],
+        *,
         project_id: str,
         clock: Callable[[], int],
         deliver: Callable[[Group], None],
