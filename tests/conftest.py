@@ -70,10 +70,11 @@ def start_service(nyc_project: Path, meltano_env: Path) -> Iterator[Callable[...
         return service.start()
 
     yield start
-    for service in started:
-        try:
+    try:
+        for service in started:
             service.stop()
-        finally:
+    finally:
+        for service in started:
             service.kill_all()
 
 

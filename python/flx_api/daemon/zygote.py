@@ -415,7 +415,7 @@ def prctl(option: int, value: int) -> None:
 
 
 def main() -> None:
-    """`serve <fd>` or `once <kind> <fd>...`."""
+    """`serve <fd> <whose>` or `once <kind> <fd>...`."""
     mode, *words = sys.argv[1:]
     if mode == "serve":
         serve(socket.socket(fileno=int(words[0])))

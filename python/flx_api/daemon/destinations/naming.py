@@ -21,7 +21,7 @@ from typing import Any
 _PG_IDENTIFIER_BYTES = 63
 
 
-class NotCountable(Exception):  # noqa: N818 (an answer, not an error)
+class NotCountable(Exception):
     """The destination cannot be counted; `str()` is the reason, without paths and secrets."""
 
 

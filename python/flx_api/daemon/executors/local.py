@@ -160,7 +160,11 @@ class LocalExecutor:
         self._folders = RunFolders(data_dir, self._shared)
         self._boot_id = boot_id()
         self._zygote = ZygoteProcess(
-            meltano, runtime_dir, machine_environment(environ, self._run_env), use_fork=use_fork
+            meltano,
+            runtime_dir,
+            machine_environment(environ, self._run_env),
+            use_fork=use_fork,
+            label=str(project_root),
         )
         self._migrating = asyncio.Lock()
         self._migrated: tuple[str, int, int] | None = None

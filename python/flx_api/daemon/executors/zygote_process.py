@@ -85,9 +85,12 @@ class Report:
 
 
 class ZygoteProcess:
-    """A warm Meltano process, restarted when it dies."""
+    """A warm Meltano process, restarted when it dies. `label` ends its command line, for those who list processes."""
 
-    def __init__(self, meltano: Path, runtime_dir: Path, environ: Mapping[str, str], *, use_fork: bool) -> None:
+    def __init__(
+        self, meltano: Path, runtime_dir: Path, environ: Mapping[str, str], *, use_fork: bool, label: str = ""
+    ) -> None:
+        self._label = label
         self._meltano = meltano
         self._python = meltano / "bin" / "python"
         self._log_path = runtime_dir / "zygote.log"
@@ -229,7 +232,7 @@ class ZygoteProcess:
                 ours.setblocking(False)  # noqa: FBT003
                 try:
                     self._process = await asyncio.to_thread(
-                        self._spawn, ["serve", str(theirs.fileno())], [theirs.fileno()]
+                        self._spawn, ["serve", str(theirs.fileno()), self._label], [theirs.fileno()]
                     )
                 except OSError as error:
                     ours.close()
