@@ -13,7 +13,6 @@ import zipfile
 from pathlib import Path
 
 from ruamel.yaml import YAML
-
 from tests.service import ROOT, copy_project
 
 CACHE = ROOT / "target" / "bench-data"

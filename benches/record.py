@@ -40,7 +40,7 @@ class Suite:
         self.versions = {"python": platform.python_version(), **versions}
         self.rows: list[dict[str, Any]] = []
 
-    def compare(  # noqa: PLR0913 - a record has these fields
+    def compare(
         self,
         name: str,
         metric: str,

@@ -29,12 +29,12 @@ def render() -> str:
             f"kernel {machine['kernel']}; {versions}.\n\n"
             "| what | ours | rival | ratio | target | met | rounds |\n|---|---|---|---|---|---|---|\n"
         )
-        for row in record["rows"]:
-            parts.append(
-                f"| {row['name']}: {row['metric']} | {row['value']} {row['unit']} ({row['min']}-{row['max']}) "
-                f"| {row['rival']}: {row['rival_value']} | {row['ratio'] if row['ratio'] is not None else ''} "
-                f"| {row['target']} | {'yes' if row['met'] else '**no**'} | {row['runs']} |\n"
-            )
+        parts.extend(
+            f"| {row['name']}: {row['metric']} | {row['value']} {row['unit']} ({row['min']}-{row['max']}) "
+            f"| {row['rival']}: {row['rival_value']} | {row['ratio'] if row['ratio'] is not None else ''} "
+            f"| {row['target']} | {'yes' if row['met'] else '**no**'} | {row['runs']} |\n"
+            for row in record["rows"]
+        )
     return "".join(parts)
 
 

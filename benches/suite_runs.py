@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 from ruamel.yaml import YAML
+from tests.service import ROOT, Service, copy_project
 from websockets.sync.client import connect
 
 from benches.flights import ROWS, flights_project
@@ -35,7 +36,6 @@ from flx_api import _core
 from flx_api.daemon import meter
 from flx_api.daemon.executors import RunSpec
 from flx_api.daemon.executors.local import LocalExecutor, MeterCommand
-from tests.service import ROOT, Service, copy_project
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

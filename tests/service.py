@@ -159,7 +159,7 @@ class Service:
         return self._process.wait(timeout_s)
 
     def kill(self) -> None:
-        """kill -9 of the supervisor; what it leaves is the test's subject."""
+        """Kill -9 of the supervisor; what it leaves is the test's subject."""
         assert self._process is not None
         self.disconnect()
         self._process.kill()

@@ -82,9 +82,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Meta(description="production refuses weak secrets, open CORS and generated keys"),
     ] = "development"
     project: Annotated[str, Meta(description="the Meltano project's folder")] = "."
-    data_dir: Annotated[
-        str | None, Meta(description="where all state lies; `.flx` in the project when not given")
-    ] = None
+    data_dir: Annotated[str | None, Meta(description="where all state lies; `.flx` in the project when not given")] = (
+        None
+    )
     meltano: Annotated[
         str | None,
         Meta(description="a Python environment that holds Meltano; made with uv in the data folder when not given"),
@@ -234,9 +234,16 @@ def _parse(name: str, text: str) -> Any:  # noqa: ANN401 - the shape is checked 
     if name in {"rate_limits", "retention"}:
         return _document(name, text)
     if name == "enable_ssl":
-        return {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}.get(
-            text.lower(), text
-        )
+        return {
+            "1": True,
+            "true": True,
+            "yes": True,
+            "on": True,
+            "0": False,
+            "false": False,
+            "no": False,
+            "off": False,
+        }.get(text.lower(), text)
     return text
 
 
@@ -257,34 +264,32 @@ def _document(name: str, text: str) -> Any:  # noqa: ANN401 - the shape is check
 
 
 def _check(settings: Settings) -> None:
-    for index, policy in enumerate(settings.rate_limits):
-        try:
-            _ = policy.window_ms
-        except ValueError as error:
-            msg = f"FLX_RATE_LIMITS: [{index}].window: {error}"
-            raise StartupError(msg) from None
-    names = [policy.name for policy in settings.rate_limits]
-    if len(set(names)) != len(names):
-        msg = "FLX_RATE_LIMITS: two policies have the same name"
-        raise StartupError(msg)
+    _check_limits(settings.rate_limits)
     secret = settings.jwt_secret_key
     if secret is not None and len(secret.encode()) < _MIN_SECRET_BYTES:
-        msg = "FLX_JWT_SECRET_KEY: is shorter than 32 bytes"
-        raise StartupError(msg)
+        raise StartupError("FLX_JWT_SECRET_KEY: is shorter than 32 bytes")
     if settings.environment == "production":
         _check_production(settings)
     if settings.enable_ssl:
         for name in ("ssl_cert_file", "ssl_key_file"):
             path = getattr(settings, name)
             if not path or not Path(path).is_file():
-                msg = f"FLX_{name.upper()}: FLX_ENABLE_SSL needs a readable file here"
-                raise StartupError(msg)
+                raise StartupError(f"FLX_{name.upper()}: FLX_ENABLE_SSL needs a readable file here")
     if settings.database_url and not settings.database_url.startswith("sqlite:///"):
-        msg = "FLX_DATABASE_URL: only sqlite:/// is supported by this version"
-        raise StartupError(msg)
+        raise StartupError("FLX_DATABASE_URL: only sqlite:/// is supported by this version")
     if not math.isfinite(settings.cancel_grace_s):
-        msg = "FLX_CANCEL_GRACE_S: is not a number of seconds"
-        raise StartupError(msg)
+        raise StartupError("FLX_CANCEL_GRACE_S: is not a number of seconds")
+
+
+def _check_limits(policies: tuple[RateLimit, ...]) -> None:
+    for index, policy in enumerate(policies):
+        try:
+            _ = policy.window_ms
+        except ValueError as error:
+            raise StartupError(f"FLX_RATE_LIMITS: [{index}].window: {error}") from None
+    names = [policy.name for policy in policies]
+    if len(set(names)) != len(names):
+        raise StartupError("FLX_RATE_LIMITS: two policies have the same name")
 
 
 def _check_production(settings: Settings) -> None:

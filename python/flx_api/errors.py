@@ -1,11 +1,13 @@
 """Every error of the product, once.
 
-Strategy: an error is a value that knows its code, where it comes from, and whether a retry is safe. The table `CODES`
-is the only place that maps a code to an HTTP status and a gRPC status; both ends of the wire use it, `gateway.responses`
-is the only place that turns an error into an HTTP response, and the documentation page is generated from it.
+Strategy: an error is a value that knows its code, where it comes from, and whether a retry is safe. The table
+`CODES` is the only place that maps a code to an HTTP status and a gRPC status; both ends of the wire use it.
+`gateway.responses` is the only place that turns an error into an HTTP response, and the documentation page is
+generated from the table.
 
 Rules:
-- `detail` is a sentence for people. It never repeats input, and never holds a secret, a path of this machine or a stack.
+- `detail` is a sentence for people. It never repeats input and never holds a secret, a path of this machine or a
+  stack.
 - An error that crosses the wire is an `ErrorBody`; `FlxError.from_body` is its inverse.
 
 The tree:
@@ -276,7 +278,11 @@ _CLASS_OF: dict[str, type[FlxError]] = {
             )
             if spec.http in statuses
         ),
-        ProjectInvalid if code == "project_invalid" else ValidationFailed if spec.http == HTTPStatus.UNPROCESSABLE_ENTITY else InvalidRequest,
+        ProjectInvalid
+        if code == "project_invalid"
+        else ValidationFailed
+        if spec.http == HTTPStatus.UNPROCESSABLE_ENTITY
+        else InvalidRequest,
     )
     for code, spec in CODES.items()
 }

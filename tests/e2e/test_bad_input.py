@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     import httpx
-
     from tests.service import Service
 
 pytestmark = pytest.mark.e2e

@@ -1,4 +1,4 @@
-"""kill -9 of anything: no orphan, no stuck `running`, no secret file, the journal intact, the true result in the end."""
+"""kill -9 of anything: no orphan, no stuck `running`, no secret left, the journal intact, the true result told."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import signal
 import sqlite3
 import time
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-
 from tests.gated_tap import RECORDS, GatedTap
 from tests.service import processes_of
 
@@ -78,6 +78,14 @@ def counted(service: Service, execution: str) -> int:
     return max(counts.values(), default=0)
 
 
+def in_the_middle(service: Service, execution: str) -> bool:
+    return counted(service, execution) >= RECORDS // 2
+
+
+def is_over(service: Service, execution: str) -> bool:
+    return service.http.get(f"/v1/executions/{execution}").json()["status"] in OVER
+
+
 def test_random_kills(start_service: Callable[..., Service], nyc_project: Path) -> None:
     """Twenty kills in the middle of runs: each ends with its true result, and nothing lives on unseen."""
     dice = random.Random(20261123)
@@ -91,11 +99,11 @@ def test_random_kills(start_service: Callable[..., Service], nyc_project: Path) 
         answer = service.http.post(f"/v1/pipelines/{tap.job}/run", json={})
         assert 202 == answer.status_code, (number, victim, answer.text)
         execution = answer.headers["location"].rsplit("/", 1)[1]
-        until(lambda e=execution: counted(service, e) >= RECORDS // 2, f"{number}: the run is in its middle")
+        until(partial(in_the_middle, service, execution), f"{number}: the run is in its middle")
         os.kill(pid_of(service, victim, execution), signal.SIGKILL)
         tap.open()
         until(
-            lambda e=execution: service.http.get(f"/v1/executions/{e}").json()["status"] in OVER,
+            partial(is_over, service, execution),
             f"{number}: the run whose {victim} was killed is over",
         )
         over = service.http.get(f"/v1/executions/{execution}").json()
@@ -119,12 +127,12 @@ def test_random_kills(start_service: Callable[..., Service], nyc_project: Path) 
 
 
 def test_the_supervisor_killed_in_the_middle(start_service: Callable[..., Service], nyc_project: Path) -> None:
-    """kill -9 of `flx serve` ends its children but not the run; the next `flx serve` adopts it to its true end."""
+    """Kill -9 of `flx serve` ends its children but not the run; the next `flx serve` adopts it to its true end."""
     tap = GatedTap(nyc_project)
     service = start_service()
     answer = service.http.post(f"/v1/pipelines/{tap.job}/run", json={})
     execution = answer.headers["location"].rsplit("/", 1)[1]
-    until(lambda: counted(service, execution) >= RECORDS // 2, "the run is in its middle")
+    until(partial(in_the_middle, service, execution), "the run is in its middle")
     service.kill()
     until(
         lambda: not [p for p in processes_of(service.project) if "daemon_process" in p or "gateway_process" in p],
@@ -144,7 +152,7 @@ def test_stopping_cancels_runs(start_service: Callable[..., Service], nyc_projec
     service = start_service()
     answer = service.http.post(f"/v1/pipelines/{tap.job}/run", json={})
     execution = answer.headers["location"].rsplit("/", 1)[1]
-    until(lambda: counted(service, execution) >= RECORDS // 2, "the run is in its middle")
+    until(partial(in_the_middle, service, execution), "the run is in its middle")
     began = time.monotonic()
     assert 0 == service.stop()
     assert time.monotonic() - began < 10

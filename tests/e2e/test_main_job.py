@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-from websockets.sync.client import ClientConnection, connect
-
 from tests.gated_tap import RECORDS, GatedTap
+from websockets.sync.client import ClientConnection, connect
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -14,12 +14,13 @@ Rules:
 from __future__ import annotations
 
 import difflib
-from typing import Literal, NamedTuple
-
-import msgspec
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from flx_api.errors import NotFound
 from flx_api.models import auth, execution, monitoring, pipeline, project
+
+if TYPE_CHECKING:
+    import msgspec
 
 Idempotency = Literal["read", "idempotent", "key", "none"]
 
@@ -63,13 +64,9 @@ COMMANDS: dict[str, Command] = _table(
     Command(
         "environment.list", project.NoArgs, project.EnvironmentPage, "read", "unary", "The project's environments."
     ),
-    Command(
-        "pipeline.list", pipeline.PipelineListArgs, pipeline.PipelinePage, "read", "unary", "Pipelines, by name."
-    ),
+    Command("pipeline.list", pipeline.PipelineListArgs, pipeline.PipelinePage, "read", "unary", "Pipelines, by name."),
     Command("pipeline.get", pipeline.PipelineIdArgs, pipeline.Pipeline, "read", "unary", "One pipeline."),
-    Command(
-        "pipeline.create", pipeline.PipelineCreateArgs, pipeline.Pipeline, "key", "unary", "Make a pipeline."
-    ),
+    Command("pipeline.create", pipeline.PipelineCreateArgs, pipeline.Pipeline, "key", "unary", "Make a pipeline."),
     Command(
         "pipeline.update",
         pipeline.PipelineUpdateArgs,
@@ -128,9 +125,7 @@ COMMANDS: dict[str, Command] = _table(
         "unary",
         "The row ledger: records in the pipe, rows at the destination, and a verdict for each stream.",
     ),
-    Command(
-        "system.status", project.NoArgs, monitoring.SystemStatus, "read", "unary", "How the daemon is."
-    ),
+    Command("system.status", project.NoArgs, monitoring.SystemStatus, "read", "unary", "How the daemon is."),
     Command("system.info", project.NoArgs, monitoring.SystemInfo, "read", "unary", "Versions and identity."),
     Command(
         "system.echo",

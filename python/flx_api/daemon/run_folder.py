@@ -158,7 +158,7 @@ class RunFolders:
         """
         folder = self.of(spec.attempt_id)
         if folder.process is not None or folder.exit_record is not None:
-            raise Conflict("The attempt has been started before.")  # noqa: EM101, TRY003
+            raise Conflict("The attempt has been started before.")
         for path in (self._runs, folder.path, folder.meter, folder.system):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder.write_spec(spec)
@@ -220,7 +220,7 @@ def _copy_pair(source: Path, target: Path) -> None:
 def _one_segment(name: str) -> str:
     """A name as exactly one path segment; names come from the project and from requests."""
     if not name or name in {".", ".."} or "/" in name or "\0" in name:
-        raise ValueError("not a path segment")  # noqa: EM101, TRY003
+        raise ValueError("not a path segment")
     return name
 
 

@@ -18,7 +18,7 @@ Rules:
 - The environment arrives with the request and replaces the inherited one wholly.
 """
 
-# ruff: noqa: ANN401, BLE001, EM101, PLC0415, PTH104, PTH118, PTH123, PTH208, T201, TRY003
+# ruff: noqa: ANN401, BLE001, PLC0415, PTH104, PTH118, PTH123, PTH208, T201
 # Meltano is imported when its turn has come, and only what a child needs of the standard library (pathlib is not);
 # the hooks stand in for untyped functions; whatever goes wrong in a child ends that child and nothing else.
 

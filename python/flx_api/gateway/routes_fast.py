@@ -68,7 +68,7 @@ class CommandRoutes:
 
     async def _answer(self, exchange: Exchange, command: Command, args: bytes, options: CommandOptions) -> Response:
         if args and not args.lstrip(b" \t\r\n").startswith(b"{"):
-            raise ValidationFailed.field("args", "is not an object")  # noqa: EM101 - the rule misreads field()
+            raise ValidationFailed.field("args", "is not an object")
         return envelope(exchange, command, await self._dispatcher.run(exchange, command, args, options))
 
 

@@ -45,7 +45,7 @@ class PipelineUpdateArgs(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     id: PipelineId
     description: Description | UnsetType = UNSET
     tasks: Tasks | UnsetType = UNSET
-    environment: EnvironmentName | None | UnsetType = UNSET
+    environment: EnvironmentName | UnsetType | None = UNSET
     tags: Tags | UnsetType = UNSET
     revision: Annotated[int, Meta(ge=1)] | None = None
 

@@ -36,9 +36,10 @@ class ProjectValidation(msgspec.Struct, frozen=True):
 class PluginListArgs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Plugins, of one type if given."""
 
-    type: Literal[
-        "extractors", "loaders", "mappers", "utilities", "transformers", "transforms", "orchestrators", "files"
-    ] | None = None
+    type: (
+        Literal["extractors", "loaders", "mappers", "utilities", "transformers", "transforms", "orchestrators", "files"]
+        | None
+    ) = None
 
 
 class PluginView(msgspec.Struct, frozen=True):

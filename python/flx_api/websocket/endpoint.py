@@ -119,7 +119,7 @@ class Endpoint:
             raise NotFound
         client_id = decode_segment(name)
         if not _CLIENT_ID.fullmatch(client_id):
-            raise InvalidRequest.field("client_id", "is 1 to 128 letters, digits, or ._:@-")  # noqa: EM101
+            raise InvalidRequest.field("client_id", "is 1 to 128 letters, digits, or ._:@-")
         key = exchange.headers.get(b"sec-websocket-key")
         if key is not None and not _is_key(key):
             detail = "Sec-WebSocket-Key is not 16 bytes in base64"
@@ -152,7 +152,7 @@ class Endpoint:
         if principal is None:
             principal = self._tickets.redeem(tickets[0], now_s) if tickets else None
             if principal is None or principal.expires_at <= now_s:
-                raise TokenRejected("unknown_ticket")  # noqa: EM101 - a reason for metrics, not a sentence
+                raise TokenRejected("unknown_ticket")
         origin, host = _text(exchange.origin), _text(exchange.host)
         if not origin_allowed(origin, host, self._origins):
             raise Forbidden(code="origin_not_allowed")
@@ -241,7 +241,7 @@ class Endpoint:
             case "ping":
                 connection.send(protocol.frame("pong", timestamp=int(time.time() * 1_000_000)))
             case "subscribe" | "unsubscribe" if message.event is None:
-                raise InvalidRequest.field("event", "is needed")  # noqa: EM101
+                raise InvalidRequest.field("event", "is needed")
             case "subscribe" if message.event is not None:
                 await self._manager.subscribe(connection, message.event, message.from_)
             case "unsubscribe" if message.event is not None:

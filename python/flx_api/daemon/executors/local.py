@@ -239,7 +239,7 @@ class LocalExecutor:
             try:
                 answer = await report.line(within_s) or answer
             except TimeoutError as error:
-                raise DeadlineExceeded("Meltano took too long.") from error  # noqa: EM101, TRY003
+                raise DeadlineExceeded("Meltano took too long.") from error
             finally:
                 report.close()
                 if identity is not None:
@@ -284,7 +284,7 @@ class LocalExecutor:
             report.close()
             identity = identify(answer.pid)
             if identity is None:
-                raise Unavailable("The run's process ended at once.")  # noqa: EM101, TRY003, TRY301
+                raise Unavailable("The run's process ended at once.")  # noqa: TRY301
             await asyncio.to_thread(records.write_process, identity, self._boot_id)
             return LocalRun(identity, records, gate)
         except BaseException:

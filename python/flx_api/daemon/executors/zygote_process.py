@@ -187,7 +187,7 @@ class ZygoteProcess:
         except OSError as error:
             report.close()
             log.warning("no process for Meltano", reason=repr(error))
-            raise Unavailable("Meltano cannot be started.") from error  # noqa: EM101, TRY003
+            raise Unavailable("Meltano cannot be started.") from error
         except BaseException:
             report.close()
             raise
@@ -195,7 +195,7 @@ class ZygoteProcess:
             report.close()
             reap(process.pid)
             log.warning("Meltano's process ended at once", reason=answer.error if answer else self._last_words())
-            raise Unavailable("Meltano cannot be started.")  # noqa: EM101, TRY003
+            raise Unavailable("Meltano cannot be started.")
         return answer, report
 
     async def _send(self, control: socket.socket, kind: str, descriptors: list[int]) -> None:

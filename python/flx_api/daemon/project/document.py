@@ -25,7 +25,7 @@ from ruamel.yaml.reader import ReaderError
 from ruamel.yaml.scalarbool import ScalarBoolean
 
 
-class Refused(Exception):  # noqa: N818  it is an answer, not a fault; `parse` turns it into a FieldError
+class Refused(Exception):
     """One place of the project's files that Meltano would not accept."""
 
     def __init__(self, field: str, reason: str) -> None:

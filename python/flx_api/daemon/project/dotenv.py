@@ -57,7 +57,7 @@ def _interpolate(value: str, found: Mapping[str, str | None], environ: Mapping[s
     return _VARIABLE.sub(replace, value)
 
 
-class _Stuck(Exception):  # noqa: N818  an answer of the scan, caught in this file
+class _Stuck(Exception):
     """A line cannot be understood from this place on."""
 
     def __init__(self, at: int) -> None:
