@@ -100,18 +100,18 @@ def _prepare_secret(file: Path) -> None:
 def make_runtime_dir(settings: Settings, environ: dict[str, str]) -> Path:
     """Make the folder for sockets, named by the data folder so that two services never meet.
 
+    It lies in XDG_RUNTIME_DIR, else in TMPDIR, else in /tmp: the first in which a socket's path is short enough.
+
     Raises:
-        StartupError: it cannot be made, belongs to someone else, or its path is too long for a socket.
+        StartupError: it cannot be made or belongs to someone else.
     """
     mark = hashlib.sha256(os.fsencode(settings.data_path)).hexdigest()[:12]
+    owned = f"flx-{os.getuid()}-{mark}"
+    places = [Path(place) / owned for place in (environ.get("TMPDIR"), "/tmp") if place]  # noqa: S108 - owner checked
     chosen = environ.get("XDG_RUNTIME_DIR", "")
     if chosen and os.access(chosen, os.W_OK | os.X_OK):
-        folder = Path(chosen) / f"flx-{mark}"
-    else:
-        folder = Path(environ.get("TMPDIR") or "/tmp") / f"flx-{os.getuid()}-{mark}"  # noqa: S108 - owner checked below
-    if len(os.fsencode(folder / "daemon.sock")) > SOCKET_PATH_LIMIT:
-        msg = f"XDG_RUNTIME_DIR: {folder} is too long for a socket's path; name a shorter one (or TMPDIR)"
-        raise StartupError(msg)
+        places.insert(0, Path(chosen) / f"flx-{mark}")
+    folder = next((p for p in places if len(os.fsencode(p / "daemon.sock")) <= SOCKET_PATH_LIMIT), places[-1])
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.lstat()

@@ -5,13 +5,12 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING
 
+import dotenv
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flx_api.daemon.project.dotenv import read_dotenv
-
-dotenv = pytest.importorskip("dotenv", reason="the judge of this test")
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
