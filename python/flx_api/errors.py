@@ -69,6 +69,7 @@ CODES: dict[str, Code] = {
     "not_found": Code(404, _NOT_FOUND, "client", retryable=False, title="There is no such thing"),
     "unknown_command": Code(404, _UNIMPLEMENTED, "client", retryable=False, title="There is no such command"),
     "method_not_allowed": Code(405, _UNIMPLEMENTED, "client", retryable=False, title="The method is not allowed here"),
+    "request_timeout": Code(408, _DEADLINE, "client", retryable=True, title="The body did not arrive in time"),
     "already_exists": Code(409, _ALREADY_EXISTS, "client", retryable=False, title="The name is taken"),
     "already_running": Code(409, _PRECONDITION, "client", retryable=True, title="The pipeline is running"),
     "managed_by_project": Code(

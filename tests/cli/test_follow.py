@@ -73,6 +73,19 @@ def test_an_execution_is_followed_to_its_end() -> None:
     assert ["status", "log", "status"] == kinds
 
 
+def test_several_are_followed_until_the_last_is_over() -> None:
+    def handler(connection: ServerConnection) -> None:
+        for _ in range(6):
+            connection.recv()
+        for number, (execution, status) in enumerate([("x", "running"), ("y", "failed"), ("x", "succeeded")]):
+            connection.send(_event(f"execution.{execution}.status", str(number), status=status))
+        connection.recv()
+
+    with _server(handler) as client:
+        seen = [event["data"]["status"] for event in follow.execution_events(client, "x", "y")]
+    assert ["running", "failed", "succeeded"] == seen
+
+
 def test_a_run_that_was_over_before_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Client, "execution", lambda *_: {"status": "failed"})
     silent = {"event": "", "type": "nothing"}

@@ -193,3 +193,35 @@ def test_topics_like_a_naive_matcher(patterns: list[str], topic: str) -> None:
         return name[: len(words) - 1] == words[:-1] and len(name) >= len(words) if words[-1] == "*" else name == words
 
     assert Topics(patterns).match(topic) == any(naive(pattern) for pattern in patterns)
+
+
+def test_a_log_that_is_over_is_not_given_again_while_its_run_is_written_down(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with parts(tmp_path) as daemon:
+            log = new_log(daemon, tmp_path, "run")
+            daemon.fake.active_logs = lambda: ("run",)  # type: ignore[method-assign]
+            with growing_log(tmp_path / "run", log) as to_run:
+                batches = watch(daemon)
+                await anext(batches)
+                to_run(b"one", b"two")
+                log.finish()
+                assert [line for _, line, _ in shown(await anext(batches))] == [1, 2]
+                await emit(daemon)
+                assert shown(await anext(batches)) == [("t", 1, 0)]
+
+    asyncio.run(story())
+
+
+def test_events_that_vanish_before_anybody_is_told_are_a_gap(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with parts(tmp_path) as daemon:
+            for _ in range(3):
+                await emit(daemon)
+            real = daemon.journal.events_after
+            # Retention has committed, and the loop has not heard of it yet.
+            daemon.journal.events_after = lambda seq, limit: real(max(seq, 2), limit)  # type: ignore[method-assign]
+            batches = watch(daemon, epoch=daemon.journal.epoch, after_seq=1)
+            first = await anext(batches)
+            assert (first.gap_reason, shown(first)) == ("evicted", [("t", 3, 2)])
+
+    asyncio.run(story())

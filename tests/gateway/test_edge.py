@@ -78,3 +78,13 @@ def test_metrics_may_be_hidden() -> None:
             return [answer.status_code for answer in answers]
 
     assert [asyncio.run(story(who)) for who in ("public", "token", "off")] == [[200, 200], [401, 200], [404, 404]]
+
+
+def test_the_root_is_nobodys_but_commands() -> None:
+    async def story() -> None:
+        async with running() as gateway:
+            for method in ("GET", "POST"):
+                assert (await gateway.client.request(method, "/favicon")).json()["code"] == "not_found"
+            assert (await gateway.client.get("/system.echo")).status_code == 405
+
+    asyncio.run(story())

@@ -53,6 +53,19 @@ def test_what_is_wrong_is_refused(headers: dict[str, str], chunks: list[bytes], 
     assert caught.value.code == code
 
 
+def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flx_api.gateway.intake.BODY_TIMEOUT_S", 0.01)
+
+    async def story() -> None:
+        wire = Wire()
+        request = scope("POST", "/", {**JSON, "content-length": "4"})
+        with pytest.raises(InvalidRequest) as caught:
+            await take_body(Exchange(request, asyncio.Event().wait, wire.send, "r"), 10)  # type: ignore[arg-type]
+        assert (caught.value.code, caught.value.spec.http) == ("request_timeout", 408)
+
+    asyncio.run(story())
+
+
 def test_nothing_is_nothing() -> None:
     assert take({}) == b""
     assert take({"content-length": "0"}) == b""

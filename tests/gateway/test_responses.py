@@ -44,5 +44,8 @@ def test_every_response_is_hardened() -> None:
     assert headers[b"cache-control"] == b"no-store"
     assert headers[b"server"] == b"flx"
     assert headers[b"x-request-id"] == b"r1"
+    assert b"strict-transport-security" not in headers
+    exchange.scope["scheme"] = "https"
+    assert b"strict-transport-security" in dict(finish(exchange, [], Cors(())))
     assert headers[b"content-security-policy"].startswith(b"default-src 'none'")
     assert dict(finish(exchange, [(b"content-security-policy", b"x")], Cors(())))[b"content-security-policy"] == b"x"

@@ -10,7 +10,7 @@ from flx_api.models.pipeline import PipelineCreateArgs
 
 @pytest.mark.parametrize(
     "name",
-    ["-h", "--version", "a;id", "$(id)", "`id`", "a\nb", "a\x00", "../x", "x" * 64, "", "Upper", "a b", "é"],
+    ["-h", "--version", "a;id", "$(id)", "`id`", "a\nb", "a\x00", "../x", "x" * 64, "", "Upper", "a b", "é", "a\n"],
 )
 def test_bad_pipeline_names(name: str) -> None:
     """A pipeline's name is `[a-z0-9][a-z0-9_-]{0,62}` and nothing else."""
@@ -18,7 +18,9 @@ def test_bad_pipeline_names(name: str) -> None:
         msgspec.convert({"name": name, "tasks": [["a", "b"]]}, PipelineCreateArgs)
 
 
-@pytest.mark.parametrize("block", ["--full-refresh", "-x", "a b", "a;b", "$x", "a:b:c", ":b", "a:", "../t", "a\nb", ""])
+@pytest.mark.parametrize(
+    "block", ["--full-refresh", "-x", "a b", "a;b", "$x", "a:b:c", ":b", "a:", "../t", "a\nb", "a\n", ""]
+)
 def test_bad_blocks(block: str) -> None:
     """A block can never be taken for an option or a path."""
     with pytest.raises(msgspec.ValidationError):

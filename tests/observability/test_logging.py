@@ -53,3 +53,19 @@ def test_the_standard_library_ends_up_in_the_same_lines(out: io.StringIO) -> Non
     found = json.loads(line)
     assert (found["event"], found["logger"], found["level"]) == ("it broke", "some.library", "error")
     assert "KeyError" in found["exception"]
+
+
+def test_a_terminal_sees_no_locals_of_a_frame() -> None:
+    stream = io.StringIO()
+    set_up("info", stream=stream, as_json=False)
+    try:
+        token = "abcdefghi"
+        try:
+            dict[str, str]()["why"]
+        except KeyError:
+            structlog.get_logger().exception("broke")
+        assert "KeyError" in stream.getvalue()
+        assert token not in stream.getvalue()
+    finally:
+        structlog.reset_defaults()
+        logging.basicConfig(handlers=[], force=True)

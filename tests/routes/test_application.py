@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from tests.gateway_app import running
+from tests.gateway_app import Wire, running, scope
 from tests.gateway_process import bearer
 
 from flx_api.routes.table import RESOURCES
@@ -32,5 +32,17 @@ def test_an_error_inside_the_framework_is_a_problem_document() -> None:
             assert (answer.status_code, answer.json()["code"]) == (422, "validation_failed")
             assert answer.headers["content-type"] == "application/problem+json"
             assert answer.headers["x-request-id"] == answer.json()["request_id"]
+
+    asyncio.run(story())
+
+
+def test_a_client_that_leaves_is_no_fault_of_ours() -> None:
+    async def story() -> None:
+        async with running() as gateway:
+            gateway.daemon.answers["execution.wait"] = lambda _: None
+            wire = Wire()
+            headers = {name.lower(): value for name, value in bearer().items()}
+            await gateway.app(scope(path="/v1/executions/x/wait", headers=headers), wire.receive, wire.send)
+            assert gateway.parts.metrics.requests == {("/v1/executions/{id}/wait", "GET", "4xx"): 1}
 
     asyncio.run(story())

@@ -133,3 +133,55 @@ def test_without_a_daemon_the_answer_comes_within_a_second() -> None:
 
     with tempfile.TemporaryDirectory(prefix="flx") as folder:
         asyncio.run(story(Path(folder)))
+
+
+def test_what_was_abandoned_stays_outstanding_until_the_daemon_is_done_with_it() -> None:
+    async def story(daemon: SmallDaemon, upstream: Upstream, _server: Server, _socket: Path) -> None:
+        daemon.answers["slow"] = lambda _: None
+        free = upstream._credits._value
+        call = asyncio.create_task(upstream.call(frame("slow"), 0.2, read=True))
+        while not daemon.commands():  # noqa: ASYNC110 - the daemon's list is no event
+            await asyncio.sleep(0)
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+        assert (upstream._credits._value, len(upstream._abandoned)) == (free - 1, 1)
+        while upstream._abandoned:  # noqa: ASYNC110 - it ends with its deadline
+            await asyncio.sleep(0.01)
+        assert upstream._credits._value == free
+
+    run(story)
+
+
+def test_those_who_wait_leave_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flx_api.upstream.channel._WAITS", 2)
+
+    async def story(daemon: SmallDaemon, upstream: Upstream, _server: Server, _socket: Path) -> None:
+        daemon.answers["execution.wait"] = lambda _: None
+        waits = [asyncio.create_task(upstream.call(frame("execution.wait"), 0.1, read=True)) for _ in range(2)]
+        await asyncio.sleep(0)
+        with pytest.raises(Unavailable):
+            await upstream.call(frame("execution.wait"), 5, read=True)
+        assert (await upstream.call(frame(), 5, read=True)).result == b"{}"
+        await asyncio.gather(*waits, return_exceptions=True)
+        assert upstream._waits == 0
+
+    run(story)
+
+
+def test_a_fault_of_any_kind_does_not_end_the_connection_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story(daemon: SmallDaemon, upstream: Upstream, server: Server, socket: Path) -> None:
+        read = upstream._read
+
+        async def broken(_stream: object) -> None:
+            monkeypatch.setattr(upstream, "_read", read)
+            raise ValueError
+
+        monkeypatch.setattr(upstream, "_read", broken)
+        await stop(server)
+        async with serving(daemon, socket):
+            while upstream._read is not read:  # noqa: ASYNC110 - an attribute is no event
+                await asyncio.sleep(0.01)
+            await upstream.connected.wait()
+            assert (await upstream.call(frame(), 5, read=True)).result == b"{}"
+
+    run(story)

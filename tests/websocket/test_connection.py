@@ -53,3 +53,15 @@ def test_frames_leave_in_order_and_a_full_queue_ends_the_connection() -> None:
         await asyncio.gather(writer, return_exceptions=True)
 
     asyncio.run(story())
+
+
+def test_one_long_frame_is_not_a_slow_reader() -> None:
+    async def story() -> None:
+        peer = Peer()
+        connection = Connection("c", ANNA, peer.send, 0.0)
+        connection.send("x" * (BACKLOG_BYTES * 2))
+        assert not connection.closing.done()
+        connection.send("y")
+        assert connection.closing.result() is CloseCode.TOO_SLOW
+
+    asyncio.run(story())

@@ -234,3 +234,31 @@ def test_a_drain_tells_everyone_and_lets_nobody_in() -> None:
         await drain
 
     run(story)
+
+
+def test_a_resume_never_queues_more_than_a_reader_can_take() -> None:
+    async def story() -> None:
+        hub = Hub(1 << 24)
+        for _ in range(60):
+            hub.publish(size=100_000)
+        connection = hub.connect()
+        writer = asyncio.create_task(connection.write(lambda: 0.0))
+        await hub.manager.subscribe(connection, "pipeline_events", encode(Position("e", 0)))
+        while connection._backlog:  # noqa: ASYNC110 - a queue is no event
+            await asyncio.sleep(0)
+        assert not connection.closing.done()
+        assert hub.metrics.events_delivered == 60
+        writer.cancel()
+
+    run(story)
+
+
+def test_a_gap_is_told_to_those_who_resume_their_first_subscription() -> None:
+    async def story() -> None:
+        hub = Hub()
+        connection = hub.connect()
+        connection.suspended = True
+        hub.manager.gap("epoch")
+        assert [frame["code"] for frame in frames(connection)] == ["gap"]
+
+    run(story)

@@ -133,3 +133,21 @@ def test_offences_end_a_connection() -> None:
         assert (await large.hear())["code"] == 1009
 
     run(story)
+
+
+def test_a_query_that_cannot_be_read_is_the_clients_fault() -> None:
+    async def story(gateway: Running) -> None:
+        answer = await Socket(gateway, "/ws/me?" + "&".join(["a=1"] * 20), bearer()).hear()
+        assert answer["status"] == 400
+
+    run(story)
+
+
+def test_a_refusal_is_counted_once() -> None:
+    async def story(gateway: Running) -> None:
+        assert (await Socket(gateway, "/ws/me", {}).hear())["status"] == 401
+        assert gateway.parts.metrics.refusals == {"missing_token": 1}
+        assert (await Socket(gateway, "/ws/", bearer()).hear())["status"] == 404
+        assert gateway.parts.metrics.refusals == {"missing_token": 1, "not_found": 1}
+
+    run(story)

@@ -32,6 +32,16 @@ _LONGEST_PAUSE_S = 5.0
 _STEADY_S = 10.0
 
 
+def leave_out_optional_parts() -> None:
+    """Let our libraries believe that rich and pydantic are not installed; to be called before they are imported.
+
+    structlog imports rich for coloured tracebacks, BlackSheep pydantic for models: we use neither in a service, and
+    they cost a fifth of its start. None in `sys.modules` makes an import fail as if there were no such module.
+    """
+    for name in ("rich", "pydantic"):
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]
+
+
 class Child:
     """One process that is to be running.
 

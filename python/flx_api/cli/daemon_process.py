@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from flx_api.cli.children import expect_parent
+from flx_api.cli.children import expect_parent, leave_out_optional_parts
 from flx_api.config import load
 from flx_api.errors import StartupError
 
@@ -14,6 +14,7 @@ from flx_api.errors import StartupError
 def main() -> int:
     """Run the daemon until it is told to end; 2 when it cannot start, with one line that says why."""
     expect_parent(int(sys.argv[1]))
+    leave_out_optional_parts()
     from flx_api.daemon.main import run_daemon  # noqa: PLC0415 - after the parent is known to live
 
     try:

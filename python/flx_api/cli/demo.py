@@ -1,8 +1,9 @@
 """`flx demo`: a real service, a real user, real pipelines on real data, all through the API.
 
 Strategy: the demo does what a person would: it starts `flx serve`, makes a user, logs in over HTTP, starts two
-pipelines and follows them over the WebSocket, then shows the row ledger and one answer from the warehouse. It is a
-client like any other; every number it prints comes from the service or the warehouse.
+pipelines side by side (one tap twice at once, which plain Meltano cannot do), follows them over the WebSocket, then
+shows the row ledgers and one answer from the warehouse. It is a client like any other; every number it prints comes
+from the service or the warehouse.
 
 Rules:
 - It succeeds only when every record that left the extractor was found at the destination, in both pipelines.
@@ -70,7 +71,7 @@ class Demo:
         with self._serving(settings) as endpoints:
             client = self._log_in(settings, endpoints)
             with client:
-                ends = [self._pipeline(client, name) for name in _PIPELINES]
+                ends = self._pipelines(client)
             self._answer()
         self._say(f"the service has stopped; everything it wrote is in {self._folder}")
         good = all(end["verdict"] == "verified" for end in ends) and len({end["records"] for end in ends}) == 1
@@ -131,33 +132,40 @@ class Demo:
         self._say(f"user {_USER!r} made and logged in over HTTP; the token is good for {answer['expires_in']} s")
         return Client(endpoints.url, answer["access_token"])
 
-    # ---- a pipeline ----
+    # ---- the pipelines ----
 
-    def _pipeline(self, client: Client, name: str) -> dict[str, Any]:
+    def _pipelines(self, client: Client) -> list[dict[str, Any]]:
+        """Start all pipelines, follow them side by side, and return how each ended."""
         self._console.print()
-        execution = client.run(name)
-        self._console.print(f"[bold]{name}[/bold] is execution {execution}", soft_wrap=True)
+        executions = {client.run(name): name for name in _PIPELINES}
+        for execution, name in executions.items():
+            self._console.print(f"[bold]{name}[/bold] is execution {execution}", soft_wrap=True)
         with StreamProgress(self._console) as progress:
-            for event in execution_events(client, execution):
-                if event["event"].endswith(".metric"):
-                    progress.update(event["data"])
-                elif event["event"].endswith(".status"):
-                    progress.status(event["data"]["status"])
-            end = client.wait(execution)
-        self._console.print(self._ledger(client, execution))
+            for event in execution_events(client, *executions):
+                _, execution, kind = event["event"].split(".")
+                if kind == "metric":
+                    progress.update(executions[execution], event["data"])
+                elif kind == "status":
+                    progress.status(executions[execution], event["data"]["status"])
+        return [self._end(client, execution, name) for execution, name in executions.items()]
+
+    def _end(self, client: Client, execution: str, name: str) -> dict[str, Any]:
+        end = client.wait(execution)
+        took = ((end["finished_us"] or 0) - (end["started_us"] or 0)) / 1e6
+        self._console.print()
+        self._console.print(self._ledger(client, execution, name))
+        self._console.print(
+            f"{end['status']}, {end['verdict'] or 'not counted'}: {end['records'] or 0:,} records, {took:.1f} s"
+        )
         for warning in end.get("warnings", ()):
             self._say(f"  warning: {warning}")
         if end.get("error"):
             self._say(f"  error: {end['error']}")
-        took = ((end["finished_us"] or 0) - (end["started_us"] or 0)) / 1e6
-        self._console.print(
-            f"{end['status']}, {end['verdict'] or 'not counted'}: {end['records'] or 0:,} records, {took:.1f} s"
-        )
         return end
 
     @staticmethod
-    def _ledger(client: Client, execution: str) -> Table:
-        table = Table("stream", title="row ledger", title_justify="left")
+    def _ledger(client: Client, execution: str, name: str) -> Table:
+        table = Table("stream", title=f"row ledger of {name}", title_justify="left")
         for heading in ("in the pipe", "at the destination"):
             table.add_column(heading, justify="right")
         table.add_column("verdict")

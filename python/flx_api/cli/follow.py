@@ -88,15 +88,18 @@ def _messages(socket: ClientConnection, idle_s: float | None) -> Iterator[dict[s
             yield message
 
 
-def execution_events(client: Client, execution: str) -> Iterator[dict[str, Any]]:
-    """Status, metric and log events of one execution until it is over."""
-    topics = [f"execution.{execution}.{kind}" for kind in ("status", "metric", "log")]
+def execution_events(client: Client, *executions: str) -> Iterator[dict[str, Any]]:
+    """Status, metric and log events of executions, as they come, until all of them are over."""
+    topics = [f"execution.{execution}.{kind}" for execution in executions for kind in ("status", "metric", "log")]
+    going = set(executions)
     for event in events(client, topics, idle_s=1.0):
         if event:
             yield event
-            over = event["event"].endswith(".status") and event["data"].get("status") in OVER
+            _, execution, kind = event["event"].split(".")
+            if kind == "status" and event["data"].get("status") in OVER:
+                going.discard(execution)
         else:
             # It may have been over before we were heard: silence is a reason to ask.
-            over = client.execution(execution)["status"] in OVER
-        if over:
+            going = {execution for execution in going if client.execution(execution)["status"] not in OVER}
+        if not going:
             return

@@ -27,7 +27,7 @@ from granian.http import HTTP1Settings, HTTP2Settings
 from granian.log import LogLevels
 from granian.server.mp import MPServer
 
-from flx_api.cli.children import expect_parent
+from flx_api.cli.children import expect_parent, leave_out_optional_parts
 from flx_api.config import Settings, load
 from flx_api.errors import StartupError
 
@@ -101,6 +101,7 @@ def hand_over(app: Any, server: int) -> Any:  # noqa: ANN401 - an ASGI callable
 def main() -> int:
     """Serve until told to end; 2 when the gateway cannot start, with one line that says why."""
     expect_parent(int(sys.argv[1]))
+    leave_out_optional_parts()
     try:
         settings = load(os.environ)
         from flx_api.main import create_app  # noqa: PLC0415 - the application is heavy; the parent is known to live

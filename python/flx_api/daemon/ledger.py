@@ -332,7 +332,7 @@ def _state_of(snapshot: Snapshot | None) -> object:
         return None
     try:
         value = msgspec.json.decode(snapshot.last_state)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return None
     if isinstance(value, dict) and value.get("type") == "STATE" and "value" in value:
         return value["value"]

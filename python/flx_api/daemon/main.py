@@ -122,7 +122,6 @@ async def _live(settings: Settings, address: Address, ready: Callable[[], None],
         stack.push_async_callback(journal.close)
         projects = ProjectCache(settings.project_dir, environ)
         executor = _executor(settings, address, projects, environ)
-        await executor.start()
         stack.push_async_callback(executor.close)
         executions = Executions(
             journal,
@@ -159,6 +158,11 @@ async def _live(settings: Settings, address: Address, ready: Callable[[], None],
         await _tell(journal, SystemEvent("started", "The daemon accepts commands."))
         log.info("daemon ready", epoch=journal.epoch, seq=journal.seq)
         ready()
+        # Last: Meltano's import takes a core for a second or more, and nobody who waits for us waits for that.
+        await executor.start()
+        # The first request that needs the model should find it read; a broken project is told when it is asked for.
+        with contextlib.suppress(ProjectInvalid):
+            await asyncio.to_thread(projects.current)
         await stop.wait()
         log.info("daemon stopping")
         health.set(False)
@@ -263,8 +267,13 @@ def _database_uri(projects: ProjectCache) -> str | None:
 def _states_reader(settings: Settings, projects: ProjectCache, environ: Mapping[str, str]) -> Callable[..., Any]:
     root = settings.project_dir
     shared = root / environ.get("MELTANO_SYS_DIR_ROOT", ".meltano")
-    uri = meltano_database.resolve_uri(_database_uri(projects), shared, root, environ)
-    return partial(read_states, meltano_database.sqlite_file(uri))
+
+    def read(state_ids: tuple[str, ...]) -> Any:  # noqa: ANN401 - what read_states returns
+        # Asked for each run: the project may name another database by then, and the start waits for no YAML.
+        uri = meltano_database.resolve_uri(_database_uri(projects), shared, root, environ)
+        return read_states(meltano_database.sqlite_file(uri), state_ids)
+
+    return read
 
 
 def _meter() -> MeterCommand | None:

@@ -226,6 +226,6 @@ def _decode_lines(data: bytes) -> list[_Record]:
     for line in data.splitlines():
         try:
             records.append(_DECODER.decode(line))
-        except msgspec.DecodeError:  # a newer meter's record, or a torn line
+        except (msgspec.DecodeError, RecursionError):  # a newer meter's record, or a torn line
             continue
     return records

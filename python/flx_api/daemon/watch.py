@@ -81,6 +81,8 @@ class Watcher:
         self._seq = self._start(request)
         self._named = {position.execution_id: position.after_line for position in request.logs}
         self._lines: dict[str, int] = {}
+        # Logs that were given to their end; their runs may still count as active for a while.
+        self._given: set[str] = set()
         for execution_id in executions.active_logs():
             self._lines[execution_id] = executions.log(execution_id).last_line
         self._lines.update(self._named)
@@ -122,6 +124,9 @@ class Watcher:
         for row in self._journal.events_after(self._seq, BATCH_EVENTS):
             if size > BATCH_BYTES:
                 break
+            if row.seq != self._seq + 1:
+                # Numbers are dense: retention has removed some since `oldest` was looked at.
+                self._gap = self._gap or "evicted"
             self._seq = row.seq
             self._note_new_execution(row)
             if self._concerns(row.tenant) and self._topics.match(row.topic):
@@ -138,8 +143,11 @@ class Watcher:
                 self._lines[execution_id] = 0
 
     async def _take_lines(self, events: list[Event], size: int) -> None:
-        for execution_id in self._executions.active_logs():
-            self._lines.setdefault(execution_id, 0)
+        active = self._executions.active_logs()
+        self._given.intersection_update(active)
+        for execution_id in active:
+            if execution_id not in self._given:
+                self._lines.setdefault(execution_id, 0)
         for execution_id in list(self._lines):
             if len(events) >= BATCH_EVENTS or size >= BATCH_BYTES:
                 return
@@ -153,6 +161,7 @@ class Watcher:
             size += self._take_log(events, execution_id, log, BATCH_BYTES - size)
             if log.complete and self._lines[execution_id] >= log.last_line:
                 del self._lines[execution_id]
+                self._given.add(execution_id)
 
     def _take_log(self, events: list[Event], execution_id: str, log: LogFile, room: int) -> int:
         after, size, now_us = self._lines[execution_id], 0, self._clock()

@@ -145,10 +145,13 @@ def read_request(descriptor: int) -> dict[str, Any]:
         return request
 
 
-def tell(report: int, message: dict[str, Any]) -> None:
-    """One line to whoever asked; it may have gone away."""
-    with contextlib.suppress(OSError):
+def tell(report: int, message: dict[str, Any]) -> bool:
+    """One line to whoever asked; False when it has gone away."""
+    try:
         os.write(report, json.dumps(message).encode() + b"\n")
+    except OSError:
+        return False
+    return True
 
 
 def leave(code: int) -> None:
@@ -181,7 +184,10 @@ def keep_run(request: dict[str, Any], gate: int, report: int) -> int:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     os.close(started_write)
-    tell(report, {"pid": os.getpid()})
+    if not tell(report, {"pid": os.getpid()}):
+        # Given up for dead, and another process was made that waits at this same gate: its byte is not for us.
+        os.kill(inner, signal.SIGKILL)
+        return 1
     os.close(report)
 
     _, status, usage = os.wait4(inner, 0)

@@ -106,6 +106,10 @@ class Follower:
                 self.reason = "the event stream ended"
             except _LOSSES as error:
                 self.reason = f"the event stream broke ({type(error).__name__})"
+            except Exception as error:  # noqa: BLE001 - said and logged; the task goes on
+                # Whatever it is, without this task nobody would hear anything and readiness would not say so.
+                self.reason = f"the event stream failed ({type(error).__name__})"
+                structlog.get_logger("flx.events").exception("follower.unexpected")
             structlog.get_logger("flx.events").info("follower.lost", reason=self.reason)
             await asyncio.sleep(_PAUSE_S)
 

@@ -24,7 +24,7 @@ import structlog
 
 from flx_api.errors import FlxError, InvalidRequest, NotFound
 from flx_api.gateway.exchange import Exchange, RequestIds
-from flx_api.gateway.intake import ClientGone, take_body
+from flx_api.gateway.intake import CLIENT_GONE, ClientGone, take_body
 from flx_api.gateway.responses import finish, problem, refused, unexpected
 from flx_api.gateway.routes_fast import Response
 
@@ -40,8 +40,9 @@ if TYPE_CHECKING:
     from flx_api.observability.metrics import Metrics
 
 _HOST: Final = re.compile(rb"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(:[0-9]{1,5})?")
+# Names of commands hold a dot; every other path at the root is none of ours, whatever the method.
+_ROOT_COMMAND: Final = "/{name}"
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-_CLIENT_GONE: Final = 499
 
 _log = structlog.get_logger("flx.edge")
 
@@ -115,7 +116,7 @@ class Edge:
         except FlxError as error:
             await self.respond(exchange, self._refusal(exchange, error))
         except ClientGone:
-            exchange.status = _CLIENT_GONE
+            exchange.status = CLIENT_GONE
         except (asyncio.CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit):
             raise
         except BaseException as error:
@@ -135,6 +136,8 @@ class Edge:
             scope = exchange.scope
             raw = scope.get("raw_path") or scope["path"].encode()
             exchange.path, route, exchange.values = self._paths.find(raw.split(b"?", 1)[0])
+            if route.template == _ROOT_COMMAND and "." not in exchange.values["name"]:
+                return NotFound()
             exchange.route = route
             method = "GET" if exchange.method == "HEAD" else exchange.method
             if method not in route.access and method != "OPTIONS":
@@ -257,7 +260,7 @@ class Edge:
             await exchange.send({"type": "http.response.body", "body": body, "more_body": False})
         except (RuntimeError, OSError):
             # The client left before its answer; Granian says so by raising.
-            exchange.status = _CLIENT_GONE
+            exchange.status = CLIENT_GONE
 
     def _record(self, exchange: Exchange) -> None:
         """Count the request; this runs whatever happened."""

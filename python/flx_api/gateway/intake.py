@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from flx_api.gateway.exchange import Exchange
 
 BODY_TIMEOUT_S: Final = 25.0
-_LATE: Final = "deadline_exceeded"
+CLIENT_GONE: Final = 499
 _BODILESS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _JSON: Final = frozenset({b"application/json", b"application/json;charset=utf-8"})
 
@@ -44,8 +44,7 @@ async def take_body(exchange: Exchange, limit: int) -> bytes:
         async with asyncio.timeout(BODY_TIMEOUT_S):
             body = await _read(exchange, length, limit)
     except TimeoutError:
-        detail = "The body did not arrive in time"
-        raise InvalidRequest(detail, code=_LATE) from None
+        raise InvalidRequest(code="request_timeout") from None
     if body and headers.get(b"content-type", b"").replace(b" ", b"").replace(b'"', b"").lower() not in _JSON:
         raise InvalidRequest(code="unsupported_media_type")
     return body

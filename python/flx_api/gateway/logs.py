@@ -21,7 +21,7 @@ from msgspec import Meta
 
 from flx_api.commands import COMMANDS
 from flx_api.commands.permissions import authorise
-from flx_api.errors import Unavailable
+from flx_api.errors import RateLimited, Unavailable
 from flx_api.gateway.dispatch import frame_principal
 from flx_api.gateway.options import convert, known, query
 from flx_api.gateway.responses import finish
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from flx_api.upstream.channel import Upstream
 
 NDJSON: Final = b"application/x-ndjson"
+# One HTTP/2 connection carries 100 streams, and one more waits for as long as all of these last; commands, events and
+# resumes need theirs.
+MAX_STREAMS: Final = 80
 TEXT: Final = b"text/plain; charset=utf-8"
 
 
@@ -58,6 +61,7 @@ class LogRoute:
         self._dispatcher = dispatcher
         self._cors = cors
         self._draining = draining
+        self._open = 0
 
     async def serve(self, exchange: Exchange) -> None:
         """Answer with the stream."""
@@ -66,16 +70,26 @@ class LogRoute:
         wanted = convert(values, LogQuery)
         principal = exchange.principal
         authorise(COMMANDS["execution.logs"], principal.roles if principal is not None else ())
-        execution_id = exchange.values["id"]
-        await self._dispatcher.run(exchange, COMMANDS["execution.get"], msgspec.json.encode({"id": execution_id}))
+        args = msgspec.json.encode({"id": exchange.values["id"]})
+        await self._dispatcher.run(exchange, COMMANDS["execution.get"], args)
+        if self._open >= MAX_STREAMS:
+            detail = "Too many logs are being read"
+            raise RateLimited(detail, retry_after_s=5)
+        self._open += 1
+        try:
+            await self._stream(exchange, wanted)
+        finally:
+            self._open -= 1
+
+    async def _stream(self, exchange: Exchange, wanted: LogQuery) -> None:
         stub = await self._upstream.stub()
         text = exchange.headers.get(b"accept", b"").startswith(b"text/plain")
         request = LogRequest(
-            execution_id=execution_id,
+            execution_id=exchange.values["id"],
             from_line=wanted.from_line,
             follow=wanted.follow,
             limit=wanted.limit,
-            principal=frame_principal(principal),
+            principal=frame_principal(exchange.principal),
         )
         try:
             async with stub.Logs.open(metadata=self._upstream.metadata) as stream:

@@ -32,6 +32,8 @@ _SECURITY: Final[Headers] = [
     (b"cache-control", b"no-store"),
     (b"referrer-policy", b"no-referrer"),
 ]
+# Only over TLS: over a clear connection browsers ignore it, as they must.
+_STRICT_TRANSPORT: Final = (b"strict-transport-security", b"max-age=31536000")
 _encode = msgspec.json.Encoder().encode
 
 
@@ -96,6 +98,8 @@ def finish(exchange: Exchange, headers: Headers, cors: Cors) -> Headers:
     headers = [*headers, *_SECURITY, (b"x-request-id", exchange.request_id.encode())]
     if not any(key == b"content-security-policy" for key, _ in headers):
         headers.append((b"content-security-policy", STRICT_CSP))
+    if exchange.scope.get("scheme") == "https":
+        headers.append(_STRICT_TRANSPORT)
     if exchange.decision is not None:
         headers += rate_limit_headers(exchange.decision)
     if cors.active:

@@ -8,9 +8,9 @@ import msgspec
 from msgspec import Meta
 
 # A user name is chosen by an administrator and appears in tokens, topics and logs: a plain word or an e-mail address.
-UserName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@+-]{0,127}$")]
+UserName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@+-]{0,127}$(?!\n)")]
 Password = Annotated[str, Meta(min_length=8, max_length=1024)]
-RoleName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
+RoleName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_-]{0,62}$(?!\n)")]
 
 
 class LoginArgs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -15,7 +15,7 @@ from msgspec import Meta
 from flx_api.errors import FieldError
 
 # Printable ASCII: a key is compared byte by byte and appears in logs.
-IdempotencyKey = Annotated[str, Meta(pattern=r"^[\x21-\x7e]{1,255}$")]
+IdempotencyKey = Annotated[str, Meta(pattern=r"^[\x21-\x7e]{1,255}$(?!\n)")]
 Milliseconds = Annotated[int, Meta(ge=1, le=3_600_000)]
 
 

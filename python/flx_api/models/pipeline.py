@@ -13,17 +13,19 @@ from msgspec import UNSET, Meta, UnsetType
 
 from flx_api.models.listing import Limit
 
-PipelineName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+PipelineName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$(?!\n)")]
 # Jobs of meltano.yml may bear any name that Meltano accepts, so look-ups take more than creation does.
 PipelineId = Annotated[str, Meta(min_length=1, max_length=255)]
 # A block is a plugin, a mapping, a job or plugin:command; never an option of the command line.
-BlockName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.@-]{0,126}(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,62})?$")]
+BlockName = Annotated[
+    str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.@-]{0,126}(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,62})?$(?!\n)")
+]
 Task = Annotated[tuple[BlockName, ...], Meta(min_length=1, max_length=64)]
 Tasks = Annotated[tuple[Task, ...], Meta(min_length=1, max_length=64)]
 Description = Annotated[str, Meta(max_length=1000)]
-Tag = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
+Tag = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$(?!\n)")]
 Tags = Annotated[tuple[Tag, ...], Meta(max_length=32)]
-EnvironmentName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}$")]
+EnvironmentName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}$(?!\n)")]
 
 
 class PipelineCreateArgs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -45,7 +45,8 @@ def set_up(level: str, *, stream: TextIO | None = None, as_json: bool | None = N
     if as_json:
         processors += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(_to_json)]
     else:
-        processors.append(structlog.dev.ConsoleRenderer())
+        # The renderer's own choice shows the locals of every frame: tokens and keys among them.
+        processors.append(structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback))
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(number),

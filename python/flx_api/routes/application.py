@@ -17,7 +17,7 @@ from blacksheep.server.routing import Router
 from rodi import Container
 
 from flx_api.errors import FlxError, Internal, InvalidRequest, NotFound
-from flx_api.gateway.intake import ClientGone
+from flx_api.gateway.intake import CLIENT_GONE, ClientGone
 from flx_api.gateway.paths import Paths
 from flx_api.gateway.responses import problem
 from flx_api.routes import table
@@ -90,8 +90,9 @@ async def _on_http_error(_app: Application, request: Request, error: HTTPExcepti
     return _response(request, known)
 
 
-async def _on_client_gone(_app: Application, request: Request, _error: ClientGone) -> Response:
-    return _response(request, Internal())
+async def _on_client_gone(_app: Application, _request: Request, _error: ClientGone) -> Response:
+    # Nobody reads it, but it is counted, and not as a fault of ours.
+    return Response(CLIENT_GONE)
 
 
 async def _on_fault(_app: Application, request: Request, error: Exception) -> Response:

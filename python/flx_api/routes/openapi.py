@@ -156,15 +156,15 @@ def _finish(operation: Json, access: str, command: Command | None) -> None:
     """Security and what can go wrong."""
     if access == "token":
         operation["security"] = [{"bearer": []}]
-        problems = ["400", "401", "403", "404", "409", "412", "413", "415", "422", "429", "500", "503", "504"]
+        problems = ["400", "401", "403", "404", "408", "409", "412", "413", "415", "422", "429", "500", "503", "504"]
     elif access == "probe":
         operation["security"] = []
         problems = ["400", "500"]
     else:
         operation["security"] = []
-        problems = ["400", "401", "404", "413", "415", "422", "429", "500", "503"]
+        problems = ["400", "401", "404", "408", "413", "415", "422", "429", "500", "503"]
     if command is not None and command.idempotency == "read":
-        problems = [status for status in problems if status not in {"409", "412", "413", "415"}]
+        problems = [status for status in problems if status not in {"408", "409", "412", "413", "415"}]
     for status in problems:
         operation["responses"].setdefault(status, {"$ref": f"#/components/responses/{status}"})
 

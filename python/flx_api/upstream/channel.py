@@ -10,7 +10,9 @@ Rules:
 - A loss fails everything that is pending with `upstream_unavailable`. Whether the daemon had seen it is unknown, so
   only commands that change nothing are sent again, once.
 - While there is no connection a call waits at most `PATIENCE_S` for one.
-- A caller that goes away takes its pending entry with it; a late reply is dropped.
+- A caller that goes away takes its pending entry with it; a late reply is dropped. Its credit comes back with that
+  reply, its deadline or the connection's end: until then the command is outstanding at the daemon.
+- Commands that wait by nature never hold all credits.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import structlog
 from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
@@ -38,12 +40,17 @@ if TYPE_CHECKING:
 PATIENCE_S: Final = 0.5
 PROBE_EVERY_S: Final = 1.5
 PROBE_TIMEOUT_S: Final = 2.0
-_BACKOFF_S: Final = (0.05, 2.0)
+# Short at first: at a start both sides come up together, and the daemon of this host is a few milliseconds away.
+_BACKOFF_S: Final = (0.01, 2.0)
+_BACKOFF_FACTOR: Final = 1.5
 _SWEEP_EVERY_S: Final = 0.1
 # The daemon knows the deadline too and its answer is better than ours, so ours comes a little later.
 _DEADLINE_GRACE_S: Final = 0.25
 # The daemon reads no further with 256 commands outstanding, probes included: beyond this calls wait here, briefly.
 _CREDITS: Final = 240
+# Of these, so many for commands that wait for an execution: they last for minutes, and others must get through.
+_WAITS: Final = 160
+_WAIT: Final = "execution.wait"
 _QUEUE_S: Final = 1.0
 _MAX_QUEUED: Final = 4096
 _MAX_FRAMES: Final = 64
@@ -66,6 +73,13 @@ class _Pending:
         self.deadline = deadline
 
 
+class _Abandoned(NamedTuple):
+    """A command whose caller left while the daemon works on it."""
+
+    deadline: float
+    waits: bool
+
+
 class StreamLost(Unavailable):
     """The stream broke after the frame may have left; whether the command was carried out is unknown."""
 
@@ -84,10 +98,12 @@ class Upstream:
         self._metrics = metrics
         self._jitter = jitter
         self._pending: dict[int, _Pending] = {}
+        self._abandoned: dict[int, _Abandoned] = {}
         self._outbox: list[CommandFrame] = []
         self._wake = asyncio.Event()
         self._credits = asyncio.Semaphore(_CREDITS)
         self._queued = 0
+        self._waits = 0
         self._seq = 0
         self._stub: DaemonStub | None = None
         self._task: asyncio.Task[None] | None = None
@@ -153,11 +169,27 @@ class Upstream:
     async def _attempt(self, frame: CommandFrame, deadline: float) -> ReplyFrame:
         if not self.connected.is_set():
             await self._connection()
-        await self._credit()
+        waits = frame.wait_ms > 0 or frame.command == _WAIT
+        if waits and self._waits >= _WAITS:
+            detail = "Too many callers wait for executions"
+            raise Unavailable(detail, retry_after_s=1)
+        self._waits += waits
         try:
-            return await self._send(frame, deadline)
-        finally:
-            self._credits.release()
+            await self._credit()
+        except BaseException:
+            self._waits -= waits
+            raise
+        return await self._send(frame, deadline, waits=waits)
+
+    def _release(self, *, waits: bool) -> None:
+        self._waits -= waits
+        self._credits.release()
+
+    def _forget(self, seq: int) -> None:
+        """The daemon is done with a command that nobody waits for."""
+        abandoned = self._abandoned.pop(seq, None)
+        if abandoned is not None:
+            self._release(waits=abandoned.waits)
 
     async def _credit(self) -> None:
         """One of the commands that may be outstanding, or `upstream_unavailable` when none becomes free in time."""
@@ -176,7 +208,8 @@ class Upstream:
         finally:
             self._queued -= 1
 
-    async def _send(self, frame: CommandFrame, deadline: float) -> ReplyFrame:
+    async def _send(self, frame: CommandFrame, deadline: float, *, waits: bool | None = None) -> ReplyFrame:
+        """Send a frame and wait for its reply. `waits` says which kind of credit it holds; a probe holds none."""
         loop = asyncio.get_running_loop()
         self._seq += 1
         frame.seq = seq = self._seq
@@ -190,7 +223,12 @@ class Upstream:
         try:
             return await reply
         finally:
-            self._pending.pop(seq, None)
+            ended = self._pending.pop(seq)
+            if waits is not None:
+                if reply.cancelled():
+                    self._abandoned[seq] = _Abandoned(ended.deadline, waits)
+                else:
+                    self._release(waits=waits)
             self._metrics.upstream_in_flight = len(self._pending)
 
     def _sweep(self) -> None:
@@ -201,7 +239,10 @@ class Upstream:
         for pending in self._pending.values():
             if pending.deadline <= now and not pending.reply.done():
                 pending.reply.set_exception(DeadlineExceeded())
-        if self._pending:
+        # The daemon gives up at the same deadline.
+        for seq in [seq for seq, abandoned in self._abandoned.items() if abandoned.deadline <= now]:
+            self._forget(seq)
+        if self._pending or self._abandoned:
             self._sweeper = loop.call_later(_SWEEP_EVERY_S, self._sweep)
 
     async def _connection(self) -> None:
@@ -224,18 +265,24 @@ class Upstream:
                 self.reason = "the daemon closed the stream"
             except LOSSES as error:
                 self.reason = f"the daemon cannot be reached ({type(error).__name__})"
+            except Exception as error:  # noqa: BLE001 - said and logged; the task goes on
+                # Whatever it is, without this task the gateway would stay without a daemon and call itself ready.
+                self.reason = f"the connection to the daemon failed ({type(error).__name__})"
+                _log.exception("upstream.unexpected")
             finally:
                 was_connected = self.connected.is_set()
                 self.connected.clear()
                 self._stub = None
                 channel.close()
                 self._outbox.clear()
+                for seq in list(self._abandoned):
+                    self._forget(seq)
                 self._fail_pending("The connection to the daemon broke")
             if was_connected:
                 _log.warning("upstream.lost", reason=self.reason)
                 pause = shortest
             await asyncio.sleep(pause * (0.5 + self._jitter() / 2))
-            pause = min(pause * 2, longest)
+            pause = min(pause * _BACKOFF_FACTOR, longest)
 
     async def _serve(self, channel: Channel) -> None:
         """Serve one connection until it ends. Raises one of LOSSES when it does not end by itself."""
@@ -271,8 +318,13 @@ class Upstream:
         while (batch := await stream.recv_message()) is not None:
             for reply in batch.frames:
                 pending = self._pending.get(reply.seq)
-                if pending is not None and not pending.reply.done():
+                if pending is None:
+                    self._forget(reply.seq)
+                elif not pending.reply.done():
                     pending.reply.set_result(reply)
+                else:
+                    # Its caller is just leaving: what it abandons is over.
+                    pending.deadline = 0.0
 
     async def _probe(self, stub: DaemonStub) -> None:
         """Ask for an echo, again and again; the first answer makes the connection one."""

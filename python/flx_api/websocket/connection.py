@@ -5,7 +5,7 @@ that the queue grows when the peer does not read. A connection that is catching 
 events pass it by, and it takes them from the memory when it has come level.
 
 Rules:
-- `send` never blocks and never raises: a full queue ends the connection with TOO_SLOW.
+- `send` never blocks and never raises: a full queue ends the connection with TOO_SLOW. One frame alone never does.
 - Nothing is sent after the end was decided; the endpoint sends the Close frame.
 """
 
@@ -87,7 +87,9 @@ class Connection:
         if self.closing.done():
             return
         self._backlog_bytes += len(frame)
-        if self._backlog_bytes > BACKLOG_BYTES:
+        # One frame may be longer than the queue (a log line has no bound): refused, it would be in the way of every
+        # resume for ever. So it is taken while the queue is short.
+        if self._backlog_bytes > BACKLOG_BYTES and not self._room.is_set():
             self._backlog.clear()
             self.end(CloseCode.TOO_SLOW)
             return

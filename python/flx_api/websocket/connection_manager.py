@@ -22,7 +22,7 @@ from flx_api.events.memory import frame_of
 from flx_api.events.position import Position, decode, encode, execution_of_log
 from flx_api.websocket import protocol
 from flx_api.websocket.close_codes import CloseCode
-from flx_api.websocket.connection import DEFAULT_TENANT, MAX_SUBSCRIPTIONS, Connection
+from flx_api.websocket.connection import BACKLOG_BYTES, DEFAULT_TENANT, MAX_SUBSCRIPTIONS, Connection
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable
@@ -37,7 +37,8 @@ HEARTBEAT_S: Final = 25.0
 STUCK_S: Final = 10.0
 _TICK_S: Final = 1.0
 _CATCH_UP_S: Final = 30.0
-_CHUNK: Final = 500
+# How much is queued for a connection at once while it catches up; beside what it may hold then, it must fit the queue.
+_CHUNK: Final = BACKLOG_BYTES // 4
 # A batch below both bounds tells all that the daemon had at that moment (they are its own, `flx_api.daemon.watch`).
 _FULL_EVENTS: Final = 256
 _FULL_BYTES: Final = 64 * 1024
@@ -175,7 +176,8 @@ class ConnectionManager:
         """The follower lost something: everyone who subscribed is told."""
         position = encode(self._memory.position)
         for connection in self._connections:
-            if connection.subscriptions:
+            # One that is catching up may do so for its first subscription.
+            if connection.subscriptions or connection.suspended:
                 connection.after, connection.after_lines = 0, {}
                 self._tell_gap(connection, reason, position)
 
@@ -244,10 +246,11 @@ class ConnectionManager:
                         self._tell_gap(connection, "evicted", encode(memory.position))
                         break
                     due = [event for event in heard if _matches(patterns, event.topic)]
-                    self._deliver(connection, due[:_CHUNK])
-                    if len(due) <= _CHUNK:
+                    count = _bearable(due)
+                    self._deliver(connection, due[:count])
+                    if len(due) <= count:
                         break
-                    held = due[_CHUNK - 1].order
+                    held = due[count - 1].order
                     await connection.room()
         except (TimeoutError, Unavailable, _Evicted) as error:
             reason = "evicted" if isinstance(error, _Evicted) else "upstream_unavailable"
@@ -290,8 +293,11 @@ class ConnectionManager:
                 # An async generator that is left early must be closed here, or its stream lives until collection.
                 await batches.aclose()
         due = [event for event in memory.since(position, wanted, born_from) if event.order <= held]
-        for start in range(0, len(due), _CHUNK):
-            self._deliver(connection, due[start : start + _CHUNK])
+        start = 0
+        while start < len(due):
+            count = _bearable(due, start)
+            self._deliver(connection, due[start : start + count])
+            start += count
             await connection.room()
         return position
 
@@ -351,6 +357,16 @@ class ConnectionManager:
 
 class _Evicted(Exception):
     """The daemon no longer has what a position asks for."""
+
+
+def _bearable(due: list[Heard], start: int = 0) -> int:
+    """How many of these events may be queued at once: at least one, if there is one."""
+    size = 0
+    for index in range(start, len(due)):
+        size += len(due[index].frame)
+        if size > _CHUNK:
+            return max(1, index - start)
+    return len(due) - start
 
 
 def _matches(patterns: Iterable[str], topic: str) -> bool:

@@ -91,7 +91,9 @@ class Endpoint:
             connection, subprotocol = self._admit(exchange, client_id)
             self._manager.connect(connection)
         except FlxError as error:
-            self._metrics.refusal(error.code)
+            # What the core refused was counted by its own, more exact reason.
+            if exchange.decision is None or exchange.decision.reason is None:
+                self._metrics.refusal(error.code)
             await self._refuse(exchange, error)
             return
         except Exception:  # noqa: BLE001 - whatever it is, the handshake must get an answer
@@ -135,7 +137,12 @@ class Endpoint:
         except ValueError:
             detail = "Sec-WebSocket-Protocol is malformed"
             raise InvalidRequest(detail) from None
-        tickets = parse_qs(exchange.scope.get("query_string", b"").decode("latin-1"), max_num_fields=16).get("ticket")
+        try:
+            values = parse_qs(exchange.scope.get("query_string", b"").decode("latin-1"), max_num_fields=16)
+        except ValueError:
+            detail = "The query parameters cannot be read"
+            raise InvalidRequest(detail) from None
+        tickets = values.get("ticket")
         now_s, now_ns = time.time(), time.monotonic_ns()
         decision: Decision
         if b"authorization" in headers or (token is None and not tickets):

@@ -510,3 +510,29 @@ def test_logs_beyond_the_retention_go_and_the_execution_stays(play: Callable[...
             await over(executions, running)
 
     play(story)
+
+
+def test_an_end_is_told_although_storage_could_not_be_read_at_first(
+    play: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(stage: Stage) -> None:
+        async with stage.daemon() as executions:
+            accepted = await submit(executions, "a")
+            run = await stage.executor.run_of(accepted)
+            find, faults = executions._store.find, ["once"]
+
+            def faulty(connection: Any, execution_id: str, tenant: str | None = None) -> Any:
+                found = find(connection, execution_id, tenant)
+                if found.execution.status == "succeeded" and faults:
+                    faults.clear()
+                    raise Unavailable(code="storage_unavailable")
+                return found
+
+            monkeypatch.setattr(executions._store, "find", faulty)
+            monkeypatch.setattr(executions_module, "_READ_AGAIN_S", 0)
+            run.end(0)
+            assert (await over(executions, accepted)).status == "succeeded"
+            assert not faults
+            await until(lambda: executions.counts() == (0, 0))
+
+    play(story)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -99,3 +101,27 @@ def test_watchers_wake_at_a_line_and_at_the_end(tmp_path: Path) -> None:
         await found.changed(99)
 
     asyncio.run(story())
+
+
+def test_a_second_reader_waits_for_the_index_that_a_first_one_makes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "log").write_bytes(b"one\ntwo\n")
+    found = LogFile(tmp_path / "log", tenant="t", complete=True)
+    reading, go_on = threading.Event(), threading.Event()
+    index = LogFile._index
+
+    def slow(self: LogFile, until: int) -> None:
+        reading.set()
+        go_on.wait(5)
+        index(self, until)
+
+    monkeypatch.setattr(LogFile, "_index", slow)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(found.load)
+        reading.wait(5)
+        second = pool.submit(lambda: found.last_line)
+        assert not second.done()
+        go_on.set()
+        assert second.result(5) == 2
+        first.result(5)

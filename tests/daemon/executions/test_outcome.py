@@ -139,3 +139,8 @@ def test_sentences_are_short_and_of_one_line() -> None:
     assert len(redacted("x y\n" * 5000)) <= 400
     assert redacted("Error:\n  what   now") == "Error: what now"
     assert redacted("select 30,911 of 336,776 rows in 1.5 s") == "select 30,911 of 336,776 rows in 1.5 s"
+
+
+def test_a_line_that_is_nested_too_deeply_is_text() -> None:
+    deep = b'{"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    assert read_facts([deep, b'{"event":"Run completed","status":"success"}']).completed is True

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tests.daemon.executions.fake_runs import ALICE, FakeRun, Stage, StorageFault, over, submit, until
 
-from flx_api.daemon.executions import supervisor
+from flx_api.daemon.executions import recovery, supervisor
 from flx_api.daemon.journal import DEFAULT_TENANT
 from flx_api.errors import Conflict
 
@@ -215,3 +215,19 @@ def test_a_full_disk_delays_an_end_and_loses_nothing(play: Callable[..., None], 
             assert len(faults) == 3
 
     play(story)
+
+
+def test_a_leftover_that_cannot_be_removed_does_not_keep_the_others(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name / "sys").mkdir(parents=True)
+    settled: list[str] = []
+
+    class Executor:
+        async def settle(self, attempt_id: str, *, run_started: bool) -> None:
+            assert run_started
+            settled.append(attempt_id)
+            if attempt_id == "a":
+                raise PermissionError
+
+    asyncio.run(recovery.clear_leftovers(Executor(), tmp_path, tuple))  # type: ignore[arg-type]
+    assert settled == ["a", "b"]

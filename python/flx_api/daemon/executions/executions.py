@@ -58,6 +58,7 @@ _KILL_S = 2.0
 _DAY_US = 86_400_000_000
 _HOUR_S = 3600.0
 _OPEN_LOGS = 64
+_READ_AGAIN_S = 0.5
 # How many run folders are looked up at once: a few milliseconds of the loop's time.
 _LOOKED_UP = 500
 STOPPED = "service stopped"
@@ -420,8 +421,7 @@ class Executions:
                     return
                 log.exception("a fault of ours ended an execution", execution=execution_id, reason=repr(error))
                 await supervisor.abandon()
-            with self._journal.read() as connection:
-                stored = self._store.find(connection, execution_id)
+            stored = await self._read_back(execution_id)
         finally:
             del self._active[execution_id], self._tasks[execution_id]
         if stored.execution.status in FINAL:
@@ -430,6 +430,16 @@ class Executions:
             self._queue[execution_id] = stored
             self._queue = dict(sorted(self._queue.items()))
         self._schedule()
+
+    async def _read_back(self, execution_id: str) -> Stored:
+        """What became of an execution, read again until storage answers: who waits for its end must be told."""
+        while True:
+            try:
+                with self._journal.read() as connection:
+                    return self._store.find(connection, execution_id)
+            except Unavailable as error:
+                log.warning("the journal cannot be read; trying again", execution=execution_id, code=error.code)
+                await asyncio.sleep(_READ_AGAIN_S)
 
     def _tell_ended(self, execution_id: str) -> None:
         found = self._live_logs.pop(execution_id, None)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from typing import IO, TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class LogFile:
         self._line_start = 0  # offset behind the last newline seen
         self._over = complete
         self._unread = complete
+        self._loading = threading.Lock()
         self._news = asyncio.Event()
 
     @property
@@ -116,8 +118,11 @@ class LogFile:
     def load(self) -> None:
         """Index a log that was over when it was opened; done at its first use, or before in a thread."""
         if self._unread:
-            self._unread = False
-            self._index(_size(self.path))
+            # Whoever comes while another thread reads waits for it: half an index would look like a shorter log.
+            with self._loading:
+                if self._unread:
+                    self._index(_size(self.path))
+                    self._unread = False
 
     def _wake(self) -> None:
         news, self._news = self._news, asyncio.Event()

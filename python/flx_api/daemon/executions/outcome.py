@@ -96,7 +96,7 @@ def read_facts(lines: Iterable[bytes]) -> LogFacts:
     for raw in lines:
         try:
             line = _LINE.decode(raw)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             text = raw.decode(errors="replace").strip()
             if _LOOKS_LIKE_ERROR.search(text):
                 errors.append((None, text))

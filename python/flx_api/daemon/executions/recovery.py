@@ -58,7 +58,10 @@ async def clear_leftovers(executor: Executor, runs_dir: Path, active: Callable[[
         # Asked anew each time: settling takes a while, and a run may have begun meanwhile.
         if attempt_id not in active():
             log.info("clearing up after a dead run", run=attempt_id)
-            await executor.settle(attempt_id, run_started=True)
+            try:
+                await executor.settle(attempt_id, run_started=True)
+            except OSError as error:  # one folder that cannot be removed must not keep the others
+                log.warning("a dead run could not be cleared up", run=attempt_id, reason=repr(error))
 
 
 def _with_private_folder(runs_dir: Path) -> list[str]:

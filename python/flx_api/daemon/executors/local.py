@@ -208,7 +208,10 @@ class LocalExecutor:
         identity = await asyncio.to_thread(records.identity, self._boot_id)
         if identity is not None:
             if await empty_session(identity):
-                await asyncio.to_thread(records.write_gone, self._boot_id)
+                try:
+                    await asyncio.to_thread(records.write_gone, self._boot_id)
+                except OSError as error:  # a full disk must not keep secrets on it
+                    log.warning("a run's end could not be noted", run=attempt_id, reason=repr(error))
             else:
                 log.warning("a process of the run cannot be killed", run=attempt_id)
         record = await asyncio.to_thread(lambda: records.exit_record)
@@ -350,9 +353,13 @@ class LocalExecutor:
         if not records.system.exists():
             return
         spec = records.spec
-        if record is not None and record.code == 0 and spec is not None:
-            self._folders.keep_catalogues(records, spec.environment)
-        records.remove_system()
+        try:
+            if record is not None and record.code == 0 and spec is not None:
+                self._folders.keep_catalogues(records, spec.environment)
+        except OSError as error:  # the next run discovers anew; what matters is that the secrets go
+            log.warning("a catalogue could not be kept", run=records.path.name, reason=repr(error))
+        finally:
+            records.remove_system()
 
 
 def command_line(spec: RunSpec) -> list[str]:
