@@ -39,6 +39,7 @@ check: setup-dev  ## format, lint, types, import floors, clippy, stub, generated
 	PYO3_PYTHON=$(CURDIR)/$(BIN)/python cargo clippy --quiet --workspace --all-targets -- -D warnings
 	MYPYPATH=python $(BIN)/python -m mypy.stubtest flx_api._core
 	$(BIN)/python docs/generate.py --check
+	$(BIN)/python -m benches.report --check
 	tools/protocol --check
 
 bench: setup-dev prepare  ## benchmarks beside their rivals: make bench SUITE=runs; results in benches/results
@@ -52,6 +53,7 @@ wheel: $(BIN)/.setup-tools  ## dist/*.whl: `pip install` it where there is no Ru
 
 docs: setup-dev  ## docs/reference anew from the code, and the protocol's generated code
 	$(BIN)/python docs/generate.py
+	$(BIN)/python -m benches.report
 	tools/protocol
 
 requirements: $(BIN)/.setup-tools  ## requirements/*.txt anew (exact versions and hashes); ARGS=--upgrade for newer ones

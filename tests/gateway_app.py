@@ -19,6 +19,8 @@ from flx_api.upstream.endpoints import Endpoint
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from grpclib.server import Server
+
     from flx_api.config import Settings
     from flx_api.gateway.exchange import Message, Scope
 
@@ -31,10 +33,13 @@ def settings(**overrides: Any) -> Settings:
 class Running:
     """A gateway whose parts are started."""
 
-    def __init__(self, app: Gateway, parts: Parts, daemon: SmallDaemon, client: httpx.AsyncClient) -> None:
+    def __init__(
+        self, app: Gateway, parts: Parts, daemon: SmallDaemon, server: Server, client: httpx.AsyncClient
+    ) -> None:
         self.app = app
         self.parts = parts
         self.daemon = daemon
+        self.server = server
         self.client = client
 
 
@@ -45,14 +50,14 @@ async def running(**overrides: Any) -> AsyncIterator[Running]:
         daemon, socket = SmallDaemon(), Path(folder) / "d.sock"
         made = settings(data_dir=folder, **overrides)
         app = Gateway(made, Endpoint(path=str(socket)))
-        async with serving(daemon, socket):
+        async with serving(daemon, socket) as server:
             app.parts = parts = Parts(made, Endpoint(path=str(socket)))
             await parts.start()
             try:
                 await parts.upstream.connected.wait()
                 transport = httpx.ASGITransport(app=app)  # type: ignore[arg-type]
                 async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
-                    yield Running(app, parts, daemon, client)
+                    yield Running(app, parts, daemon, server, client)
             finally:
                 await parts.close()
 

@@ -15,7 +15,7 @@ import time
 from typing import TYPE_CHECKING
 
 from flx_api._core import Admission
-from flx_api.auth.keys import key_set
+from flx_api.auth.keys import key_set, ticket_key
 from flx_api.auth.tickets import Tickets
 from flx_api.errors import StartupError
 from flx_api.events.follower import Follower
@@ -53,7 +53,7 @@ class Parts:
         self.health = Health()
         self.health.register("drain", lambda: "the service is stopping" if self.draining.is_set() else "")
         self.metrics = Metrics()
-        self.tickets = Tickets()
+        self.tickets = Tickets(ticket_key(settings))
         self.admission = _admission(settings)
         self.cors = Cors(settings.cors_origins)
 

@@ -50,6 +50,61 @@ def test_it_comes_again_from_its_last_position(monkeypatch: pytest.MonkeyPatch) 
     assert [{"type": "subscribe", "event": "t"}, {"type": "subscribe", "event": "t", "from": "pos-1"}] == asked
 
 
+def _asked(connection: ServerConnection) -> dict[str, str | None]:
+    """What a client subscribes to, and from where; the last thing it says is a ping."""
+    asked = {}
+    while (message := json.loads(connection.recv()))["type"] == "subscribe":
+        asked[message["event"]] = message.get("from")
+    assert {"type": "ping"} == message
+    return asked
+
+
+def _subscribed(topic: str, pos: str) -> str:
+    return json.dumps({"type": "subscribed", "event": topic, "pos": pos})
+
+
+def test_a_catch_up_that_is_cut_off_is_begun_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flx_api.cli.follow.time.sleep", lambda _: None)
+    asked: list[dict[str, str | None]] = []
+    pong = json.dumps({"type": "pong"})
+    stories = [
+        # New: "a" has a start, "b" begins where it is told that it does. Then both are level at 5, and hear 6.
+        [_subscribed("a", "4"), _event("a", "3"), _subscribed("b", "5"), pong, _event("a", "6")],
+        # "a" has caught up to 9, "b" not yet begun.
+        [_subscribed("a", "9"), _event("a", "9")],
+        # "b" was subscribed, and in the middle of it.
+        [_subscribed("a", "9"), _event("a", "9"), _subscribed("b", "9"), _event("b", "7")],
+        # All are level at what the last answer said, though nothing new has happened.
+        [_subscribed("a", "9"), _event("a", "9"), _subscribed("b", "10"), _event("b", "8"), pong],
+        [],
+    ]
+
+    def handler(connection: ServerConnection) -> None:
+        asked.append(_asked(connection))
+        for message in stories[len(asked) - 1]:
+            connection.send(message)
+        connection.close(1012 if len(asked) < len(stories) else 1008)
+
+    with _server(handler) as client, pytest.raises(CommandFailed, match="1008"):
+        assert all(event["type"] == "event" for event in follow.events(client, ["a", "b"], start={"a": "1"}))
+    begins = [("1", None), ("6", "6"), ("6", "6"), ("6", "6"), ("10", "10")]
+    assert [{"a": first, "b": second} for first, second in begins] == asked
+
+
+def test_a_topic_without_a_start_begins_where_it_first_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flx_api.cli.follow.time.sleep", lambda _: None)
+    asked: list[dict[str, str | None]] = []
+
+    def handler(connection: ServerConnection) -> None:
+        asked.append(_asked(connection))
+        connection.send(_subscribed("a", str(len(asked))))
+        connection.close(1012 if len(asked) == 1 else 1008)
+
+    with _server(handler) as client, pytest.raises(CommandFailed, match="1008"):
+        next(follow.events(client, ["a", "b"]))
+    assert [{"a": None, "b": None}, {"a": "1", "b": None}] == asked
+
+
 def test_an_error_message_ends_it() -> None:
     def handler(connection: ServerConnection) -> None:
         connection.recv()

@@ -62,12 +62,16 @@ class FakeExecutions:
 
     def __init__(self) -> None:
         self.logs: dict[str, LogFile] = {}
+        self.queued: list[str] = []
 
     def counts(self) -> tuple[int, int]:
         return 1, 2
 
     def active_logs(self) -> Iterable[str]:
         return tuple(key for key, log in self.logs.items() if not log.complete)
+
+    def waiting(self) -> Iterable[str]:
+        return tuple(self.queued)
 
     def log(self, execution_id: str) -> LogFile:
         try:

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING
 from grpclib.client import Channel
 from tests.daemon.daemon_parts import ADMIN, PROJECT
 
+from flx_api.config import Settings
+from flx_api.daemon.main import _states_reader
+from flx_api.daemon.project import ProjectCache
 from flx_api.proto.flx.v1.daemon_grpc import DaemonStub
 from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame, ReplyFrame
 
@@ -114,3 +117,19 @@ def test_a_second_daemon_is_refused_and_a_killed_one_is_followed(tmp_path: Path)
     with daemon(tmp_path) as third:
         assert third.is_ready
         assert third.run("system.status").code == ""
+
+
+def test_states_that_are_kept_elsewhere_are_unknown(tmp_path: Path) -> None:
+    def states(project: str, **environ: str) -> object:
+        (tmp_path / "meltano.yml").write_text(project, encoding="utf-8")
+        settings = Settings(project=str(tmp_path))
+        return _states_reader(settings, ProjectCache(tmp_path, environ), environ)(("dev:a-to-b",))
+
+    assert states(PROJECT) == {}
+    assert states(PROJECT + "state_backend: {uri: systemdb}\n") == {}
+    assert states(PROJECT + "state_backend: {uri: 's3://bucket'}\n") is None
+    assert states(PROJECT, MELTANO_STATE_BACKEND_URI="s3://bucket") is None
+    assert states(PROJECT + "database_uri: postgresql://db\n") is None
+    assert states("jobs: 7\n") is None
+    (tmp_path / ".env").write_text("MELTANO_STATE_BACKEND_URI=s3://bucket\n", encoding="utf-8")
+    assert states(PROJECT) is None

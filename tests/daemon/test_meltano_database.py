@@ -33,10 +33,11 @@ NOW = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
         ("sqlite:///:memory:", "sqlite:///:memory:"),
         ("postgresql://u:$SECRET@h/d", "postgresql://u:pw@h/d"),
         ("postgresql://u:$UNKNOWN@h/d", "postgresql://u:$UNKNOWN@h/d"),
+        ("postgresql://u:$FLX_KEY@h/d", "postgresql://u:$FLX_KEY@h/d"),
     ],
 )
 def test_resolve_uri(configured: str | None, resolved: str) -> None:
-    assert resolve_uri(configured, SYSTEM, ROOT, {"SECRET": "pw"}) == resolved
+    assert resolve_uri(configured, SYSTEM, ROOT, {"SECRET": "pw", "FLX_KEY": "ours"}) == resolved
 
 
 @pytest.mark.parametrize(
@@ -56,7 +57,8 @@ def test_sqlite_file(uri: str, path: str | None) -> None:
 @pytest.fixture
 def database(tmp_path: Path) -> Path:
     """The tables as Meltano makes them, as far as we use them."""
-    path = tmp_path / "meltano.db"
+    # A name that means something in a URI.
+    path = tmp_path / "100%23#?.db"
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("CREATE TABLE alembic_version (version_num TEXT)")
         connection.execute("INSERT INTO alembic_version VALUES ('abc')")

@@ -183,6 +183,16 @@ def test_numbers_are_never_shared(tmp_path: Path) -> None:
     assert [f"{number:03d}" for number in range(8)] == numbers
 
 
+def test_the_number_is_the_place_in_spawn_order_whoever_comes_first(tmp_path: Path) -> None:
+    """A loader that starts up faster than its extractor still has the higher number; a number taken is passed over."""
+    for role, order in (("loader", "2"), ("extractor", "1"), ("extractor", "1"), ("utility", "nonsense")):
+        words = command(tmp_path, "true", role=role)
+        words.insert(words.index("--"), order)
+        subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+    found = sorted(path.name.rsplit("-", 1)[0] for path in tmp_path.glob("*.jsonl"))
+    assert found == ["001-extractor", "002-loader", "003-extractor", "004-utility"]
+
+
 def test_a_loader_reads_its_producer(tmp_path: Path) -> None:
     """Without a known loader the destination is `none` with a reason; the last state line is kept."""
     subprocess.run(command(tmp_path, "echo", "{}"), check=True, stdout=subprocess.DEVNULL)

@@ -225,3 +225,42 @@ def test_events_that_vanish_before_anybody_is_told_are_a_gap(tmp_path: Path) -> 
             assert (first.gap_reason, shown(first)) == ("evicted", [("t", 3, 2)])
 
     asyncio.run(story())
+
+
+def test_a_log_that_floods_does_not_keep_the_others_back(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with parts(tmp_path) as daemon:
+            flood, quiet = new_log(daemon, tmp_path, "flood"), new_log(daemon, tmp_path, "quiet")
+            with growing_log(tmp_path / "flood", flood) as to_flood, growing_log(tmp_path / "quiet", quiet) as to_quiet:
+                batches = watch(daemon)
+                await anext(batches)
+                to_flood(*[b"x"] * (3 * BATCH_EVENTS))
+                to_quiet(b"one")
+                topics = [{topic for topic, _, _ in shown(await anext(batches))} for _ in range(2)]
+                assert topics == [{"execution.flood.log"}, {"execution.flood.log", "execution.quiet.log"}]
+
+    asyncio.run(story())
+
+
+def test_an_execution_that_waited_when_the_watcher_came_is_given_from_its_first_line(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with parts(tmp_path) as daemon:
+            await emit_status(daemon, "waiting")
+            log = new_log(daemon, tmp_path, "waiting")
+            daemon.fake.active_logs = tuple  # type: ignore[method-assign]
+            daemon.fake.queued.append("waiting")
+            batches = watch(daemon)
+            await anext(batches)
+            daemon.fake.queued.clear()
+            # It begins and ends before anybody looks again.
+            with growing_log(tmp_path / "waiting", log) as write:
+                write(b"a", b"b")
+            log.finish()
+            await emit_status(daemon, "waiting")
+            assert shown(await anext(batches)) == [
+                ("execution.waiting.status", 2, 1),
+                ("execution.waiting.log", 1, 0),
+                ("execution.waiting.log", 2, 1),
+            ]
+
+    asyncio.run(story())

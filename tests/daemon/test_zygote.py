@@ -6,14 +6,18 @@ import os
 import subprocess
 import sys
 import tempfile
-from typing import TYPE_CHECKING
+from types import ModuleType, SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from flx_api.daemon import zygote
 from flx_api.daemon.executors.zygote_process import SCRIPT
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import pytest
 
 
 def test_a_run_that_nobody_hears_of_leaves_the_gate_to_its_successor(tmp_path: Path) -> None:
@@ -33,3 +37,30 @@ def test_a_run_that_nobody_hears_of_leaves_the_gate_to_its_successor(tmp_path: P
     assert os.read(gate_read, 2) == b"g"
     os.close(gate_read)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_plugins_are_numbered_in_the_order_in_which_meltano_starts_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    class PluginInvoker:
+        def __init__(self, kind: str, name: str) -> None:
+            self.plugin = SimpleNamespace(type=kind, name=name)
+
+        def env(self) -> dict[str, Any]:
+            return {"FLX_SECRET": "s", "TAP_URL": "u"}
+
+        def exec_args(self, *args: Any, command: str | None = None, env: dict[str, Any] | None = None) -> list[str]:
+            del command, env
+            return [sys.executable, *args]
+
+    module = ModuleType("meltano.core.plugin_invoker")
+    module.PluginInvoker = PluginInvoker  # type: ignore[attr-defined]
+    for name in ("meltano", "meltano.core"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    zygote.install_hooks(["meter"])
+    tap, target = PluginInvoker("extractors", "tap"), PluginInvoker("loaders", "target")
+    assert tap.env() == {"TAP_URL": "u"}
+    environment = {"PATH": os.environ["PATH"]}
+    assert tap.exec_args("-x", env=environment) == ["meter", "extractor", "tap", "0", "--", sys.executable, "-x"]
+    # Asked for a message only: nothing is started, no number is taken.
+    assert tap.exec_args("-x") == [sys.executable, "-x"]
+    assert target.exec_args(env=environment) == ["meter", "loader", "target", "1", "--", sys.executable]

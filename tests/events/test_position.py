@@ -18,7 +18,12 @@ def test_what_was_encoded_is_decoded(epoch: str, seq: int, logs: dict[str, int])
     assert decode(encode(position)) == position
 
 
-@pytest.mark.parametrize("text", ["", "?", "bm8", "WyJlIiwtMSx7fV0", "WyJlIiwxLHt9LDFd", "A" * 20_000, "é"])
+def test_our_own_position_is_taken_back_with_many_logs_being_written() -> None:
+    position = Position("e" * 32, 10**9, {f"{number:032x}": 10**9 for number in range(500)})
+    assert decode(encode(position)) == position
+
+
+@pytest.mark.parametrize("text", ["", "?", "bm8", "WyJlIiwtMSx7fV0", "WyJlIiwxLHt9LDFd", "A" * 50_000, "é"])
 def test_anything_else_is_refused(text: str) -> None:
     with pytest.raises(InvalidRequest):
         decode(text)

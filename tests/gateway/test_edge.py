@@ -59,6 +59,29 @@ def test_two_host_headers_are_none() -> None:
     asyncio.run(told())
 
 
+def test_a_body_of_two_lengths_is_refused_and_nothing_more_is_read_from_its_connection() -> None:
+    async def story() -> None:
+        async with running() as gateway:
+            headers = {"content-length": "2", "transfer-encoding": "chunked", "content-type": "application/json"}
+            # Whatever else is wrong with the request: what follows it must not be read as another one.
+            for path, more, status in (
+                ("/system.echo", bearer(), 400),
+                ("/nothing", {}, 404),
+                ("/system.echo", {}, 401),
+            ):
+                wire = Wire({"type": "http.request", "body": b"{}", "more_body": False})
+                await gateway.app(scope("POST", path, {**headers, **_lower(more)}), wire.receive, wire.send)
+                assert wire.sent[0]["status"] == status
+                assert (b"connection", b"close") in wire.sent[0]["headers"]
+            assert gateway.daemon.commands() == []
+
+    asyncio.run(story())
+
+
+def _lower(headers: dict[str, str]) -> dict[str, str]:
+    return {name.lower(): value for name, value in headers.items()}
+
+
 def test_probes_are_never_limited() -> None:
     async def story() -> None:
         limits = [{"name": "one", "by": "ip", "limit": 1, "window": "60s"}]

@@ -45,6 +45,8 @@ def test_json_is_taken(kind: str) -> None:
         ),
         ({**JSON, "content-length": "-1"}, [], "invalid_request"),
         ({**JSON, "content-length": "4"}, [], "invalid_request"),
+        ({**JSON, "content-length": "2", "transfer-encoding": "chunked"}, [b"{}"], "invalid_request"),
+        ({**JSON, "content-length": "0", "transfer-encoding": "chunked"}, [], "invalid_request"),
     ],
 )
 def test_what_is_wrong_is_refused(headers: dict[str, str], chunks: list[bytes], code: str) -> None:

@@ -119,6 +119,22 @@ def test_a_broken_stream_fails_writes_and_repeats_reads() -> None:
     run(story)
 
 
+def test_who_waits_while_the_service_stops_is_told_so() -> None:
+    async def story(daemon: SmallDaemon, upstream: Upstream, _server: Server, _socket: Path) -> None:
+        daemon.answers["hang"] = lambda _: None
+        calls = [asyncio.create_task(upstream.call(frame("hang"), 5, read=read)) for read in (False, True)]
+        while len(daemon.commands()) < 2:  # noqa: ASYNC110 - the daemon's list is no event
+            await asyncio.sleep(0)
+        await upstream.close()
+        calls.append(asyncio.create_task(upstream.call(frame(), 5, read=True)))
+        for call in calls:
+            with pytest.raises(Unavailable) as caught:
+                await call
+            assert caught.value.code == "shutting_down"
+
+    run(story)
+
+
 def test_without_a_daemon_the_answer_comes_within_a_second() -> None:
     async def story(folder: Path) -> None:
         upstream = Upstream(Endpoint(path=str(folder / "nobody.sock")), Metrics())

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from flx_api._core import Principal
-from flx_api.errors import Conflict, FlxError, Unavailable
+from flx_api.errors import Conflict, FlxError, RateLimited, Unavailable
 from flx_api.events.memory import Memory
 from flx_api.events.position import Position, encode
 from flx_api.observability.metrics import Metrics
@@ -105,6 +105,24 @@ def test_a_client_id_belongs_to_its_subject_while_connected() -> None:
         hub.connect("c", "bert")
         hub.manager.send_personal_message("c", '{"type":"x"}')
         hub.manager.broadcast('{"type":"y"}')
+
+    run(story)
+
+
+def test_subjects_of_two_tenants_are_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flx_api.websocket.connection_manager.MAX_PER_SUBJECT", 1)
+
+    async def story() -> None:
+        hub = Hub()
+        ours = hub.connect("c", "anna")
+        with pytest.raises(Conflict):
+            hub.connect("c", "anna", tenant="t2")
+        with pytest.raises(RateLimited):
+            hub.connect("d", "anna", tenant="default")
+        theirs = hub.connect("d", "anna", tenant="t2")
+        for connection in (ours, theirs):
+            hub.manager.disconnect(connection, CloseCode.GONE)
+        hub.connect("c", "anna", tenant="t2")
 
     run(story)
 

@@ -1,46 +1,106 @@
 """WebSocket tickets: a browser cannot set a header on a WebSocket, and a token in a URL ends in access logs.
 
-A ticket stands for the principal that asked for it, works once, and lives 30 seconds in the memory of this process.
+A ticket stands for the principal that asked for it and lives 30 seconds. It carries what it stands for, signed with a
+key that all workers of a host derive from the same secret, so that it does not matter which of them it comes back to.
+Each worker remembers the tickets that were used with it: a ticket works once per worker, and so, with several workers,
+at most as often as there are workers within its 30 seconds. It says who, and is signed, not encrypted.
 
 Rules:
 - Time comes in as an argument.
-- The store is bounded: the oldest ticket goes when it is full, so that a flood costs its author's own tickets.
+- Nothing of a ticket is looked at before its signature.
+- What is remembered is bounded: when it is full, tickets are refused, never taken twice.
 """
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import hmac
 import secrets
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-if TYPE_CHECKING:
-    from flx_api._core import Principal
+import msgspec
+
+from flx_api._core import Principal
 
 LIFETIME_S: Final = 30
-_MAX_TICKETS: Final = 100_000
+_MAX_USED: Final = 100_000
+
+
+class _Content(msgspec.Struct, frozen=True, array_like=True):
+    """What a ticket says."""
+
+    id: str
+    expires_s: float
+    subject: str
+    tenant: str | None
+    roles: tuple[str, ...]
+    token_id: str | None
+    token_expires_s: int
+
+
+_content = msgspec.json.Decoder(_Content)
 
 
 class Tickets:
-    """The tickets of one process."""
+    """Issues and redeems the tickets of one process.
 
-    def __init__(self) -> None:
-        self._tickets: dict[str, tuple[Principal, float]] = {}
+    Args:
+        key: what tickets are signed with, the same for all workers (`flx_api.auth.keys.ticket_key`).
+    """
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+        self._used: dict[str, float] = {}
 
     def issue(self, principal: Principal, now_s: float) -> str:
         """A new ticket for this principal."""
-        self._forget_old(now_s)
-        ticket = secrets.token_urlsafe(32)
-        self._tickets[ticket] = (principal, now_s + LIFETIME_S)
-        return ticket
+        content = _Content(
+            secrets.token_urlsafe(16),
+            now_s + LIFETIME_S,
+            principal.subject,
+            principal.tenant,
+            principal.roles,
+            principal.token_id,
+            principal.expires_at,
+        )
+        payload = _text(msgspec.json.encode(content))
+        return f"{payload}.{self._signature(payload)}"
 
     def redeem(self, ticket: str, now_s: float) -> Principal | None:
         """The principal behind a ticket, once; None when it was used, is too old or was never issued."""
-        principal, expires_s = self._tickets.pop(ticket, (None, 0.0))
-        return principal if now_s < expires_s else None
+        payload, _, signature = ticket.partition(".")
+        # As bytes: compared as text, anything outside ASCII would raise.
+        if not hmac.compare_digest(self._signature(payload).encode(), signature.encode("utf-8", "replace")):
+            return None
+        content = _content.decode(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+        self._forget_old(now_s)
+        if now_s >= content.expires_s or content.id in self._used or len(self._used) >= _MAX_USED:
+            return None
+        # Longer than needed, so that the order of use is the order of forgetting.
+        self._used[content.id] = now_s + LIFETIME_S
+        return Principal(
+            subject=content.subject,
+            tenant=content.tenant,
+            roles=content.roles,
+            token_id=content.token_id,
+            expires_at=content.token_expires_s,
+        )
+
+    def _signature(self, payload: str) -> str:
+        return _text(hmac.digest(self._key, payload.encode("utf-8", "replace"), hashlib.sha256))
 
     def _forget_old(self, now_s: float) -> None:
-        # Insertion order is order of expiry, since all tickets live equally long.
-        while self._tickets:
-            oldest = next(iter(self._tickets))
-            if self._tickets[oldest][1] > now_s and len(self._tickets) < _MAX_TICKETS:
+        while self._used:
+            oldest = next(iter(self._used))
+            if self._used[oldest] > now_s:
                 return
-            del self._tickets[oldest]
+            del self._used[oldest]
+
+    def __repr__(self) -> str:
+        """Without the key."""
+        return f"<Tickets {len(self._used)} used>"
+
+
+def _text(octets: bytes) -> str:
+    return base64.urlsafe_b64encode(octets).rstrip(b"=").decode()

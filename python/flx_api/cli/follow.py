@@ -2,6 +2,11 @@
 
 Strategy: the plain protocol of the main port (interface.md), one JSON object a message. A connection that ends is made
 again from the last position, so what is yielded has no holes that the service did not tell of.
+
+A position is one for all topics, but the service lets topics catch up one after the other: what the first hears of the
+latest would skip what the second has still to hear. It takes messages in their order, and each subscription to its
+end, so the answer to a `ping` behind the last one says that all are level. A connection lost before that is made again
+from where the lost one began: some events may then come twice, none is left out.
 """
 
 from __future__ import annotations
@@ -39,18 +44,18 @@ def events(
     Raises:
         CommandFailed: the service refuses, or is gone for good.
     """
-    position: str | None = None
+    positions = _Positions(topics, start or {})
     failures = 0
     while True:
         try:
             with _open(client) as socket:
-                for topic in topics:
-                    begin = position or (start or {}).get(topic)
-                    socket.send(json.dumps({"type": "subscribe", "event": topic} | ({"from": begin} if begin else {})))
+                for request in positions.requests():
+                    socket.send(json.dumps(request))
                 failures = 0
-                for event in _messages(socket, idle_s):
-                    position = event.get("pos", position)
-                    yield event
+                for message in _messages(socket, idle_s):
+                    positions.heard(message)
+                    if not message or message["type"] == "event":
+                        yield message
         except ConnectionClosed as closed:
             code = closed.rcvd.code if closed.rcvd else 1006
             if code not in _COME_AGAIN:
@@ -62,6 +67,45 @@ def events(
                 raise CommandFailed(msg) from None
         failures += 1
         time.sleep(min(0.2 * 2**failures, 3))
+
+
+class _Positions:
+    """From where each topic is asked for when a connection is made."""
+
+    def __init__(self, topics: Sequence[str], start: dict[str, str]) -> None:
+        self._topics = topics
+        self._begins = {topic: start[topic] for topic in topics if topic in start}
+        self._answered: str | None = None
+        self._level = False
+
+    def requests(self) -> list[dict[str, str]]:
+        """What to send on a new connection."""
+        self._answered = None
+        # One topic has nobody to be ahead of.
+        self._level = len(self._topics) == 1
+        subscriptions = [
+            {"type": "subscribe", "event": topic} | ({"from": begin} if (begin := self._begins.get(topic)) else {})
+            for topic in self._topics
+        ]
+        return [*subscriptions, {"type": "ping"}]
+
+    def heard(self, message: dict[str, Any]) -> None:
+        """Take what a message says about how far the topics are."""
+        kind, position = message.get("type"), message.get("pos")
+        if kind == "subscribed" and position:
+            # The position of the moment of the answer: whoever began without one began here.
+            self._answered = position
+            self._begins.setdefault(message["event"], position)
+        elif kind == "pong" and not self._level:
+            # All have heard what there was when the last one was answered, and go on together.
+            self._level = True
+            self._reach(self._answered)
+        elif kind == "event" and self._level:
+            self._reach(position)
+
+    def _reach(self, position: str | None) -> None:
+        if position:
+            self._begins = dict.fromkeys(self._topics, position)
 
 
 def _open(client: Client) -> ClientConnection:
@@ -84,7 +128,7 @@ def _messages(socket: ClientConnection, idle_s: float | None) -> Iterator[dict[s
         if message.get("type") == "error":
             msg = f"{message.get('code')}: {message.get('message')}"
             raise CommandFailed(msg)
-        if message.get("type") == "event":
+        if "type" in message:
             yield message
 
 

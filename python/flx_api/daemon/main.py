@@ -55,6 +55,8 @@ if TYPE_CHECKING:
     from flx_api.daemon.trust import Trust
 
 _CHANGES_END_S = 2.0
+# Meltano's name for states in its own database, which is also its default.
+_SYSTEM_DATABASE = "systemdb"
 
 log = structlog.stdlib.get_logger("flx.daemon")
 
@@ -270,7 +272,13 @@ def _states_reader(settings: Settings, projects: ProjectCache, environ: Mapping[
 
     def read(state_ids: tuple[str, ...]) -> Any:  # noqa: ANN401 - what read_states returns
         # Asked for each run: the project may name another database by then, and the start waits for no YAML.
-        uri = meltano_database.resolve_uri(_database_uri(projects), shared, root, environ)
+        try:
+            model = projects.current()
+        except ProjectInvalid:
+            return None
+        if (model.state_backend_uri or _SYSTEM_DATABASE) != _SYSTEM_DATABASE:
+            return None
+        uri = meltano_database.resolve_uri(model.database_uri, shared, root, environ)
         return read_states(meltano_database.sqlite_file(uri), state_ids)
 
     return read

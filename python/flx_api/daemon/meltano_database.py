@@ -20,8 +20,11 @@ import uuid
 from contextlib import closing
 from datetime import UTC
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import msgspec
+
+from flx_api.daemon.run_environment import OURS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,9 +39,11 @@ _VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})")
 def resolve_uri(uri: str | None, shared_system: Path, project_root: Path, environ: Mapping[str, str]) -> str:
     """The database all runs share, as an absolute URI: Meltano's default when none is configured.
 
-    A run works in a private system folder, so `$MELTANO_SYS_DIR_ROOT` must be filled in before it gets there.
+    A run works in a private system folder, so `$MELTANO_SYS_DIR_ROOT` must be filled in before it gets there. Our own
+    variables are not filled in: no run sees them.
     """
-    known = {**environ, "MELTANO_SYS_DIR_ROOT": str(shared_system), "MELTANO_PROJECT_ROOT": str(project_root)}
+    passed = {name: value for name, value in environ.items() if not name.startswith(OURS)}
+    known = {**passed, "MELTANO_SYS_DIR_ROOT": str(shared_system), "MELTANO_PROJECT_ROOT": str(project_root)}
     filled = _VARIABLE.sub(
         lambda match: known.get(match[1] or match[2], match[0]), uri or f"{_SQLITE}$MELTANO_SYS_DIR_ROOT/meltano.db"
     )
@@ -65,7 +70,7 @@ def latest_revision(meltano: Path) -> str | None:
 def sqlite_revision(path: str) -> str | None:
     """The schema revision of the database file, None when it has none or cannot be read."""
     try:
-        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=BUSY_TIMEOUT_S)) as connection:
+        with closing(sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True, timeout=BUSY_TIMEOUT_S)) as connection:
             row = connection.execute("SELECT version_num FROM alembic_version").fetchone()
     except sqlite3.Error:
         return None
@@ -83,7 +88,10 @@ def fail_rows(path: str, run_id: str, ended_at: datetime, error: str) -> int:
     """
     ended = ended_at.astimezone(UTC).replace(tzinfo=None).isoformat(sep=" ", timespec="microseconds")
     key = uuid.UUID(run_id).hex
-    with closing(sqlite3.connect(f"file:{path}?mode=rw", uri=True, timeout=BUSY_TIMEOUT_S)) as connection, connection:
+    with (
+        closing(sqlite3.connect(f"file:{quote(path)}?mode=rw", uri=True, timeout=BUSY_TIMEOUT_S)) as connection,
+        connection,
+    ):
         # Take the write lock first: between reading and writing a dying Meltano must not slip in.
         connection.execute("BEGIN IMMEDIATE")
         rows = connection.execute(

@@ -1,9 +1,9 @@
 """The meter's command line: a plugin's argv with a counter around its standard output.
 
-Strategy: Meltano starts `python -I -S meter.py NATIVE_SO METER_DIR ROLE PLUGIN -- argv...` in place of `argv...`; the
-plugin runs as our child with the same stdin, stderr, environment and folder, its stdout passes through the native meter
-and on to Meltano. Everything lives in `meter_shell`, because Python compiles a main script anew at every start but
-keeps the compiled form of an imported module: this file must stay a few lines long.
+Strategy: Meltano starts `python -I -S meter.py NATIVE_SO METER_DIR ROLE PLUGIN ORDER -- argv...` in place of `argv...`;
+the plugin runs as our child with the same stdin, stderr, environment and folder, its stdout passes through the native
+meter and on to Meltano. Everything lives in `meter_shell`, because Python compiles a main script anew at every start
+but keeps the compiled form of an imported module: this file must stay a few lines long.
 
 Rules:
 - Standalone: the standard library and the native module only; the package `flx_api` is never imported (-S hides it).

@@ -85,6 +85,8 @@ class Watcher:
         self._given: set[str] = set()
         for execution_id in executions.active_logs():
             self._lines[execution_id] = executions.log(execution_id).last_line
+        # One that waits may begin and end between two looks, and its first event is past: nothing else tells of it.
+        self._lines.update(dict.fromkeys(executions.waiting(), 0))
         self._lines.update(self._named)
 
     async def batches(self) -> AsyncIterator[EventBatch]:
@@ -158,7 +160,11 @@ class Watcher:
             if log.complete:
                 # The index of a log of old is made at its first use, by reading all of it.
                 await asyncio.to_thread(log.load)
-            size += self._take_log(events, execution_id, log, BATCH_BYTES - size)
+            given = self._take_log(events, execution_id, log, BATCH_BYTES - size)
+            size += given
+            if given:
+                # To the end of the line: a log that fills every batch must not keep the others back.
+                self._lines[execution_id] = self._lines.pop(execution_id)
             if log.complete and self._lines[execution_id] >= log.last_line:
                 del self._lines[execution_id]
                 self._given.add(execution_id)

@@ -347,11 +347,13 @@ def install_hooks(meter: list[str] | None) -> None:
 
     A Meltano in which these two names are gone runs unmetered; the ledger then says that nothing was counted.
     """
+    import itertools
     import shutil
 
     from meltano.core.plugin_invoker import PluginInvoker  # type: ignore[import-not-found, unused-ignore]
 
     plain_env, plain_args = PluginInvoker.env, PluginInvoker.exec_args
+    order = itertools.count()
 
     def env(self: Any) -> dict[str, Any]:
         # The project's .env reaches plugins past the environment of this process.
@@ -362,7 +364,10 @@ def install_hooks(meter: list[str] | None) -> None:
         # Without an environment nothing is started: the words are wanted for a message.
         if env is None or shutil.which(argv[0], path=env.get("PATH")) is None:
             return argv
-        return [*(meter or ()), ROLES.get(str(self.plugin.type), "utility"), self.plugin.name, "--", *argv]
+        # Meltano asks for the words as it starts a plugin, one after the other from the extractor to the loader. Which
+        # of them comes to run first is chance.
+        words = (ROLES.get(str(self.plugin.type), "utility"), self.plugin.name, str(next(order)))
+        return [*(meter or ()), *words, "--", *argv]
 
     PluginInvoker.env = env
     if meter:

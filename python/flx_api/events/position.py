@@ -23,7 +23,8 @@ from msgspec import Meta
 
 from flx_api.errors import InvalidRequest
 
-_MAX_CHARS: Final = 16_384
+# A log takes about 80 characters: this is some 600 that are written at once, and fits in a message of a client.
+_MAX_CHARS: Final = 49_152
 _LOG_TOPIC: Final = re.compile(r"execution\.([^.]+)\.log")
 
 

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import structlog
 
 from flx_api.errors import FlxError, InvalidRequest, NotFound
-from flx_api.gateway.exchange import Exchange, RequestIds
-from flx_api.gateway.intake import CLIENT_GONE, ClientGone, take_body
+from flx_api.gateway.exchange import Exchange, RequestIds, StreamCut
+from flx_api.gateway.intake import CLIENT_GONE, ClientGone, has_two_lengths, take_body
 from flx_api.gateway.responses import finish, problem, refused, unexpected
 from flx_api.gateway.routes_fast import Response
 
@@ -117,6 +117,10 @@ class Edge:
             await self.respond(exchange, self._refusal(exchange, error))
         except ClientGone:
             exchange.status = CLIENT_GONE
+        except StreamCut:
+            # Granian cuts a connection whose response has no end. It would do so for an exception too, but log that
+            # with its trace, once for every follower of a log when the daemon goes away.
+            _log.info("edge.stream_cut", request_id=exchange.request_id)
         except (asyncio.CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit):
             raise
         except BaseException as error:
@@ -241,8 +245,9 @@ class Edge:
             headers.append((b"allow", error.allow.encode()))
         if exchange.decision is None or exchange.decision.reason is None:
             self._metrics.refusal(error.code)
-        if error.code in {"payload_too_large", "invalid_host", "request_timeout"} and _is_http1(exchange.scope):
-            # The rest of the body, or whatever follows on the connection, is not worth reading.
+        done_for = error.code in {"payload_too_large", "invalid_host", "request_timeout"} or has_two_lengths(exchange)
+        if done_for and _is_http1(exchange.scope):
+            # The rest of the body, or whatever follows on the connection, is not worth reading, or to be believed.
             headers.append((b"connection", b"close"))
         return Response(status, headers, body)
 

@@ -21,6 +21,10 @@ Message = dict[str, Any]
 _REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 
+class StreamCut(Exception):
+    """A response that was begun cannot be completed. It has no end, so that the server cuts the connection."""
+
+
 class RequestIds:
     """Request ids of one process: a random beginning and a counter, so that making one costs next to nothing."""
 

@@ -4,6 +4,7 @@ Rules:
 - A body that says it is too large is refused before it is read, one that does not say as soon as it is.
 - Reading stops at Content-Length: asking once more costs a second hop through the server's threads.
 - A body that does not arrive in time ends the request.
+- Two ways to tell where a body ends are one too many: a proxy before us may have believed the other one.
 """
 
 from __future__ import annotations
@@ -30,9 +31,13 @@ async def take_body(exchange: Exchange, limit: int) -> bytes:
     """The whole body.
 
     Raises:
-        InvalidRequest: payload_too_large, unsupported_encoding, unsupported_media_type, not in time, or cut off.
+        InvalidRequest: payload_too_large, unsupported_encoding, unsupported_media_type, not in time, cut off, or of two
+            lengths.
     """
     headers = exchange.headers
+    if has_two_lengths(exchange):
+        detail = "Content-Length and Transfer-Encoding exclude each other"
+        raise InvalidRequest(detail)
     if headers.get(b"content-encoding", b"identity").lower() != b"identity":
         raise InvalidRequest(code="unsupported_encoding")
     length = _length(headers.get(b"content-length"))
@@ -48,6 +53,15 @@ async def take_body(exchange: Exchange, limit: int) -> bytes:
     if body and headers.get(b"content-type", b"").replace(b" ", b"").replace(b'"', b"").lower() not in _JSON:
         raise InvalidRequest(code="unsupported_media_type")
     return body
+
+
+def has_two_lengths(exchange: Exchange) -> bool:
+    """Whether both headers tell where the body ends, so that two readers may disagree on it.
+
+    Granian does not let it come to this in HTTP/1.1: it drops the length, reads chunks and closes the connection after
+    its answer (RFC 9112, 6.3). The rule must not depend on the server, though.
+    """
+    return b"content-length" in exchange.headers and b"transfer-encoding" in exchange.headers
 
 
 async def _read(exchange: Exchange, length: int | None, limit: int) -> bytes:

@@ -23,6 +23,7 @@ from flx_api.commands import COMMANDS
 from flx_api.commands.permissions import authorise
 from flx_api.errors import RateLimited, Unavailable
 from flx_api.gateway.dispatch import frame_principal
+from flx_api.gateway.exchange import StreamCut
 from flx_api.gateway.options import convert, known, query
 from flx_api.gateway.responses import finish
 from flx_api.proto.flx.v1.daemon_pb2 import LogRequest
@@ -102,7 +103,7 @@ class LogRoute:
             if not exchange.status:
                 raise Unavailable(retry_after_s=1) from None
             # Headers are out: a cut connection is the only way left to say that the stream is not complete.
-            raise
+            raise StreamCut from None
         await exchange.send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _start(self, exchange: Exchange, content_type: bytes) -> None:

@@ -12,6 +12,7 @@ Rules:
 - While there is no connection a call waits at most `PATIENCE_S` for one.
 - A caller that goes away takes its pending entry with it; a late reply is dropped. Its credit comes back with that
   reply, its deadline or the connection's end: until then the command is outstanding at the daemon.
+- When the service stops, whoever waits is told that, and not that the daemon is away.
 - Commands that wait by nature never hold all credits.
 """
 
@@ -108,6 +109,7 @@ class Upstream:
         self._stub: DaemonStub | None = None
         self._task: asyncio.Task[None] | None = None
         self._sweeper: asyncio.TimerHandle | None = None
+        self._closing = False
         self.connected = asyncio.Event()
         self.reason = "not connected yet"
 
@@ -117,13 +119,15 @@ class Upstream:
 
     async def close(self) -> None:
         """Close the connection; what is pending fails."""
+        # Before the cancel: the owner of the connection fails what is pending on its way out.
+        self._closing = True
         self.reason = "closed"
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         if self._sweeper is not None:
             self._sweeper.cancel()
-        self._fail_pending("The service is shutting down", code="shutting_down")
+        self._fail_pending()
 
     @property
     def in_flight(self) -> int:
@@ -162,7 +166,7 @@ class Upstream:
         try:
             return await self._attempt(frame, deadline)
         except StreamLost:
-            if not read:
+            if not read or self._closing:
                 raise
             return await self._attempt(frame, deadline)
 
@@ -252,7 +256,8 @@ class Upstream:
             async with asyncio.timeout(PATIENCE_S):
                 await self.connected.wait()
         except TimeoutError:
-            raise Unavailable(retry_after_s=1) from None
+            code = "shutting_down" if self._closing else "upstream_unavailable"
+            raise Unavailable(code=code, retry_after_s=1) from None
 
     async def _run(self) -> None:
         shortest, longest = _BACKOFF_S
@@ -277,7 +282,7 @@ class Upstream:
                 self._outbox.clear()
                 for seq in list(self._abandoned):
                     self._forget(seq)
-                self._fail_pending("The connection to the daemon broke")
+                self._fail_pending()
             if was_connected:
                 _log.warning("upstream.lost", reason=self.reason)
                 pause = shortest
@@ -340,7 +345,10 @@ class Upstream:
                 _log.info("upstream.connected")
             await asyncio.sleep(PROBE_EVERY_S)
 
-    def _fail_pending(self, detail: str, code: str = "upstream_unavailable") -> None:
+    def _fail_pending(self) -> None:
+        detail, code = "The connection to the daemon broke", "upstream_unavailable"
+        if self._closing:
+            detail, code = "The service is shutting down", "shutting_down"
         for pending in self._pending.values():
             if not pending.reply.done():
                 pending.reply.set_exception(StreamLost(detail, code=code, retry_after_s=1))

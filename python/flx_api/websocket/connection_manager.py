@@ -6,7 +6,7 @@ memory, or from the daemon until the memory joins on, and goes live in one step 
 why there is neither hole nor duplicate.
 
 Rules:
-- A client id belongs to the subject that first connected with it, for as long as it is connected.
+- A client id belongs to the subject (of its tenant) that first connected with it, for as long as it is connected.
 - An event is delivered once per connection, however many of its subscriptions match.
 - Every skip is told: a message `error` with code `gap`.
 """
@@ -27,6 +27,7 @@ from flx_api.websocket.connection import BACKLOG_BYTES, DEFAULT_TENANT, MAX_SUBS
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable
 
+    from flx_api._core import Principal
     from flx_api.events.memory import Heard, Memory
     from flx_api.observability.metrics import Metrics
     from flx_api.proto.flx.v1.daemon_pb2 import Event, EventBatch
@@ -42,6 +43,8 @@ _CHUNK: Final = BACKLOG_BYTES // 4
 # A batch below both bounds tells all that the daemon had at that moment (they are its own, `flx_api.daemon.watch`).
 _FULL_EVENTS: Final = 256
 _FULL_BYTES: Final = 64 * 1024
+# Tenant and subject: two tenants may each have an anna, and they are not the same one.
+_Owner = tuple[str, str]
 
 
 class ConnectionManager:
@@ -61,7 +64,7 @@ class ConnectionManager:
         self._wall = wall
         self._connections: set[Connection] = set()
         self._by_client: dict[str, set[Connection]] = {}
-        self._per_subject: dict[str, int] = {}
+        self._per_owner: dict[_Owner, int] = {}
         self._exact: dict[str, set[Connection]] = {}
         self._wild: dict[str, set[Connection]] = {}
         self._ticker: asyncio.Task[None] | None = None
@@ -94,8 +97,8 @@ class ConnectionManager:
             self._ticker.cancel()
             await asyncio.gather(self._ticker, return_exceptions=True)
 
-    def check(self, client_id: str, subject: str) -> None:
-        """Whether a connection of this subject under this client id would be let in.
+    def check(self, client_id: str, principal: Principal) -> None:
+        """Whether a connection of this principal under this client id would be let in.
 
         Raises:
             Unavailable: the process is about to stop.
@@ -104,21 +107,22 @@ class ConnectionManager:
         """
         if self.draining:
             raise Unavailable(code="shutting_down", retry_after_s=1)
-        if len(self._connections) >= MAX_CONNECTIONS or self._per_subject.get(subject, 0) >= MAX_PER_SUBJECT:
+        owner = _owner(principal)
+        if len(self._connections) >= MAX_CONNECTIONS or self._per_owner.get(owner, 0) >= MAX_PER_SUBJECT:
             detail = "There are too many connections"
             raise RateLimited(detail, retry_after_s=5)
         holders = self._by_client.get(client_id)
-        if holders and next(iter(holders)).principal.subject != subject:
+        if holders and _owner(next(iter(holders)).principal) != owner:
             raise Conflict(code="client_id_taken")
 
     def connect(self, connection: Connection) -> None:
         """Let a connection in. Raises as `check`, which is asked again since the handshake took time."""
-        subject = connection.principal.subject
-        self.check(connection.client_id, subject)
+        owner = _owner(connection.principal)
+        self.check(connection.client_id, connection.principal)
         self._connections.add(connection)
         self._empty.clear()
         self._by_client.setdefault(connection.client_id, set()).add(connection)
-        self._per_subject[subject] = self._per_subject.get(subject, 0) + 1
+        self._per_owner[owner] = self._per_owner.get(owner, 0) + 1
         self._metrics.connections = len(self._connections)
 
     def disconnect(self, connection: Connection, code: CloseCode) -> None:
@@ -132,10 +136,10 @@ class ConnectionManager:
         holders.discard(connection)
         if not holders:
             del self._by_client[connection.client_id]
-        subject = connection.principal.subject
-        self._per_subject[subject] -= 1
-        if not self._per_subject[subject]:
-            del self._per_subject[subject]
+        owner = _owner(connection.principal)
+        self._per_owner[owner] -= 1
+        if not self._per_owner[owner]:
+            del self._per_owner[owner]
         self._metrics.connections = len(self._connections)
         self._metrics.closed(code)
         if not self._connections:
@@ -357,6 +361,10 @@ class ConnectionManager:
 
 class _Evicted(Exception):
     """The daemon no longer has what a position asks for."""
+
+
+def _owner(principal: Principal) -> _Owner:
+    return principal.tenant or DEFAULT_TENANT, principal.subject
 
 
 def _bearable(due: list[Heard], start: int = 0) -> int:

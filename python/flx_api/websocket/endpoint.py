@@ -163,7 +163,7 @@ class Endpoint:
         origin, host = _text(exchange.origin), _text(exchange.host)
         if not origin_allowed(origin, host, self._origins):
             raise Forbidden(code="origin_not_allowed")
-        self._manager.check(client_id, principal.subject)
+        self._manager.check(client_id, principal)
         connection = Connection(client_id, principal, exchange.send, time.monotonic())
         # Part 1 speaks the plain protocol: `flx.v1` is declined by not being selected.
         names = [name.strip() for name in offered.split(b",")]

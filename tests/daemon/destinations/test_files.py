@@ -97,6 +97,17 @@ def test_csv_files_are_counted_without_header(tmp_path: Path) -> None:
     assert found["b"]["found"] is None
 
 
+def test_a_csv_file_belongs_to_the_longest_stream_name_that_it_matches(tmp_path: Path) -> None:
+    """A time may look like anything, so the files of `a-b` match the pattern of `a` too."""
+    config = {"output_path": str(tmp_path), "file_naming_scheme": "{stream_name}-{timestamp}.csv"}
+    counter = files.CsvCounter(config, "", "", None)
+    counter.before(FAR)
+    (tmp_path / "a-2026.csv").write_text("id\n1\n")
+    (tmp_path / "a-b-2026.csv").write_text("id\n1\n2\n")
+    found = counter.after({"a": seen(1), "a-b": seen(2)}, None, FAR)
+    assert {stream: one["found"] for stream, one in found.items()} == {"a": 1, "a-b": 2}
+
+
 @pytest.mark.parametrize("config", [{"escape_character": "\\"}, {"encoding": "utf-16"}, {"stream_maps": {"a": None}}])
 def test_csv_settings_that_are_not_understood(config: Any) -> None:
     """Better no count than a wrong one."""

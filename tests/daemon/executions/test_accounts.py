@@ -7,7 +7,7 @@ import sqlite3
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, cast
 
-from flx_api.daemon.executions.accounts import Accounts
+from flx_api.daemon.executions.accounts import Accounts, States
 from flx_api.daemon.executions.meltano_state import read_states
 from flx_api.daemon.executions.store import Plan
 from flx_api.daemon.project.blocks import CommandBlock, SingerBlock
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sqlalchemy import RowMapping
 
 STATE_ID = "dev:tap-to-target"
+NO_STATES: States = {}
 PLAN = Plan(
     (("tap", "target"), ("tool:work",)), (SingerBlock("tap", (), "target", STATE_ID), CommandBlock("tool", "work"))
 )
@@ -38,8 +39,8 @@ def rows_of(*rows: dict[str, Any]) -> list[RowMapping]:
     return [cast("RowMapping", row) for row in rows]
 
 
-def close(folder: Path, rows: list[RowMapping], *, full: bool, states: dict[str, Any] | None = None) -> Any:
-    accounts = Accounts.of(PLAN, full_refresh=full, rows=rows, states=states or {})
+def close(folder: Path, rows: list[RowMapping], *, full: bool, states: States | None = NO_STATES) -> Any:
+    accounts = Accounts.of(PLAN, full_refresh=full, rows=rows, states=states)
     return accounts.close(folder, 0, "e", 5)
 
 
@@ -62,18 +63,41 @@ def test_a_state_that_meltano_has_makes_it_no_first_run(tmp_path: Path) -> None:
     assert account.ledger.warnings == ()
 
 
+def test_with_states_unknown_no_run_is_a_first_one(tmp_path: Path) -> None:
+    account = close(meter(tmp_path / "m", a=0), [], full=False, states=None)
+    assert account.ledger.warnings == ()
+    assert [stream.state_moved for stream in account.ledger.blocks[0].streams] == [None]
+    known = close(meter(tmp_path / "m", a=0), [], full=False)
+    assert [stream.state_moved for stream in known.ledger.blocks[0].streams] == [False]
+
+
 def test_states_are_read_from_meltanos_own_table(tmp_path: Path) -> None:
-    path = str(tmp_path / "meltano.db")
+    # A name that means something in a URI.
+    path = str(tmp_path / "100%23#?.db")
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("CREATE TABLE state (state_id TEXT, partial_state TEXT, completed_state TEXT)")
         rows = [
             ("one", "{}", '{"singer_state": {"bookmarks": {"a": 1}}}'),
             ("two", "{}", None),
-            ("three", "{}", "no json"),
             ("other", "{}", '{"singer_state": {}}'),
         ]
         connection.executemany("INSERT INTO state VALUES (?, ?, ?)", rows)
-    assert read_states(path, ("one", "two", "three", "four")) == {"one": {"bookmarks": {"a": 1}}}
+    assert read_states(path, ("one", "two", "four")) == {"one": {"bookmarks": {"a": 1}}}
     assert read_states(path, ()) == {}
-    assert read_states(None, ("one",)) == {}
-    assert read_states(str(tmp_path / "absent.db"), ("one",)) == {}
+
+
+def test_what_cannot_be_read_is_unknown_and_what_does_not_exist_is_empty(tmp_path: Path) -> None:
+    path = tmp_path / "meltano.db"
+    assert read_states(str(path), ("one",)) == {}
+    path.touch()
+    assert read_states(str(path), ("one",)) == {}  # no table
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("CREATE TABLE state (state_id TEXT, completed_state TEXT)")
+        connection.execute("INSERT INTO state VALUES ('one', 'no json'), ('two', '[]')")
+    assert read_states(str(path), ("three",)) == {}
+    assert read_states(str(path), ("one",)) is None
+    assert read_states(str(path), ("two",)) is None
+    path.write_bytes(b"no database" * 100)
+    assert read_states(str(path), ("one",)) is None
+    assert read_states(str(path / "below"), ("one",)) == {}
+    assert read_states(None, ("one",)) is None

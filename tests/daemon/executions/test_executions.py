@@ -377,6 +377,20 @@ def test_counts_are_told_while_it_runs_and_at_the_end(play: Callable[..., None])
     play(story)
 
 
+def test_executions_that_wait_are_known_as_such(play: Callable[..., None]) -> None:
+    async def story(stage: Stage) -> None:
+        async with stage.daemon() as executions:
+            running = await submit(executions, "a")
+            waiting = await submit(executions, "b")
+            assert (executions.active_logs(), executions.waiting()) == ((running.id,), (waiting.id,))
+            (await stage.executor.run_of(running)).end(0)
+            (await stage.executor.run_of(waiting)).end(0)
+            await over(executions, waiting)
+            assert executions.waiting() == ()
+
+    play(story, slots=1)
+
+
 def test_warnings_of_the_ledger_show_and_a_full_refresh_is_compared_with_the_last_one(
     play: Callable[..., None],
 ) -> None:

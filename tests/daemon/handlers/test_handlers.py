@@ -44,6 +44,18 @@ def test_the_project_its_plugins_and_its_environments(tmp_path: Path) -> None:
     asyncio.run(story())
 
 
+def test_the_token_in_a_plugins_pip_url_is_not_shown(tmp_path: Path) -> None:
+    url = "git+https://u:tok@en@host/r.git@v1"
+    project = f"plugins: {{extractors: [{{name: t, namespace: t, executable: t, pip_url: '{url} plain'}}]}}"
+
+    async def story() -> None:
+        async with parts(tmp_path, project) as daemon:
+            (only,) = (await daemon.result("plugin.list"))["items"]
+            assert only["pip_url"] == "git+https://***@host/r.git@v1 plain"
+
+    asyncio.run(story())
+
+
 def test_a_broken_project_is_named_field_by_field_and_does_not_stop_the_daemon(tmp_path: Path) -> None:
     async def story() -> None:
         async with parts(tmp_path, "jobs: 7\n") as daemon:

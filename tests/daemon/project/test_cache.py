@@ -167,3 +167,18 @@ def test_a_file_that_appears_deep_down_is_seen(cache: ProjectCache, root: Path, 
 def test_the_environment_counts(root: Path, clock: Clock) -> None:
     cache = ProjectCache(root, {"MELTANO_ENVIRONMENT": "dev"}, clock=clock)
     assert cache.current().default_environment == "dev"
+
+
+def test_our_own_variables_mean_nothing_to_the_project(root: Path, clock: Clock) -> None:
+    """No run sees them, and a state id is shown to every client."""
+    (root / "meltano.yml").write_text(
+        "environments: [{name: dev, state_id_suffix: $FLX_KEY$MINE}]\n"
+        "plugins:\n"
+        "  extractors: [{name: a, namespace: a, executable: a}]\n"
+        "  loaders: [{name: b, namespace: b, executable: b}]\n"
+        "database_uri: sqlite:///${FLX_KEY}x\n"
+    )
+    (root / ".env").write_text("MINE=m${FLX_KEY}\n")
+    model = ProjectCache(root, {"FLX_KEY": "secret"}, clock=clock).current()
+    assert model.state_ids(("a", "b"), "dev") == ("dev:a-to-b:m",)
+    assert model.database_uri == "sqlite:///x"

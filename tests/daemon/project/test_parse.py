@@ -110,6 +110,13 @@ def test_database_uri_is_resolved() -> None:
     assert model_of({}).database_uri is None
 
 
+def test_the_state_backend_is_known_from_every_place_that_names_it() -> None:
+    assert model_of({}).state_backend_uri is None
+    for content in ({"state_backend": {"uri": "s3://b"}}, {"state_backend.uri": "s3://b"}):
+        assert model_of(content).state_backend_uri == "s3://b"
+    assert model_of({}, {"MELTANO_STATE_BACKEND_URI": "s3://e"}).state_backend_uri == "s3://e"
+
+
 def test_tasks_that_cannot_be_split_are_marked() -> None:
     """Meltano loads them and fails in a run; the other jobs stay usable."""
     model = model_of({"jobs": [{"name": "a", "tasks": None}, {"name": "b", "tasks": ["x y", ["z"]]}]})

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from .naming import NotCountable, csv_pattern, jsonl_pattern, refuse_stream_maps
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 CHUNK = 1024 * 1024
 MAX_FILES = 50_000
@@ -167,9 +167,9 @@ class CsvCounter:
     ) -> dict[str, dict[str, object]]:
         """Rows of the file that the loader wrote in this run, per stream."""
         found: dict[str, dict[str, object]] = {}
+        owned = self._files_by_stream(piped)
         for stream, seen in piped.items():
-            folder, pattern = csv_pattern(self._config, stream)
-            names = [name for name in listing(folder) if pattern.match(name)]
+            folder, names = self._folder, owned[stream]
             # With a time in the name earlier runs left files too; only what this run touched counts.
             touched = [name for name in names if self._touched(os.path.join(folder, name), name)]
             if not touched and seen["records"]:
@@ -185,6 +185,16 @@ class CsvCounter:
                 "reason": None,
             }
         return found
+
+    def _files_by_stream(self, streams: Iterable[str]) -> dict[str, list[str]]:
+        """The files of each stream. With a time in the name `a` matches those of `a-b` too: the longest name has it."""
+        patterns = {stream: csv_pattern(self._config, stream)[1] for stream in streams}
+        owned: dict[str, list[str]] = {stream: [] for stream in patterns}
+        for name in listing(self._folder):
+            matching = [stream for stream, pattern in patterns.items() if pattern.match(name)]
+            if matching:
+                owned[max(matching, key=len)].append(name)
+        return owned
 
     def _touched(self, path: str, name: str) -> bool:
         # File times come from the kernel's coarse clock, which lags by up to one tick.

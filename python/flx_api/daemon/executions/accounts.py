@@ -5,7 +5,8 @@ rows of `stream_history` into that and back. A row without a stream's name says 
 
 Rules:
 - Only full counts are remembered; an incremental run's count says nothing about the next.
-- A state id that Meltano knows a state of is no first run, whoever ran it before.
+- A state id that Meltano knows a state of is no first run, whoever ran it before; when Meltano's states are not known,
+  nothing is said to be one.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 _ITSELF = ""
 
 States = dict[str, dict[str, Any]]
-"""Singer states by state id, as Meltano had them before the run."""
+"""Singer states by state id, as Meltano had them before the run. Where it may be unknown: None, never an empty one."""
 
 
 class Account(NamedTuple):
@@ -47,13 +48,13 @@ class Accounts(NamedTuple):
     full_refresh: bool
     history: Mapping[str, History]
     known_state_ids: frozenset[str]
-    states: States
+    states: States | None
 
     @classmethod
-    def of(cls, plan: Plan, *, full_refresh: bool, rows: Iterable[RowMapping], states: States) -> Accounts:
-        """From rows of `stream_history` and Meltano's states before the run."""
+    def of(cls, plan: Plan, *, full_refresh: bool, rows: Iterable[RowMapping], states: States | None) -> Accounts:
+        """From rows of `stream_history` and Meltano's states before the run, None when nobody knows them."""
         history: dict[str, History] = {}
-        known = set(states)
+        known = set(states or ())
         for row in rows:
             known.add(row["state_id"])
             if row["stream"] != _ITSELF:
@@ -81,15 +82,18 @@ class Accounts(NamedTuple):
         return Account(ledger, tuple(unique.values()))
 
     def _planned(self) -> list[PlannedBlock]:
+        states = self.states
         return [
             PlannedBlock(
                 extractor=block.extractor,
                 loader=block.loader,
                 mappers=block.mappers,
                 state_id=block.state_id,
-                first_run=block.state_id is not None and block.state_id not in self.known_state_ids,
+                first_run=states is not None
+                and block.state_id is not None
+                and block.state_id not in self.known_state_ids,
                 full_refresh=self.full_refresh,
-                state_before=self.states.get(block.state_id or ""),
+                state_before=None if states is None or block.state_id is None else states.get(block.state_id, {}),
             )
             for block in self.plan.blocks
             if isinstance(block, SingerBlock)

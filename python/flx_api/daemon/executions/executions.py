@@ -75,7 +75,7 @@ class Submitted(NamedTuple):
     replayed: bool
 
 
-def _no_states(_state_ids: tuple[str, ...]) -> States:
+def _no_states(_state_ids: tuple[str, ...]) -> States | None:
     return {}
 
 
@@ -102,7 +102,7 @@ class Executions:
         *,
         clock: Callable[[], int],
         ids: Callable[[], str] | None = None,
-        read_states: Callable[[tuple[str, ...]], States] = _no_states,
+        read_states: Callable[[tuple[str, ...]], States | None] = _no_states,
         backstop_s: float = BACKSTOP_S,
     ) -> None:
         self._journal = journal
@@ -350,6 +350,10 @@ class Executions:
     def active_logs(self) -> Iterable[str]:
         """The executions whose logs may still grow."""
         return tuple(self._active)
+
+    def waiting(self) -> Iterable[str]:
+        """The executions that wait for their turn: their logs do not exist yet."""
+        return tuple(self._queue)
 
     def counts(self) -> tuple[int, int]:
         """How many are active (starting, running or being cancelled) and how many wait."""

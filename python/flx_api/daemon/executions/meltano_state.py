@@ -3,14 +3,17 @@
 Rules:
 - Reads only, SQLite only: the usual system database. Another database or a state backend elsewhere means that nothing
   is known, which the ledger says truthfully; it never means that there was no state.
-- The table is Meltano's: a shape that is not expected is the same as nothing known.
+- The table is Meltano's: a shape that is not expected is the same as nothing known. A file or table that does not exist
+  yet is known: no run has ended.
 """
 
 from __future__ import annotations
 
 import sqlite3
 from contextlib import closing
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import msgspec
 
@@ -20,29 +23,43 @@ if TYPE_CHECKING:
 _BUSY_TIMEOUT_S = 1.0
 
 
-def read_states(path: str | None, state_ids: tuple[str, ...]) -> States:
-    """The Singer states of those ids that have one.
+class _Held(msgspec.Struct):
+    """What Meltano keeps in a row, as far as it matters here."""
+
+    singer_state: dict[str, Any] | None = None
+
+
+_decode = msgspec.json.Decoder(_Held).decode
+
+
+def read_states(path: str | None, state_ids: tuple[str, ...]) -> States | None:
+    """The Singer states of those ids that have one; None when that cannot be known.
 
     Args:
-        path: Meltano's SQLite file, None when it is no SQLite.
+        path: Meltano's SQLite file, None when its states are kept elsewhere.
         state_ids: of the run.
     """
     if path is None or not state_ids:
-        return {}
+        return None if path is None else {}
+    try:
+        return {
+            state_id: state
+            for state_id, text in _rows(path, state_ids)
+            if (state := _decode(text or b"{}").singer_state) is not None
+        }
+    except (OSError, sqlite3.Error, msgspec.MsgspecError, TypeError):
+        return None
+
+
+def _rows(path: str, state_ids: tuple[str, ...]) -> list[tuple[str, str | None]]:
     places = ",".join("?" * len(state_ids))
     query = f"SELECT state_id, completed_state FROM state WHERE state_id IN ({places})"  # noqa: S608
+    if not Path(path).exists():
+        return []
     try:
-        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=_BUSY_TIMEOUT_S)) as connection:
-            rows = connection.execute(query, state_ids).fetchall()
-    except sqlite3.Error:
-        return {}
-    states: States = {}
-    for state_id, text in rows:
-        try:
-            held = msgspec.json.decode(text or "{}")
-        except (msgspec.DecodeError, TypeError):
-            continue
-        state = held.get("singer_state") if isinstance(held, dict) else None
-        if isinstance(state, dict):
-            states[state_id] = state
-    return states
+        with closing(sqlite3.connect(f"file:{quote(path)}?mode=ro", uri=True, timeout=_BUSY_TIMEOUT_S)) as connection:
+            return connection.execute(query, state_ids).fetchall()
+    except sqlite3.OperationalError as error:
+        if str(error).startswith("no such table"):
+            return []
+        raise

@@ -35,7 +35,8 @@ _CONSEQUENCES = STOPPED_CODES | {_SHELL_SIGNAL + _SIGPIPE, -_SIGPIPE}
 
 _LONGEST = 400
 _KEPT_ERRORS = 50
-_CREDENTIALS_IN_URL = re.compile(r"(\b[\w+.-]+://)[^\s/@]+@")
+# Up to the last @ before the path: a password may hold one.
+_CREDENTIALS_IN_URL = re.compile(r"(\b[\w+.-]+://)[^\s/]+@")
 _NAMED_SECRET = re.compile(
     r"""(?ix) \b
     ([\w.-]*(?:password|passwd|pwd|secret|token|api[_-]?key|access[_-]?key|private[_-]?key|credential|dsn)[\w.-]*)
@@ -167,12 +168,17 @@ def explain(code: int, facts: LogFacts, ledger: Ledger | None) -> str:
 def redacted(text: str) -> str:
     """One line without credentials, without folders of this machine, not longer than a person reads."""
     text = " ".join(text.split())[: _LONGEST * 4]
-    text = _CREDENTIALS_IN_URL.sub(r"\1***@", text)
+    text = without_url_credentials(text)
     text = _BEARER.sub(r"\1 ***", text)
     text = _NAMED_SECRET.sub(r"\1\2***", text)
     text = _LONG_RUN.sub("***", text)
     text = _PATH.sub(r"\1", text)
     return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+
+
+def without_url_credentials(text: str) -> str:
+    """The text with the user and password of every URL in it replaced by stars."""
+    return _CREDENTIALS_IN_URL.sub(r"\1***@", text)
 
 
 def _ended_by_us(code: int | None, warnings: tuple[str, ...], timeout_s: int | None, *, cancelling: bool) -> Outcome:

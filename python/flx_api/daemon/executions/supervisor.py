@@ -42,7 +42,7 @@ from flx_api.errors import FlxError, Unavailable
 from flx_api.models.event import SystemEvent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from flx_api.daemon.executions.accounts import Account, States
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from flx_api.daemon.executions.store import Store, Stored
     from flx_api.daemon.executors import Executor, ExitRecord, Run
     from flx_api.daemon.journal import Journal, Tx
+    from flx_api.models.event import MetricEvent
 
 T = TypeVar("T")
 
@@ -62,6 +63,8 @@ METRIC_EVERY_US = 500_000
 BACKSTOP_S = 15.0
 TAIL_BYTES = 1024 * 1024
 _RETRY_S = (0.2, 0.5, 1.0, 2.0)
+# A session that is not empty yet, a database that is locked: worth a moment, for what is settled next frees its state.
+_SETTLE_AGAIN_S = (0.1, 0.5, 1.0)
 _SECOND_US = 1_000_000
 
 log = structlog.stdlib.get_logger(__name__)
@@ -77,7 +80,7 @@ class Parts:
     clock: Callable[[], int]
     runs_dir: Path
     cancel_grace_s: float
-    read_states: Callable[[tuple[str, ...]], States]
+    read_states: Callable[[tuple[str, ...]], States | None]
     backstop_s: float = BACKSTOP_S
 
 
@@ -101,7 +104,8 @@ class Supervisor:
         self._cancelling = stored.execution.status == "cancelling"
         self._timed_out = False
         self._released = stored.execution.status == "running"
-        self._states: States = {}
+        # Unknown for a run that an earlier daemon started: by now Meltano may have changed them.
+        self._states: States | None = None
         self._telling: asyncio.Task[None] | None = None
         if self._cancelling:
             self._stop.set()
@@ -283,7 +287,9 @@ class Supervisor:
             timed_out=self._timed_out,
             timeout_s=self.stored.timeout_s,
         )
-        await self._write(lambda tx: self._write_end(tx, record, result, account))
+        # Outside of the write: being asked for makes counts told, and a write may be tried again.
+        counts = self.meter.due(self._parts.clock(), 0)
+        await self._write(lambda tx: self._write_end(tx, record, result, account, counts))
 
     async def _undo(self) -> bool:
         """Nothing has happened: back to the queue, or cancelled if that was asked. False: it did begin after all."""
@@ -317,11 +323,14 @@ class Supervisor:
         await self._write(change)
 
     async def _settle(self, *, run_started: bool) -> ExitRecord | None:
-        try:
-            return await self._parts.executor.settle(self.stored.attempt_id, run_started=run_started)
-        except Exception as error:  # noqa: BLE001 - cleaning up must not keep an end from being told
-            log.warning("a run could not be cleared up", execution=self.stored.id, reason=repr(error))
-            return None
+        for pause in (*_SETTLE_AGAIN_S, None):
+            try:
+                return await self._parts.executor.settle(self.stored.attempt_id, run_started=run_started)
+            except Exception as error:  # noqa: BLE001 - cleaning up must not keep an end from being told
+                log.warning("a run could not be cleared up", execution=self.stored.id, reason=repr(error))
+            if pause is not None:
+                await asyncio.sleep(pause)
+        return None
 
     async def _account(self, record: ExitRecord | None) -> Account | None:
         execution = self.stored.execution
@@ -339,9 +348,16 @@ class Supervisor:
             log.exception("the ledger could not be made", execution=execution.id)
             return None
 
-    def _write_end(self, tx: Tx, record: ExitRecord | None, result: outcome.Outcome, account: Account | None) -> None:
+    def _write_end(
+        self,
+        tx: Tx,
+        record: ExitRecord | None,
+        result: outcome.Outcome,
+        account: Account | None,
+        counts: Iterable[MetricEvent],
+    ) -> None:
         store, stored = self._parts.store, self.stored
-        for event in self.meter.due(self._parts.clock(), 0):
+        for event in counts:
             tx.emit(metric_topic(stored.id), event, tenant=stored.tenant)
         columns: dict[str, Any] = {
             "finished_us": tx.now_us if record is None else record.ended_us,

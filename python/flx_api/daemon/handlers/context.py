@@ -12,10 +12,12 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+
+from flx_api.daemon.handlers.memo import Memo
 
 if TYPE_CHECKING:
     from flx_api.config import Settings
@@ -41,6 +43,7 @@ class Services:
     started_us: int
     meltano_version: Callable[[], str | None] = lambda: None
     stopping: Callable[[], bool] = lambda: False
+    memo: Memo = field(default_factory=Memo)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import msgspec
 from msgspec import UNSET
 
 from flx_api.daemon import pipelines
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from flx_api.daemon.handlers.context import Context, Handler
     from flx_api.daemon.journal import Tx
+    from flx_api.daemon.project import ProjectModel
     from flx_api.models.pipeline import (
         Pipeline,
         PipelineCreateArgs,
@@ -32,11 +34,20 @@ if TYPE_CHECKING:
 CREATE = "pipeline.create"
 
 
-def page(context: Context, args: PipelineListArgs) -> PipelinePage:
-    """A page of pipelines, by name."""
+def page(context: Context, args: PipelineListArgs) -> bytes:
+    """A page of pipelines, by name: the JSON of a `PipelinePage`."""
+    services, tenant = context.services, context.principal.tenant
+    model = services.projects.current()
+    version = (services.journal.seq, model.revision)
+    return services.memo.get(
+        ("pipeline.list", tenant, args), version, lambda: msgspec.json.encode(_page(context, args, model))
+    )
+
+
+def _page(context: Context, args: PipelineListArgs, model: ProjectModel) -> PipelinePage:
     services, tenant = context.services, context.principal.tenant
     after = decode_cursor(args.cursor)
-    model, project_id = services.projects.current(), services.journal.project_id
+    project_id = services.journal.project_id
     with services.journal.read() as connection:
         found = [
             item

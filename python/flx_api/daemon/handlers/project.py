@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from flx_api.daemon.executions.outcome import without_url_credentials
 from flx_api.errors import ProjectInvalid
 from flx_api.models.project import (
     EnvironmentPage,
@@ -68,7 +69,8 @@ def _view(plugin: Plugin, root: Path) -> PluginView:
         variant=plugin.variant,
         namespace=plugin.namespace,
         inherit_from=plugin.inherit_from,
-        pip_url=plugin.pip_url,
+        # A private repository's token may stand in it, and whoever may look is not whoever may install.
+        pip_url=None if plugin.pip_url is None else without_url_credentials(plugin.pip_url),
         executable=plugin.executable,
         capabilities=plugin.capabilities,
         settings=tuple(setting.name for setting in plugin.settings),

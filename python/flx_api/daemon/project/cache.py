@@ -31,6 +31,7 @@ from flx_api.daemon.project.parse import (
     include_patterns,
     invalid,
 )
+from flx_api.daemon.run_environment import OURS
 from flx_api.errors import ProjectInvalid
 
 if TYPE_CHECKING:
@@ -82,7 +83,8 @@ class ProjectCache:
     def __init__(self, root: Path, environ: Mapping[str, str], *, clock: Callable[[], int] = time.time_ns) -> None:
         self.root = root.resolve()
         self._prefix = f"{self.root}{os.sep}"
-        self._environ = dict(environ)
+        # Runs never see our own variables, so what the project writes with their names means nothing here either.
+        self._environ = {name: value for name, value in environ.items() if not name.startswith(OURS)}
         self._clock = clock
         self._watch: _Watch | None = None
 

@@ -167,7 +167,8 @@ class ProjectModel(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     `default_environment` is what Meltano activates when a run names none: MELTANO_ENVIRONMENT of the process or the
     `.env` file, else the setting; None is none. `database_uri` is what Meltano's own setting resolves to, None for its
-    default. `revision` changes with the content of any of `files`, which are relative to `root`.
+    default; `state_backend_uri` likewise. `revision` changes with the content of any of `files`, which are relative to
+    `root`.
     """
 
     root: Path
@@ -180,6 +181,7 @@ class ProjectModel(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     jobs: tuple[Job, ...] = ()
     schedules: tuple[Schedule, ...] = ()
     database_uri: str | None = None
+    state_backend_uri: str | None = None
     requires_meltano: str | None = None
     dotenv_names: tuple[str, ...] = ()
     env: tuple[str, ...] = ()

@@ -182,6 +182,7 @@ def build(
         jobs=declared.jobs,
         schedules=declared.schedules,
         database_uri=resolve.setting("database_uri"),
+        state_backend_uri=resolve.setting("state_backend.uri"),
         requires_meltano=text_of(declared.content, "requires_meltano", f"{MAIN_FILE}:"),
         dotenv_names=tuple(values.dotenv),
         env=tuple(declared.env),
@@ -426,6 +427,9 @@ class _ProjectSettings:
             if variable in store:
                 return store[variable] or None
         value = text_of(self._content, name, f"{MAIN_FILE}:")
+        section, _, key = name.partition(".")
+        if value is None and key and isinstance(inner := self._content.get(section), dict):
+            value = text_of(inner, key, f"{MAIN_FILE}:{section}")
         return expand_variables(value, self.variables) or None if value else None
 
 

@@ -1,0 +1,109 @@
+"""One attempt where something fails on its way; the ordinary ways are played in `test_executions`."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tests.daemon.executions.fake_runs import Stage, StorageFault, over, submit
+
+from flx_api.daemon.executions.store import Store
+from flx_api.daemon.executions.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from pathlib import Path
+
+    from flx_api.daemon.executors import ExitRecord
+    from flx_api.daemon.journal import Tx
+
+
+@pytest.fixture
+def play(tmp_path: Path) -> Callable[..., None]:
+    """Run a story on a new stage."""
+
+    def run(story: Callable[[Stage], Coroutine[Any, Any, None]]) -> None:
+        async def staged() -> None:
+            await story(Stage(tmp_path))
+
+        asyncio.run(staged())
+
+    return run
+
+
+def test_the_last_counts_are_told_although_the_end_had_to_be_written_twice(
+    play: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, faults = Store.set_attempt, [StorageFault()]
+
+    def faulty(store: Store, tx: Tx, attempt_id: str, **columns: Any) -> None:
+        if "exit_code" in columns and faults:
+            raise faults.pop()
+        real(store, tx, attempt_id, **columns)
+
+    async def story(stage: Stage) -> None:
+        monkeypatch.setattr(Store, "set_attempt", faulty)
+        # The counts are first told at the end.
+        monkeypatch.setattr(Supervisor, "_tell_counts", lambda _self: None)
+        async with stage.daemon() as executions:
+            accepted = await submit(executions, "a")
+            run = await stage.executor.run_of(accepted)
+            count = {"kind": "count", "ts_us": 20, "streams": {"s": {"records": 5, "bytes": 9}}}
+            run.meter(0, "extractor", "tap-a", count)
+            run.end(0)
+            await over(executions, accepted)
+            assert not faults
+            told = stage.events(f"execution.{accepted.id}.metric")
+            assert [event["streams"]["s"]["records"] for event in told] == [5]
+
+    play(story)
+
+
+def test_clearing_up_is_tried_again_before_the_state_id_is_given_free(
+    play: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(stage: Stage) -> None:
+        monkeypatch.setattr("flx_api.daemon.executions.supervisor._SETTLE_AGAIN_S", (0.0, 0.0))
+        real, faults, calls = stage.executor.settle, [OSError("busy"), OSError("busy")], 0
+
+        async def settle(attempt_id: str, *, run_started: bool) -> ExitRecord | None:
+            nonlocal calls
+            calls += 1
+            if faults:
+                raise faults.pop()
+            return await real(attempt_id, run_started=run_started)
+
+        monkeypatch.setattr(stage.executor, "settle", settle)
+        async with stage.daemon() as executions:
+            accepted = await submit(executions, "a")
+            run = await stage.executor.run_of(accepted)
+            run.end(0)
+            assert (await over(executions, accepted)).status == "succeeded"
+            assert calls == 3
+            assert not (run.folder / "sys").exists()
+            # What never works ends all the same.
+            faults.extend(OSError("busy") for _ in range(9))
+            again = await submit(executions, "a")
+            (await stage.executor.run_of(again)).end(0)
+            assert (await over(executions, again)).status == "succeeded"
+            assert calls == 6
+
+    play(story)
+
+
+def test_of_an_adopted_run_nobody_knows_the_states_before_it(play: Callable[..., None]) -> None:
+    async def story(stage: Stage) -> None:
+        async with stage.daemon() as executions:
+            accepted = await submit(executions, "a")
+            run = await stage.executor.run_of(accepted)
+        async with stage.daemon() as executions:
+            seen = {"s": {"records": 0, "schema": True}}
+            end = {"kind": "end", "ts_us": 99, "exit_code": 0, "cpu_s": 1.0, "max_rss_kib": 10}
+            run.meter(0, "extractor", "tap-a", {**end, "snapshot": {"streams": seen}})
+            run.end(0)
+            # An incremental run without news, for all that is known: no reason for a `no_rows`.
+            done = await over(executions, accepted)
+            assert (done.status, done.warnings) == ("succeeded", ())
+
+    play(story)
