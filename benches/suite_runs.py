@@ -273,10 +273,14 @@ def _first_line(service: Service, pipeline: str) -> tuple[float, float]:
 def _read(service: Service, requests: int = 200) -> float:
     """Median seconds of pipeline.list on one connection, each request in one write: the client is not the subject."""
     host, port = service.url.removeprefix("http://").split(":")
-    request = (
-        f"POST /v1/commands/pipeline.list HTTP/1.1\r\nHost: {host}:{port}\r\nAuthorization: Bearer {service.token()}\r\n"
-        "Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
-    ).encode()
+    head = (
+        "POST /v1/commands/pipeline.list HTTP/1.1",
+        f"Host: {host}:{port}",
+        f"Authorization: Bearer {service.token()}",
+        "Content-Type: application/json",
+        "Content-Length: 2",
+    )
+    request = "\r\n".join([*head, "", "{}"]).encode()
     took = []
     with socket.create_connection((host, int(port))) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
