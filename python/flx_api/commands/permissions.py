@@ -6,6 +6,7 @@ The same function decides in the gateway (before a command travels) and in the d
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from flx_api.errors import Forbidden
@@ -41,7 +42,13 @@ ROLES: dict[str, tuple[str, ...]] = {
 
 def permits(roles: Iterable[str], permission: str) -> bool:
     """Whether any of the roles grants the permission."""
-    return any(fnmatchcase(permission, glob) for role in roles for glob in ROLES.get(role, ()))
+    return any(_grants(role, permission) for role in roles)
+
+
+# Asked twice for each command on its way; the answer never changes. Bounded, since role names come from tokens.
+@lru_cache(maxsize=1024)
+def _grants(role: str, permission: str) -> bool:
+    return any(fnmatchcase(permission, glob) for glob in ROLES.get(role, ()))
 
 
 def authorise(command: Command, roles: Iterable[str]) -> None:
