@@ -88,7 +88,13 @@ def test_a_signal_is_handed_on_and_the_rest_drained(tmp_path: Path, number: int)
         # Not `signal.pause`: a signal just before it is noted, and its handler runs only when something wakes us.
         "while True: time.sleep(0.05)"
     )
-    with subprocess.Popen(command(tmp_path, *python(body)), stdout=subprocess.PIPE) as process:
+    # What is ignored stays ignored (nohup), and a shell starts its background jobs with SIGINT ignored.
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        process = subprocess.Popen(command(tmp_path, *python(body)), stdout=subprocess.PIPE)
+    finally:
+        signal.signal(number, before)
+    with process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
         process.send_signal(number)
