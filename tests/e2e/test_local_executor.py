@@ -398,7 +398,7 @@ def test_the_meter_stands_before_every_plugin(bench: Bench, tmp_path: Path) -> N
     stand_in = tmp_path / "meter.py"
     stand_in.write_text(
         "import json, os, sys\n"
-        "_, native, folder, role, plugin, dashes, *argv = sys.argv\n"
+        "_, native, folder, role, plugin, order, dashes, *argv = sys.argv\n"
         "with open(folder + '/words', 'a') as file: file.write(json.dumps([role, plugin, dashes, argv]) + '\\n')\n"
         "os.execv(argv[0], argv)\n"
     )
