@@ -82,6 +82,22 @@ reasons! {
     Revoked = "revoked",
     /// A window that applies is used up.
     RateLimited = "rate_limited",
+    /// No Host, two of them, or one that is not served here.
+    InvalidHost = "invalid_host",
+    /// The path is in doubt or leads nowhere.
+    NotFound = "not_found",
+    /// The path is known, the method is not one of its own.
+    MethodNotAllowed = "method_not_allowed",
+    /// Two headers tell where the body ends.
+    TwoLengths = "two_lengths",
+    /// `Content-Length` is not a number.
+    InvalidLength = "invalid_length",
+    /// The body says that it is larger than the limit.
+    PayloadTooLarge = "payload_too_large",
+    /// The body is encoded.
+    UnsupportedEncoding = "unsupported_encoding",
+    /// The body is not JSON in UTF-8.
+    UnsupportedMediaType = "unsupported_media_type",
 }
 
 impl fmt::Display for Reason {

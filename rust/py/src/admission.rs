@@ -1,227 +1,632 @@
-//! `Admission`, `Decision` and `Principal`: one call per request, no callback into Python.
+//! `Admission`: one call per request, no callback into Python.
+//!
+//! The way of a request: its head is walked once, its path led to a route, its windows and token are decided upon by the
+//! core, what its body is said to be is judged. What comes out is either a whole answer (a refusal, or a page that the
+//! principal was given before), ready to be sent, or an `Admitted`. Everything that is answered here is counted here.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use flx_core::admission::credentials::{self, Presented};
-use flx_core::admission::{self as core, By, Policy, Token};
+use flx_core::admission::client::{ProxyHeader, Proxies};
+use flx_core::admission::credentials;
+use flx_core::admission::head::{Body, Head};
+use flx_core::admission::path::{Access, METHODS, Method, Routes};
+use flx_core::admission::{self as core, Ask, By, Decision, Policy, Token, TokenRoom, Toll};
 use flx_core::error::Reason;
-use flx_core::jwt::TokenVerifier;
-use flx_core::jwt::claims::Expected;
-use flx_core::jwt::keys::KeySet;
-use pyo3::IntoPyObjectExt as _;
+use flx_core::metrics;
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyList, PyString, PyTuple};
+use pyo3::types::{PyBytes, PyDict, PyList, PyString, PyTuple};
+use pyo3::{intern, types::PyDictMethods as _};
+use rustix::time::{ClockId, clock_gettime};
 
+use crate::admitted::Admitted;
+use crate::answer::{Answers, Given, Lane, Parts, Template, Told, messages};
+use crate::counters::{Counters, method_of};
 use crate::errors::{finite, unusable};
+use crate::principal::Shell;
+use crate::revocation::Revocations;
+use crate::shared::{Memory, SharedMemory};
+use crate::token::TokenVerifier;
 use crate::window::seed;
 
-/// Who a verified token speaks for.
-#[pyclass(frozen, eq, hash, module = "flx_api._core")]
-#[derive(PartialEq, Eq, Hash)]
-pub(crate) struct Principal {
-    /// `sub`
-    #[pyo3(get)]
-    subject: String,
-    /// `tenant`
-    #[pyo3(get)]
-    tenant: Option<String>,
-    roles: Vec<String>,
-    /// `jti`
-    #[pyo3(get)]
-    token_id: Option<String>,
-    /// `exp` in whole seconds since 1970
-    #[pyo3(get)]
-    expires_at: i64,
+type Core = core::Admission<Memory, Shell>;
+/// name, by, limit, `window_ms`, cost, shadow
+type GivenPolicy = (String, String, u32, u64, u32, bool);
+/// template, its methods and what they ask for, what its last value is: "value" or "command", at the root "dotted"
+type GivenRoute = (String, Vec<(String, String)>, String);
+
+/// Two clocks, read or given.
+#[derive(Clone, Copy)]
+struct Now {
+    s: f64,
+    ns: u64,
 }
 
-#[pymethods]
-impl Principal {
-    #[new]
-    #[pyo3(
-        signature = (*, subject, tenant=None, roles=vec![], token_id=None, expires_at=0),
-        text_signature = "(*, subject, tenant=None, roles=(), token_id=None, expires_at=0)"
-    )]
-    fn new(
-        subject: String,
-        tenant: Option<String>,
-        roles: Vec<String>,
-        token_id: Option<String>,
-        expires_at: i64,
-    ) -> Self {
-        Self { subject, tenant, roles, token_id, expires_at }
-    }
+/// What a request says about itself.
+struct Request<'a> {
+    method: &'a str,
+    path: &'a [u8],
+    peer: &'a str,
+    secure: bool,
+    /// HTTP/1: a connection can be closed, and a body announces itself.
+    http1: bool,
+}
 
-    /// `roles`
-    #[getter]
-    fn roles<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
-        PyTuple::new(py, &self.roles)
-    }
+/// A value of a header, alive for as long as it is needed.
+enum Value<'py> {
+    Bytes(Bound<'py, PyBytes>),
+    Text(Bound<'py, PyString>),
+}
 
-    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
-        let subject = PyString::new(py, &self.subject).repr()?;
-        let tenant = self.tenant.as_ref().into_bound_py_any(py)?.repr()?;
-        let roles = self.roles(py)?.repr()?;
-        Ok(format!("Principal(subject={subject}, tenant={tenant}, roles={roles})"))
+impl AsRef<[u8]> for Value<'_> {
+    fn as_ref(&self) -> &[u8] {
+        match self {
+            Self::Bytes(value) => value.as_bytes(),
+            // What is no UTF-8 has no acceptable value.
+            Self::Text(value) => value.to_str().map_or(b"\xff", str::as_bytes),
+        }
     }
 }
 
-impl From<core::Principal> for Principal {
-    fn from(it: core::Principal) -> Self {
-        let core::Principal { subject, tenant, roles, token_id, expires_at } = it;
-        Self { subject, tenant, roles, token_id, expires_at }
-    }
+/// What a route is beside its methods.
+struct RouteInfo {
+    /// Its last value is a command's name.
+    names_command: bool,
+    not_allowed: Template,
 }
 
-/// The answer to one request.
-#[pyclass(frozen, get_all, module = "flx_api._core")]
-pub(crate) struct Decision {
-    /// 200 for "go on", else 400, 401 or 429.
-    status: u16,
-    /// Why it was refused.
-    reason: Option<&'static str>,
-    /// Who asks.
-    principal: Option<Py<Principal>>,
-    /// The policy that the numbers speak of.
-    policy: Option<Py<PyString>>,
-    /// Its limit.
-    limit: u32,
-    /// Units left.
-    remaining: u32,
-    /// Its window in seconds.
-    window_s: u64,
-    /// Seconds until quota grows.
-    reset_s: u64,
-    /// Seconds a refused client should wait.
-    retry_after_s: u64,
-    /// Shadow policies that would have refused.
-    shadow: Py<PyTuple>,
-}
-
-/// Key set, expectations and windows of one gateway.
+/// Tokens, windows, paths and prepared answers of one gateway.
 #[pyclass(frozen, module = "flx_api._core")]
 pub(crate) struct Admission {
-    core: Mutex<core::Admission>,
-    /// Names of the policies, made once.
-    names: Vec<Py<PyString>>,
+    core: Mutex<Core>,
+    revocations: Py<Revocations>,
+    counters: Arc<metrics::Counters<Memory>>,
+    answers: Arc<Answers>,
+    /// By reason.
+    refusals: Vec<Option<Template>>,
+    routes: Routes,
+    infos: Vec<RouteInfo>,
+    /// The class of each command, and the one of its second decision.
+    commands: std::collections::HashMap<String, (usize, usize)>,
+    hosts: Vec<Vec<u8>>,
+    proxies: Proxies,
+    body_limit: u64,
+    id_prefix: String,
+    next_id: AtomicU64,
 }
 
 #[pymethods]
 impl Admission {
     #[new]
-    #[pyo3(signature = (jwks, *, issuer, audience, leeway_s=0, typ=None, policies, max_bytes=67_108_864))]
+    #[pyo3(signature = (
+        verifier, revocations, counters, *, routes, commands, policies, classes, refusals, limited, not_allowed, headers,
+        hosts, proxies, proxy_header, body_limit, token_bytes=33_554_432, max_bytes=67_108_864, shared=None
+    ))]
     #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
     fn new(
         py: Python<'_>,
-        jwks: &[u8],
-        issuer: Option<String>,
-        audience: Option<String>,
-        leeway_s: u32,
-        typ: Option<String>,
-        policies: Vec<(String, String, u32, u64, u32, bool)>,
+        verifier: &TokenVerifier,
+        revocations: Py<Revocations>,
+        counters: &Counters,
+        routes: Vec<GivenRoute>,
+        commands: std::collections::HashMap<String, (usize, usize)>,
+        policies: Vec<GivenPolicy>,
+        classes: Vec<Vec<(usize, u32)>>,
+        refusals: &Bound<'_, PyDict>,
+        limited: Vec<Given<'_>>,
+        not_allowed: Vec<Given<'_>>,
+        headers: (Vec<Bound<'_, PyTuple>>, Bound<'_, PyTuple>, Bound<'_, PyTuple>),
+        hosts: Vec<Vec<u8>>,
+        proxies: Vec<String>,
+        proxy_header: &str,
+        body_limit: u64,
+        token_bytes: usize,
         max_bytes: usize,
+        shared: Option<&SharedMemory>,
     ) -> PyResult<Self> {
-        let required = vec!["exp".to_owned(), "sub".to_owned()];
-        let expected = Expected { issuer, audience, leeway_s, required, typ };
-        let keys = KeySet::parse(jwks).map_err(unusable)?;
-        let verifier = TokenVerifier::new(keys, expected).map_err(unusable)?;
         let policies = policies.into_iter().map(policy).collect::<PyResult<Vec<_>>>()?;
-        let names = policies.iter().map(|policy| PyString::new(py, &policy.name).unbind()).collect();
-        let core = core::Admission::new(verifier, policies, max_bytes, seed()?).map_err(unusable)?;
-        Ok(Self { core: Mutex::new(core), names })
+        let lanes = policies.iter().zip(limited);
+        let lanes = lanes.map(|(it, given)| Lane::new(py, &it.name, it.limit, it.window_ms, Template::of(given)));
+        let lanes = lanes.collect::<PyResult<Vec<_>>>()?;
+        let (common, content_security, transport_security) = headers;
+        let answers = Answers::new(py, common, content_security, transport_security, lanes)?;
+        let mut known = Routes::default();
+        let mut infos = Vec::with_capacity(routes.len());
+        for ((template, methods, kind), given) in routes.into_iter().zip(not_allowed) {
+            let mut access = [None; METHODS];
+            for (method, asks) in methods {
+                access[Method::of(method.as_bytes()).0 as usize] = Some(access_of(&asks)?);
+            }
+            known.add(&template, access, kind == "dotted").map_err(unusable)?;
+            infos.push(RouteInfo { names_command: kind != "value", not_allowed: Template::of(given) });
+        }
+        let share = max_bytes / policies.len().max(1);
+        let room = TokenRoom { verified: token_bytes, refused: token_bytes / 32 };
+        let classes = classes.into_iter().map(|tolls| tolls.into_iter().map(toll).collect()).collect();
+        let seed = shared.map_or_else(seed, |shared| Ok(shared.seed()))?;
+        let memory = |it: &Policy| Memory::window(shared, it.limit, it.window_ms, it.cost, share);
+        let core = Core::new(verifier.core(), policies, classes, room, memory, seed).map_err(unusable)?;
+        let mut templates: Vec<Option<Template>> = Vec::new();
+        for reason in Reason::ALL {
+            let given: Option<Given<'_>> =
+                refusals.get_item(reason.word())?.map(|given| given.extract()).transpose()?;
+            templates.push(given.map(Template::of));
+        }
+        let header = match proxy_header {
+            "x-forwarded-for" => ProxyHeader::ForwardedFor,
+            "forwarded" => ProxyHeader::Forwarded,
+            _ => return Err(PyValueError::new_err("proxies write x-forwarded-for or forwarded")),
+        };
+        Ok(Self {
+            core: Mutex::new(core),
+            revocations,
+            counters: Arc::clone(counters.core()),
+            answers: Arc::new(answers),
+            refusals: templates,
+            routes: known,
+            infos,
+            commands,
+            hosts,
+            proxies: Proxies::new(proxies.iter().map(String::as_str), header).map_err(unusable)?,
+            body_limit,
+            id_prefix: id_prefix()?,
+            next_id: AtomicU64::new(1),
+        })
     }
 
-    /// Decides about a request by its header list.
-    fn admit(
+    /// Decides about an HTTP request by its ASGI scope.
+    #[pyo3(signature = (scope, now_s=None, now_ns=None))]
+    fn admit<'py>(
         &self,
-        py: Python<'_>,
-        headers: &Bound<'_, PyAny>,
-        client_ip: &str,
-        needs_token: bool,
-        now_s: f64,
-        now_ns: u64,
-    ) -> PyResult<Decision> {
-        if !needs_token {
-            return self.decide(py, Token::NotNeeded, client_ip, now_s, now_ns);
-        }
-        let mut presented = Presented::Nothing;
-        if let Ok(list) = headers.cast::<PyList>() {
-            for header in list.iter() {
-                see(&mut presented, &header)?;
-            }
-        } else {
-            for header in headers.try_iter()? {
-                see(&mut presented, &header?)?;
-            }
-        }
-        let token = presented.only().and_then(|value| credentials::bearer(value.as_bytes()));
-        self.decide(py, Token::Presented(token), client_ip, now_s, now_ns)
+        scope: &Bound<'py, PyDict>,
+        now_s: Option<f64>,
+        now_ns: Option<u64>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let py = scope.py();
+        let now = Now::of(now_s, now_ns)?;
+        let method = text(scope, intern!(py, "method"))?;
+        let path = raw_path(scope)?;
+        let peer = peer(scope)?;
+        let request = Request {
+            method: method.to_str()?,
+            path: path.as_ref(),
+            peer: peer.as_ref().map_or(Ok(""), |peer| peer.to_str())?,
+            secure: text(scope, intern!(py, "scheme")).is_ok_and(|scheme| scheme == "https"),
+            http1: is_http1(scope)?,
+        };
+        self.decide(py, &request, &walk(&scope.get_item(intern!(py, "headers"))?)?, now)
     }
 
-    /// Decides about a request whose token came another way.
-    fn admit_token(
+    /// Decides about an HTTP request by its parts, for faces that have no scope. Headers may be text.
+    #[pyo3(signature = (method, path, headers, peer, secure, http1, now_s=None, now_ns=None))]
+    #[expect(clippy::too_many_arguments, reason = "a request has so many sides")]
+    fn admit_parts<'py>(
         &self,
-        py: Python<'_>,
+        py: Python<'py>,
+        method: &str,
+        path: &[u8],
+        headers: Bound<'py, PyAny>,
+        peer: &str,
+        secure: bool,
+        http1: bool,
+        now_s: Option<f64>,
+        now_ns: Option<u64>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let request = Request { method, path, peer: without_port(peer), secure, http1 };
+        self.decide(py, &request, &walk(&Some(headers))?, Now::of(now_s, now_ns)?)
+    }
+
+    /// Decides about a WebSocket handshake: (why it is refused, the policy and the seconds to wait, what is known of it).
+    /// `token` came another way than by `Authorization`; without `needs_token` none is looked at.
+    #[pyo3(signature = (scope, route, token=None, needs_token=true, now_s=None, now_ns=None))]
+    fn admit_handshake(
+        &self,
+        scope: &Bound<'_, PyDict>,
+        route: usize,
         token: Option<&[u8]>,
-        client_ip: &str,
-        now_s: f64,
-        now_ns: u64,
-    ) -> PyResult<Decision> {
-        self.decide(py, Token::Presented(token.ok_or(Reason::MissingToken)), client_ip, now_s, now_ns)
+        needs_token: bool,
+        now_s: Option<f64>,
+        now_ns: Option<u64>,
+    ) -> PyResult<(Option<&'static str>, Option<(usize, u64)>, Admitted)> {
+        let py = scope.py();
+        let now = Now::of(now_s, now_ns)?;
+        let head = walk(&scope.get_item(intern!(py, "headers"))?)?;
+        let peer = peer(scope)?;
+        let peer = peer.as_ref().map_or(Ok(""), |peer| peer.to_str())?;
+        let token = match (needs_token, token) {
+            (false, _) => Token::NotNeeded,
+            (true, Some(token)) => Token::Presented(Ok(token)),
+            (true, None) => Token::Presented(bearer(&head)),
+        };
+        let client = self.client(&head, peer);
+        let decision = self.ask(py, route, token, client, &head, now);
+        let refusal = decision.refusal.or((!head.host_is_sound(&self.hosts)).then_some(Reason::InvalidHost));
+        if let Some(reason) = refusal {
+            self.counters.refusal(reason as usize);
+        }
+        let limited = decision.quota.filter(|_| refusal == Some(Reason::RateLimited));
+        let limited = limited.map(|quota| (quota.policy, seconds(quota.reset_ns).max(1)));
+        let admitted = Admitted {
+            answers: Arc::clone(&self.answers),
+            counters: Arc::clone(&self.counters),
+            known: decision.known,
+            route,
+            values: PyTuple::empty(py).unbind(),
+            request_id: self.request_id(&head),
+            client: client.to_owned(),
+            length: Some(0),
+            started_ns: now.ns,
+            method: method_of("WEBSOCKET"),
+            secure: text(scope, intern!(py, "scheme")).is_ok_and(|scheme| scheme == "wss"),
+            told: decision.quota.map(told),
+        };
+        Ok((refusal.map(Reason::word), limited, admitted))
+    }
+
+    /// Decides about a command that became known later, in the body of an admitted request: the policy that refuses and the
+    /// seconds to wait, or nothing.
+    #[pyo3(signature = (admitted, command, now_ns=None))]
+    fn admit_command(
+        &self,
+        py: Python<'_>,
+        admitted: &Admitted,
+        command: &str,
+        now_ns: Option<u64>,
+    ) -> PyResult<Option<(usize, u64)>> {
+        let Some(&(_, class)) = self.commands.get(command) else { return Ok(None) };
+        let now = Now::of(Some(0.0), now_ns)?;
+        let revocations = self.revocations.get().core();
+        let ask = Ask {
+            class,
+            token: Token::NotNeeded,
+            client: &admitted.client,
+            api_key: None,
+            revocations: &revocations,
+            now_s: now.s,
+            now_ns: now.ns,
+        };
+        let decision = self.core().admit_later(&ask, admitted.known.as_ref());
+        let _ = py;
+        self.count_shadows(&decision);
+        Ok(decision.refusal.and(decision.quota).map(|quota| {
+            self.counters.refusal(Reason::RateLimited as usize);
+            (quota.policy, seconds(quota.reset_ns).max(1))
+        }))
+    }
+
+    /// Puts another key set in the place of the present one, at once.
+    fn replace_keys(&self, verifier: &TokenVerifier) {
+        self.core().tokens.replace_keys(verifier.core());
+    }
+
+    /// What is remembered of tokens: (answered from memory, verified, bytes, tokens).
+    fn tokens(&self) -> (u64, u64, usize, usize) {
+        let core = self.core();
+        let (bytes, count) = core.tokens.remembered();
+        (core.tokens.hits, core.tokens.misses, bytes, count)
+    }
+
+    /// How many keys verify tokens.
+    #[getter]
+    fn key_count(&self) -> usize {
+        self.core().tokens.key_count()
     }
 }
 
 impl Admission {
-    fn decide(&self, py: Python<'_>, token: Token<'_>, client_ip: &str, now_s: f64, now_ns: u64) -> PyResult<Decision> {
-        let now_s = finite(now_s)?;
-        let mut core = self.core.lock().unwrap_or_else(PoisonError::into_inner);
-        let decision = core.admit(token, client_ip, now_s, now_ns);
-        let status = decision.status();
-        let (mut policy, mut limit, mut remaining, mut window_s, mut reset_s) = (None, 0, 0, 0, 0);
-        if let Some(quota) = decision.quota {
-            let configured = core.policy(quota.policy);
-            policy = self.names.get(quota.policy).map(|name| name.clone_ref(py));
-            (limit, remaining) = (configured.limit, quota.remaining);
-            window_s = configured.window_ms.div_ceil(1_000);
-            reset_s = quota.reset_ns.div_ceil(1_000_000_000);
+    fn core(&self) -> MutexGuard<'_, Core> {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn request_id(&self, head: &Head<Value<'_>>) -> String {
+        head.sane_request_id().map_or_else(
+            || format!("{}-{:x}", self.id_prefix, self.next_id.fetch_add(1, Ordering::Relaxed)),
+            str::to_owned,
+        )
+    }
+
+    fn client<'a>(&self, head: &'a Head<Value<'_>>, peer: &'a str) -> &'a str {
+        if !self.proxies.any() {
+            return peer;
         }
-        drop(core);
-        let names = decision.shadow.iter().filter_map(|&index| self.names.get(index));
-        let shadow =
-            if decision.shadow.is_empty() { PyTuple::empty(py) } else { PyTuple::new(py, names.collect::<Vec<_>>())? };
-        Ok(Decision {
-            status,
-            reason: decision.refusal.map(Reason::word),
-            principal: decision.principal.map(|principal| Py::new(py, Principal::from(principal))).transpose()?,
-            policy,
-            limit,
-            remaining,
-            window_s,
-            reset_s,
-            retry_after_s: if status == 429 { reset_s.max(1) } else { 0 },
-            shadow: shadow.unbind(),
-        })
+        let lines = match self.proxies.header {
+            ProxyHeader::ForwardedFor => &head.forwarded_for,
+            ProxyHeader::Forwarded => &head.forwarded,
+        };
+        self.proxies.client(peer, lines.iter().map(AsRef::as_ref))
+    }
+
+    fn ask(
+        &self,
+        _py: Python<'_>,
+        class: usize,
+        token: Token<'_>,
+        client: &str,
+        head: &Head<Value<'_>>,
+        now: Now,
+    ) -> Decision<Shell> {
+        let revocations = self.revocations.get().core();
+        let api_key = head.api_key.as_ref().map(AsRef::as_ref);
+        let ask = Ask { class, token, client, api_key, revocations: &revocations, now_s: now.s, now_ns: now.ns };
+        let decision = self.core().admit(&ask, |_| Shell::default());
+        self.count_shadows(&decision);
+        decision
+    }
+
+    fn count_shadows(&self, decision: &Decision<Shell>) {
+        for &policy in &decision.shadow {
+            self.counters.shadow(policy);
+        }
+    }
+
+    fn decide<'py>(
+        &self,
+        py: Python<'py>,
+        request: &Request<'_>,
+        head: &Head<Value<'py>>,
+        now: Now,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let (method, is_head) = Method::of(request.method.as_bytes());
+        let end = request.path.iter().position(|&byte| byte == b'?').unwrap_or(request.path.len());
+        let found = self.routes.find(&request.path[..end]);
+        let route = found.as_ref().map(|found| found.route);
+        let access = route.and_then(|route| self.routes.route(route).access[method as usize]);
+        let access = if method == Method::Options { Some(Access::Public) } else { access };
+        let fault = if !head.host_is_sound(&self.hosts) {
+            Some(Reason::InvalidHost)
+        } else if found.is_none() {
+            Some(Reason::NotFound)
+        } else if access.is_none() {
+            Some(Reason::MethodNotAllowed)
+        } else {
+            None
+        };
+        let client = self.client(head, request.peer);
+        let mut seen = Seen {
+            route: route.unwrap_or(self.infos.len()),
+            method: method_of(request.method),
+            request_id: self.request_id(head),
+            told: None,
+            now,
+            secure: request.secure,
+            is_head,
+        };
+        let mut known = None;
+        if fault.is_some() || access != Some(Access::Probe) {
+            let token = match access {
+                Some(Access::Token) if fault.is_none() => Token::Presented(bearer(head)),
+                _ => Token::NotNeeded,
+            };
+            let class = self.class(route, found.as_ref().map(|found| &*found.values).unwrap_or_default());
+            let decision = self.ask(py, class, token, client, head, now);
+            seen.told = decision.quota.map(told);
+            if let Some(reason) = decision.refusal {
+                return self.refuse(py, &seen, reason, request.http1 && head.has_two_lengths());
+            }
+            known = decision.known;
+        }
+        if let Some(reason) = fault {
+            return self.refuse(py, &seen, reason, request.http1 && reason == Reason::InvalidHost);
+        }
+        let streams = !request.http1;
+        let bodiless = matches!(method, Method::Get | Method::Options);
+        let length = match head.body(self.body_limit, streams) {
+            Ok(Body::Streamed) if bodiless => Some(0),
+            Ok(Body::Streamed) => None,
+            Ok(Body::Absent) => Some(0),
+            Ok(Body::Sized(length)) => Some(length),
+            Err(reason) => {
+                let close = matches!(reason, Reason::PayloadTooLarge | Reason::TwoLengths);
+                return self.refuse(py, &seen, reason, request.http1 && close);
+            }
+        };
+        if let Some(known) = &known
+            && method == Method::Get
+            && let Some(answer) = known.shell.page(seen.route, |page| {
+                let list = PyList::new(py, &page.headers)?;
+                self.answers.finish(py, &list, &seen.parts(), false)?;
+                let body = if is_head { PyBytes::new(py, b"") } else { page.body.bind(py).clone() };
+                messages(py, page.status, &list, &body).map(|answer| (page.status, answer))
+            })
+        {
+            let (status, answer) = answer?;
+            self.over(&seen, status);
+            return Ok(answer.into_any());
+        }
+        let values = found.map(|found| found.values).unwrap_or_default();
+        let admitted = Admitted {
+            answers: Arc::clone(&self.answers),
+            counters: Arc::clone(&self.counters),
+            known,
+            route: seen.route,
+            values: PyTuple::new(py, values.iter().map(AsRef::<str>::as_ref))?.unbind(),
+            client: client.to_owned(),
+            length,
+            started_ns: now.ns,
+            method: seen.method,
+            secure: seen.secure,
+            told: seen.told,
+            request_id: seen.request_id,
+        };
+        self.counters.phase(1, Now::elapsed(now));
+        Ok(Bound::new(py, admitted)?.into_any())
+    }
+
+    /// The class of a route, or of the command that its path names.
+    fn class(&self, route: Option<usize>, values: &[std::borrow::Cow<'_, str>]) -> usize {
+        let Some(route) = route else { return self.infos.len() };
+        let command = self.infos[route].names_command.then(|| values.last()).flatten();
+        command.and_then(|name| self.commands.get(&**name)).map_or(route, |&(class, _)| class)
+    }
+
+    fn refuse<'py>(&self, py: Python<'py>, seen: &Seen, reason: Reason, close: bool) -> PyResult<Bound<'py, PyAny>> {
+        let mut retry = None;
+        let template = match (reason, seen.told) {
+            (Reason::RateLimited, Some(told)) => {
+                retry = Some(told.reset_s.max(1));
+                Some(&self.answers.lanes[told.policy].refusal)
+            }
+            (Reason::MethodNotAllowed, _) => self.infos.get(seen.route).map(|info| &info.not_allowed),
+            _ => self.refusals[reason as usize].as_ref(),
+        };
+        let template = template.ok_or_else(|| PyValueError::new_err(format!("no answer for {}", reason.word())))?;
+        self.counters.refusal(reason as usize);
+        self.over(seen, template.status());
+        let answer = self.answers.problem(py, template, &seen.parts(), retry, close, seen.is_head)?;
+        Ok(answer.into_any())
+    }
+
+    fn over(&self, seen: &Seen, status: u16) {
+        let elapsed = Now::elapsed(seen.now);
+        self.counters.phase(1, elapsed);
+        self.counters.request(seen.route, seen.method, status, elapsed);
     }
 }
 
-fn policy(given: (String, String, u32, u64, u32, bool)) -> PyResult<Policy> {
+/// What is known of a request while it is decided upon.
+struct Seen {
+    route: usize,
+    method: usize,
+    request_id: String,
+    told: Option<Told>,
+    now: Now,
+    secure: bool,
+    is_head: bool,
+}
+
+impl Seen {
+    fn parts(&self) -> Parts<'_> {
+        Parts { request_id: &self.request_id, secure: self.secure, told: self.told }
+    }
+}
+
+impl Now {
+    fn of(s: Option<f64>, ns: Option<u64>) -> PyResult<Self> {
+        let read = |clock| {
+            let now = clock_gettime(clock);
+            (now.tv_sec, now.tv_nsec)
+        };
+        let s = match s {
+            Some(s) => finite(s)?,
+            None => {
+                let (seconds, nanoseconds) = read(ClockId::Realtime);
+                seconds as f64 + nanoseconds as f64 / 1e9
+            }
+        };
+        Ok(Self { s, ns: ns.unwrap_or_else(monotonic_ns) })
+    }
+
+    /// Nanoseconds since then; nothing where the time was given.
+    fn elapsed(then: Self) -> u64 {
+        monotonic_ns().saturating_sub(then.ns)
+    }
+}
+
+fn monotonic_ns() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+fn seconds(nanoseconds: u64) -> u64 {
+    nanoseconds.div_ceil(1_000_000_000)
+}
+
+fn told(quota: core::Quota) -> Told {
+    Told { policy: quota.policy, remaining: quota.remaining, reset_s: seconds(quota.reset_ns) }
+}
+
+fn toll((policy, cost): (usize, u32)) -> Toll {
+    Toll { policy, cost }
+}
+
+fn id_prefix() -> PyResult<String> {
+    let (random, _) = seed()?;
+    Ok(format!("{:012x}", random >> 16))
+}
+
+fn policy(given: GivenPolicy) -> PyResult<Policy> {
     let (name, by, limit, window_ms, cost, shadow) = given;
-    let by = match by.as_str() {
-        "ip" => By::Ip,
-        "subject" => By::Subject,
-        _ => return Err(PyValueError::new_err("a policy counts by ip or by subject")),
-    };
+    let by = By::named(&by)
+        .ok_or_else(|| PyValueError::new_err("a policy counts by ip, api_key, subject or tenant"))?;
     Ok(Policy { name, by, limit, window_ms, cost, shadow })
 }
 
-/// Looks at one `(name, value)` of the header list.
-fn see<'py>(presented: &mut Presented<Bound<'py, PyBytes>>, header: &Bound<'py, PyAny>) -> PyResult<()> {
-    let wrong = || PyTypeError::new_err("headers are tuples of two bytes objects");
+fn access_of(word: &str) -> PyResult<Access> {
+    Ok(match word {
+        "public" => Access::Public,
+        "probe" => Access::Probe,
+        "token" => Access::Token,
+        _ => return Err(PyValueError::new_err("a route is public, probe or token")),
+    })
+}
+
+fn bearer<'a>(head: &'a Head<Value<'_>>) -> Result<&'a [u8], Reason> {
+    head.authorization.only().and_then(|value| credentials::bearer(value.as_ref()))
+}
+
+fn text<'py>(scope: &Bound<'py, PyDict>, name: &Bound<'py, PyString>) -> PyResult<Bound<'py, PyString>> {
+    let value = scope.get_item(name)?.ok_or_else(|| PyTypeError::new_err("a scope without what every scope has"))?;
+    Ok(value.cast_into::<PyString>()?)
+}
+
+/// The path as it came; decoded only where the server kept nothing else.
+fn raw_path<'py>(scope: &Bound<'py, PyDict>) -> PyResult<Value<'py>> {
+    let py = scope.py();
+    if let Some(raw) = scope.get_item(intern!(py, "raw_path"))?
+        && let Ok(raw) = raw.cast_into::<PyBytes>()
+        && !raw.as_bytes().is_empty()
+    {
+        return Ok(Value::Bytes(raw));
+    }
+    text(scope, intern!(py, "path")).map(Value::Text)
+}
+
+fn peer<'py>(scope: &Bound<'py, PyDict>) -> PyResult<Option<Bound<'py, PyString>>> {
+    let client = scope.get_item(intern!(scope.py(), "client"))?.filter(|client| !client.is_none());
+    client.map(|client| Ok(client.get_item(0)?.cast_into::<PyString>()?)).transpose()
+}
+
+fn is_http1(scope: &Bound<'_, PyDict>) -> PyResult<bool> {
+    let version = scope.get_item(intern!(scope.py(), "http_version"))?;
+    version.map_or(Ok(true), |version| Ok(version.cast::<PyString>()?.to_str()?.starts_with('1')))
+}
+
+/// `1.2.3.4:5` and `[::1]:5` without the port.
+fn without_port(peer: &str) -> &str {
+    let bare = peer.rsplit_once(':').map_or(peer, |(address, _)| address);
+    bare.strip_prefix('[').and_then(|bare| bare.strip_suffix(']')).unwrap_or(if bare.contains(':') { peer } else { bare })
+}
+
+/// One walk over a header list.
+fn walk<'py>(headers: &Option<Bound<'py, PyAny>>) -> PyResult<Head<Value<'py>>> {
+    let mut head = Head::default();
+    let Some(headers) = headers else { return Ok(head) };
+    if let Ok(list) = headers.cast::<PyList>() {
+        for header in list.iter() {
+            see(&mut head, &header)?;
+        }
+    } else {
+        for header in headers.try_iter()? {
+            see(&mut head, &header?)?;
+        }
+    }
+    Ok(head)
+}
+
+/// Looks at one `(name, value)`.
+fn see<'py>(head: &mut Head<Value<'py>>, header: &Bound<'py, PyAny>) -> PyResult<()> {
+    let wrong = || PyTypeError::new_err("headers are tuples of two bytes or str objects");
     let header = header.cast::<PyTuple>().map_err(|_| wrong())?;
     let name = header.get_borrowed_item(0)?;
     let value = header.get_borrowed_item(1)?;
-    let name = name.cast::<PyBytes>().map_err(|_| wrong())?;
-    let value = value.cast::<PyBytes>().map_err(|_| wrong())?;
-    presented.see(name.as_bytes(), || value.to_owned());
+    if let Ok(name) = name.cast::<PyBytes>() {
+        let value = value.cast::<PyBytes>().map_err(|_| wrong())?;
+        head.see(name.as_bytes(), || Value::Bytes(value.to_owned()));
+    } else {
+        let name = name.cast::<PyString>().map_err(|_| wrong())?;
+        let value = value.cast::<PyString>().map_err(|_| wrong())?;
+        head.see(name.to_str().unwrap_or_default().as_bytes(), || Value::Text(value.to_owned()));
+    }
     Ok(())
 }

@@ -1,34 +1,146 @@
-//! The key a client address is counted under.
+//! Which address is the client's, and the key it is counted under.
 //!
-//! Rules: IPv4 whole; IPv6 by its /64, since one customer commonly holds one; an IPv4-mapped address is the IPv4 address it
-//! contains, so that two spellings are one client; a zone (`%eth0`) does not count. Which address is the client's is the
-//! gateway's decision (trusted proxies), not this module's.
+//! Rules:
+//! - IPv4 whole; IPv6 by its /64, since one customer commonly holds one; an IPv4-mapped address is the IPv4 address it
+//!   contains, so that two spellings are one client; a zone (`%eth0`) does not count;
+//! - what a proxy says (RFC 7239 `Forwarded`, or `X-Forwarded-For`) is believed only of a peer that is trusted, and read
+//!   from right to left: the client is the first address that no trusted hop has written about itself;
+//! - the list ends where it cannot be read; whoever wrote that is not believed further.
 
 use std::net::IpAddr;
+
+use crate::error::Unusable;
 
 /// Replaces `key` with the key of `address`. What is no IP address (a socket's path, nothing) is its own key.
 pub fn write_key(address: &str, key: &mut Vec<u8>) {
     key.clear();
-    let bare = address.split_once('%').map_or(address, |(bare, _)| bare);
-    match bare.parse::<IpAddr>().map(|ip| ip.to_canonical()) {
-        Ok(IpAddr::V4(ip)) => {
+    match parsed(address) {
+        Some(IpAddr::V4(ip)) => {
             key.push(4);
             key.extend_from_slice(&ip.octets());
         }
-        Ok(IpAddr::V6(ip)) => {
+        Some(IpAddr::V6(ip)) => {
             key.push(6);
             key.extend_from_slice(&ip.octets()[..8]);
         }
-        Err(_) => {
+        None => {
             key.push(0);
             key.extend_from_slice(address.as_bytes());
         }
     }
 }
 
+fn parsed(address: &str) -> Option<IpAddr> {
+    let bare = address.split_once('%').map_or(address, |(bare, _)| bare);
+    bare.parse::<IpAddr>().ok().map(|ip| ip.to_canonical())
+}
+
+/// The header trusted proxies write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProxyHeader {
+    /// `X-Forwarded-For`
+    ForwardedFor,
+    /// `Forwarded` (RFC 7239)
+    Forwarded,
+}
+
+/// The proxies that are believed.
+#[derive(Debug)]
+pub struct Proxies {
+    /// Networks as (address bits, prefix length), IPv4 as mapped IPv6.
+    networks: Vec<(u128, u32)>,
+    /// Which header they write; the other one is a stranger's.
+    pub header: ProxyHeader,
+}
+
+impl Proxies {
+    /// Reads networks such as `10.0.0.0/8`, `::1` or `fd00::/8`.
+    pub fn new<'a>(networks: impl IntoIterator<Item = &'a str>, header: ProxyHeader) -> Result<Self, Unusable> {
+        let read = |text: &str| {
+            let (address, length) = text.split_once('/').map_or((text, None), |(address, length)| (address, Some(length)));
+            let ip = address.parse::<IpAddr>().ok()?;
+            let (offset, most) = if ip.is_ipv4() { (96, 32) } else { (0, 128) };
+            let length = length.map_or(Some(most), |length| length.parse().ok()).filter(|&length| length <= most)?;
+            let (bits, length) = (bits(ip), length + offset);
+            (bits & !mask(length) == 0).then_some((bits, length))
+        };
+        let networks = networks.into_iter().map(read).collect::<Option<_>>();
+        Ok(Self { networks: networks.ok_or(Unusable("a network is an address, or one and a prefix length"))?, header })
+    }
+
+    /// Whether anybody is trusted.
+    #[must_use]
+    pub fn any(&self) -> bool {
+        !self.networks.is_empty()
+    }
+
+    fn trusts(&self, ip: IpAddr) -> bool {
+        let address = bits(ip);
+        self.networks.iter().any(|&(network, length)| address & mask(length) == network)
+    }
+
+    /// The client's address: the peer's own, or what trusted proxies say it is. `lines` are the header's lines in order.
+    #[must_use]
+    pub fn client<'a>(&self, peer: &'a str, lines: impl DoubleEndedIterator<Item = &'a [u8]>) -> &'a str {
+        let mut client = peer;
+        if !parsed(peer).is_some_and(|ip| self.trusts(ip)) {
+            return client;
+        }
+        for line in lines.rev() {
+            let Ok(line) = std::str::from_utf8(line) else { return client };
+            for element in line.rsplit(',') {
+                let address = match self.header {
+                    ProxyHeader::ForwardedFor => Some(element.trim()),
+                    ProxyHeader::Forwarded => forwarded_for(element),
+                };
+                let Some((address, ip)) = address.map(without_port).and_then(|text| Some((text, parsed(text)?))) else {
+                    return client;
+                };
+                client = address;
+                if !self.trusts(ip) {
+                    return client;
+                }
+            }
+        }
+        client
+    }
+}
+
+/// The node of a `for=` parameter (RFC 7239 section 4); obfuscated identifiers are no addresses and end the walk.
+fn forwarded_for(element: &str) -> Option<&str> {
+    element.split(';').find_map(|pair| {
+        let (name, value) = pair.trim().split_once('=')?;
+        let value = value.strip_prefix('"').and_then(|value| value.strip_suffix('"')).unwrap_or(value);
+        name.eq_ignore_ascii_case("for").then_some(value)
+    })
+}
+
+/// `1.2.3.4:5`, `[::1]:5` and `[::1]` without what is around the address.
+fn without_port(text: &str) -> &str {
+    if let Some(rest) = text.strip_prefix('[') {
+        return rest.split_once(']').map_or(text, |(address, _)| address);
+    }
+    match text.split_once(':') {
+        Some((address, port)) if !port.contains(':') => address,
+        _ => text,
+    }
+}
+
+fn bits(ip: IpAddr) -> u128 {
+    let ip = match ip.to_canonical() {
+        IpAddr::V4(ip) => ip.to_ipv6_mapped(),
+        IpAddr::V6(ip) => ip,
+    };
+    u128::from(ip)
+}
+
+fn mask(length: u32) -> u128 {
+    if length == 0 { 0 } else { u128::MAX << (128 - length) }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::write_key;
+    use super::*;
 
     fn key(address: &str) -> Vec<u8> {
         let mut key = b"left over".to_vec();
@@ -52,5 +164,51 @@ mod tests {
     fn different_clients_are_different_keys() {
         let keys = ["10.0.0.1", "10.0.0.2", "2001:db8::1", "2001:db8:0:1::1", "", "unix:", "4"].map(key);
         assert!((0..keys.len()).all(|i| !keys[..i].contains(&keys[i])));
+    }
+
+    fn told(header: ProxyHeader, peer: &str, lines: &[&str]) -> String {
+        let proxies = Proxies::new(["10.0.0.0/8", "::1"], header).unwrap();
+        proxies.client(peer, lines.iter().map(|line| line.as_bytes())).to_owned()
+    }
+
+    #[test]
+    fn proxies_are_read_from_right_to_left() {
+        for (peer, lines, expected) in [
+            ("10.0.0.1", &["1.2.3.4"][..], "1.2.3.4"),
+            ("::ffff:10.0.0.1", &["1.2.3.4"], "1.2.3.4"),
+            ("::1", &["6.6.6.6, 1.2.3.4, 10.9.9.9"], "1.2.3.4"),
+            ("10.0.0.1", &["6.6.6.6", "1.2.3.4, 10.9.9.9"], "1.2.3.4"),
+            ("10.0.0.1", &["10.1.1.1"], "10.1.1.1"),
+            ("10.0.0.1", &["6.6.6.6, nonsense"], "10.0.0.1"),
+            ("10.0.0.1", &["6.6.6.6, , 10.9.9.9"], "10.9.9.9"),
+            ("10.0.0.1", &["[2001:db8::1]:80"], "2001:db8::1"),
+            ("10.0.0.1", &["1.2.3.4:80"], "1.2.3.4"),
+            ("10.0.0.1", &[], "10.0.0.1"),
+            ("9.9.9.9", &["1.2.3.4"], "9.9.9.9"),
+            ("", &["1.2.3.4"], ""),
+        ] {
+            assert_eq!(expected, told(ProxyHeader::ForwardedFor, peer, lines), "{peer} {lines:?}");
+        }
+    }
+
+    #[test]
+    fn forwarded_names_its_nodes() {
+        for (lines, expected) in [
+            (&["for=1.2.3.4"][..], "1.2.3.4"),
+            (&["For=\"[2001:db8::1]:4711\";proto=https"], "2001:db8::1"),
+            (&["for=6.6.6.6, for=1.2.3.4;by=10.0.0.1, for=10.2.2.2"], "1.2.3.4"),
+            (&["for=6.6.6.6, for=_hidden"], "10.0.0.1"),
+            (&["proto=https"], "10.0.0.1"),
+        ] {
+            assert_eq!(expected, told(ProxyHeader::Forwarded, "10.0.0.1", lines), "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn networks_are_written_exactly() {
+        for bad in ["", "x", "10.0.0.0/33", "10.0.0.1/8", "::/129", "10.0.0.0/", "10.0.0.0/-1"] {
+            assert!(Proxies::new([bad], ProxyHeader::Forwarded).is_err(), "{bad}");
+        }
+        assert!(Proxies::new(["0.0.0.0/0", "fd00::/8"], ProxyHeader::Forwarded).is_ok());
     }
 }

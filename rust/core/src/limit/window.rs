@@ -68,10 +68,22 @@ impl Slab {
     }
 }
 
+/// A key as windows know it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Identity {
+pub struct Identity {
     low: u64,
     high: u64,
+}
+
+impl Identity {
+    /// INTERIM
+    #[must_use]
+    pub fn of(key: &[u8], seed: (u64, u64)) -> Self {
+        let mut hasher = SipHasher13::new_with_keys(seed.0, seed.1);
+        hasher.write(key);
+        let hash = hasher.finish128();
+        Self { low: hash.h1, high: hash.h2 }
+    }
 }
 
 /// What a window says about a request before it is counted.

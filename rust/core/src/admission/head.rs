@@ -1,0 +1,282 @@
+//! The head of a request: one walk over its headers takes what admission decides by.
+//!
+//! Rules:
+//! - a header that decides something may occur once; where a second one could be read by somebody else, that is remembered;
+//! - values are kept as they were given and are judged only when they are needed;
+//! - names are compared without case, although servers send them in lower case.
+
+use super::credentials::Presented;
+use crate::error::Reason;
+
+/// A header that may occur at most once.
+#[derive(Debug)]
+pub enum Once<V> {
+    /// Not given.
+    Absent,
+    /// Given.
+    One(V),
+    /// Given twice or more.
+    Several,
+}
+
+impl<V> Once<V> {
+    fn see(&mut self, value: V) {
+        *self = match self {
+            Self::Absent => Self::One(value),
+            Self::One(_) | Self::Several => Self::Several,
+        };
+    }
+
+    /// The value, if there is exactly one.
+    pub fn one(&self) -> Option<&V> {
+        match self {
+            Self::One(value) => Some(value),
+            Self::Absent | Self::Several => None,
+        }
+    }
+}
+
+/// What is in the headers, `V` being whatever keeps a value alive.
+#[derive(Debug)]
+pub struct Head<V> {
+    /// `Authorization`
+    pub authorization: Presented<V>,
+    /// `Host`
+    pub host: Once<V>,
+    /// `Content-Length`
+    pub length: Once<V>,
+    /// `Content-Encoding`
+    pub encoding: Once<V>,
+    /// `Content-Type`
+    pub media: Once<V>,
+    /// `X-Request-ID`, the last one.
+    pub request_id: Option<V>,
+    /// `X-API-Key`, the last one.
+    pub api_key: Option<V>,
+    /// `X-Forwarded-For`, all of them in order.
+    pub forwarded_for: Vec<V>,
+    /// `Forwarded`, all of them in order.
+    pub forwarded: Vec<V>,
+    /// Whether there is a `Transfer-Encoding`.
+    pub chunked: bool,
+    /// Whether there is an `Origin`.
+    pub origin: bool,
+}
+
+impl<V> Default for Head<V> {
+    fn default() -> Self {
+        Self {
+            authorization: Presented::Nothing,
+            host: Once::Absent,
+            length: Once::Absent,
+            encoding: Once::Absent,
+            media: Once::Absent,
+            request_id: None,
+            api_key: None,
+            forwarded_for: Vec::new(),
+            forwarded: Vec::new(),
+            chunked: false,
+            origin: false,
+        }
+    }
+}
+
+/// What a body is said to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Body {
+    /// There is none.
+    Absent,
+    /// So many bytes.
+    Sized(u64),
+    /// It ends when it ends.
+    Streamed,
+}
+
+impl<V: AsRef<[u8]>> Head<V> {
+    /// Looks at one header; `value` is only taken when it matters.
+    pub fn see(&mut self, name: &[u8], value: impl FnOnce() -> V) {
+        // The length rules out most names without a comparison.
+        match name.len() {
+            4 if name.eq_ignore_ascii_case(b"host") => self.host.see(value()),
+            6 if name.eq_ignore_ascii_case(b"origin") => self.origin = true,
+            9 if name.eq_ignore_ascii_case(b"x-api-key") => self.api_key = Some(value()),
+            9 if name.eq_ignore_ascii_case(b"forwarded") => self.forwarded.push(value()),
+            12 if name.eq_ignore_ascii_case(b"content-type") => self.media.see(value()),
+            12 if name.eq_ignore_ascii_case(b"x-request-id") => self.request_id = Some(value()),
+            13 => self.authorization.see(name, value),
+            14 if name.eq_ignore_ascii_case(b"content-length") => self.length.see(value()),
+            15 if name.eq_ignore_ascii_case(b"x-forwarded-for") => self.forwarded_for.push(value()),
+            16 if name.eq_ignore_ascii_case(b"content-encoding") => self.encoding.see(value()),
+            17 if name.eq_ignore_ascii_case(b"transfer-encoding") => self.chunked = true,
+            _ => {}
+        }
+    }
+
+    /// The client's own request id, when it is a sane token.
+    #[must_use]
+    pub fn sane_request_id(&self) -> Option<&str> {
+        let text = std::str::from_utf8(self.request_id.as_ref()?.as_ref()).ok()?;
+        let sane = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+        (!text.is_empty() && text.len() <= 128 && text.bytes().all(sane)).then_some(text)
+    }
+
+    /// Whether there is one acceptable Host, and one of `hosts` unless that is empty (lower case, without a port).
+    #[must_use]
+    pub fn host_is_sound(&self, hosts: &[Vec<u8>]) -> bool {
+        let Some(host) = self.host.one().and_then(|value| bare_host(value.as_ref())) else {
+            return false;
+        };
+        hosts.is_empty() || hosts.iter().any(|known| known.eq_ignore_ascii_case(host))
+    }
+
+    /// Whether both headers tell where the body ends, so that two readers may disagree on it (RFC 9112 section 6.3).
+    #[must_use]
+    pub fn has_two_lengths(&self) -> bool {
+        self.chunked && !matches!(self.length, Once::Absent) || matches!(self.length, Once::Several)
+    }
+
+    /// What the body is said to be, or why it is refused unread. `streams`: one may follow although nothing says so.
+    pub fn body(&self, limit: u64, streams: bool) -> Result<Body, Reason> {
+        if self.has_two_lengths() {
+            return Err(Reason::TwoLengths);
+        }
+        let identity = |value: &V| value.as_ref().eq_ignore_ascii_case(b"identity");
+        if !matches!(self.encoding, Once::Absent) && !self.encoding.one().is_some_and(identity) {
+            return Err(Reason::UnsupportedEncoding);
+        }
+        let body = match &self.length {
+            Once::One(value) => match length(value.as_ref()).ok_or(Reason::InvalidLength)? {
+                0 => Body::Absent,
+                length if length > limit => return Err(Reason::PayloadTooLarge),
+                length => Body::Sized(length),
+            },
+            _ if self.chunked || streams => Body::Streamed,
+            _ => Body::Absent,
+        };
+        if matches!(body, Body::Sized(_)) && !self.media_is_json() {
+            return Err(Reason::UnsupportedMediaType);
+        }
+        Ok(body)
+    }
+
+    /// Whether the body is JSON in UTF-8 (RFC 8259; a charset parameter may only confirm it).
+    #[must_use]
+    pub fn media_is_json(&self) -> bool {
+        let Some(value) = self.media.one() else { return false };
+        let mut rest = &b"application/json;charset=utf-8"[..];
+        let mut taken = 0;
+        for &byte in value.as_ref().iter().filter(|&&byte| byte != b' ' && byte != b'"') {
+            let [expected, tail @ ..] = rest else { return false };
+            if !byte.eq_ignore_ascii_case(expected) {
+                return false;
+            }
+            rest = tail;
+            taken += 1;
+        }
+        taken == 16 || rest.is_empty()
+    }
+}
+
+/// A host without its port, when it is a name, an IPv4 address, or an IPv6 address in brackets.
+fn bare_host(text: &[u8]) -> Option<&[u8]> {
+    let end = match text {
+        [b'[', rest @ ..] => rest.iter().position(|&byte| byte == b']')? + 2,
+        _ => text.iter().position(|&byte| byte == b':').unwrap_or(text.len()),
+    };
+    let (host, port) = text.split_at(end);
+    let sound = match host {
+        [b'[', inner @ .., b']'] => {
+            (2..=45).contains(&inner.len())
+                && inner.iter().all(|byte| byte.is_ascii_hexdigit() || matches!(byte, b':' | b'.'))
+        }
+        name => {
+            (1..=253).contains(&name.len())
+                && name.iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
+        }
+    };
+    let port_is_sound = match port {
+        [] => true,
+        [b':', digits @ ..] => (1..=5).contains(&digits.len()) && digits.iter().all(u8::is_ascii_digit),
+        _ => false,
+    };
+    (sound && port_is_sound).then_some(host)
+}
+
+fn length(text: &[u8]) -> Option<u64> {
+    let digits = !text.is_empty() && text.iter().all(u8::is_ascii_digit);
+    // More digits than a number holds is as good as the largest number: it is over any limit.
+    digits.then(|| std::str::from_utf8(text).ok().and_then(|text| text.parse().ok()).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head(headers: &[(&str, &str)]) -> Head<Vec<u8>> {
+        let mut head = Head::default();
+        for (name, value) in headers {
+            head.see(name.as_bytes(), || value.as_bytes().to_vec());
+        }
+        head
+    }
+
+    #[test]
+    fn hosts_are_names_or_addresses_with_a_port() {
+        for good in ["a", "a.example:80", "127.0.0.1:8000", "[::1]", "[::1]:8000", "A_b-c.d"] {
+            assert!(head(&[("host", good)]).host_is_sound(&[]), "{good}");
+        }
+        for bad in ["", "a@b/c", "a:", "a:b", "a:123456", "[::1", "[]", "[::1]x", "a b", "[::g]", ":80"] {
+            assert!(!head(&[("host", bad)]).host_is_sound(&[]), "{bad}");
+        }
+        assert!(!head(&[("host", "a"), ("Host", "a")]).host_is_sound(&[]));
+        assert!(!head(&[]).host_is_sound(&[]));
+        let known = [b"api.example".to_vec()];
+        assert!(head(&[("host", "API.example:1")]).host_is_sound(&known));
+        assert!(!head(&[("host", "api.example.evil")]).host_is_sound(&known));
+    }
+
+    #[test]
+    fn bodies_are_of_one_length_one_kind_and_within_the_limit() {
+        let json = ("content-type", "application/json");
+        for (headers, streams, expected) in [
+            (&[][..], false, Ok(Body::Absent)),
+            (&[], true, Ok(Body::Streamed)),
+            (&[("content-length", "0")], true, Ok(Body::Absent)),
+            (&[("content-length", "10"), json], false, Ok(Body::Sized(10))),
+            (&[("content-length", "11"), json], false, Err(Reason::PayloadTooLarge)),
+            (&[("content-length", "99999999999999999999999"), json], false, Err(Reason::PayloadTooLarge)),
+            (&[("content-length", "+2"), json], false, Err(Reason::InvalidLength)),
+            (&[("content-length", ""), json], false, Err(Reason::InvalidLength)),
+            (&[("content-length", "1, 1"), json], false, Err(Reason::InvalidLength)),
+            (&[("content-length", "1"), ("content-length", "1"), json], false, Err(Reason::TwoLengths)),
+            (&[("content-length", "1"), ("transfer-encoding", "chunked"), json], false, Err(Reason::TwoLengths)),
+            (&[("transfer-encoding", "chunked")], false, Ok(Body::Streamed)),
+            (&[("content-encoding", "gzip")], false, Err(Reason::UnsupportedEncoding)),
+            (&[("content-encoding", "Identity")], false, Ok(Body::Absent)),
+            (&[("content-length", "1")], false, Err(Reason::UnsupportedMediaType)),
+        ] {
+            assert_eq!(expected, head(headers).body(10, streams), "{headers:?}");
+        }
+    }
+
+    #[test]
+    fn json_is_utf_8() {
+        for good in ["application/json", "Application/JSON", "application/json; charset=\"UTF-8\"", "application/json;charset=utf-8"]
+        {
+            assert!(head(&[("content-type", good)]).media_is_json(), "{good}");
+        }
+        for bad in ["", "text/json", "application/json;", "application/json; charset=latin1", "application/jsonx", "application/js"]
+        {
+            assert!(!head(&[("content-type", bad)]).media_is_json(), "{bad}");
+        }
+        assert!(!head(&[("content-type", "application/json"), ("content-type", "application/json")]).media_is_json());
+    }
+
+    #[test]
+    fn request_ids_are_sane_or_not_taken() {
+        assert_eq!(Some("a-B_1.2"), head(&[("x-request-id", "a-B_1.2")]).sane_request_id());
+        for bad in ["", "a b", "é", "a\"", &"x".repeat(129)] {
+            assert_eq!(None, head(&[("x-request-id", bad)]).sane_request_id(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! `Admitted`: a request that may go on, with everything admission has learned about it.
+
+use std::sync::Arc;
+
+use flx_core::admission::Known;
+use flx_core::metrics;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyList, PyTuple};
+
+use crate::answer::{Answers, Parts, Told, header, number};
+use crate::principal::{Page, Principal, Shell};
+use crate::shared::Memory;
+
+/// A request that may go on.
+#[pyclass(frozen, module = "flx_api._core")]
+pub(crate) struct Admitted {
+    pub(crate) answers: Arc<Answers>,
+    pub(crate) counters: Arc<metrics::Counters<Memory>>,
+    pub(crate) known: Option<Arc<Known<Shell>>>,
+    /// Index of its route.
+    #[pyo3(get)]
+    pub(crate) route: usize,
+    /// The values in its path, decoded.
+    #[pyo3(get)]
+    pub(crate) values: Py<PyTuple>,
+    /// Its id: the client's own, or a new one.
+    #[pyo3(get)]
+    pub(crate) request_id: String,
+    /// The client's address.
+    #[pyo3(get)]
+    pub(crate) client: String,
+    /// Bytes of its body: 0 when there is none, None when it ends when it ends.
+    #[pyo3(get)]
+    pub(crate) length: Option<u64>,
+    /// When it was received, in monotonic nanoseconds.
+    #[pyo3(get)]
+    pub(crate) started_ns: u64,
+    pub(crate) method: usize,
+    pub(crate) secure: bool,
+    pub(crate) told: Option<Told>,
+}
+
+#[pymethods]
+impl Admitted {
+    /// Who asks; None when nobody had to say.
+    #[getter]
+    fn principal(&self, py: Python<'_>) -> PyResult<Option<Py<Principal>>> {
+        let known = self.known.as_deref();
+        known.map(|known| known.shell.object(py, &known.principal)).transpose()
+    }
+
+    /// The headers of a response: its own, those that every response carries, and its length unless that is None.
+    #[pyo3(signature = (own, length))]
+    fn headers<'py>(
+        &self,
+        py: Python<'py>,
+        own: Vec<Bound<'py, PyTuple>>,
+        length: Option<u64>,
+    ) -> PyResult<Bound<'py, PyList>> {
+        let mut own_security = false;
+        for tuple in &own {
+            own_security |= tuple.get_borrowed_item(0)?.cast::<PyBytes>()?.as_bytes() == b"content-security-policy";
+        }
+        let list = PyList::new(py, own)?;
+        let parts = Parts { request_id: &self.request_id, secure: self.secure, told: self.told };
+        self.answers.finish(py, &list, &parts, own_security)?;
+        if let Some(length) = length {
+            list.append(length_header(py, length)?)?;
+        }
+        Ok(list)
+    }
+
+    /// Remembers a whole answer that depends on nothing but the principal: the next such request gets it at once.
+    fn keep(
+        &self,
+        py: Python<'_>,
+        status: u16,
+        headers: Vec<Bound<'_, PyTuple>>,
+        body: Bound<'_, PyBytes>,
+    ) -> PyResult<()> {
+        if let Some(known) = self.known.as_deref() {
+            let mut headers: Vec<_> = headers.into_iter().map(Bound::unbind).collect();
+            headers.push(length_header(py, body.as_bytes().len() as u64)?.unbind());
+            known.shell.keep(Page { route: self.route, status, headers, body: body.unbind() });
+        }
+        Ok(())
+    }
+
+    /// Counts the request as over.
+    fn over(&self, status: u16, nanoseconds: u64) {
+        self.counters.request(self.route, self.method, status, nanoseconds);
+    }
+}
+
+pub(crate) fn length_header(py: Python<'_>, length: u64) -> PyResult<Bound<'_, PyTuple>> {
+    let mut value = Vec::with_capacity(8);
+    number(&mut value, length);
+    header(py, b"content-length", &value)
+}

@@ -1,0 +1,193 @@
+//! Whole answers and the headers that every response carries, built without a call into Python.
+//!
+//! Rules:
+//! - the words of an answer come from the gateway's one place for them (`flx_api.gateway.responses`), as templates with a
+//!   gap where the request id goes; here only numbers are patched in;
+//! - a header that never changes is one tuple, made once.
+
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
+
+/// (status, headers, body before the request id, body after it)
+pub(crate) type Given<'py> = (u16, Vec<Bound<'py, PyTuple>>, Vec<u8>, Vec<u8>);
+
+/// A problem document but for its request id.
+pub(crate) struct Template {
+    status: u16,
+    headers: Vec<Py<PyTuple>>,
+    before: Vec<u8>,
+    after: Vec<u8>,
+}
+
+impl Template {
+    pub(crate) fn of(given: Given<'_>) -> Self {
+        let (status, headers, before, after) = given;
+        Self { status, headers: headers.into_iter().map(Bound::unbind).collect(), before, after }
+    }
+
+    pub(crate) fn status(&self) -> u16 {
+        self.status
+    }
+}
+
+/// What a rate-limit policy puts into headers.
+pub(crate) struct Lane {
+    pub(crate) limit: u32,
+    pub(crate) window_s: u64,
+    /// `RateLimit-Policy`, whole.
+    policy: Py<PyTuple>,
+    /// `"name";r=`
+    prefix: Vec<u8>,
+    /// The refusal of this policy.
+    pub(crate) refusal: Template,
+}
+
+impl Lane {
+    pub(crate) fn new(py: Python<'_>, name: &str, limit: u32, window_ms: u64, refusal: Template) -> PyResult<Self> {
+        let window_s = window_ms.div_ceil(1_000);
+        let policy = header(py, b"ratelimit-policy", format!("\"{name}\";q={limit};w={window_s}").as_bytes())?;
+        let prefix = format!("\"{name}\";r=").into_bytes();
+        Ok(Self { limit, window_s, policy: policy.unbind(), prefix, refusal })
+    }
+}
+
+/// What one window said, in whole seconds.
+#[derive(Clone, Copy)]
+pub(crate) struct Told {
+    pub(crate) policy: usize,
+    pub(crate) remaining: u32,
+    pub(crate) reset_s: u64,
+}
+
+/// Headers and templates of one gateway.
+pub(crate) struct Answers {
+    common: Vec<Py<PyTuple>>,
+    /// Unless a response brings its own.
+    content_security: Py<PyTuple>,
+    /// Over TLS only.
+    transport_security: Py<PyTuple>,
+    close: Py<PyTuple>,
+    pub(crate) lanes: Vec<Lane>,
+}
+
+/// What a response is put together from.
+pub(crate) struct Parts<'a> {
+    pub(crate) request_id: &'a str,
+    pub(crate) secure: bool,
+    pub(crate) told: Option<Told>,
+}
+
+impl Answers {
+    pub(crate) fn new(
+        py: Python<'_>,
+        common: Vec<Bound<'_, PyTuple>>,
+        content_security: Bound<'_, PyTuple>,
+        transport_security: Bound<'_, PyTuple>,
+        lanes: Vec<Lane>,
+    ) -> PyResult<Self> {
+        Ok(Self {
+            common: common.into_iter().map(Bound::unbind).collect(),
+            content_security: content_security.unbind(),
+            transport_security: transport_security.unbind(),
+            close: header(py, b"connection", b"close")?.unbind(),
+            lanes,
+        })
+    }
+
+    /// The headers of a response: `list` holds its own already.
+    pub(crate) fn finish(
+        &self,
+        py: Python<'_>,
+        list: &Bound<'_, PyList>,
+        parts: &Parts<'_>,
+        own_security: bool,
+    ) -> PyResult<()> {
+        for tuple in &self.common {
+            list.append(tuple)?;
+        }
+        list.append(header(py, b"x-request-id", parts.request_id.as_bytes())?)?;
+        if !own_security {
+            list.append(&self.content_security)?;
+        }
+        if parts.secure {
+            list.append(&self.transport_security)?;
+        }
+        if let Some(told) = parts.told {
+            let lane = &self.lanes[told.policy];
+            list.append(&lane.policy)?;
+            let mut value = Vec::with_capacity(lane.prefix.len() + 24);
+            value.extend_from_slice(&lane.prefix);
+            number(&mut value, u64::from(told.remaining));
+            value.extend_from_slice(b";t=");
+            number(&mut value, told.reset_s);
+            list.append(header(py, b"ratelimit", &value)?)?;
+        }
+        Ok(())
+    }
+
+    /// A template as a whole answer.
+    pub(crate) fn problem<'py>(
+        &self,
+        py: Python<'py>,
+        template: &Template,
+        parts: &Parts<'_>,
+        retry_after_s: Option<u64>,
+        close: bool,
+        head: bool,
+    ) -> PyResult<Bound<'py, PyTuple>> {
+        let list = PyList::new(py, &template.headers)?;
+        if let Some(seconds) = retry_after_s {
+            let mut value = Vec::with_capacity(8);
+            number(&mut value, seconds);
+            list.append(header(py, b"retry-after", &value)?)?;
+        }
+        if close {
+            list.append(&self.close)?;
+        }
+        self.finish(py, &list, parts, false)?;
+        let body = [&template.before, parts.request_id.as_bytes(), &template.after].concat();
+        let mut length = Vec::with_capacity(8);
+        number(&mut length, body.len() as u64);
+        list.append(header(py, b"content-length", &length)?)?;
+        let body = PyBytes::new(py, if head { b"" } else { &body });
+        messages(py, template.status, &list, &body)
+    }
+}
+
+/// The two messages of an ASGI response.
+pub(crate) fn messages<'py>(
+    py: Python<'py>,
+    status: u16,
+    headers: &Bound<'py, PyList>,
+    body: &Bound<'py, PyBytes>,
+) -> PyResult<Bound<'py, PyTuple>> {
+    let start = PyDict::new(py);
+    start.set_item(intern!(py, "type"), intern!(py, "http.response.start"))?;
+    start.set_item(intern!(py, "status"), status)?;
+    start.set_item(intern!(py, "headers"), headers)?;
+    let end = PyDict::new(py);
+    end.set_item(intern!(py, "type"), intern!(py, "http.response.body"))?;
+    end.set_item(intern!(py, "body"), body)?;
+    PyTuple::new(py, [start, end])
+}
+
+/// One header.
+pub(crate) fn header<'py>(py: Python<'py>, name: &'static [u8], value: &[u8]) -> PyResult<Bound<'py, PyTuple>> {
+    PyTuple::new(py, [PyBytes::new(py, name), PyBytes::new(py, value)])
+}
+
+/// Appends a number in decimal.
+pub(crate) fn number(text: &mut Vec<u8>, mut value: u64) {
+    let mut digits = [0; 20];
+    let mut at = digits.len();
+    loop {
+        at -= 1;
+        digits[at] = b'0' + (value % 10) as u8;
+        value /= 10;
+        if value == 0 {
+            break;
+        }
+    }
+    text.extend_from_slice(&digits[at..]);
+}
