@@ -37,13 +37,13 @@ pub struct Principal {
 impl Principal {
     /// The principal of verified claims that have `sub` and `exp`.
     #[must_use]
-    pub fn of(claims: Claims) -> Option<Self> {
+    pub fn of(claims: Claims<'_>) -> Option<Self> {
         let (mut subject, mut tenant, mut roles, mut token_id, mut expires_at) = (None, None, Vec::new(), None, None);
         for (name, value) in claims.0 {
-            match (name.as_str(), value) {
-                ("sub", Json::Str(text)) => subject = Some(text),
-                ("tenant", Json::Str(text)) => tenant = Some(text),
-                ("jti", Json::Str(text)) => token_id = Some(text),
+            match (&*name, value) {
+                ("sub", Json::Str(text)) => subject = Some(text.into_owned()),
+                ("tenant", Json::Str(text)) => tenant = Some(text.into_owned()),
+                ("jti", Json::Str(text)) => token_id = Some(text.into_owned()),
                 ("roles", Json::Array(items)) => {
                     roles = items.iter().filter_map(|item| item.as_str().map(str::to_owned)).collect();
                 }

@@ -20,35 +20,58 @@ const TABLE: [u8; 256] = {
 
 /// Decodes `text`, or refuses it.
 pub fn decode(text: &[u8]) -> Result<Vec<u8>, Reason> {
-    let mut out = Vec::with_capacity(text.len() / 4 * 3 + 2);
+    let mut out = Vec::new();
+    decode_into(text, &mut out)?;
+    Ok(out)
+}
+
+/// Replaces the content of `out` with what `text` decodes to. After a refusal the content means nothing.
+pub fn decode_into(text: &[u8], out: &mut Vec<u8>) -> Result<(), Reason> {
+    out.clear();
+    out.resize(decoded_len(text.len()), 0);
+    decode_slice(text, out).map(|_| ())
+}
+
+/// Bytes that a canonical text of this length decodes to.
+const fn decoded_len(text: usize) -> usize {
+    text / 4 * 3 + text % 4 * 3 / 4
+}
+
+/// Decodes `text` into the beginning of `out` and returns how many bytes that are; refuses what does not fit too.
+pub fn decode_slice(text: &[u8], out: &mut [u8]) -> Result<usize, Reason> {
+    let length = decoded_len(text.len());
+    let out = out.get_mut(..length).ok_or(Reason::InvalidBase64)?;
     let mut groups = text.chunks_exact(4);
-    // BAD has its top bits set and no good value has: one test per group finds any bad character.
-    for group in &mut groups {
+    let mut triples = out.chunks_exact_mut(3);
+    // BAD has its top bits set and no good value has: one test at the end finds any bad character.
+    let mut seen = 0;
+    for (group, triple) in groups.by_ref().zip(triples.by_ref()) {
         let [a, b, c, d] = [group[0], group[1], group[2], group[3]].map(|byte| TABLE[byte as usize]);
-        if (a | b | c | d) & 0xc0 != 0 {
-            return Err(Reason::InvalidBase64);
-        }
-        out.extend_from_slice(&[a << 2 | b >> 4, b << 4 | c >> 2, c << 6 | d]);
+        seen |= a | b | c | d;
+        triple.copy_from_slice(&[a << 2 | b >> 4, b << 4 | c >> 2, c << 6 | d]);
     }
-    match *groups.remainder() {
-        [] => {}
-        [a, b] => {
+    if seen & 0xc0 != 0 {
+        return Err(Reason::InvalidBase64);
+    }
+    match (groups.remainder(), triples.into_remainder()) {
+        ([], []) => {}
+        (&[a, b], [first]) => {
             let [a, b] = [a, b].map(|byte| TABLE[byte as usize]);
             if (a | b) & 0xc0 != 0 || b & 0x0f != 0 {
                 return Err(Reason::InvalidBase64);
             }
-            out.push(a << 2 | b >> 4);
+            *first = a << 2 | b >> 4;
         }
-        [a, b, c] => {
+        (&[a, b, c], [first, second]) => {
             let [a, b, c] = [a, b, c].map(|byte| TABLE[byte as usize]);
             if (a | b | c) & 0xc0 != 0 || c & 0x03 != 0 {
                 return Err(Reason::InvalidBase64);
             }
-            out.extend_from_slice(&[a << 2 | b >> 4, b << 4 | c >> 2]);
+            (*first, *second) = (a << 2 | b >> 4, b << 4 | c >> 2);
         }
         _ => return Err(Reason::InvalidBase64),
     }
-    Ok(out)
+    Ok(length)
 }
 
 #[cfg(test)]

@@ -2,9 +2,11 @@
 //!
 //! Rules: a registered claim that is present has its registered type even when nobody asked for it; times are JSON
 //! numbers between 1970 and the year 9999; `now >= exp` is over; names compare exactly, without trimming or case folding.
-//! Our own claims are `roles` (array of unique strings) and `tenant` (string).
+//! Our own claims are `roles` (array of unique strings) and `tenant` (string); `sid` names a session.
 
-use super::json::{self, Json};
+use std::borrow::Cow;
+
+use super::json::{self, Json, Members};
 use crate::error::{Reason, Unusable};
 
 /// 9999-12-31T23:59:59Z, the last time a date library can name.
@@ -29,13 +31,19 @@ pub struct Expected {
 
 /// The members of an acceptable payload, in its order.
 #[derive(Clone, Debug)]
-pub struct Claims(pub Vec<(String, Json)>);
+pub struct Claims<'a>(pub Members<'a>);
 
-impl Claims {
+impl<'a> Claims<'a> {
     /// The claim called `name`.
     #[must_use]
-    pub fn get(&self, name: &str) -> Option<&Json> {
+    pub fn get(&self, name: &str) -> Option<&Json<'a>> {
         self.0.iter().find_map(|(key, value)| (key == name).then_some(value))
+    }
+
+    /// The same claims, free of the payload they were read from.
+    #[must_use]
+    pub fn into_owned(self) -> Claims<'static> {
+        Claims(json::members_into_owned(self.0))
     }
 }
 
@@ -61,8 +69,8 @@ impl Expected {
         }
     }
 
-    /// Reads the payload and judges it at `now_s`.
-    pub(super) fn read(&self, payload: &[u8], now_s: f64) -> Result<Claims, Reason> {
+    /// Reads the payload and judges it at `now_s`; also says when the claims end, leeway included.
+    pub(super) fn read<'a>(&self, payload: &'a [u8], now_s: f64) -> Result<(Claims<'a>, Option<f64>), Reason> {
         let Ok(Json::Object(members)) = json::parse(payload) else {
             return Err(Reason::InvalidPayload);
         };
@@ -70,16 +78,17 @@ impl Expected {
         if self.required.iter().any(|name| claims.get(name).is_none()) {
             return Err(Reason::MissingClaim);
         }
-        self.check_times(&claims, now_s)?;
-        self.check_parties(&claims)?;
-        check_identity(&claims)?;
-        Ok(claims)
+        let registered = Registered::among(&claims.0);
+        let exp = self.check_times(&registered, now_s)?;
+        self.check_parties(&registered)?;
+        registered.check_identity()?;
+        Ok((claims, exp.map(|exp| exp + f64::from(self.leeway_s))))
     }
 
-    fn check_times(&self, claims: &Claims, now_s: f64) -> Result<(), Reason> {
+    fn check_times(&self, claims: &Registered<'_>, now_s: f64) -> Result<Option<f64>, Reason> {
         let leeway = f64::from(self.leeway_s);
         // Types first: an absurd `nbf` is refused as such even when the token has also expired.
-        let [exp, nbf, iat] = [time(claims, "exp")?, time(claims, "nbf")?, time(claims, "iat")?];
+        let [exp, nbf, iat] = [time(claims.exp)?, time(claims.nbf)?, time(claims.iat)?];
         if exp.is_some_and(|exp| now_s >= exp + leeway) {
             return Err(Reason::Expired);
         }
@@ -89,11 +98,11 @@ impl Expected {
         if iat.is_some_and(|iat| now_s < iat - leeway) {
             return Err(Reason::IssuedInFuture);
         }
-        Ok(())
+        Ok(exp)
     }
 
-    fn check_parties(&self, claims: &Claims) -> Result<(), Reason> {
-        match (claims.get("iss"), self.issuer.as_deref()) {
+    fn check_parties(&self, claims: &Registered<'_>) -> Result<(), Reason> {
+        match (claims.iss, self.issuer.as_deref()) {
             (None, None) => {}
             (None, Some(_)) => return Err(Reason::WrongIssuer),
             (Some(Json::Str(issuer)), expected) => {
@@ -103,19 +112,21 @@ impl Expected {
             }
             (Some(_), _) => return Err(Reason::InvalidClaim),
         }
-        let audiences: Vec<&str> = match claims.get("aud") {
+        let meant = |audience: &str| self.audience.as_deref() == Some(audience);
+        let found = match claims.aud {
             None if self.audience.is_none() => return Ok(()),
-            None => return Err(Reason::WrongAudience),
-            Some(Json::Str(one)) => vec![one],
+            None => false,
+            Some(Json::Str(one)) => meant(one),
             Some(Json::Array(many)) => {
-                many.iter().map(|item| item.as_str().ok_or(Reason::InvalidClaim)).collect::<Result<_, _>>()?
+                let mut found = false;
+                for audience in many {
+                    found |= meant(audience.as_str().ok_or(Reason::InvalidClaim)?);
+                }
+                found
             }
             Some(_) => return Err(Reason::InvalidClaim),
         };
-        match self.audience.as_deref() {
-            Some(expected) if audiences.contains(&expected) => Ok(()),
-            _ => Err(Reason::WrongAudience),
-        }
+        if found { Ok(()) } else { Err(Reason::WrongAudience) }
     }
 }
 
@@ -126,8 +137,8 @@ fn bare_type(typ: &str) -> &str {
     }
 }
 
-fn time(claims: &Claims, name: &str) -> Result<Option<f64>, Reason> {
-    let seconds = match claims.get(name) {
+fn time(claim: Option<&Json<'_>>) -> Result<Option<f64>, Reason> {
+    let seconds = match claim {
         None => return Ok(None),
         Some(Json::Int(seconds)) => *seconds as f64,
         Some(Json::Float(seconds)) => *seconds,
@@ -136,29 +147,70 @@ fn time(claims: &Claims, name: &str) -> Result<Option<f64>, Reason> {
     if (0.0..=LAST_TIME).contains(&seconds) { Ok(Some(seconds)) } else { Err(Reason::InvalidClaim) }
 }
 
-/// Who: `sub`, `jti`, `tenant` and `roles` end up in log lines, keys and rows, so NUL and emptiness are refused here once.
-fn check_identity(claims: &Claims) -> Result<(), Reason> {
-    let sound = |text: &str| !text.is_empty() && !text.contains('\0');
-    for (name, refusal) in
-        [("sub", Reason::InvalidSubject), ("tenant", Reason::InvalidTenant), ("jti", Reason::InvalidClaim)]
-    {
-        match claims.get(name) {
-            None => {}
-            Some(Json::Str(text)) if sound(text) => {}
-            Some(_) => return Err(refusal),
+/// The claims that are looked at, found in one pass.
+#[derive(Default)]
+struct Registered<'c> {
+    iss: Option<&'c Json<'c>>,
+    aud: Option<&'c Json<'c>>,
+    exp: Option<&'c Json<'c>>,
+    nbf: Option<&'c Json<'c>>,
+    iat: Option<&'c Json<'c>>,
+    sub: Option<&'c Json<'c>>,
+    tenant: Option<&'c Json<'c>>,
+    jti: Option<&'c Json<'c>>,
+    sid: Option<&'c Json<'c>>,
+    roles: Option<&'c Json<'c>>,
+}
+
+impl<'c> Registered<'c> {
+    fn among(members: &'c [(Cow<'c, str>, Json<'c>)]) -> Self {
+        let mut found = Self::default();
+        for (name, value) in members {
+            let place = match &**name {
+                "iss" => &mut found.iss,
+                "aud" => &mut found.aud,
+                "exp" => &mut found.exp,
+                "nbf" => &mut found.nbf,
+                "iat" => &mut found.iat,
+                "sub" => &mut found.sub,
+                "tenant" => &mut found.tenant,
+                "jti" => &mut found.jti,
+                "sid" => &mut found.sid,
+                "roles" => &mut found.roles,
+                _ => continue,
+            };
+            *place = Some(value);
         }
+        found
     }
-    let roles = match claims.get("roles") {
-        None => return Ok(()),
-        Some(Json::Array(roles)) => roles,
-        Some(_) => return Err(Reason::InvalidRoles),
-    };
-    let mut names: Vec<&str> = Vec::with_capacity(roles.len());
-    for role in roles {
-        names.push(role.as_str().filter(|role| sound(role)).ok_or(Reason::InvalidRoles)?);
+
+    /// Who: these end up in log lines, keys and rows, so NUL and emptiness are refused here once.
+    fn check_identity(&self) -> Result<(), Reason> {
+        let sound = |text: &str| !text.is_empty() && !text.as_bytes().contains(&0);
+        for (claim, refusal) in [
+            (self.sub, Reason::InvalidSubject),
+            (self.tenant, Reason::InvalidTenant),
+            (self.jti, Reason::InvalidClaim),
+            (self.sid, Reason::InvalidSession),
+        ] {
+            match claim {
+                None => {}
+                Some(Json::Str(text)) if sound(text) => {}
+                Some(_) => return Err(refusal),
+            }
+        }
+        let roles = match self.roles {
+            None => return Ok(()),
+            Some(Json::Array(roles)) => roles,
+            Some(_) => return Err(Reason::InvalidRoles),
+        };
+        let mut names: Vec<&str> = Vec::with_capacity(roles.len());
+        for role in roles {
+            names.push(role.as_str().filter(|role| sound(role)).ok_or(Reason::InvalidRoles)?);
+        }
+        names.sort_unstable();
+        if names.windows(2).any(|pair| pair[0] == pair[1]) { Err(Reason::InvalidRoles) } else { Ok(()) }
     }
-    names.sort_unstable();
-    if names.windows(2).any(|pair| pair[0] == pair[1]) { Err(Reason::InvalidRoles) } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -259,6 +311,11 @@ mod tests {
             (r#"{"tenant":1}"#, Some(Reason::InvalidTenant)),
             (r#"{"tenant":""}"#, Some(Reason::InvalidTenant)),
             (r#"{"jti":1}"#, Some(Reason::InvalidClaim)),
+            (r#"{"sid":"s"}"#, None),
+            (r#"{"sid":1}"#, Some(Reason::InvalidSession)),
+            (r#"{"sid":null}"#, Some(Reason::InvalidSession)),
+            (r#"{"sid":""}"#, Some(Reason::InvalidSession)),
+            (r#"{"sid":"s\u0000"}"#, Some(Reason::InvalidSession)),
             ("[]", Some(Reason::InvalidPayload)),
             ("\"a\"", Some(Reason::InvalidPayload)),
             ("", Some(Reason::MalformedToken)),

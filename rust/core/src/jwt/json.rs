@@ -1,17 +1,23 @@
 //! A small strict JSON reader for headers, claims and key sets.
 //!
-//! Strategy: recursive descent over bytes that were checked as UTF-8 once, into an owned tree. Rules beyond RFC 8259, all
+//! Strategy: recursive descent over bytes that were checked as UTF-8 once, into a tree that borrows every string without
+//! an escape from the text (a token's verification then allocates once per object and array). Rules beyond RFC 8259, all
 //! of them refusals: a name twice in one object, nesting deeper than [`MAX_DEPTH`], integers that do not fit 64 bits (a
 //! claim must not change its value on the way), numbers that overflow to infinity, lone surrogates, a byte order mark,
 //! and anything after the value. Why not `serde_json`: it keeps the last of two equal names and turns big integers into
 //! floats; it is the judge in the tests instead.
 
+use std::borrow::Cow;
+
 /// Objects and arrays inside one another, the outermost counted.
 pub const MAX_DEPTH: usize = 16;
 
+/// The members of an object, in the order of the text.
+pub type Members<'a> = Vec<(Cow<'a, str>, Json<'a>)>;
+
 /// A JSON value. Objects keep the order of the text.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Json {
+pub enum Json<'a> {
     /// `null`
     Null,
     /// `true` or `false`
@@ -21,17 +27,31 @@ pub enum Json {
     /// Any other number; always finite.
     Float(f64),
     /// A string with its escapes decoded.
-    Str(String),
+    Str(Cow<'a, str>),
     /// An array.
-    Array(Vec<Json>),
+    Array(Vec<Json<'a>>),
     /// An object; names are unique.
-    Object(Vec<(String, Json)>),
+    Object(Members<'a>),
 }
 
-impl Json {
+impl<'a> Json<'a> {
+    /// The same value, free of the text it was read from.
+    #[must_use]
+    pub fn into_owned(self) -> Json<'static> {
+        match self {
+            Self::Null => Json::Null,
+            Self::Bool(value) => Json::Bool(value),
+            Self::Int(value) => Json::Int(value),
+            Self::Float(value) => Json::Float(value),
+            Self::Str(text) => Json::Str(Cow::Owned(text.into_owned())),
+            Self::Array(items) => Json::Array(items.into_iter().map(Json::into_owned).collect()),
+            Self::Object(members) => Json::Object(members_into_owned(members)),
+        }
+    }
+
     /// The member called `name` of an object.
     #[must_use]
-    pub fn get(&self, name: &str) -> Option<&Self> {
+    pub fn get(&self, name: &str) -> Option<&Json<'a>> {
         match self {
             Self::Object(members) => members.iter().find_map(|(key, value)| (key == name).then_some(value)),
             _ => None,
@@ -48,12 +68,18 @@ impl Json {
     }
 }
 
+/// The same members, free of the text they were read from.
+#[must_use]
+pub fn members_into_owned(members: Members<'_>) -> Members<'static> {
+    members.into_iter().map(|(name, value)| (Cow::Owned(name.into_owned()), value.into_owned())).collect()
+}
+
 /// The text is not acceptable JSON. Where and why is of no use to anyone but an attacker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Malformed;
 
 /// Reads exactly one value.
-pub fn parse(text: &[u8]) -> Result<Json, Malformed> {
+pub fn parse(text: &[u8]) -> Result<Json<'_>, Malformed> {
     let text = std::str::from_utf8(text).map_err(|_| Malformed)?;
     let mut reader = Reader { text, at: 0 };
     let value = reader.value(MAX_DEPTH)?;
@@ -66,7 +92,7 @@ struct Reader<'a> {
     at: usize,
 }
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
     fn peek(&self) -> Option<u8> {
         self.text.as_bytes().get(self.at).copied()
     }
@@ -84,13 +110,13 @@ impl Reader<'_> {
         found
     }
 
-    fn expect(&mut self, word: &str, value: Json) -> Result<Json, Malformed> {
+    fn expect(&mut self, word: &str, value: Json<'a>) -> Result<Json<'a>, Malformed> {
         let found = self.text.as_bytes()[self.at..].starts_with(word.as_bytes());
         self.at += word.len();
         found.then_some(value).ok_or(Malformed)
     }
 
-    fn value(&mut self, depth: usize) -> Result<Json, Malformed> {
+    fn value(&mut self, depth: usize) -> Result<Json<'a>, Malformed> {
         self.space();
         match self.peek().ok_or(Malformed)? {
             b'{' => self.object(depth.checked_sub(1).ok_or(Malformed)?),
@@ -103,13 +129,14 @@ impl Reader<'_> {
         }
     }
 
-    fn object(&mut self, depth: usize) -> Result<Json, Malformed> {
+    fn object(&mut self, depth: usize) -> Result<Json<'a>, Malformed> {
         self.at += 1;
-        let mut members: Vec<(String, Json)> = Vec::new();
         self.space();
         if self.take(b'}') {
-            return Ok(Json::Object(members));
+            return Ok(Json::Object(Vec::new()));
         }
+        // Most tokens have no more claims than this.
+        let mut members: Members<'a> = Vec::with_capacity(10);
         loop {
             self.space();
             let name = self.string()?;
@@ -130,7 +157,7 @@ impl Reader<'_> {
         if names_are_unique(&members) { Ok(Json::Object(members)) } else { Err(Malformed) }
     }
 
-    fn array(&mut self, depth: usize) -> Result<Json, Malformed> {
+    fn array(&mut self, depth: usize) -> Result<Json<'a>, Malformed> {
         self.at += 1;
         let mut items = Vec::new();
         self.space();
@@ -149,29 +176,37 @@ impl Reader<'_> {
         }
     }
 
-    fn string(&mut self) -> Result<String, Malformed> {
+    fn string(&mut self) -> Result<Cow<'a, str>, Malformed> {
         if !self.take(b'"') {
             return Err(Malformed);
         }
-        let mut out = String::new();
-        let mut start = self.at;
+        let start = self.at;
+        if self.plain()? == b'"' {
+            let text = &self.text[start..self.at];
+            self.at += 1;
+            return Ok(Cow::Borrowed(text));
+        }
+        let mut out = self.text[start..self.at].to_owned();
         loop {
-            match self.peek().ok_or(Malformed)? {
-                b'"' => {
-                    out.push_str(&self.text[start..self.at]);
-                    self.at += 1;
-                    return Ok(out);
-                }
-                b'\\' => {
-                    out.push_str(&self.text[start..self.at]);
-                    self.at += 1;
-                    out.push(self.escape()?);
-                    start = self.at;
-                }
-                0..=0x1f => return Err(Malformed),
-                _ => self.at += 1,
+            self.at += 1;
+            out.push(self.escape()?);
+            let start = self.at;
+            let end = self.plain()?;
+            out.push_str(&self.text[start..self.at]);
+            if end == b'"' {
+                self.at += 1;
+                return Ok(Cow::Owned(out));
             }
         }
+    }
+
+    /// Goes on to the next quotation mark or backslash, and says which.
+    fn plain(&mut self) -> Result<u8, Malformed> {
+        let rest = &self.text.as_bytes()[self.at..];
+        let length = rest.iter().position(|&byte| matches!(byte, b'"' | b'\\' | 0..=0x1f)).ok_or(Malformed)?;
+        self.at += length;
+        let end = rest[length];
+        if end > 0x1f { Ok(end) } else { Err(Malformed) }
     }
 
     fn escape(&mut self) -> Result<char, Malformed> {
@@ -222,7 +257,7 @@ impl Reader<'_> {
         if self.at > start { Ok(()) } else { Err(Malformed) }
     }
 
-    fn number(&mut self) -> Result<Json, Malformed> {
+    fn number(&mut self) -> Result<Json<'a>, Malformed> {
         let start = self.at;
         self.take(b'-');
         if !self.take(b'0') {
@@ -250,11 +285,11 @@ impl Reader<'_> {
     }
 }
 
-fn names_are_unique(members: &[(String, Json)]) -> bool {
+fn names_are_unique(members: &Members<'_>) -> bool {
     if members.len() <= 16 {
         return members.iter().enumerate().all(|(i, (name, _))| members[..i].iter().all(|(other, _)| other != name));
     }
-    let mut names: Vec<&str> = members.iter().map(|(name, _)| name.as_str()).collect();
+    let mut names: Vec<&str> = members.iter().map(|(name, _)| &**name).collect();
     names.sort_unstable();
     names.windows(2).all(|pair| pair[0] != pair[1])
 }
@@ -325,12 +360,12 @@ mod tests {
             Json::Null,
             Json::Str("é😀\n".into()),
         ];
-        let expected = Json::Object(vec![("a".into(), Json::Array(items)), (String::new(), Json::Object(vec![]))]);
+        let expected = Json::Object(vec![("a".into(), Json::Array(items)), ("".into(), Json::Object(vec![]))]);
         assert_eq!(Ok(expected), parse(text.as_bytes()));
         assert!(parse(format!("{}{}", "[".repeat(MAX_DEPTH), "]".repeat(MAX_DEPTH)).as_bytes()).is_ok());
     }
 
-    fn same(ours: &Json, judge: &serde_json::Value) -> bool {
+    fn same(ours: &Json<'_>, judge: &serde_json::Value) -> bool {
         match (ours, judge) {
             (Json::Null, serde_json::Value::Null) => true,
             (Json::Bool(a), serde_json::Value::Bool(b)) => a == b,
@@ -346,7 +381,7 @@ mod tests {
                 a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b))
             }
             (Json::Object(a), serde_json::Value::Object(b)) => {
-                a.len() == b.len() && a.iter().all(|(name, value)| b.get(name).is_some_and(|b| same(value, b)))
+                a.len() == b.len() && a.iter().all(|(name, value)| b.get(&**name).is_some_and(|b| same(value, b)))
             }
             _ => false,
         }
