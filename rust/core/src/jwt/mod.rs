@@ -9,6 +9,7 @@ pub mod claims;
 pub mod json;
 pub mod jws;
 pub mod keys;
+pub mod revocation;
 
 use crate::error::{Reason, Unusable};
 use claims::{Claims, Expected};
