@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from flx_api.commands import COMMANDS
+from flx_api.commands import COMMANDS, Command
 from flx_api.commands.permissions import ROLES, permits
 from flx_api.config import describe
 from flx_api.errors import CODES
@@ -51,7 +51,7 @@ def commands_page() -> str:
             f"[`{c.name}`](#{c.name.replace('.', '')})",
             c.mode,
             c.idempotency,
-            _roles(c.name, public=c.public),
+            _roles(c),
             c.sentence,
         ]
         for c in COMMANDS.values()
@@ -66,8 +66,10 @@ def commands_page() -> str:
     return text
 
 
-def _roles(name: str, *, public: bool) -> str:
-    return "no token needed" if public else ", ".join(role for role in ROLES if permits([role], name))
+def _roles(command: Command) -> str:
+    if command.public or command.everyone:
+        return "no token needed" if command.public else "any token"
+    return ", ".join(role for role in ROLES if permits([role], command.name))
 
 
 def _fields(kind: type[msgspec.Struct]) -> Iterator[tuple[str, str, bool]]:

@@ -25,6 +25,7 @@ __all__ = [
     "Decision",
     "Meter",
     "Principal",
+    "Revocations",
     "SlidingWindow",
     "TokenVerifier",
     "become_subreaper",
@@ -84,6 +85,75 @@ class TokenVerifier:
             TokenRejected: The token is not acceptable; `.reason` says why.
             ValueError: `now_s` is not finite.
         """
+
+@final
+class Revocations:
+    """Which tokens are no longer good although their signature and their times are.
+
+    A revocation names a `jti`, a `session` (`sid`), a `subject` (`sub`) or a `key` (`kid`) and hits every token that says
+    so and was issued (`iat`) at or before `issued_before_s`; None hits them all, and a token without `iat` is always hit.
+    Names of different tenants are different names; a key belongs to no tenant. From `expires_at_s` on there is nothing
+    left that the revocation could hit (None: never).
+    """
+
+    def __new__(cls) -> Revocations: ...
+    def apply(
+        self,
+        kind: str,
+        value: str,
+        tenant: str,
+        issued_before_s: int | None = None,
+        expires_at_s: int | None = None,
+    ) -> None:
+        """Put a revocation in force, in place of one of the same kind, value and tenant.
+
+        Raises:
+            ValueError: `kind` is none of `jti`, `session`, `subject`, `key`.
+        """
+
+    def remove(self, kind: str, value: str, tenant: str) -> bool:
+        """Take a revocation back; whether there was one.
+
+        Raises:
+            ValueError: As for `apply`.
+        """
+
+    def replace_all(self, entries: Sequence[tuple[str, str, str, int | None, int | None]]) -> None:
+        """Put exactly these in force: the arguments of `apply`, in one step.
+
+        Raises:
+            ValueError: As for `apply`; nothing has changed then.
+        """
+
+    def forget_expired(self, now_s: int) -> int:
+        """Forget those whose `expires_at_s` is not after `now_s`; how many."""
+
+    def revokes(
+        self,
+        *,
+        subject: str,
+        tenant: str | None = None,
+        token_id: str | None = None,
+        session: str | None = None,
+        key_id: str | None = None,
+        issued_at: int | None = None,
+    ) -> bool:
+        """Whether a token that says this is revoked.
+
+        Args:
+            subject: `sub`.
+            tenant: `tenant`; None is the tenant `default`.
+            token_id: `jti`.
+            session: `sid`.
+            key_id: `kid` of the key that verified it.
+            issued_at: `iat` in whole seconds, rounded down.
+        """
+
+    @property
+    def epoch(self) -> int:
+        """Moves with every change: a verdict that is remembered holds as long as this stays."""
+
+    def __len__(self) -> int: ...
 
 @final
 class SlidingWindow:

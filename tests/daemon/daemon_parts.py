@@ -17,6 +17,7 @@ from flx_api.daemon.handlers import HANDLERS, Services
 from flx_api.daemon.journal import Journal
 from flx_api.daemon.journal.tables import executions
 from flx_api.daemon.project import ProjectCache
+from flx_api.daemon.revocations import Revocations
 from flx_api.daemon.tokens import TokenIssuer
 from flx_api.daemon.trust import Gateway
 from flx_api.daemon.users import Users
@@ -102,6 +103,7 @@ class Parts:
             settings=Settings(project=str(folder), max_runs=3),
             tokens=TokenIssuer(KEY, "flx", "flx-api", clock),
             users=self.users,
+            revocations=Revocations(journal, clock),
             clock=clock,
             started_us=clock.now_us - 5_000_000,
         )

@@ -17,6 +17,7 @@ from grpclib.reflection.v1.reflection_pb2 import ServerReflectionRequest
 from grpclib.testing import ChannelFor
 from tests.daemon.daemon_parts import ADMIN, Parts, growing_log, parts, turn
 
+from flx_api._core import Revocations
 from flx_api.daemon.executions.log_file import LogFile
 from flx_api.daemon.server import DaemonService, services_of
 from flx_api.daemon.trust import SocketTrust, TokenTrust
@@ -27,6 +28,7 @@ from flx_api.proto.flx.v1.daemon_pb2 import (
     LogRequest,
     Principal,
     ReplyFrame,
+    RevocationsRequest,
     WatchRequest,
 )
 
@@ -64,14 +66,18 @@ async def raw(channel: Channel, data: bytes) -> Any:
     return await method(Bytes(data))
 
 
+# The header says {"kid":"k1"}.
+GOOD = "eyJraWQiOiJrMSJ9.e30.x"
+
+
 def verify(token: bytes, _now_s: float) -> dict[str, Any]:
-    if token != b"good":
+    if token != GOOD.encode():
         reason = "malformed_token"
         raise TokenRejected(reason)
     return {"sub": "bob", "tenant": "default", "roles": ["viewer"], "exp": 2e9}
 
 
-TCP = TokenTrust(b"shared", verify, lambda: 1e9)
+TCP = TokenTrust(b"shared", verify, lambda: 1e9, Revocations())
 
 
 def test_execute_answers_ok_and_puts_errors_in_the_reply(tmp_path: Path) -> None:
@@ -112,6 +118,37 @@ def test_bytes_that_are_no_message_are_invalid(tmp_path: Path) -> None:
     asyncio.run(story())
 
 
+def test_revocations_are_given_to_gateways_only_with_the_number_they_hold_at(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with served(tmp_path, TCP) as (daemon, channel):
+            stub = DaemonStub(channel)
+            gateway = {"x-flx-gateway-token": "shared"}
+            (only,) = await stub.Revocations(RevocationsRequest(), metadata=gateway)
+            assert (list(only.revocations), only.epoch) == ([], daemon.journal.epoch)
+            await daemon.result("token.revoke", {"jti": "a", "expires_at": 1_800_000_000})
+            other = Principal(subject="eve", tenant="other", roles=["admin"])
+            await daemon.result("token.revoke", {"subject": "b", "issued_before": 5}, principal=other)
+            await daemon.result("token.revoke", {"key": "k"})
+            batches = await stub.Revocations(RevocationsRequest(), metadata=gateway)
+            assert {batch.journal_seq for batch in batches} == {3}
+            found = [item for batch in batches for item in batch.revocations]
+            assert [(item.kind, item.value, item.tenant) for item in found] == [
+                ("jti", "a", "default"),
+                ("subject", "b", "other"),
+                ("key", "k", "default"),
+            ]
+            assert found[0].expires_at == 1_800_000_000
+            assert not found[0].HasField("issued_before")
+            assert found[1].issued_before == 5
+            assert not found[2].HasField("expires_at")
+            for metadata in ({}, {"authorization": f"Bearer {GOOD}"}):
+                with pytest.raises(GRPCError) as refused:
+                    await stub.Revocations(RevocationsRequest(), metadata=metadata)
+                assert refused.value.status in {Status.UNAUTHENTICATED, Status.PERMISSION_DENIED}
+
+    asyncio.run(story())
+
+
 def test_over_tcp_the_frame_is_believed_only_with_the_shared_token(tmp_path: Path) -> None:
     async def story() -> None:
         async with served(tmp_path, TCP) as (daemon, channel):
@@ -119,8 +156,8 @@ def test_over_tcp_the_frame_is_believed_only_with_the_shared_token(tmp_path: Pat
             add = CommandFrame(command="user.add", principal=ADMIN)
             add.args = b'{"username":"bob","password":"correct horse","roles":["viewer"]}'
             assert (await stub.Execute(add, metadata={"x-flx-gateway-token": "shared"})).code == ""
-            assert (await stub.Execute(add, metadata={"authorization": "Bearer good"})).code == "forbidden"
-            assert (await stub.Execute(ECHO, metadata={"authorization": "Bearer good"})).code == ""
+            assert (await stub.Execute(add, metadata={"authorization": f"Bearer {GOOD}"})).code == "forbidden"
+            assert (await stub.Execute(ECHO, metadata={"authorization": f"Bearer {GOOD}"})).code == ""
             login = CommandFrame(command="auth.login", args=b'{"username":"bob","password":"correct horse"}')
             assert (await stub.Execute(login)).code == ""
             bad: list[dict[str, str]] = [{}, {"x-flx-gateway-token": "no"}, {"authorization": "Bearer no"}]

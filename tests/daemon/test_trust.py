@@ -6,12 +6,15 @@ from typing import Any
 
 import pytest
 
+from flx_api._core import Revocations
 from flx_api.daemon.principal import Principal
 from flx_api.daemon.trust import Gateway, Nobody, SocketTrust, TokenTrust, principal_of
 from flx_api.errors import TokenRejected, Unauthenticated
 from flx_api.proto.flx.v1.daemon_pb2 import Principal as Named
 
-CLAIMS = {"sub": "bob", "tenant": "t", "roles": ["viewer"], "exp": 100}
+# The header says {"kid":"k1"}.
+GOOD = "eyJraWQiOiJrMSJ9.e30.x"
+CLAIMS = {"sub": "bob", "tenant": "t", "roles": ["viewer"], "exp": 100.5, "jti": "j", "sid": "s", "iat": 40.5}
 NAMED = Named(subject="root", tenant="x", roles=["admin"])
 
 
@@ -23,19 +26,23 @@ class Now:
 
 
 def verify(token: bytes, _now_s: float) -> dict[str, Any]:
-    if token != b"good":
+    if token != GOOD.encode():
         reason = "malformed_token"
         raise TokenRejected(reason)
     return dict(CLAIMS)
 
 
-def trust(shared: bytes | None = b"shared", now: Now | None = None) -> TokenTrust:
-    return TokenTrust(shared, verify, now or Now())
+def trust(
+    shared: bytes | None = b"shared", now: Now | None = None, revocations: Revocations | None = None
+) -> TokenTrust:
+    return TokenTrust(shared, verify, now or Now(), Revocations() if revocations is None else revocations)
 
 
 def test_the_socket_names_whom_it_likes() -> None:
     caller = SocketTrust().caller({})
     assert caller.principal(NAMED) == Principal("root", "x", ("admin",))
+    more = Named(subject="s", token_id="j", session="i", expires_at=9)
+    assert caller.principal(more) == Principal("s", "default", (), "j", "i", 9)
     assert caller.principal(Named()) is None
     assert caller.principal(Named(subject="s")) == Principal("s", "default", ())
     assert caller.tenant is None
@@ -52,19 +59,47 @@ def test_over_tcp_only_the_shared_token_makes_a_gateway() -> None:
 
 def test_a_client_is_what_its_token_says_whatever_it_names_until_that_ends() -> None:
     now = Now()
-    caller = trust(now=now).caller({"authorization": "Bearer good"})
-    assert caller.principal(NAMED) == Principal("bob", "t", ("viewer",))
+    caller = trust(now=now).caller({"authorization": f"Bearer {GOOD}"})
+    assert caller.principal(NAMED) == Principal("bob", "t", ("viewer",), "j", "s", 100)
     assert caller.tenant == "t"
-    now.s = 100.0
+    now.s = 100.5
     with pytest.raises(TokenRejected):
         caller.principal(NAMED)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "tenant", "issued_before", "hit"),
+    [
+        ("jti", "j", "t", None, True),
+        ("session", "s", "t", None, True),
+        ("subject", "bob", "t", 40, True),
+        ("subject", "bob", "t", 39, False),
+        ("subject", "bob", "default", 40, False),
+        ("key", "k1", "default", None, True),
+        ("key", "k2", "default", None, False),
+    ],
+)
+def test_a_revoked_token_is_refused_at_once_and_on_a_stream_that_is_open(
+    kind: str, value: str, tenant: str, issued_before: int | None, *, hit: bool
+) -> None:
+    revocations = Revocations()
+    made = trust(revocations=revocations)
+    caller = made.caller({"authorization": f"Bearer {GOOD}"})
+    revocations.apply(kind, value, tenant, issued_before)
+    if hit:
+        with pytest.raises(TokenRejected):
+            caller.principal(None)
+        with pytest.raises(TokenRejected):
+            made.caller({"authorization": f"Bearer {GOOD}"})
+    else:
+        assert caller.principal(None) is not None
 
 
 def test_no_token_is_nobody_and_a_bad_one_is_refused() -> None:
     caller = trust().caller({})
     assert isinstance(caller, Nobody)
     assert caller.principal(NAMED) is None
-    for credentials in ("Bearer bad", "Basic good", "good", ""):
+    for credentials in ("Bearer bad", f"Basic {GOOD}", GOOD, ""):
         with pytest.raises(Unauthenticated):
             trust().caller({"authorization": credentials})
 

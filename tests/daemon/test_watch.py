@@ -115,6 +115,20 @@ def test_it_sees_its_topics_and_its_tenant_only(tmp_path: Path) -> None:
     asyncio.run(story())
 
 
+def test_what_is_between_daemon_and_gateways_is_told_to_no_client(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with parts(tmp_path) as daemon:
+            await emit(daemon, "revocation_events")
+            await emit(daemon, "t")
+            for topics in (["*"], ["revocation_events", "t"]):
+                of_client = await anext(watch(daemon, *topics, tenant="default", after_seq=0))
+                assert [event.topic for event in of_client.events] == ["t"]
+                of_gateway = await anext(watch(daemon, *topics, after_seq=0))
+                assert [event.topic for event in of_gateway.events] == ["revocation_events", "t"]
+
+    asyncio.run(story())
+
+
 def test_a_watcher_that_hears_nothing_is_told_how_far_it_has_come(tmp_path: Path) -> None:
     async def story() -> None:
         async with parts(tmp_path) as daemon:

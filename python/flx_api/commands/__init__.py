@@ -5,7 +5,7 @@ after the answer, and a sentence. HTTP routes, permissions, the OpenAPI document
 are made from this list; handlers are bound to the names in `flx_api.daemon.handlers`, and a test holds that both agree.
 
 Rules:
-- The permission to call a command is its name.
+- The permission to call a command is its name. Some are for `everyone` who has a token: they concern the caller alone.
 - `idempotency`: read (changes nothing), idempotent (repeating is harmless by nature), key (an idempotency key makes it
   so), none.
 - `mode`: unary answers with the result; long answers `accepted` and goes on.
@@ -26,7 +26,7 @@ Idempotency = Literal["read", "idempotent", "key", "none"]
 
 
 class Command(NamedTuple):
-    """One command. `public` ones need no token."""
+    """One command. `public` ones need no token, those for `everyone` no role."""
 
     name: str
     args: type[msgspec.Struct]
@@ -35,6 +35,7 @@ class Command(NamedTuple):
     mode: Literal["unary", "long"]
     sentence: str
     public: bool = False
+    everyone: bool = False
 
 
 def _table(*commands: Command) -> dict[str, Command]:
@@ -143,6 +144,39 @@ COMMANDS: dict[str, Command] = _table(
         "unary",
         "Exchange a user name and a password for an access token.",
         public=True,
+    ),
+    Command(
+        "auth.logout",
+        auth.LogoutArgs,
+        auth.LogoutResult,
+        "idempotent",
+        "unary",
+        "End the token or session that asks, or all of its subject's.",
+        everyone=True,
+    ),
+    Command(
+        "token.revoke",
+        auth.TokenRevokeArgs,
+        auth.Revocation,
+        "idempotent",
+        "unary",
+        "Revoke a token, a session, a subject's tokens or a key.",
+    ),
+    Command(
+        "token.revocations",
+        auth.RevocationListArgs,
+        auth.RevocationPage,
+        "read",
+        "unary",
+        "Revocations in force, newest first.",
+    ),
+    Command(
+        "token.restore",
+        auth.RevocationIdArgs,
+        auth.Revocation,
+        "idempotent",
+        "unary",
+        "Take a revocation back.",
     ),
     Command("user.add", auth.UserAddArgs, auth.User, "none", "unary", "Make a user who can log in."),
 )

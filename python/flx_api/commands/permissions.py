@@ -57,6 +57,6 @@ def authorise(command: Command, roles: Iterable[str]) -> None:
     Raises:
         Forbidden: none of the roles grants it.
     """
-    if not command.public and not permits(roles, command.name):
+    if not command.public and not command.everyone and not permits(roles, command.name):
         detail = f"The permission {command.name} is needed"
         raise Forbidden(detail)

@@ -1,7 +1,8 @@
 """The daemon's composition root and its life, readable from top to bottom.
 
 Strategy: everything is made here once, in the order in which it is needed, and closed in reverse order: lock → journal
-(migrated) → executor and executions (what an earlier daemon left is adopted or settled) → gRPC server → ready.
+(migrated) → executor and executions (what an earlier daemon left is adopted or settled) → revocations known → gRPC
+server → ready.
 
 Rules:
 - One daemon for each data folder, held by a lock that ends with the process.
@@ -39,6 +40,7 @@ from flx_api.daemon.identity import project_id_of
 from flx_api.daemon.journal import DEFAULT_TENANT, Journal
 from flx_api.daemon.lock import DataLock
 from flx_api.daemon.project import ProjectCache
+from flx_api.daemon.revocations import Revocations
 from flx_api.daemon.server import DaemonService, services_of
 from flx_api.daemon.tokens import TokenIssuer, key_set
 from flx_api.daemon.trust import SocketTrust, TokenTrust
@@ -135,6 +137,7 @@ async def _live(settings: Settings, address: Address, ready: Callable[[], None],
         )
         users = Users(journal, _now_us)
         stack.callback(users.close)
+        revocations = Revocations(journal, _now_us)
         services = Services(
             journal=journal,
             projects=projects,
@@ -142,6 +145,7 @@ async def _live(settings: Settings, address: Address, ready: Callable[[], None],
             settings=settings,
             tokens=TokenIssuer(secret_of(settings), settings.jwt_issuer, settings.jwt_audience, _now_us),
             users=users,
+            revocations=revocations,
             clock=_now_us,
             started_us=_now_us(),
             meltano_version=partial(_meltano_version, settings.meltano),
@@ -150,7 +154,7 @@ async def _live(settings: Settings, address: Address, ready: Callable[[], None],
         dispatcher = Dispatcher(services, HANDLERS)
         await executions.start()
         stack.push_async_callback(dispatcher.close, _CHANGES_END_S)
-        daemon = DaemonService(services, dispatcher, _trust(settings, address))
+        daemon = DaemonService(services, dispatcher, _trust(settings, address, revocations))
         guarded, health = services_of(daemon)
         server = Server(guarded)
         await _listen(server, address)
@@ -207,13 +211,16 @@ async def _tell(journal: Journal, event: SystemEvent) -> None:
         await journal.write(lambda tx: tx.emit("system_events", event, tenant=DEFAULT_TENANT))
 
 
-def _trust(settings: Settings, address: Address) -> Trust:
+def _trust(settings: Settings, address: Address, revocations: Revocations) -> Trust:
     if address.socket_path is not None:
         return SocketTrust()
-    from flx_api._core import TokenVerifier  # noqa: PLC0415 - the native module is needed over TCP only
+    from flx_api import _core  # noqa: PLC0415 - the native module is needed over TCP only
 
-    verifier = TokenVerifier(key_set(secret_of(settings)), issuer=settings.jwt_issuer, audience=settings.jwt_audience)
-    return TokenTrust(_shared_token(settings.grpc_token_file), verifier.verify, time.time)
+    key, issuer, audience = key_set(secret_of(settings)), settings.jwt_issuer, settings.jwt_audience
+    verifier = _core.TokenVerifier(key, issuer=issuer, audience=audience)
+    revoked = _core.Revocations()
+    revocations.learn(revoked)
+    return TokenTrust(_shared_token(settings.grpc_token_file), verifier.verify, time.time, revoked)
 
 
 def _shared_token(file: str | None) -> bytes | None:

@@ -12,11 +12,14 @@ from flx_api.daemon.journal import DEFAULT_TENANT
 
 
 class Principal(msgspec.Struct, frozen=True):
-    """A subject within a tenant and what it is allowed to do."""
+    """A subject within a tenant and what it is allowed to do; and of its token what a revocation needs."""
 
     subject: str
     tenant: str
     roles: tuple[str, ...]
+    token_id: str | None = None
+    session: str | None = None
+    expires_at: int | None = None
 
 
 ANONYMOUS = Principal("", DEFAULT_TENANT, ())

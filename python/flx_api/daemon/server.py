@@ -27,6 +27,7 @@ from flx_api.daemon.trust import Gateway, Nobody
 from flx_api.daemon.watch import Watcher, log_batches
 from flx_api.errors import FlxError, Unauthenticated
 from flx_api.proto.flx.v1.daemon_grpc import DaemonBase
+from flx_api.proto.flx.v1.daemon_pb2 import Revocation, RevocationBatch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from flx_api.daemon.handlers.context import Services
     from flx_api.daemon.principal import Principal
     from flx_api.daemon.trust import Caller, Trust
+    from flx_api.models.auth import Revocation as KnownRevocation
     from flx_api.proto.flx.v1.daemon_pb2 import (
         CommandBatch,
         CommandFrame,
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
         LogRequest,
         ReplyBatch,
         ReplyFrame,
+        RevocationsRequest,
         WatchRequest,
     )
 
@@ -57,7 +60,7 @@ class DaemonService(DaemonBase):
     """The service `flx.v1.Daemon`.
 
     Args:
-        services: journal and executions, for Watch and Logs.
+        services: journal, executions and revocations, for the streams.
         dispatcher: carries out commands.
         trust: decides who a caller is.
     """
@@ -114,6 +117,24 @@ class DaemonService(DaemonBase):
         batches = log_batches(log, request.from_line, request.limit, follow=request.follow)
         await _send_all(stream, batches, caller)
 
+    async def Revocations(  # noqa: N802 - the contract's name
+        self, stream: Stream[RevocationsRequest, RevocationBatch]
+    ) -> None:
+        """All revocations in force. They are of all tenants, so only gateways may ask."""
+        if not isinstance(self._known(stream), Gateway):
+            raise GRPCError(Status.PERMISSION_DENIED, "Only a gateway may ask for this")
+        await stream.recv_message()
+        journal = self._services.journal
+        # Taken before the first row is read: what happens meanwhile is told again by Watch, which harms nothing.
+        seq = journal.seq
+        batch = RevocationBatch(epoch=journal.epoch, journal_seq=seq)
+        for page in self._services.revocations.snapshot():
+            batch.revocations.extend(_revocation(found) for found in page)
+            await stream.send_message(batch)
+            batch = RevocationBatch(epoch=journal.epoch, journal_seq=seq)
+        # Also when there are none: the gateway learns at which number.
+        await stream.send_message(batch)
+
     def _caller(self, stream: Stream[Any, Any]) -> Caller:
         with _as_status():
             return self._trust.caller(stream.metadata or {})
@@ -149,6 +170,16 @@ async def _send_all(stream: Stream[Any, Any], batches: AsyncIterator[Any], calle
     finally:
         sending.cancel()
         await asyncio.wait((sending,))
+
+
+def _revocation(found: KnownRevocation) -> Revocation:
+    return Revocation(
+        kind=found.kind,
+        value=found.value,
+        tenant=found.tenant,
+        issued_before=found.issued_before,
+        expires_at=found.expires_at,
+    )
 
 
 async def _send(stream: Stream[Any, Any], batches: AsyncIterator[Any]) -> None:

@@ -6,13 +6,18 @@ the principal, whatever its frames say. A client with neither may only use publi
 
 Rules:
 - A secret is compared in constant time. A wrong shared token is refused, never passed on as "no token".
-- A token is verified when its stream opens, and its end is looked at with each command.
+- A token is verified when its stream opens; its end and its revocation are looked at with each command.
 """
 
 from __future__ import annotations
 
+import base64
 import hmac
+import math
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
 
 from flx_api.daemon.journal import DEFAULT_TENANT
 from flx_api.daemon.principal import Principal
@@ -21,10 +26,20 @@ from flx_api.errors import TokenRejected, Unauthenticated
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from flx_api._core import Revocations
     from flx_api.proto.flx.v1.daemon_pb2 import Principal as PrincipalMessage
 
 GATEWAY_TOKEN = "x-flx-gateway-token"  # noqa: S105 - the name of the metadata
 _BEARER = "bearer "
+
+
+class _Header(msgspec.Struct):
+    """What of a token's header is looked at here."""
+
+    kid: str | None = None
+
+
+_header = msgspec.json.Decoder(_Header)
 
 
 class Caller(Protocol):
@@ -34,7 +49,7 @@ class Caller(Protocol):
         """Who asks, given whom the message names (None: it names nobody).
 
         Raises:
-            TokenRejected: the caller's own token has ended.
+            TokenRejected: the caller's own token has ended or was revoked.
         """
         ...
 
@@ -53,7 +68,14 @@ class Gateway:
         """Whom the message names."""
         if named is None or not named.subject:
             return None
-        return Principal(named.subject, named.tenant or DEFAULT_TENANT, tuple(named.roles))
+        return Principal(
+            named.subject,
+            named.tenant or DEFAULT_TENANT,
+            tuple(named.roles),
+            named.token_id or None,
+            named.session or None,
+            named.expires_at or None,
+        )
 
 
 class Nobody:
@@ -73,18 +95,25 @@ class Client:
         principal: what the token says.
         ends_s: when the token ends.
         now_s: seconds since the epoch.
+        revoked: whether the token was revoked.
     """
 
-    def __init__(self, principal: Principal, ends_s: float, now_s: Callable[[], float]) -> None:
+    def __init__(
+        self, principal: Principal, ends_s: float, now_s: Callable[[], float], revoked: Callable[[], bool]
+    ) -> None:
         self._principal = principal
         self._ends_s = ends_s
         self._now_s = now_s
+        self._revoked = revoked
         self.tenant: str | None = principal.tenant
 
     def principal(self, named: PrincipalMessage | None) -> Principal | None:  # noqa: ARG002 - not believed
-        """What the token says, as long as it has not ended."""
+        """What the token says, as long as it has neither ended nor been revoked."""
         if self._now_s() >= self._ends_s:
             reason = "expired"
+            raise TokenRejected(reason)
+        if self._revoked():
+            reason = "revoked"
             raise TokenRejected(reason)
         return self._principal
 
@@ -104,6 +133,7 @@ class TokenTrust:
         gateway_token: the shared token; None: no gateway can be trusted here.
         verify: the claims of an acceptable JWT at a moment; raises TokenRejected.
         now_s: seconds since the epoch.
+        revocations: what is asked about every acceptable JWT.
     """
 
     def __init__(
@@ -111,10 +141,12 @@ class TokenTrust:
         gateway_token: bytes | None,
         verify: Callable[[bytes, float], dict[str, Any]],
         now_s: Callable[[], float],
+        revocations: Revocations,
     ) -> None:
         self._gateway_token = gateway_token
         self._verify = verify
         self._now_s = now_s
+        self._revocations = revocations
 
     def caller(self, metadata: Mapping[str, Any]) -> Caller:
         """Who a call's metadata prove it is.
@@ -135,7 +167,20 @@ class TokenTrust:
         if scheme.lower() != _BEARER:
             raise Unauthenticated(code="invalid_token")
         claims = self._verify(token.encode(), self._now_s())
-        return Client(principal_of(claims), float(claims["exp"]), self._now_s)
+        principal = principal_of(claims)
+        issued_at = claims.get("iat")
+        revoked = partial(
+            self._revocations.revokes,
+            subject=principal.subject,
+            tenant=principal.tenant,
+            token_id=principal.token_id,
+            session=principal.session,
+            key_id=_key_id(token),
+            issued_at=None if issued_at is None else math.floor(issued_at),
+        )
+        client = Client(principal, float(claims["exp"]), self._now_s, revoked)
+        client.principal(None)
+        return client
 
 
 def principal_of(claims: Mapping[str, Any]) -> Principal:
@@ -148,7 +193,21 @@ def principal_of(claims: Mapping[str, Any]) -> Principal:
     if not isinstance(roles, list) or not all(isinstance(role, str) for role in roles) or not isinstance(tenant, str):
         reason = "invalid_roles"
         raise TokenRejected(reason)
-    return Principal(str(claims["sub"]), tenant, tuple(roles))
+    token_id, session = claims.get("jti"), claims.get("sid")
+    return Principal(
+        str(claims["sub"]),
+        tenant,
+        tuple(roles),
+        token_id if isinstance(token_id, str) else None,
+        session if isinstance(session, str) else None,
+        math.floor(claims["exp"]) if "exp" in claims else None,
+    )
+
+
+def _key_id(token: str) -> str | None:
+    """The `kid` in the header of a token that was verified."""
+    header = token.partition(".")[0]
+    return _header.decode(base64.urlsafe_b64decode(header + "=" * (-len(header) % 4))).kid
 
 
 class Trust(Protocol):

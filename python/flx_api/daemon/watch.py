@@ -7,6 +7,7 @@ A slow watcher takes its turns less often and costs nothing in between.
 Rules:
 - The first batch goes out at once, even empty, so that a client without a position learns where "now" is.
 - What cannot be given any more (another epoch, removed by retention) is told as `gap_reason`, never passed over.
+- Topics between daemon and gateways are told to gateways only.
 - Logs: from the position the client names; those that were going on before from their present end; new ones from their
   first line, also when they end before anybody looked.
 """
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from flx_api.errors import NotFound
+from flx_api.models.event import PRIVATE_TOPICS
 from flx_api.proto.flx.v1.daemon_pb2 import Event, EventBatch, LogBatch
 
 if TYPE_CHECKING:
@@ -131,7 +133,7 @@ class Watcher:
                 self._gap = self._gap or "evicted"
             self._seq = row.seq
             self._note_new_execution(row)
-            if self._concerns(row.tenant) and self._topics.match(row.topic):
+            if self._concerns(row.tenant) and self._may_see(row.topic) and self._topics.match(row.topic):
                 events.append(Event(**row._asdict()))
                 size += len(row.data) + len(row.topic)
             else:
@@ -192,6 +194,9 @@ class Watcher:
 
     def _concerns(self, tenant: str) -> bool:
         return self._tenant is None or tenant == self._tenant
+
+    def _may_see(self, topic: str) -> bool:
+        return self._tenant is None or topic not in PRIVATE_TOPICS
 
     async def _news(self) -> None:
         """Wait until the journal or one of the logs has more."""

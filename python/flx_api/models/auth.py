@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
+from flx_api.models.listing import Limit
+
 # A user name is chosen by an administrator and appears in tokens, topics and logs: a plain word or an e-mail address.
 UserName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._@+-]{0,127}$(?!\n)")]
 Password = Annotated[str, Meta(min_length=8, max_length=1024)]
+# As in tokens: any text without NUL.
+ClaimText = Annotated[str, Meta(min_length=1, max_length=1024, pattern=r"^[^\x00]+$(?!\n)")]
+# A NumericDate in whole seconds, up to the year 9999.
+Moment = Annotated[int, Meta(ge=0, le=253_402_300_799)]
+RevocationKind = Literal["jti", "session", "subject", "key"]
+RevocationId = Annotated[str, Meta(min_length=1, max_length=64)]
 RoleName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_-]{0,62}$(?!\n)")]
 
 
@@ -45,3 +53,87 @@ class User(msgspec.Struct, frozen=True):
     roles: tuple[str, ...]
     tenant: str
     created_us: int
+
+
+class LogoutArgs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """End the token that asks; `everywhere`: all tokens of its subject that were issued until now."""
+
+    everywhere: bool = False
+
+
+class LogoutResult(msgspec.Struct, frozen=True):
+    """What was revoked: the session when the token names one, else the token alone; or the subject."""
+
+    revoked: RevocationKind
+
+
+class TokenRevokeArgs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is to be revoked: exactly one of `jti`, `session` (`sid`), `subject` (`sub`) and `key` (`kid`).
+
+    Times are seconds as in tokens. Tokens issued (`iat`) at or before `issued_before` are hit, and those that do not
+    say when; a subject's default is now, the others' none: all tokens. At `expires_at` the revocation may be forgotten:
+    give the token's `exp` when you know it. By default a key's is never, the others' a year.
+    """
+
+    jti: ClaimText | None = None
+    session: ClaimText | None = None
+    subject: ClaimText | None = None
+    key: ClaimText | None = None
+    issued_before: Moment | None = None
+    expires_at: Moment | None = None
+    reason: Annotated[str, Meta(max_length=1000)] = ""
+
+    def __post_init__(self) -> None:
+        """Hold that one thing is named."""
+        if len(self._named()) != 1:
+            msg = "names exactly one of jti, session, subject and key"
+            raise ValueError(msg)
+
+    @property
+    def named(self) -> tuple[RevocationKind, str]:
+        """What is to be revoked, and its value."""
+        return self._named()[0]
+
+    def _named(self) -> list[tuple[RevocationKind, str]]:
+        given: tuple[tuple[RevocationKind, str | None], ...] = (
+            ("jti", self.jti),
+            ("session", self.session),
+            ("subject", self.subject),
+            ("key", self.key),
+        )
+        return [(kind, value) for kind, value in given if value is not None]
+
+
+class RevocationListArgs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A page of revocations, newest first."""
+
+    limit: Limit = 50
+    cursor: str | None = None
+    kind: RevocationKind | None = None
+
+
+class RevocationIdArgs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One revocation."""
+
+    id: RevocationId
+
+
+class Revocation(msgspec.Struct, frozen=True):
+    """A revocation in force. `issued_before` and `expires_at` are seconds as in tokens; None: no bound."""
+
+    id: str
+    kind: RevocationKind
+    value: str
+    tenant: str
+    issued_before: int | None
+    expires_at: int | None
+    reason: str
+    created_us: int
+    created_by: str
+
+
+class RevocationPage(msgspec.Struct, frozen=True):
+    """A page of revocations; `next_cursor` is None on the last."""
+
+    items: tuple[Revocation, ...]
+    next_cursor: str | None

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
+from flx_api.models.auth import RevocationKind
 from flx_api.models.execution import Status
+
+REVOCATION_EVENTS: Final = "revocation_events"
+PRIVATE_TOPICS: Final = frozenset({REVOCATION_EVENTS})
+"""Topics between daemon and gateways: never delivered to a client, whatever it subscribed to."""
 
 
 class PipelineEvent(msgspec.Struct, frozen=True):
@@ -52,3 +57,13 @@ class SystemEvent(msgspec.Struct, frozen=True, omit_defaults=True):
     type: Literal["started", "stopping", "adopted", "settled", "retention", "project_changed"]
     message: str
     execution: str | None = None
+
+
+class RevocationEvent(msgspec.Struct, frozen=True):
+    """Topic `revocation_events`: a revocation came into force or was taken back. The event's tenant is its tenant."""
+
+    type: Literal["revoked", "restored"]
+    kind: RevocationKind
+    value: str
+    issued_before: int | None = None
+    expires_at: int | None = None

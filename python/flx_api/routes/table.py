@@ -40,6 +40,10 @@ class Page(NamedTuple):
 
 RESOURCES: Final[tuple[Resource, ...]] = (
     Resource("POST", "/auth/login", "auth.login", "Exchange a password for a token.", "required", access="public"),
+    Resource("POST", "/auth/logout", "auth.logout", "End the token that asks.", "optional"),
+    Resource("POST", "/v1/auth/revocations", "token.revoke", "Revoke a token, session, subject or key.", "required"),
+    Resource("GET", "/v1/auth/revocations", "token.revocations", "Revocations in force, newest first."),
+    Resource("DELETE", "/v1/auth/revocations/{id}", "token.restore", "Take a revocation back."),
     Resource("GET", "/v1/pipelines", "pipeline.list", "Pipelines, by name."),
     Resource("POST", "/v1/pipelines", "pipeline.create", "Make a pipeline.", "required", "created"),
     Resource("GET", "/v1/pipelines/{id}", "pipeline.get", "One pipeline.", after="revision"),

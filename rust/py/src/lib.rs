@@ -16,6 +16,7 @@ mod errors;
 mod meter;
 mod process;
 mod realtime;
+mod revocation;
 mod token;
 mod window;
 
@@ -32,6 +33,8 @@ mod _core {
     use crate::process::{become_subreaper, build_profile, die_with_parent};
     #[pymodule_export]
     use crate::realtime::{negotiate, origin_allowed, topic_matches};
+    #[pymodule_export]
+    use crate::revocation::Revocations;
     #[pymodule_export]
     use crate::token::{TokenVerifier, verify_jws};
     #[pymodule_export]

@@ -47,6 +47,7 @@ def play(tmp_path: Path) -> Callable[..., None]:
                     settings=stage.settings,
                     tokens=nothing,
                     users=nothing,
+                    revocations=nothing,
                     clock=stage.clock,
                     started_us=0,
                 )

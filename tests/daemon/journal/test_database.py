@@ -57,6 +57,20 @@ def test_migrations_and_metadata_make_the_same_shape(tmp_path: Path) -> None:
     open_at_head(tmp_path / "old.db")
 
 
+def test_a_database_of_an_older_version_is_brought_up_to_date(tmp_path: Path) -> None:
+    from alembic import command
+
+    open_at_head(tmp_path / "new.db")
+    with engine_of(f"sqlite:///{tmp_path / 'old.db'}", read_only=False).connect() as connection:
+        config = alembic_config()
+        config.attributes["connection"] = connection
+        with connection.begin():
+            command.upgrade(config, "0001")
+    assert shape(tmp_path / "old.db") != shape(tmp_path / "new.db")
+    open_at_head(tmp_path / "old.db")
+    assert shape(tmp_path / "old.db") == shape(tmp_path / "new.db")
+
+
 def test_a_database_of_another_program_is_refused(tmp_path: Path) -> None:
     with engine_of(f"sqlite:///{tmp_path / 'x.db'}", read_only=False).connect() as connection:
         connection.exec_driver_sql("CREATE TABLE other (id INTEGER)")

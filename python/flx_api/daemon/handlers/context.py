@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from flx_api.daemon.journal import Journal
     from flx_api.daemon.principal import Principal
     from flx_api.daemon.project import ProjectCache
+    from flx_api.daemon.revocations import Revocations
     from flx_api.daemon.tokens import TokenIssuer
     from flx_api.daemon.users import Users
 
@@ -39,6 +40,7 @@ class Services:
     settings: Settings
     tokens: TokenIssuer
     users: Users
+    revocations: Revocations
     clock: Callable[[], int]
     started_us: int
     meltano_version: Callable[[], str | None] = lambda: None

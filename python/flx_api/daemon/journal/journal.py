@@ -19,7 +19,7 @@ from sqlalchemy import delete, func, insert, select
 from sqlalchemy.exc import DBAPIError
 
 from flx_api.daemon.journal.database import bring_to_head, engine_of, is_storage_fault, storage_error
-from flx_api.daemon.journal.tables import events, idempotency, identity
+from flx_api.daemon.journal.tables import events, idempotency, identity, revocations
 from flx_api.daemon.journal.tail import EventRow, Tail
 from flx_api.daemon.journal.writer import Group, Pending, Tx, Writer
 from flx_api.errors import FlxError, Unavailable
@@ -175,7 +175,9 @@ class Journal:
         return self.seq
 
     async def prune(self, before_us: int, keep_rows: int) -> int:
-        """Remove events and idempotency keys older than a time, and events beyond a number; in small steps.
+        """Remove events and idempotency keys older than a time, events beyond a number, and revocations that are over.
+
+        All of it in small steps.
 
         Args:
             before_us: what is older goes.
@@ -189,6 +191,8 @@ class Journal:
             removed += step.rows
             self.oldest = step.oldest
         while await self.write(lambda tx: _prune_keys(tx.connection, before_us)):
+            pass
+        while await self.write(_prune_revocations):
             pass
         return removed
 
@@ -282,3 +286,9 @@ def _prune_keys(connection: Connection, before_us: int) -> int:
         key = (idempotency.c.tenant == row.tenant, idempotency.c.subject == row.subject, idempotency.c.key == row.key)
         connection.execute(delete(idempotency).where(*key))
     return len(old)
+
+
+def _prune_revocations(tx: Tx) -> int:
+    """Remove up to a step of revocations that hit nothing any more. Gateways forget them by themselves."""
+    over = select(revocations.c.id).where(revocations.c.expires_at <= tx.now_us // 1_000_000).limit(_PRUNE_STEP)
+    return tx.connection.execute(delete(revocations).where(revocations.c.id.in_(over))).rowcount

@@ -83,6 +83,24 @@ users = Table(
 )
 """Who can log in. A login names no tenant, so a name is one user in all tenants of a project."""
 
+revocations = Table(
+    "revocations",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("tenant", String(64), nullable=False),
+    Column("project_id", String(255), nullable=False),
+    Column("kind", String(8), nullable=False),
+    Column("value", String(1024), nullable=False),
+    Column("issued_before", BigInteger),
+    Column("expires_at", BigInteger),
+    Column("reason", Text, nullable=False),
+    Column("created_us", BigInteger, nullable=False),
+    Column("created_by", String(128), nullable=False),
+    UniqueConstraint("project_id", "tenant", "kind", "value"),
+    Index(None, "expires_at"),
+)
+"""Tokens that are no longer good. `issued_before` and `expires_at` are seconds, as in tokens; null: no bound."""
+
 pipelines = Table(
     "pipelines",
     metadata,

@@ -13,6 +13,7 @@ pub mod json;
 pub mod jws;
 pub mod keys;
 mod pem;
+pub mod revocation;
 
 use crate::error::{Reason, Unusable};
 use claims::{Claims, Expected};

@@ -30,6 +30,10 @@ class DaemonBase(abc.ABC):
     async def Logs(self, stream: 'grpclib.server.Stream[flx_api.proto.flx.v1.daemon_pb2.LogRequest, flx_api.proto.flx.v1.daemon_pb2.LogBatch]') -> None:
         pass
 
+    @abc.abstractmethod
+    async def Revocations(self, stream: 'grpclib.server.Stream[flx_api.proto.flx.v1.daemon_pb2.RevocationsRequest, flx_api.proto.flx.v1.daemon_pb2.RevocationBatch]') -> None:
+        pass
+
     def __mapping__(self) -> typing.Dict[str, grpclib.const.Handler]:
         return {
             '/flx.v1.Daemon/Execute': grpclib.const.Handler(
@@ -55,6 +59,12 @@ class DaemonBase(abc.ABC):
                 grpclib.const.Cardinality.UNARY_STREAM,
                 flx_api.proto.flx.v1.daemon_pb2.LogRequest,
                 flx_api.proto.flx.v1.daemon_pb2.LogBatch,
+            ),
+            '/flx.v1.Daemon/Revocations': grpclib.const.Handler(
+                self.Revocations,
+                grpclib.const.Cardinality.UNARY_STREAM,
+                flx_api.proto.flx.v1.daemon_pb2.RevocationsRequest,
+                flx_api.proto.flx.v1.daemon_pb2.RevocationBatch,
             ),
         }
 
@@ -85,4 +95,10 @@ class DaemonStub:
             '/flx.v1.Daemon/Logs',
             flx_api.proto.flx.v1.daemon_pb2.LogRequest,
             flx_api.proto.flx.v1.daemon_pb2.LogBatch,
+        )
+        self.Revocations = grpclib.client.UnaryStreamMethod(
+            channel,
+            '/flx.v1.Daemon/Revocations',
+            flx_api.proto.flx.v1.daemon_pb2.RevocationsRequest,
+            flx_api.proto.flx.v1.daemon_pb2.RevocationBatch,
         )

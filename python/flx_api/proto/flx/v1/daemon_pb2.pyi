@@ -7,14 +7,20 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Principal(_message.Message):
-    __slots__ = ("subject", "tenant", "roles")
+    __slots__ = ("subject", "tenant", "roles", "token_id", "session", "expires_at")
     SUBJECT_FIELD_NUMBER: _ClassVar[int]
     TENANT_FIELD_NUMBER: _ClassVar[int]
     ROLES_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_AT_FIELD_NUMBER: _ClassVar[int]
     subject: str
     tenant: str
     roles: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, subject: _Optional[str] = ..., tenant: _Optional[str] = ..., roles: _Optional[_Iterable[str]] = ...) -> None: ...
+    token_id: str
+    session: str
+    expires_at: int
+    def __init__(self, subject: _Optional[str] = ..., tenant: _Optional[str] = ..., roles: _Optional[_Iterable[str]] = ..., token_id: _Optional[str] = ..., session: _Optional[str] = ..., expires_at: _Optional[int] = ...) -> None: ...
 
 class CommandFrame(_message.Message):
     __slots__ = ("seq", "command", "args", "principal", "idempotency_key", "deadline_unix_ms", "request_id", "traceparent", "environment", "dry_run", "wait_ms", "client_address")
@@ -141,3 +147,31 @@ class LogBatch(_message.Message):
     first_line: int
     lines: _containers.RepeatedScalarFieldContainer[bytes]
     def __init__(self, first_line: _Optional[int] = ..., lines: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class RevocationsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Revocation(_message.Message):
+    __slots__ = ("kind", "value", "tenant", "issued_before", "expires_at")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    ISSUED_BEFORE_FIELD_NUMBER: _ClassVar[int]
+    EXPIRES_AT_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    value: str
+    tenant: str
+    issued_before: int
+    expires_at: int
+    def __init__(self, kind: _Optional[str] = ..., value: _Optional[str] = ..., tenant: _Optional[str] = ..., issued_before: _Optional[int] = ..., expires_at: _Optional[int] = ...) -> None: ...
+
+class RevocationBatch(_message.Message):
+    __slots__ = ("epoch", "journal_seq", "revocations")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    JOURNAL_SEQ_FIELD_NUMBER: _ClassVar[int]
+    REVOCATIONS_FIELD_NUMBER: _ClassVar[int]
+    epoch: str
+    journal_seq: int
+    revocations: _containers.RepeatedCompositeFieldContainer[Revocation]
+    def __init__(self, epoch: _Optional[str] = ..., journal_seq: _Optional[int] = ..., revocations: _Optional[_Iterable[_Union[Revocation, _Mapping]]] = ...) -> None: ...
