@@ -17,3 +17,4 @@ pub mod hub;
 pub mod jwt;
 pub mod limit;
 pub mod meter;
+pub mod metrics;

@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 
 use crate::error::Unusable;
-use crate::limit::Words;
+use crate::limit::Memory;
 
 /// Methods as they are told apart; see [`METHOD_NAMES`].
 pub const METHOD_NAMES: [&str; 9] =
@@ -108,7 +108,7 @@ pub const fn words_for(routes: usize, refusals: usize, policies: usize) -> usize
     Places { routes, refusals, policies }.words()
 }
 
-impl<M: Words> Counters<M> {
+impl<M: Memory<Word = AtomicU64>> Counters<M> {
     /// Counters in `memory`, which is zeroed or holds those of a worker with the same routes, refusals and policies.
     pub fn new(memory: M, routes: usize, refusals: usize, policies: usize) -> Result<Self, Unusable> {
         let places = Places { routes, refusals, policies };

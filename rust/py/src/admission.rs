@@ -146,7 +146,7 @@ impl Admission {
         let classes = classes.into_iter().map(|tolls| tolls.into_iter().map(toll).collect()).collect();
         let seed = shared.map_or_else(seed, |shared| Ok(shared.seed()))?;
         let memory = |it: &Policy| Memory::window(shared, it.limit, it.window_ms, it.cost, share);
-        let core = Core::new(verifier.core(), policies, classes, room, memory, seed).map_err(unusable)?;
+        let core = Core::new(Arc::clone(&verifier.0), policies, classes, room, memory, seed).map_err(unusable)?;
         let mut templates: Vec<Option<Template>> = Vec::new();
         for reason in Reason::ALL {
             let given: Option<Given<'_>> =
@@ -297,7 +297,7 @@ impl Admission {
 
     /// Puts another key set in the place of the present one, at once.
     fn replace_keys(&self, verifier: &TokenVerifier) {
-        self.core().tokens.replace_keys(verifier.core());
+        self.core().tokens.replace_keys(Arc::clone(&verifier.0));
     }
 
     /// What is remembered of tokens: (answered from memory, verified, bytes, tokens).

@@ -12,11 +12,16 @@
 //! The stub `python/flx_api/_core.pyi` documents every name and is checked against this binary.
 
 mod admission;
+mod admitted;
+mod answer;
+mod counters;
 mod errors;
 mod meter;
+mod principal;
 mod process;
 mod realtime;
 mod revocation;
+mod shared;
 mod token;
 mod window;
 
@@ -26,7 +31,15 @@ use pyo3::prelude::*;
 #[pymodule]
 mod _core {
     #[pymodule_export]
-    use crate::admission::{Admission, Decision, Principal};
+    use crate::admission::Admission;
+    #[pymodule_export]
+    use crate::admitted::Admitted;
+    #[pymodule_export]
+    use crate::counters::Counters;
+    #[pymodule_export]
+    use crate::principal::Principal;
+    #[pymodule_export]
+    use crate::shared::SharedMemory;
     #[pymodule_export]
     use crate::meter::Meter;
     #[pymodule_export]

@@ -1,23 +1,39 @@
-//! Admission: one decision per request, out of the token and every window that applies.
+//! Admission: one decision per request, out of its head, its token and every window that applies.
 //!
 //! The order, and why:
-//! 1. windows by client address are **checked** first: a flooding address costs no signature;
-//! 2. the token is verified, when the route needs one;
-//! 3. windows by subject are checked, so only for a verified subject;
+//! 1. windows by address (or API key) are **checked** first: a flooding address costs no signature;
+//! 2. the token is looked at, when the route needs one ([`tokens`]: remembered, or verified);
+//! 3. windows by subject and tenant are checked, so only for a verified principal;
 //! 4. only when all admit are all **charged**: a refusal never eats another window's quota.
 //!
-//! A request without an acceptable token is charged to the address windows alone, and refused with 400 or 401. A shadow
-//! policy is evaluated and counted like any other but never refuses. The caller passes both clocks in: seconds since 1970
-//! for tokens, monotonic nanoseconds for windows.
+//! A request without an acceptable token is charged to the open windows alone, and refused. A shadow policy is evaluated and
+//! counted like any other but never refuses. Between check and charge another worker may have taken the last units of a
+//! window that all share: then what was charged is given back and the request is decided anew. The caller passes both clocks
+//! in: seconds since 1970 for tokens, monotonic nanoseconds for windows.
+//!
+//! [`path`] and [`head`] read what the request is, [`client`] whose it is, [`policy`] what it passes.
 
 pub mod client;
 pub mod credentials;
+pub mod head;
+pub mod path;
+pub mod policy;
+pub mod tokens;
+
+use std::sync::Arc;
 
 use crate::error::{Reason, Unusable};
 use crate::jwt::TokenVerifier;
 use crate::jwt::claims::Claims;
 use crate::jwt::json::Json;
-use crate::limit::{Check, SlidingWindow};
+use crate::jwt::revocation::Revocations;
+use crate::limit::{Check, Identity, Memory, SlidingWindow};
+use policy::Classes;
+pub use policy::{By, Policy, Toll};
+pub use tokens::{Known, Tokens};
+
+/// Races with other workers that are decided anew; more in a row mean that the window is used up in all but name.
+const RETRIES: usize = 4;
 
 /// Who a verified token speaks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +46,10 @@ pub struct Principal {
     pub roles: Vec<String>,
     /// `jti`
     pub token_id: Option<String>,
+    /// `sid`
+    pub session: Option<String>,
+    /// `iat` in whole seconds, rounded down
+    pub issued_at: Option<i64>,
     /// `exp` in whole seconds, rounded down
     pub expires_at: i64,
 }
@@ -37,53 +57,31 @@ pub struct Principal {
 impl Principal {
     /// The principal of verified claims that have `sub` and `exp`.
     #[must_use]
-    pub fn of(claims: Claims<'_>) -> Option<Self> {
-        let (mut subject, mut tenant, mut roles, mut token_id, mut expires_at) = (None, None, Vec::new(), None, None);
-        for (name, value) in claims.0 {
-            match (&*name, value) {
-                ("sub", Json::Str(text)) => subject = Some(text.into_owned()),
-                ("tenant", Json::Str(text)) => tenant = Some(text.into_owned()),
-                ("jti", Json::Str(text)) => token_id = Some(text.into_owned()),
-                ("roles", Json::Array(items)) => {
-                    roles = items.iter().filter_map(|item| item.as_str().map(str::to_owned)).collect();
-                }
-                ("exp", Json::Int(seconds)) => expires_at = Some(seconds),
-                ("exp", Json::Float(seconds)) => expires_at = Some(seconds.floor() as i64),
-                _ => {}
-            }
-        }
-        Some(Self { subject: subject?, tenant, roles, token_id, expires_at: expires_at? })
+    pub fn of(claims: &Claims<'_>) -> Option<Self> {
+        let text = |name| claims.get(name).and_then(Json::as_str).map(str::to_owned);
+        let seconds = |name| match claims.get(name) {
+            Some(Json::Int(seconds)) => Some(*seconds),
+            Some(Json::Float(seconds)) => Some(seconds.floor() as i64),
+            _ => None,
+        };
+        let roles = match claims.get("roles") {
+            Some(Json::Array(items)) => items.iter().filter_map(|item| item.as_str().map(str::to_owned)).collect(),
+            _ => Vec::new(),
+        };
+        Some(Self {
+            subject: text("sub")?,
+            tenant: text("tenant"),
+            roles,
+            token_id: text("jti"),
+            session: text("sid"),
+            issued_at: seconds("iat"),
+            expires_at: seconds("exp")?,
+        })
     }
 }
 
-/// Whose requests a policy counts together.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum By {
-    /// The client address (IPv6 by /64).
-    Ip,
-    /// The verified subject within its tenant.
-    Subject,
-}
-
-/// A rate-limit policy.
-#[derive(Clone, Debug)]
-pub struct Policy {
-    /// Its name in headers, logs and metrics.
-    pub name: String,
-    /// Whose requests are counted together.
-    pub by: By,
-    /// Units per window.
-    pub limit: u32,
-    /// Length of the window.
-    pub window_ms: u64,
-    /// Units one request costs.
-    pub cost: u32,
-    /// Evaluated and reported, never refusing.
-    pub shadow: bool,
-}
-
 /// What one window said; for `RateLimit` headers.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quota {
     /// Index of the policy.
     pub policy: usize,
@@ -93,20 +91,54 @@ pub struct Quota {
     pub reset_ns: u64,
 }
 
+/// What the request brings to prove who it is.
+#[derive(Clone, Copy, Debug)]
+pub enum Token<'a> {
+    /// The route needs none; whatever was sent is not looked at.
+    NotNeeded,
+    /// The token found, or why there is none.
+    Presented(Result<&'a [u8], Reason>),
+}
+
+/// One request, as far as admission cares.
+#[derive(Clone, Copy, Debug)]
+pub struct Ask<'a> {
+    /// What it is: index of its class.
+    pub class: usize,
+    /// What it proves.
+    pub token: Token<'a>,
+    /// The client's address.
+    pub client: &'a str,
+    /// Its `X-API-Key`.
+    pub api_key: Option<&'a [u8]>,
+    /// What is in force against tokens.
+    pub revocations: &'a Revocations,
+    /// Seconds since 1970.
+    pub now_s: f64,
+    /// Monotonic nanoseconds.
+    pub now_ns: u64,
+}
+
 /// The answer to one request.
 #[derive(Debug)]
-pub struct Decision {
+pub struct Decision<P> {
     /// Why it was refused; none when admitted.
     pub refusal: Option<Reason>,
     /// Who asks, when a token was needed and acceptable.
-    pub principal: Option<Principal>,
+    pub known: Option<Arc<Known<P>>>,
     /// The tightest window that applied, or the one that refuses the longest.
     pub quota: Option<Quota>,
     /// Shadow policies that would have refused.
     pub shadow: Vec<usize>,
 }
 
-impl Decision {
+impl<P> Default for Decision<P> {
+    fn default() -> Self {
+        Self { refusal: None, known: None, quota: None, shadow: Vec::new() }
+    }
+}
+
+impl<P> Decision<P> {
     /// The HTTP status that goes with it; 200 stands for "go on".
     #[must_use]
     pub fn status(&self) -> u16 {
@@ -119,121 +151,205 @@ impl Decision {
     }
 }
 
-/// What the request brings to prove who it is.
-#[derive(Clone, Copy, Debug)]
-pub enum Token<'a> {
-    /// The route needs none; whatever was sent is not looked at.
-    NotNeeded,
-    /// The token found, or why there is none.
-    Presented(Result<&'a [u8], Reason>),
-}
-
+/// Tokens, policies and windows of one gateway. `M` is where the windows lie, `P` what the shell makes of a principal.
 #[derive(Debug)]
-struct Lane {
-    policy: Policy,
-    window: SlidingWindow,
-}
-
-/// Key set, expectations and windows of one gateway.
-#[derive(Debug)]
-pub struct Admission {
-    verifier: TokenVerifier,
-    lanes: Vec<Lane>,
-    /// Checks of the request at hand, by lane; kept to save an allocation per request.
+pub struct Admission<M, P> {
+    /// Who is who.
+    pub tokens: Tokens<P>,
+    policies: Vec<Policy>,
+    windows: Vec<SlidingWindow<M>>,
+    classes: Classes,
+    seed: (u64, u64),
+    /// Checks of the request at hand; kept to save an allocation per request.
     checks: Vec<(usize, Check)>,
     key: Vec<u8>,
 }
 
-impl Admission {
-    /// `max_bytes` is shared equally by the policies' windows; `seed` must be random. The verifier must require `sub` and
-    /// `exp`, or every token is refused.
+/// Room for what is remembered of tokens.
+#[derive(Clone, Copy, Debug)]
+pub struct TokenRoom {
+    /// Bytes of verified tokens.
+    pub verified: usize,
+    /// Bytes of refused ones.
+    pub refused: usize,
+}
+
+impl<M: Memory, P> Admission<M, P> {
+    /// `memory` gives each policy the words of its window; `classes` says what each class passes. `seed` must be random, and
+    /// the same for all who share the memory. The verifier must require `sub` and `exp`, or every token is refused.
     pub fn new(
-        verifier: TokenVerifier,
+        verifier: Arc<TokenVerifier>,
         policies: Vec<Policy>,
-        max_bytes: usize,
+        classes: Vec<Vec<Toll>>,
+        room: TokenRoom,
+        mut memory: impl FnMut(&Policy) -> Result<M, Unusable>,
         seed: (u64, u64),
     ) -> Result<Self, Unusable> {
-        let share = max_bytes / policies.len().max(1);
-        let mut lanes: Vec<Lane> = Vec::with_capacity(policies.len());
-        for policy in policies {
-            if policy.name.is_empty() || lanes.iter().any(|lane| lane.policy.name == policy.name) {
-                return Err(Unusable("policies have unique names that are not empty"));
-            }
-            if policy.cost == 0 || policy.cost > policy.limit {
-                return Err(Unusable("a policy's cost is between 1 and its limit"));
-            }
-            let window = SlidingWindow::new(policy.limit, policy.window_ms, share, seed)?;
-            lanes.push(Lane { policy, window });
+        let mut windows = Vec::with_capacity(policies.len());
+        for (index, policy) in policies.iter().enumerate() {
+            policy.check(&policies[..index])?;
+            windows.push(SlidingWindow::new(policy.limit, policy.window_ms, policy.cost, memory(policy)?, seed)?);
         }
-        Ok(Self { verifier, lanes, checks: Vec::new(), key: Vec::new() })
+        let classes = Classes::new(classes, &policies)?;
+        let tokens = Tokens::new(verifier, room.verified, room.refused, seed)?;
+        Ok(Self { tokens, policies, windows, classes, seed, checks: Vec::new(), key: Vec::new() })
     }
 
     /// The policy a [`Quota`] speaks of.
     #[must_use]
     pub fn policy(&self, index: usize) -> &Policy {
-        &self.lanes[index].policy
+        &self.policies[index]
     }
 
-    /// Decides about one request.
-    pub fn admit(&mut self, token: Token<'_>, client_ip: &str, now_s: f64, now_ns: u64) -> Decision {
-        let mut decision = Decision { refusal: None, principal: None, quota: None, shadow: Vec::new() };
-        self.checks.clear();
-        client::write_key(client_ip, &mut self.key);
-        if !self.check(By::Ip, now_ns, &mut decision) {
-            return decision;
-        }
-        if let Token::Presented(token) = token {
-            let verified = token.and_then(|token| self.verifier.verify(token, now_s));
-            match verified.and_then(|claims| Principal::of(claims).ok_or(Reason::MissingClaim)) {
-                Ok(principal) => {
-                    write_subject_key(&principal, &mut self.key);
-                    if !self.check(By::Subject, now_ns, &mut decision) {
-                        return decision;
+    /// Decides about one request. `shell` makes what is kept of a principal that was not known before.
+    pub fn admit(&mut self, ask: &Ask<'_>, mut shell: impl FnMut(&Principal) -> P) -> Decision<P> {
+        self.settle_races(|admission| {
+            let mut decision = Decision::default();
+            if admission.check_open(ask, &mut decision)
+                && let Token::Presented(token) = ask.token
+            {
+                match token.and_then(|token| admission.who(token, ask, &mut shell)) {
+                    Ok(known) => {
+                        if admission.check_closed(ask, &known, &mut decision) {
+                            decision.known = Some(known);
+                        }
                     }
-                    decision.principal = Some(principal);
+                    Err(reason) => decision.refusal = Some(reason),
                 }
-                Err(reason) => decision.refusal = Some(reason),
+            }
+            decision
+        })
+    }
+
+    /// Decides about what became known of a request later: the command in its body. `known` is that of its first decision.
+    pub fn admit_later(&mut self, ask: &Ask<'_>, known: Option<&Known<P>>) -> Decision<P> {
+        self.settle_races(|admission| {
+            let mut decision = Decision::default();
+            if admission.check_open(ask, &mut decision)
+                && let Some(known) = known
+            {
+                admission.check_closed(ask, known, &mut decision);
+            }
+            decision
+        })
+    }
+
+    /// Decides, and charges what was decided; anew when another worker was faster in between.
+    fn settle_races(&mut self, mut decide: impl FnMut(&mut Self) -> Decision<P>) -> Decision<P> {
+        for _ in 0..RETRIES {
+            self.checks.clear();
+            let decision = decide(self);
+            if self.charge() {
+                return decision;
             }
         }
-        for (lane, check) in self.checks.drain(..) {
-            self.lanes[lane].window.charge(&check);
-        }
+        // The last word of the windows that were lost to others every time: as good as used up for this request.
+        self.checks.clear();
+        let mut decision = decide(self);
+        self.checks.clear();
+        decision.refusal = Some(Reason::RateLimited);
+        decision.known = None;
         decision
     }
 
-    /// Checks every window of a kind with the key at hand; false when one refuses.
-    fn check(&mut self, by: By, now_ns: u64, decision: &mut Decision) -> bool {
-        for (index, Lane { policy, window }) in self.lanes.iter_mut().enumerate() {
-            if policy.by != by {
-                continue;
-            }
-            let check = window.check(&self.key, now_ns, policy.cost);
-            let quota = Quota { policy: index, remaining: check.remaining, reset_ns: check.reset_ns };
-            let refused = decision.refusal == Some(Reason::RateLimited);
-            if check.admitted {
-                self.checks.push((index, check));
-                let tightest = decision.quota.is_none_or(|known| check.remaining < known.remaining);
-                if !policy.shadow && !refused && tightest {
-                    decision.quota = Some(quota);
+    /// Charges every window that admitted; false, and nothing charged, when one of them has no room any more.
+    fn charge(&mut self) -> bool {
+        for (at, (policy, check)) in self.checks.iter().enumerate() {
+            if self.windows[*policy].charge(check).is_err() && !self.policies[*policy].shadow {
+                for (policy, check) in &self.checks[..at] {
+                    self.windows[*policy].refund(check);
                 }
-            } else if policy.shadow {
-                decision.shadow.push(index);
-            } else {
-                let longest = decision.quota.is_none_or(|known| check.reset_ns > known.reset_ns);
-                if !refused || longest {
-                    decision.quota = Some(quota);
-                }
-                decision.refusal = Some(Reason::RateLimited);
+                return false;
             }
         }
-        decision.refusal.is_none()
+        true
+    }
+
+    fn who(
+        &mut self,
+        token: &[u8],
+        ask: &Ask<'_>,
+        shell: &mut impl FnMut(&Principal) -> P,
+    ) -> Result<Arc<Known<P>>, Reason> {
+        let seed = self.seed;
+        self.tokens.who(token, ask.now_s, ask.revocations, |principal, key_id| {
+            let (subject, tenant) = identities(&principal, seed);
+            Known { shell: shell(&principal), principal, key_id, subject, tenant }
+        })
+    }
+
+    /// The windows that need no principal; false when one refuses.
+    fn check_open(&mut self, ask: &Ask<'_>, decision: &mut Decision<P>) -> bool {
+        let Self { policies, windows, classes, checks, key, seed, .. } = self;
+        let mut address = None;
+        for toll in classes.of(ask.class).0 {
+            let policy = &policies[toll.policy];
+            let identity = match (policy.by, ask.api_key) {
+                (By::ApiKey, None) => continue,
+                (By::ApiKey, Some(key)) => Identity::of(key, *seed),
+                _ => *address.get_or_insert_with(|| {
+                    client::write_key(ask.client, key);
+                    Identity::of(key, *seed)
+                }),
+            };
+            let check = windows[toll.policy].check(identity, ask.now_ns, toll.cost);
+            decision.take(toll.policy, policy.shadow, check, checks);
+        }
+        settled(decision, checks)
+    }
+
+    /// The windows of a principal; false when one refuses.
+    fn check_closed(&mut self, ask: &Ask<'_>, known: &Known<P>, decision: &mut Decision<P>) -> bool {
+        let Self { policies, windows, classes, checks, .. } = self;
+        for toll in classes.of(ask.class).1 {
+            let policy = &policies[toll.policy];
+            let identity = if policy.by == By::Tenant { known.tenant } else { known.subject };
+            let check = windows[toll.policy].check(identity, ask.now_ns, toll.cost);
+            decision.take(toll.policy, policy.shadow, check, checks);
+        }
+        settled(decision, checks)
     }
 }
 
-/// Subjects of different tenants never share a window; neither part can contain NUL.
-fn write_subject_key(principal: &Principal, key: &mut Vec<u8>) {
-    key.clear();
-    key.extend_from_slice(principal.tenant.as_deref().unwrap_or_default().as_bytes());
+/// Whether the request may go on. A refusal by a window charges nothing at all.
+fn settled<P>(decision: &Decision<P>, checks: &mut Vec<(usize, Check)>) -> bool {
+    if decision.refusal.is_some() {
+        checks.clear();
+    }
+    decision.refusal.is_none()
+}
+
+impl<P> Decision<P> {
+    /// Takes in what one window says.
+    fn take(&mut self, policy: usize, shadow: bool, check: Check, checks: &mut Vec<(usize, Check)>) {
+        let quota = Quota { policy, remaining: check.remaining, reset_ns: check.reset_ns };
+        let refused = self.refusal.is_some();
+        if check.admitted {
+            checks.push((policy, check));
+            let tightest = self.quota.is_none_or(|known| quota.remaining < known.remaining);
+            if !shadow && !refused && tightest {
+                self.quota = Some(quota);
+            }
+        } else if shadow {
+            self.shadow.push(policy);
+        } else {
+            let longest = self.quota.is_none_or(|known| quota.reset_ns > known.reset_ns);
+            if !refused || longest {
+                self.quota = Some(quota);
+            }
+            self.refusal = Some(Reason::RateLimited);
+        }
+    }
+}
+
+/// What a principal is counted under, alone and with its tenant. Subjects of different tenants never share a window; neither
+/// part can contain NUL.
+fn identities(principal: &Principal, seed: (u64, u64)) -> (Identity, Identity) {
+    let tenant = principal.tenant.as_deref().unwrap_or_default();
+    let mut key = Vec::with_capacity(tenant.len() + 1 + principal.subject.len());
+    key.extend_from_slice(tenant.as_bytes());
+    let alone = Identity::of(&key, seed);
     key.push(0);
     key.extend_from_slice(principal.subject.as_bytes());
+    (Identity::of(&key, seed), alone)
 }

@@ -1,8 +1,6 @@
-//! Rate limits: at most `limit` units in any true window of `window_ms`, in bounded memory.
-//!
-//! [`window`] holds many keys under one limit; [`history`] is what it remembers about one key.
-
+//! INTERIM
 mod history;
+pub mod memory;
 pub mod window;
-
-pub use window::{Check, SlidingWindow};
+pub use memory::Memory;
+pub use window::{Check, Identity, SlidingWindow};

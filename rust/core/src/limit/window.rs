@@ -103,7 +103,7 @@ pub struct Check {
 
 /// At most `limit` units per key in any window of `window_ms`.
 #[derive(Debug)]
-pub struct SlidingWindow {
+pub struct Old {
     limit: u32,
     window_ns: u64,
     shape: Shape,
@@ -119,7 +119,7 @@ pub struct SlidingWindow {
     shared_capacity: usize,
 }
 
-impl SlidingWindow {
+impl Old {
     /// `seed` must be random and secret; `max_bytes` bounds everything the window remembers.
     pub fn new(limit: u32, window_ms: u64, max_bytes: usize, seed: (u64, u64)) -> Result<Self, Unusable> {
         if limit == 0 {
@@ -165,7 +165,7 @@ impl SlidingWindow {
     }
 
     /// Checks and, when admitted, counts.
-    pub fn hit(&mut self, key: &[u8], now_ns: u64, cost: u32) -> Check {
+    pub fn hit(&mut self, key: Identity, now_ns: u64, cost: u32) -> Check {
         let check = self.check(key, now_ns, cost);
         if check.admitted {
             self.charge(&check);
@@ -174,10 +174,10 @@ impl SlidingWindow {
     }
 
     /// Says whether `cost` units fit, counting nothing.
-    pub fn check(&mut self, key: &[u8], now_ns: u64, cost: u32) -> Check {
+    pub fn check(&mut self, key: Identity, now_ns: u64, cost: u32) -> Check {
         self.latest = self.latest.max(now_ns);
         let now = self.latest;
-        let identity = self.identify(key);
+        let identity = key;
         let index = self.find(identity);
         let shape = self.shape;
         let limit = u64::from(self.limit);
@@ -287,5 +287,35 @@ impl SlidingWindow {
             }
         }
         None
+    }
+}
+
+/// INTERIM
+#[derive(Debug)]
+pub struct SlidingWindow<M>(std::sync::Mutex<Old>, #[allow(dead_code)] M, (u64, u64));
+
+impl<M: super::Memory> SlidingWindow<M> {
+    /// INTERIM
+    pub fn new(limit: u32, window_ms: u64, _max_cost: u32, memory: M, seed: (u64, u64)) -> Result<Self, Unusable> {
+        Ok(Self(std::sync::Mutex::new(Old::new(limit, window_ms, 1 << 24, seed)?), memory, seed))
+    }
+    /// INTERIM
+    pub fn identify(&self, key: &[u8]) -> Identity {
+        Identity::of(key, self.2)
+    }
+    /// INTERIM
+    pub fn check(&self, id: Identity, now_ns: u64, cost: u32) -> Check {
+        self.0.lock().unwrap().check(id, now_ns, cost)
+    }
+    /// INTERIM
+    pub fn charge(&self, check: &Check) -> Result<(), Check> {
+        self.0.lock().unwrap().charge(check);
+        Ok(())
+    }
+    /// INTERIM
+    pub fn refund(&self, _check: &Check) {}
+    /// INTERIM
+    pub fn hit(&self, key: &[u8], now_ns: u64, cost: u32) -> Check {
+        self.0.lock().unwrap().hit(Identity::of(key, self.2), now_ns, cost)
     }
 }
