@@ -17,7 +17,7 @@ use flx_core::metrics;
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyString, PyTuple};
-use pyo3::{intern, types::PyDictMethods as _};
+use pyo3::intern;
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::admitted::Admitted;
@@ -240,7 +240,7 @@ impl Admission {
             (true, None) => Token::Presented(bearer(&head)),
         };
         let client = self.client(&head, peer);
-        let decision = self.ask(py, route, token, client, &head, now);
+        let decision = self.ask(route, token, client, &head, now);
         let refusal = decision.refusal.or((!head.host_is_sound(&self.hosts)).then_some(Reason::InvalidHost));
         if let Some(reason) = refusal {
             self.counters.refusal(reason as usize);
@@ -269,7 +269,6 @@ impl Admission {
     #[pyo3(signature = (admitted, command, now_ns=None))]
     fn admit_command(
         &self,
-        py: Python<'_>,
         admitted: &Admitted,
         command: &str,
         now_ns: Option<u64>,
@@ -286,8 +285,7 @@ impl Admission {
             now_s: now.s,
             now_ns: now.ns,
         };
-        let decision = self.core().admit_later(&ask, admitted.known.as_ref());
-        let _ = py;
+        let decision = self.core().admit_later(&ask, admitted.known.as_deref());
         self.count_shadows(&decision);
         Ok(decision.refusal.and(decision.quota).map(|quota| {
             self.counters.refusal(Reason::RateLimited as usize);
@@ -339,7 +337,6 @@ impl Admission {
 
     fn ask(
         &self,
-        _py: Python<'_>,
         class: usize,
         token: Token<'_>,
         client: &str,
@@ -399,7 +396,7 @@ impl Admission {
                 _ => Token::NotNeeded,
             };
             let class = self.class(route, found.as_ref().map(|found| &*found.values).unwrap_or_default());
-            let decision = self.ask(py, class, token, client, head, now);
+            let decision = self.ask(class, token, client, head, now);
             seen.told = decision.quota.map(told);
             if let Some(reason) = decision.refusal {
                 return self.refuse(py, &seen, reason, request.http1 && head.has_two_lengths());

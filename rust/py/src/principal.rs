@@ -63,7 +63,6 @@ impl Principal {
 }
 
 /// A whole answer that depends on nothing but the principal.
-#[derive(Debug)]
 pub(crate) struct Page {
     pub(crate) route: usize,
     pub(crate) status: u16,
@@ -73,10 +72,15 @@ pub(crate) struct Page {
 }
 
 /// What is kept of a principal for as long as its token is remembered.
-#[derive(Debug, Default)]
 pub(crate) struct Shell {
     object: PyOnceLock<Py<Principal>>,
     page: Mutex<Option<Page>>,
+}
+
+impl Default for Shell {
+    fn default() -> Self {
+        Self { object: PyOnceLock::new(), page: Mutex::new(None) }
+    }
 }
 
 impl Shell {

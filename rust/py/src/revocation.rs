@@ -81,7 +81,7 @@ impl Revocations {
 }
 
 impl Revocations {
-    fn core(&self) -> MutexGuard<'_, core::Revocations> {
+    pub(crate) fn core(&self) -> MutexGuard<'_, core::Revocations> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
