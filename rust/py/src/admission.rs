@@ -14,6 +14,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyString, PyTuple};
 
 use crate::errors::{finite, unusable};
+use crate::revocation::Revocations;
 use crate::window::seed;
 
 /// Who a verified token speaks for.
@@ -33,14 +34,17 @@ pub(crate) struct Principal {
     /// `exp` in whole seconds since 1970
     #[pyo3(get)]
     expires_at: i64,
+    /// `sid`
+    #[pyo3(get)]
+    session: Option<String>,
 }
 
 #[pymethods]
 impl Principal {
     #[new]
     #[pyo3(
-        signature = (*, subject, tenant=None, roles=vec![], token_id=None, expires_at=0),
-        text_signature = "(*, subject, tenant=None, roles=(), token_id=None, expires_at=0)"
+        signature = (*, subject, tenant=None, roles=vec![], token_id=None, expires_at=0, session=None),
+        text_signature = "(*, subject, tenant=None, roles=(), token_id=None, expires_at=0, session=None)"
     )]
     fn new(
         subject: String,
@@ -48,8 +52,9 @@ impl Principal {
         roles: Vec<String>,
         token_id: Option<String>,
         expires_at: i64,
+        session: Option<String>,
     ) -> Self {
-        Self { subject, tenant, roles, token_id, expires_at }
+        Self { subject, tenant, roles, token_id, expires_at, session }
     }
 
     /// `roles`
@@ -68,8 +73,8 @@ impl Principal {
 
 impl From<core::Principal> for Principal {
     fn from(it: core::Principal) -> Self {
-        let core::Principal { subject, tenant, roles, token_id, expires_at } = it;
-        Self { subject, tenant, roles, token_id, expires_at }
+        let core::Principal { subject, tenant, roles, token_id, expires_at, session, .. } = it;
+        Self { subject, tenant, roles, token_id, expires_at, session }
     }
 }
 
@@ -104,6 +109,9 @@ pub(crate) struct Admission {
     core: Mutex<core::Admission>,
     /// Names of the policies, made once.
     names: Vec<Py<PyString>>,
+    /// What it asks about every acceptable token.
+    #[pyo3(get)]
+    revocations: Py<Revocations>,
 }
 
 #[pymethods]
@@ -128,7 +136,7 @@ impl Admission {
         let policies = policies.into_iter().map(policy).collect::<PyResult<Vec<_>>>()?;
         let names = policies.iter().map(|policy| PyString::new(py, &policy.name).unbind()).collect();
         let core = core::Admission::new(verifier, policies, max_bytes, seed()?).map_err(unusable)?;
-        Ok(Self { core: Mutex::new(core), names })
+        Ok(Self { core: Mutex::new(core), names, revocations: Py::new(py, Revocations::new()?)? })
     }
 
     /// Decides about a request by its header list.
@@ -175,7 +183,19 @@ impl Admission {
     fn decide(&self, py: Python<'_>, token: Token<'_>, client_ip: &str, now_s: f64, now_ns: u64) -> PyResult<Decision> {
         let now_s = finite(now_s)?;
         let mut core = self.core.lock().unwrap_or_else(PoisonError::into_inner);
-        let decision = core.admit(token, client_ip, now_s, now_ns);
+        let revocations = self.revocations.get().core();
+        let decision = core.admit_unless(token, client_ip, now_s, now_ns, |it| {
+            // The verifier does not say which key it was: that comes with key sets of several keys.
+            revocations.revokes(
+                &it.subject,
+                it.tenant.as_deref(),
+                it.token_id.as_deref(),
+                it.session.as_deref(),
+                None,
+                it.issued_at,
+            )
+        });
+        drop(revocations);
         let status = decision.status();
         let (mut policy, mut limit, mut remaining, mut window_s, mut reset_s) = (None, 0, 0, 0, 0);
         if let Some(quota) = decision.quota {

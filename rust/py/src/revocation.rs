@@ -18,7 +18,7 @@ pub(crate) struct Revocations(Mutex<core::Revocations>);
 #[pymethods]
 impl Revocations {
     #[new]
-    fn new() -> PyResult<Self> {
+    pub(crate) fn new() -> PyResult<Self> {
         Ok(Self(Mutex::new(core::Revocations::new(seed()?))))
     }
 
@@ -81,7 +81,7 @@ impl Revocations {
 }
 
 impl Revocations {
-    fn core(&self) -> MutexGuard<'_, core::Revocations> {
+    pub(crate) fn core(&self) -> MutexGuard<'_, core::Revocations> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

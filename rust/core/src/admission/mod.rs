@@ -32,6 +32,10 @@ pub struct Principal {
     pub token_id: Option<String>,
     /// `exp` in whole seconds, rounded down
     pub expires_at: i64,
+    /// `sid`
+    pub session: Option<String>,
+    /// `iat` in whole seconds, rounded down
+    pub issued_at: Option<i64>,
 }
 
 impl Principal {
@@ -39,6 +43,7 @@ impl Principal {
     #[must_use]
     pub fn of(claims: Claims) -> Option<Self> {
         let (mut subject, mut tenant, mut roles, mut token_id, mut expires_at) = (None, None, Vec::new(), None, None);
+        let (mut session, mut issued_at) = (None, None);
         for (name, value) in claims.0 {
             match (name.as_str(), value) {
                 ("sub", Json::Str(text)) => subject = Some(text),
@@ -49,10 +54,13 @@ impl Principal {
                 }
                 ("exp", Json::Int(seconds)) => expires_at = Some(seconds),
                 ("exp", Json::Float(seconds)) => expires_at = Some(seconds.floor() as i64),
+                ("sid", Json::Str(text)) => session = Some(text),
+                ("iat", Json::Int(seconds)) => issued_at = Some(seconds),
+                ("iat", Json::Float(seconds)) => issued_at = Some(seconds.floor() as i64),
                 _ => {}
             }
         }
-        Some(Self { subject: subject?, tenant, roles, token_id, expires_at: expires_at? })
+        Some(Self { subject: subject?, tenant, roles, token_id, expires_at: expires_at?, session, issued_at })
     }
 }
 
@@ -174,8 +182,20 @@ impl Admission {
         &self.lanes[index].policy
     }
 
-    /// Decides about one request.
+    /// Decides about one request where nothing is revoked.
     pub fn admit(&mut self, token: Token<'_>, client_ip: &str, now_s: f64, now_ns: u64) -> Decision {
+        self.admit_unless(token, client_ip, now_s, now_ns, |_| false)
+    }
+
+    /// Decides about one request; `revoked` is asked about a principal whose token is acceptable in all else.
+    pub fn admit_unless(
+        &mut self,
+        token: Token<'_>,
+        client_ip: &str,
+        now_s: f64,
+        now_ns: u64,
+        revoked: impl FnOnce(&Principal) -> bool,
+    ) -> Decision {
         let mut decision = Decision { refusal: None, principal: None, quota: None, shadow: Vec::new() };
         self.checks.clear();
         client::write_key(client_ip, &mut self.key);
@@ -184,7 +204,8 @@ impl Admission {
         }
         if let Token::Presented(token) = token {
             let verified = token.and_then(|token| self.verifier.verify(token, now_s));
-            match verified.and_then(|claims| Principal::of(claims).ok_or(Reason::MissingClaim)) {
+            let principal = verified.and_then(|claims| Principal::of(claims).ok_or(Reason::MissingClaim));
+            match principal.and_then(|it| if revoked(&it) { Err(Reason::Revoked) } else { Ok(it) }) {
                 Ok(principal) => {
                     write_subject_key(&principal, &mut self.key);
                     if !self.check(By::Subject, now_ns, &mut decision) {
