@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import tempfile
 from pathlib import Path
@@ -55,6 +56,8 @@ async def running(**overrides: Any) -> AsyncIterator[Running]:
             await parts.start()
             try:
                 await parts.upstream.connected.wait()
+                while not parts.revocations.known:  # noqa: ASYNC110 - a flag, not an event
+                    await asyncio.sleep(0)
                 transport = httpx.ASGITransport(app=app)  # type: ignore[arg-type]
                 async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
                     yield Running(app, parts, daemon, server, client)

@@ -23,6 +23,9 @@ from flx_api.proto.flx.v1.daemon_pb2 import (
     LogRequest,
     ReplyBatch,
     ReplyFrame,
+    Revocation,
+    RevocationBatch,
+    RevocationsRequest,
     WatchRequest,
 )
 
@@ -48,6 +51,8 @@ class SmallDaemon(DaemonBase):
         self.answers: dict[str, Callable[[CommandFrame], ReplyFrame | FlxError | None]] = {}
         self.oldest_kept = 0
         self.watches: list[WatchRequest] = []
+        self.revocations: list[Revocation] = []
+        self.snapshots = 0
         self._changed = asyncio.Condition()
 
     # --- what happens ----------------------------------------------------------------------------------------------
@@ -148,6 +153,14 @@ class SmallDaemon(DaemonBase):
                 start += len(lines)
             elif not request.follow or request.execution_id in self.over:
                 return
+
+    async def Revocations(  # noqa: N802 - the contract's name
+        self, stream: Stream[RevocationsRequest, RevocationBatch]
+    ) -> None:
+        await stream.recv_message()
+        self.snapshots += 1
+        seq = self.journal[-1].seq if self.journal else 0
+        await stream.send_message(RevocationBatch(epoch=self.epoch, journal_seq=seq, revocations=self.revocations))
 
 
 def _line(topic: str, number: int, text: bytes) -> Event:

@@ -26,7 +26,7 @@ def test_parts_begin_and_end_without_a_daemon() -> None:
 def test_nothing_is_left_running() -> None:
     async def story() -> None:
         async with running() as gateway:
-            assert set(gateway.parts.health.readiness().checks) == {"drain", "daemon", "events"}
+            assert set(gateway.parts.health.readiness().checks) == {"drain", "daemon", "revocations", "events"}
 
     asyncio.run(story())
 

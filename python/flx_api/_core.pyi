@@ -90,10 +90,10 @@ class TokenVerifier:
 class Revocations:
     """Which tokens are no longer good although their signature and their times are.
 
-    A revocation names a `jti`, a `session` (`sid`), a `subject` (`sub`) or a `key` (`kid`) and hits every token that says
-    so and was issued (`iat`) at or before `issued_before_s`; None hits them all, and a token without `iat` is always hit.
-    Names of different tenants are different names; a key belongs to no tenant. From `expires_at_s` on there is nothing
-    left that the revocation could hit (None: never).
+    A revocation names a `jti`, a `session` (`sid`), a `subject` (`sub`) or a `key` (`kid`) and hits every token that
+    says so and was issued (`iat`) at or before `issued_before_s`; None hits them all, and a token without `iat` is
+    always hit. Names of different tenants are different names; a key belongs to no tenant. From `expires_at_s` on there
+    is nothing left that the revocation could hit (None: never).
     """
 
     def __new__(cls) -> Revocations: ...
@@ -191,6 +191,7 @@ class Principal:
         roles: Sequence[str] = (),
         token_id: str | None = None,
         expires_at: int = 0,
+        session: str | None = None,
     ) -> Principal: ...
     @property
     def subject(self) -> str:
@@ -211,6 +212,10 @@ class Principal:
     @property
     def expires_at(self) -> int:
         """`exp` in whole seconds since 1970, rounded down."""
+
+    @property
+    def session(self) -> str | None:
+        """`sid`."""
 
     def __eq__(self, other: object, /) -> bool: ...
     def __ne__(self, other: object, /) -> bool: ...
@@ -313,6 +318,10 @@ class Admission:
 
     def admit_token(self, token: bytes | None, client_ip: str, now_s: float, now_ns: int) -> Decision:
         """The same for a token that came another way (WebSocket subprotocol); None is a missing one."""
+
+    @property
+    def revocations(self) -> Revocations:
+        """What is asked about every token that is acceptable in all else."""
 
 class _Stream(TypedDict):
     records: int

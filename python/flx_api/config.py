@@ -131,6 +131,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         tuple[str, ...], Meta(description="further environment names or globs that runs may see, separated by commas")
     ] = ()
     retention: Annotated[Retention, Meta(description="JSON: days, log_mib, journal_rows")] = Retention()
+    max_staleness_s: Annotated[
+        float, Meta(gt=0, le=3600, description="seconds without the daemon after which a gateway is not ready")
+    ] = 5.0
+    when_stale: Annotated[
+        Literal["serve", "refuse"],
+        Meta(description="what a gateway does with tokens after that: a revocation may not have reached it"),
+    ] = "serve"
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="of our own log")] = "info"
     metrics: Annotated[Literal["public", "token", "off"], Meta(description="who may read /metrics")] = "public"
     deadline_ms: Annotated[int, Meta(ge=1, le=3_600_000, description="of a command that names none")] = 30_000
@@ -277,8 +284,9 @@ def _check(settings: Settings) -> None:
                 raise StartupError(f"FLX_{name.upper()}: FLX_ENABLE_SSL needs a readable file here")
     if settings.database_url and not settings.database_url.startswith("sqlite:///"):
         raise StartupError("FLX_DATABASE_URL: only sqlite:/// is supported by this version")
-    if not math.isfinite(settings.cancel_grace_s):
-        raise StartupError("FLX_CANCEL_GRACE_S: is not a number of seconds")
+    for name in ("cancel_grace_s", "max_staleness_s"):
+        if not math.isfinite(getattr(settings, name)):
+            raise StartupError(f"FLX_{name.upper()}: is not a number of seconds")
 
 
 def _check_limits(policies: tuple[RateLimit, ...]) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from flx_api._core import Admission
 from flx_api.auth.keys import key_set, ticket_key
+from flx_api.auth.revocations import RevocationFollower
 from flx_api.auth.tickets import Tickets
 from flx_api.errors import StartupError
 from flx_api.events.follower import Follower
@@ -53,15 +54,23 @@ class Parts:
         self.health = Health()
         self.health.register("drain", lambda: "the service is stopping" if self.draining.is_set() else "")
         self.metrics = Metrics()
-        self.tickets = Tickets(ticket_key(settings))
         self.admission = _admission(settings)
+        self.tickets = Tickets(ticket_key(settings), self.admission.revocations)
         self.cors = Cors(settings.cors_origins)
 
         self.upstream = Upstream(daemon, self.metrics)
         self.health.register("daemon", lambda: self.upstream.reason)
+        self.revocations = RevocationFollower(
+            self.upstream,
+            self.admission.revocations,
+            max_staleness_s=settings.max_staleness_s,
+            refuse=settings.when_stale == "refuse",
+            wall=time.time,
+        )
+        self.health.register("revocations", lambda: self.revocations.reason)
         self.memory = Memory()
         self.manager = ConnectionManager(self.memory, self.metrics, time.monotonic, time.time)
-        self.follower = Follower(self.upstream, self.memory, self.manager, self.metrics)
+        self.follower = Follower(self.upstream, self.memory, self.manager, self.metrics, self.revocations)
         self.health.register("events", lambda: self.follower.reason)
         self.manager.history = self.follower.history
 
@@ -75,6 +84,7 @@ class Parts:
         self.edge = Edge(
             settings,
             admission=self.admission,
+            revocations=self.revocations,
             paths=self.paths,
             cors=self.cors,
             metrics=self.metrics,
@@ -84,6 +94,7 @@ class Parts:
             settings,
             edge=self.edge,
             admission=self.admission,
+            revocations=self.revocations,
             tickets=self.tickets,
             manager=self.manager,
             cors=self.cors,
@@ -94,6 +105,7 @@ class Parts:
         """Start what runs in the background; the daemon need not be there yet."""
         await self.framework.start()  # type: ignore[no-untyped-call]
         self.upstream.start()
+        self.revocations.start()
         self.follower.start()
         self.manager.startup()
 
@@ -107,6 +119,7 @@ class Parts:
         await self.drain()
         await self.manager.shutdown()
         await self.follower.close()
+        await self.revocations.close()
         await self.upstream.close()
         await self.framework.stop()  # type: ignore[no-untyped-call]
 

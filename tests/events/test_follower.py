@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tests.small_daemon import SmallDaemon, serving
 
@@ -12,8 +13,12 @@ from flx_api.events.follower import Follower
 from flx_api.events.memory import Heard, Memory
 from flx_api.events.position import Position
 from flx_api.observability.metrics import Metrics
+from flx_api.proto.flx.v1.daemon_pb2 import Event, EventBatch
 from flx_api.upstream.channel import Upstream
 from flx_api.upstream.endpoints import Endpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 class Ear:
@@ -37,6 +42,36 @@ class Ear:
             while len(self.heard) + len(self.gaps) < count:
                 self.news.clear()
                 await self.news.wait()
+
+
+class Confidant:
+    """Keeps what no client may hear."""
+
+    def __init__(self, ear: Ear) -> None:
+        self.ear = ear
+        self.told: list[tuple[list[int], bool, int]] = []
+
+    def batch(self, events: Iterable[Event], *, anew: bool) -> None:
+        self.told.append(([event.seq for event in events], anew, len(self.ear.heard)))
+
+    def lost(self) -> None:
+        """Not the subject here."""
+
+
+def test_what_is_between_daemon_and_gateways_goes_to_its_listener_first_and_nowhere_else() -> None:
+    ear, memory = Ear(), Memory()
+    confidant = Confidant(ear)
+    follower = Follower(Upstream(Endpoint(path="none"), Metrics()), memory, ear, Metrics(), confidant)
+    topics = ["pipeline_events", "revocation_events", "pipeline_events", "revocation_events"]
+    events = [Event(seq=seq, topic=topic, tenant="default") for seq, topic in enumerate(topics, 1)]
+    follower.take(EventBatch(epoch="e1", events=events[:2], journal_seq=2))
+    follower.take(EventBatch(epoch="e1", events=events[1:], journal_seq=4))
+    follower.take(EventBatch(epoch="e1", journal_seq=5, gap_reason="evicted"))
+    assert [("pipeline_events", 1), ("pipeline_events", 3)] == ear.heard
+    # What was heard before is not told again; what is lost is.
+    assert [([2], True, 0), ([4], False, 1), ([], True, 2)] == confidant.told
+    assert 5 == memory.seq
+    assert [] == list(memory.journal_after(0))
 
 
 def test_it_goes_on_where_it_was_when_the_daemon_comes_back() -> None:

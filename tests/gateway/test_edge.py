@@ -6,7 +6,11 @@ import asyncio
 
 import msgspec
 from tests.gateway_app import Running, Wire, running, scope
-from tests.gateway_process import bearer
+from tests.gateway_process import bearer, token
+
+from flx_api._core import Principal
+
+ECHO = {"command": "system.echo", "args": {}}
 
 
 def test_a_fault_of_ours_is_500_without_a_word_about_it() -> None:
@@ -38,6 +42,63 @@ def test_every_request_is_recorded_by_template() -> None:
             assert counted["/health", "other", "4xx"] == 1
             assert gateway.parts.metrics.phases["upstream"].total > 0
             assert gateway.parts.metrics.refusals == {"not_found": 1, "method_not_allowed": 1}
+
+    asyncio.run(story())
+
+
+def test_a_revoked_token_is_refused_like_any_other_that_is_not_acceptable() -> None:
+    async def story() -> None:
+        async with running() as gateway:
+            mine = {"authorization": f"Bearer {token(jti='a', sid='s')}"}
+            assert (await gateway.client.post("/v1/execute", headers=mine, json=ECHO)).status_code == 200
+            bad = await gateway.client.post("/v1/execute", headers={"authorization": "Bearer x"}, json=ECHO)
+            for kind, value in (("jti", "a"), ("session", "s"), ("subject", "anna")):
+                told = {"type": "revoked", "kind": kind, "value": value}
+                await gateway.daemon.publish("revocation_events", told)
+                native = gateway.parts.admission.revocations
+                while len(native) == 0:  # noqa: ASYNC110 - a number, not an event
+                    await asyncio.sleep(0)
+                refused = await gateway.client.post("/v1/execute", headers=mine, json=ECHO)
+                assert refused.status_code == 401
+                one, other = refused.json(), bad.json()
+                assert one.pop("request_id") != other.pop("request_id")
+                assert one == other
+                ticket = gateway.parts.tickets.issue(Principal(subject="anna", token_id="a", session="s"), 0)
+                assert gateway.parts.tickets.redeem(ticket, 0) is None
+                await gateway.daemon.publish("revocation_events", {**told, "type": "restored"})
+                while len(native) == 1:  # noqa: ASYNC110 - a number, not an event
+                    await asyncio.sleep(0)
+                assert (await gateway.client.post("/v1/execute", headers=mine, json=ECHO)).status_code == 200
+            assert gateway.parts.metrics.refusals["revoked"] == 3
+
+    asyncio.run(story())
+
+
+def test_beyond_the_staleness_tokens_are_refused_by_setting_and_nothing_else_is() -> None:
+    async def story() -> None:
+        for when_stale, status in (("serve", 200), ("refuse", 503)):
+            async with running(when_stale=when_stale) as gateway:
+                gateway.parts.revocations.look(asyncio.get_running_loop().time() + 60)
+                assert (await gateway.client.get("/ready")).status_code == 503
+                answer = await gateway.client.post("/v1/execute", headers=bearer(), json=ECHO)
+                assert answer.status_code == status
+                if status == 503:
+                    assert answer.json()["code"] == "upstream_unavailable"
+                    assert answer.headers["retry-after"] == "1"
+                assert (await gateway.client.get("/")).status_code == 200
+
+    asyncio.run(story())
+
+
+def test_a_commands_frame_names_token_and_session_and_their_end() -> None:
+    async def story() -> None:
+        async with running() as gateway:
+            mine = {"authorization": f"Bearer {token(jti='a', sid='s', exp=4_000_000_000)}"}
+            await gateway.client.post("/auth/logout", headers=mine)
+            (frame,) = gateway.daemon.commands()
+            who = frame.principal
+            assert (frame.command, who.subject) == ("auth.logout", "anna")
+            assert (who.token_id, who.session, who.expires_at) == ("a", "s", 4_000_000_000)
 
     asyncio.run(story())
 

@@ -280,3 +280,27 @@ def test_a_gap_is_told_to_those_who_resume_their_first_subscription() -> None:
         assert [frame["code"] for frame in frames(connection)] == ["gap"]
 
     run(story)
+
+
+def test_what_is_between_daemon_and_gateways_reaches_no_client_whatever_it_asks_for() -> None:
+    async def story() -> None:
+        hub = Hub()
+        eve = hub.connect(roles=("admin",))
+        with pytest.raises(FlxError):
+            await hub.manager.subscribe(eve, "revocation_events")
+        with pytest.raises(FlxError):
+            await hub.manager.subscribe(eve, "revocation_events.*")
+        await hub.manager.subscribe(eve, "*")
+        # Even if one came this far: live, from the memory, and from the daemon's history.
+        hub.publish("revocation_events")
+        hub.publish()
+        assert seqs(eve) == [2]
+        late = hub.connect("d", roles=("admin",))
+        await hub.manager.subscribe(late, "*", encode(Position("e", 0, {})))
+        assert seqs(late) == [2]
+        hub.memory.restart("e", 2)
+        later = hub.connect("f", roles=("admin",))
+        await hub.manager.subscribe(later, "*", encode(Position("e", 0, {})))
+        assert seqs(later) == [2]
+
+    run(story)

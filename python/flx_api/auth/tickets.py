@@ -8,6 +8,8 @@ at most as often as there are workers within its 30 seconds. It says who, and is
 Rules:
 - Time comes in as an argument.
 - Nothing of a ticket is looked at before its signature.
+- A ticket is as revoked as its token is. It does not say when that was issued, and need not: until the ticket itself
+  was issued the token was good.
 - What is remembered is bounded: when it is full, tickets are refused, never taken twice.
 """
 
@@ -17,11 +19,14 @@ import base64
 import hashlib
 import hmac
 import secrets
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from flx_api._core import Principal
+
+if TYPE_CHECKING:
+    from flx_api._core import Revocations
 
 LIFETIME_S: Final = 30
 _MAX_USED: Final = 100_000
@@ -37,6 +42,7 @@ class _Content(msgspec.Struct, frozen=True, array_like=True):
     roles: tuple[str, ...]
     token_id: str | None
     token_expires_s: int
+    session: str | None = None
 
 
 _content = msgspec.json.Decoder(_Content)
@@ -47,10 +53,12 @@ class Tickets:
 
     Args:
         key: what tickets are signed with, the same for all workers (`flx_api.auth.keys.ticket_key`).
+        revocations: what is asked about the token behind a ticket; None: nothing is ever revoked.
     """
 
-    def __init__(self, key: bytes) -> None:
+    def __init__(self, key: bytes, revocations: Revocations | None = None) -> None:
         self._key = key
+        self._revocations = revocations
         self._used: dict[str, float] = {}
 
     def issue(self, principal: Principal, now_s: float) -> str:
@@ -63,12 +71,13 @@ class Tickets:
             principal.roles,
             principal.token_id,
             principal.expires_at,
+            principal.session,
         )
         payload = _text(msgspec.json.encode(content))
         return f"{payload}.{self._signature(payload)}"
 
     def redeem(self, ticket: str, now_s: float) -> Principal | None:
-        """The principal behind a ticket, once; None when it was used, is too old or was never issued."""
+        """The principal behind a ticket, once; None when it was used, revoked, is too old or was never issued."""
         payload, _, signature = ticket.partition(".")
         # As bytes: compared as text, anything outside ASCII would raise.
         if not hmac.compare_digest(self._signature(payload).encode(), signature.encode("utf-8", "replace")):
@@ -79,12 +88,24 @@ class Tickets:
             return None
         # Longer than needed, so that the order of use is the order of forgetting.
         self._used[content.id] = now_s + LIFETIME_S
+        if self._revokes(content):
+            return None
         return Principal(
             subject=content.subject,
             tenant=content.tenant,
             roles=content.roles,
             token_id=content.token_id,
             expires_at=content.token_expires_s,
+            session=content.session,
+        )
+
+    def _revokes(self, content: _Content) -> bool:
+        return self._revocations is not None and self._revocations.revokes(
+            subject=content.subject,
+            tenant=content.tenant,
+            token_id=content.token_id,
+            session=content.session,
+            issued_at=int(content.expires_s - LIFETIME_S),
         )
 
     def _signature(self, payload: str) -> str:

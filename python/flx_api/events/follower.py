@@ -9,6 +9,8 @@ Rules:
   drops what it has heard before).
 - When the daemon says that something is gone (`gap_reason`), or comes back with another epoch, listeners are told so,
   and the memory begins anew.
+- What is between daemon and gateways (`PRIVATE_TOPICS`) goes to its own listener, before anything else of its batch,
+  and never into the memory: no client can come to hear it.
 """
 
 from __future__ import annotations
@@ -21,15 +23,17 @@ from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 
 from flx_api.errors import Unavailable
 from flx_api.events.position import execution_of_log
+from flx_api.models.event import PRIVATE_TOPICS
 from flx_api.proto.flx.v1.daemon_pb2 import EventBatch, LogPosition, WatchRequest
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Iterable
 
     from flx_api.events.memory import Heard, Memory
     from flx_api.events.position import Position
     from flx_api.observability.metrics import Metrics
     from flx_api.proto.flx.v1.daemon_grpc import DaemonStub
+    from flx_api.proto.flx.v1.daemon_pb2 import Event
 
 _LOSSES: Final = (GRPCError, StreamTerminatedError, ProtocolError, OSError, Unavailable)
 _PAUSE_S: Final = 0.1
@@ -62,11 +66,31 @@ class Listener(Protocol):
         ...
 
 
+class PrivateListener(Protocol):
+    """Who is told what no client may hear."""
+
+    def batch(self, events: Iterable[Event], *, anew: bool) -> None:
+        """A batch came, with these events of `PRIVATE_TOPICS`; `anew`: what was before them is lost."""
+        ...
+
+    def lost(self) -> None:
+        """The stream ended."""
+        ...
+
+
 class Follower:
     """The follower of one process."""
 
-    def __init__(self, source: Source, memory: Memory, listener: Listener, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        source: Source,
+        memory: Memory,
+        listener: Listener,
+        metrics: Metrics,
+        private: PrivateListener | None = None,
+    ) -> None:
         self._source = source
+        self._private = private
         self._memory = memory
         self._listener = listener
         self._metrics = metrics
@@ -110,6 +134,8 @@ class Follower:
                 # Whatever it is, without this task nobody would hear anything and readiness would not say so.
                 self.reason = f"the event stream failed ({type(error).__name__})"
                 structlog.get_logger("flx.events").exception("follower.unexpected")
+            if self._private is not None:
+                self._private.lost()
             structlog.get_logger("flx.events").info("follower.lost", reason=self.reason)
             await asyncio.sleep(_PAUSE_S)
 
@@ -124,14 +150,21 @@ class Follower:
     def take(self, batch: EventBatch) -> None:
         """Remember a batch and pass it on."""
         memory = self._memory
-        if memory.epoch != batch.epoch or batch.gap_reason:
+        anew = memory.epoch != batch.epoch or batch.gap_reason != ""
+        if anew:
             reason = batch.gap_reason or "epoch"
             known = memory.epoch != ""
             memory.restart(batch.epoch, _start_of(batch))
             if known:
                 self._listener.gap(reason)
+        if self._private is not None:
+            due = (event for event in batch.events if event.topic in PRIVATE_TOPICS and event.seq > memory.seq)
+            self._private.batch(due, anew=anew)
         for event in batch.events:
             self._metrics.events_received += 1
+            if event.topic in PRIVATE_TOPICS:
+                memory.advance(event.seq)
+                continue
             heard = memory.add(event)
             if heard is not None:
                 self._listener.event(heard)

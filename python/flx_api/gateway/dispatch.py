@@ -138,7 +138,14 @@ def frame_principal(principal: Principal | None) -> FramePrincipal | None:
     """A principal as a frame names it; None for a public command."""
     if principal is None:
         return None
-    return FramePrincipal(subject=principal.subject, tenant=principal.tenant or "", roles=principal.roles)
+    return FramePrincipal(
+        subject=principal.subject,
+        tenant=principal.tenant or "",
+        roles=principal.roles,
+        token_id=principal.token_id or "",
+        session=principal.session or "",
+        expires_at=max(principal.expires_at, 0),
+    )
 
 
 def _error(reply: ReplyFrame) -> FlxError:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import structlog
 
-from flx_api.errors import FlxError, InvalidRequest, NotFound
+from flx_api.errors import FlxError, InvalidRequest, NotFound, Unavailable
 from flx_api.gateway.exchange import Exchange, RequestIds, StreamCut
 from flx_api.gateway.intake import CLIENT_GONE, ClientGone, has_two_lengths, take_body
 from flx_api.gateway.responses import finish, problem, refused, unexpected
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from flx_api._core import Admission
+    from flx_api.auth.revocations import RevocationFollower
     from flx_api.config import Settings
     from flx_api.gateway.cors import Cors
     from flx_api.gateway.exchange import Message, Scope
@@ -71,6 +72,7 @@ class Edge:
     Args:
         settings: limits, hosts, who may read /metrics.
         admission: tokens and windows.
+        revocations: whether tokens can be judged.
         paths: what is served where.
         cors: who may ask from a page.
         metrics: where it is recorded.
@@ -82,6 +84,7 @@ class Edge:
         settings: Settings,
         *,
         admission: Admission,
+        revocations: RevocationFollower,
         paths: Paths,
         cors: Cors,
         metrics: Metrics,
@@ -91,6 +94,7 @@ class Edge:
         self._metrics_access = settings.metrics
         self._hosts = frozenset(host.lower().encode() for host in settings.trusted_hosts)
         self._admission = admission
+        self._revocations = revocations
         self._paths = paths
         self._cors = cors
         self._metrics = metrics
@@ -184,6 +188,8 @@ class Edge:
         """
         if needs_token is None:
             return
+        if needs_token and self._revocations.stale_refuses:
+            raise Unavailable(self._revocations.reason, retry_after_s=1)
         decision = self._admission.admit(
             exchange.scope["headers"], exchange.client, needs_token, time.time(), time.monotonic_ns()
         )

@@ -111,6 +111,8 @@ class Upstream:
         self._sweeper: asyncio.TimerHandle | None = None
         self._closing = False
         self.connected = asyncio.Event()
+        # When the daemon last said anything, by the loop's clock: probes see to it that it does.
+        self.heard_s = 0.0
         self.reason = "not connected yet"
 
     def start(self) -> None:
@@ -320,7 +322,9 @@ class Upstream:
                 await stream.send_message(batch)
 
     async def _read(self, stream: Stream[CommandBatch, ReplyBatch]) -> None:
+        loop = asyncio.get_running_loop()
         while (batch := await stream.recv_message()) is not None:
+            self.heard_s = loop.time()
             for reply in batch.frames:
                 pending = self._pending.get(reply.seq)
                 if pending is None:

@@ -25,7 +25,7 @@ from urllib.parse import parse_qs
 import structlog
 
 from flx_api._core import negotiate, origin_allowed
-from flx_api.errors import FlxError, Forbidden, InvalidRequest, NotFound, RateLimited, TokenRejected
+from flx_api.errors import FlxError, Forbidden, InvalidRequest, NotFound, RateLimited, TokenRejected, Unavailable
 from flx_api.gateway.exchange import Exchange
 from flx_api.gateway.paths import decode_segment, normalise
 from flx_api.gateway.responses import finish, problem, refused, unexpected
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from flx_api._core import Admission, Decision
+    from flx_api.auth.revocations import RevocationFollower
     from flx_api.auth.tickets import Tickets
     from flx_api.config import Settings
     from flx_api.gateway.cors import Cors
@@ -65,6 +66,7 @@ class Endpoint:
         *,
         edge: Edge,
         admission: Admission,
+        revocations: RevocationFollower,
         tickets: Tickets,
         manager: ConnectionManager,
         cors: Cors,
@@ -73,6 +75,7 @@ class Endpoint:
         self._origins = list(settings.cors_origins)
         self._edge = edge
         self._admission = admission
+        self._revocations = revocations
         self._tickets = tickets
         self._manager = manager
         self._cors = cors
@@ -130,6 +133,8 @@ class Endpoint:
 
     def _admit(self, exchange: Exchange, client_id: str) -> tuple[Connection, str | None]:
         """Who connects, and the subprotocol to answer with."""
+        if self._revocations.stale_refuses:
+            raise Unavailable(self._revocations.reason, retry_after_s=1)
         headers = exchange.headers
         offered = b",".join(value for key, value in exchange.scope["headers"] if key == b"sec-websocket-protocol")
         try:

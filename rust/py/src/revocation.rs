@@ -18,7 +18,7 @@ pub(crate) struct Revocations(Mutex<core::Revocations>);
 #[pymethods]
 impl Revocations {
     #[new]
-    fn new() -> PyResult<Self> {
+    pub(crate) fn new() -> PyResult<Self> {
         Ok(Self(Mutex::new(core::Revocations::new(seed()?))))
     }
 
