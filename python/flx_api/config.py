@@ -35,20 +35,44 @@ _WINDOW = re.compile(r"^(\d+)(ms|s|m|h|d)$")
 _UNIT_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
 
-class RateLimit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One rate limit policy: at most `limit` cost in any `window`, counted by `by`."""
+class Window(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """At most `limit` cost in any `window`."""
 
-    name: Name
-    by: Literal["ip", "subject"]
     limit: Annotated[int, Meta(ge=1, le=1_000_000_000)]
     window: str
+
+
+class RateLimit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One rate limit policy: at most `limit` cost in any `window`, counted by `by`.
+
+    `windows` in place of `limit` and `window` gives several at once. `routes` and `commands` are patterns (`*`) of
+    templates and names; without them a policy is about every request. `costs` is by pattern of commands, the first that
+    fits; `cost` is for the rest. `mode` matters with Redis only; `shadow` counts and reports without refusing.
+    """
+
+    name: Name
+    by: Literal["ip", "subject", "tenant", "api_key"]
+    limit: Annotated[int, Meta(ge=1, le=1_000_000_000)] | None = None
+    window: str | None = None
+    windows: tuple[Window, ...] = ()
+    routes: tuple[str, ...] = ()
+    commands: tuple[str, ...] = ()
     cost: Annotated[int, Meta(ge=1)] = 1
+    costs: dict[str, Annotated[int, Meta(ge=1)]] = {}
+    mode: Literal["fast", "strict"] = "fast"
     shadow: bool = False
 
     @property
-    def window_ms(self) -> int:
-        """The window in milliseconds. Raises ValueError for anything but a number and ms, s, m, h or d."""
-        return duration_ms(self.window)
+    def lanes(self) -> tuple[tuple[str, int, int], ...]:
+        """Name, limit and milliseconds of each window. Raises ValueError when they are not given as they should be."""
+        if (self.limit is None) != (self.window is None) or (self.limit is None) == (not self.windows):
+            msg = "a policy has limit and window, or windows"
+            raise ValueError(msg)
+        windows = self.windows or (Window(self.limit or 0, self.window or ""),)
+        names = [self.name, *(f"{self.name}-{window.window}" for window in windows[1:])]
+        return tuple(
+            (name, window.limit, duration_ms(window.window)) for name, window in zip(names, windows, strict=True)
+        )
 
 
 class Retention(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -116,6 +140,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         tuple[RateLimit, ...], Meta(description="policies as JSON, or the path of a TOML file with `[[policy]]` tables")
     ] = _DEFAULT_LIMITS
     cors_origins: Annotated[tuple[str, ...], Meta(description="exact origins, separated by commas")] = ()
+    trusted_proxies: Annotated[
+        tuple[str, ...],
+        Meta(description="networks of proxies whose word about a client's address is believed, separated by commas"),
+    ] = ()
+    proxy_header: Annotated[
+        Literal["x-forwarded-for", "forwarded"], Meta(description="the header that trusted proxies write")
+    ] = "x-forwarded-for"
     trusted_hosts: Annotated[
         tuple[str, ...], Meta(description="acceptable Host names, separated by commas; empty accepts any")
     ] = ()
@@ -236,7 +267,7 @@ def shown(settings: Settings) -> dict[str, str]:
 
 
 def _parse(name: str, text: str) -> Any:  # noqa: ANN401 - the shape is checked by msgspec right after
-    if name in {"cors_origins", "trusted_hosts", "run_env"}:
+    if name in {"cors_origins", "trusted_hosts", "trusted_proxies", "run_env"}:
         return [part.strip() for part in text.split(",") if part.strip()]
     if name in {"rate_limits", "retention"}:
         return _document(name, text)
@@ -290,14 +321,19 @@ def _check(settings: Settings) -> None:
 
 
 def _check_limits(policies: tuple[RateLimit, ...]) -> None:
+    names: set[str] = set()
     for index, policy in enumerate(policies):
         try:
-            _ = policy.window_ms
+            lanes = policy.lanes
         except ValueError as error:
-            raise StartupError(f"FLX_RATE_LIMITS: [{index}].window: {error}") from None
-    names = [policy.name for policy in policies]
-    if len(set(names)) != len(names):
-        raise StartupError("FLX_RATE_LIMITS: two policies have the same name")
+            raise StartupError(f"FLX_RATE_LIMITS: [{index}]: {error}") from None
+        dearest = max([policy.cost, *policy.costs.values()])
+        for name, limit, _ in lanes:
+            if name in names:
+                raise StartupError("FLX_RATE_LIMITS: two policies have the same name")
+            if dearest > limit:
+                raise StartupError(f"FLX_RATE_LIMITS: [{index}].cost: is above a limit of its policy")
+            names.add(name)
 
 
 def _check_production(settings: Settings) -> None:

@@ -14,10 +14,11 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
-from flx_api._core import Admission
+from flx_api._core import Admission, Revocations, TokenVerifier
 from flx_api.auth.keys import key_set, ticket_key
 from flx_api.auth.revocations import RevocationFollower
 from flx_api.auth.tickets import Tickets
+from flx_api.commands import COMMANDS
 from flx_api.errors import StartupError
 from flx_api.events.follower import Follower
 from flx_api.events.memory import Memory
@@ -25,11 +26,12 @@ from flx_api.gateway.cors import Cors
 from flx_api.gateway.dispatch import Dispatcher
 from flx_api.gateway.edge import Edge
 from flx_api.gateway.logs import LogRoute
+from flx_api.gateway.responses import PolicyRefusals, common_headers, not_allowed
 from flx_api.gateway.routes_fast import CommandRoutes
-from flx_api.limits.policies import native
+from flx_api.limits.policies import lanes
 from flx_api.observability.health import Health
 from flx_api.observability.metrics import Metrics
-from flx_api.routes.application import framework, paths
+from flx_api.routes.application import framework, native_routes, paths
 from flx_api.routes.pages import Pages
 from flx_api.routes.resources import ResourceController
 from flx_api.upstream.channel import Upstream
@@ -38,6 +40,8 @@ from flx_api.websocket.endpoint import Endpoint
 
 if TYPE_CHECKING:
     from flx_api.config import Settings
+    from flx_api.limits.policies import Lanes
+    from flx_api.routes.application import NativeRoutes
     from flx_api.upstream.endpoints import Endpoint as DaemonEndpoint
 
 
@@ -53,16 +57,20 @@ class Parts:
         self.draining = asyncio.Event()
         self.health = Health()
         self.health.register("drain", lambda: "the service is stopping" if self.draining.is_set() else "")
-        self.metrics = Metrics()
-        self.admission = _admission(settings)
-        self.tickets = Tickets(ticket_key(settings), self.admission.revocations)
         self.cors = Cors(settings.cors_origins)
+        known = native_routes(settings)
+        passed = lanes(settings.rate_limits, known.classes, known.named, COMMANDS)
+        self.metrics = Metrics(known.templates, [name for name, *_ in passed.policies])
+        self.policies = PolicyRefusals(passed.policies)
+        self.revoked = Revocations()
+        self.admission = _admission(settings, self, known, passed)
+        self.tickets = Tickets(ticket_key(settings), self.revoked)
 
         self.upstream = Upstream(daemon, self.metrics)
         self.health.register("daemon", lambda: self.upstream.reason)
         self.revocations = RevocationFollower(
             self.upstream,
-            self.admission.revocations,
+            self.revoked,
             max_staleness_s=settings.max_staleness_s,
             refuse=settings.when_stale == "refuse",
             wall=time.time,
@@ -75,7 +83,7 @@ class Parts:
         self.manager.history = self.follower.history
 
         self.dispatcher = Dispatcher(self.upstream, settings.deadline_ms)
-        self.commands = CommandRoutes(self.dispatcher)
+        self.commands = CommandRoutes(self.dispatcher, self.admission, self.policies)
         self.logs = LogRoute(self.upstream, self.dispatcher, self.cors, self.draining)
         self.pages = Pages(settings, self.health, self.metrics, self.tickets)
         self.framework = framework(ResourceController(self.dispatcher))
@@ -94,6 +102,7 @@ class Parts:
             settings,
             edge=self.edge,
             admission=self.admission,
+            policies=self.policies,
             revocations=self.revocations,
             tickets=self.tickets,
             manager=self.manager,
@@ -124,14 +133,25 @@ class Parts:
         await self.framework.stop()  # type: ignore[no-untyped-call]
 
 
-def _admission(settings: Settings) -> Admission:
+def _admission(settings: Settings, parts: Parts, known: NativeRoutes, passed: Lanes) -> Admission:
     try:
         return Admission(
-            key_set(settings),
-            issuer=settings.jwt_issuer,
-            audience=settings.jwt_audience,
-            policies=native(settings.rate_limits),
+            TokenVerifier(key_set(settings), issuer=settings.jwt_issuer, audience=settings.jwt_audience),
+            parts.revoked,
+            parts.metrics.counters,
+            routes=known.native,
+            commands=passed.commands,
+            policies=passed.policies,
+            classes=passed.classes,
+            refusals=parts.policies.prepared_by_reason(),
+            limited=parts.policies.prepared(),
+            not_allowed=[not_allowed(allow) for allow in known.allowed],
+            headers=common_headers(),
+            hosts=[host.lower().encode() for host in settings.trusted_hosts],
+            proxies=list(settings.trusted_proxies),
+            proxy_header=settings.proxy_header,
+            body_limit=settings.body_limit,
         )
     except ValueError as error:
-        msg = f"FLX_JWT_SECRET_KEY or FLX_RATE_LIMITS: {error}"
+        msg = f"FLX_RATE_LIMITS or FLX_TRUSTED_PROXIES: {error}"
         raise StartupError(msg) from None

@@ -1,10 +1,12 @@
 """The body of a request: counted while it comes, and only of the kind that is understood.
 
+What the headers say about it (two lengths, an encoding, a length over the limit, another media type) was judged when the
+request was admitted.
+
 Rules:
 - A body that says it is too large is refused before it is read, one that does not say as soon as it is.
 - Reading stops at Content-Length: asking once more costs a second hop through the server's threads.
 - A body that does not arrive in time ends the request.
-- Two ways to tell where a body ends are one too many: a proxy before us may have believed the other one.
 """
 
 from __future__ import annotations
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
 
 BODY_TIMEOUT_S: Final = 25.0
 CLIENT_GONE: Final = 499
-_BODILESS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _JSON: Final = frozenset({b"application/json", b"application/json;charset=utf-8"})
 
 
@@ -31,37 +32,19 @@ async def take_body(exchange: Exchange, limit: int) -> bytes:
     """The whole body.
 
     Raises:
-        InvalidRequest: payload_too_large, unsupported_encoding, unsupported_media_type, not in time, cut off, or of two
-            lengths.
+        InvalidRequest: payload_too_large, unsupported_media_type, not in time, or cut off.
     """
-    headers = exchange.headers
-    if has_two_lengths(exchange):
-        detail = "Content-Length and Transfer-Encoding exclude each other"
-        raise InvalidRequest(detail)
-    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
-        raise InvalidRequest(code="unsupported_encoding")
-    length = _length(headers.get(b"content-length"))
-    if length is not None and length > limit:
-        raise InvalidRequest(code="payload_too_large")
-    if length == 0 or (length is None and (exchange.method in _BODILESS or not _streams(exchange))):
+    length = exchange.admitted.length
+    if length == 0:
         return b""
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
             body = await _read(exchange, length, limit)
     except TimeoutError:
         raise InvalidRequest(code="request_timeout") from None
-    if body and headers.get(b"content-type", b"").replace(b" ", b"").replace(b'"', b"").lower() not in _JSON:
+    if body and length is None and not _is_json(exchange.headers.get(b"content-type", b"")):
         raise InvalidRequest(code="unsupported_media_type")
     return body
-
-
-def has_two_lengths(exchange: Exchange) -> bool:
-    """Whether both headers tell where the body ends, so that two readers may disagree on it.
-
-    Granian does not let it come to this in HTTP/1.1: it drops the length, reads chunks and closes the connection after
-    its answer (RFC 9112, 6.3). The rule must not depend on the server, though.
-    """
-    return b"content-length" in exchange.headers and b"transfer-encoding" in exchange.headers
 
 
 async def _read(exchange: Exchange, length: int | None, limit: int) -> bytes:
@@ -82,15 +65,5 @@ async def _read(exchange: Exchange, length: int | None, limit: int) -> bytes:
             return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
-def _length(value: bytes | None) -> int | None:
-    if value is None:
-        return None
-    if not value.isdigit():
-        detail = "Content-Length is not a number"
-        raise InvalidRequest(detail)
-    return int(value)
-
-
-def _streams(exchange: Exchange) -> bool:
-    """Whether a body may follow although no length was said: chunked, or HTTP/2."""
-    return b"transfer-encoding" in exchange.headers or exchange.scope.get("http_version", "1.1").startswith("2")
+def _is_json(media_type: bytes) -> bool:
+    return media_type.replace(b" ", b"").replace(b'"', b"").lower() in _JSON

@@ -25,7 +25,6 @@ from flx_api.errors import RateLimited, Unavailable
 from flx_api.gateway.dispatch import frame_principal
 from flx_api.gateway.exchange import StreamCut
 from flx_api.gateway.options import convert, known, query
-from flx_api.gateway.responses import finish
 from flx_api.proto.flx.v1.daemon_pb2 import LogRequest
 
 if TYPE_CHECKING:
@@ -107,7 +106,9 @@ class LogRoute:
         await exchange.send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _start(self, exchange: Exchange, content_type: bytes) -> None:
-        headers = finish(exchange, [(b"content-type", content_type), (b"vary", b"Accept")], self._cors)
+        headers = exchange.admitted.headers([(b"content-type", content_type), (b"vary", b"Accept")], None)
+        if self._cors.active:
+            headers += self._cors.headers(exchange.headers.get(b"origin"))
         await exchange.send({"type": "http.response.start", "status": 200, "headers": headers})
         exchange.status = 200
         # Granian holds the headers back until a body begins, and a log may have no lines for a long time.

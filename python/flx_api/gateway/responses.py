@@ -12,13 +12,23 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from flx_api.errors import CODES, FlxError, Internal, RateLimited, TokenRejected, Unauthenticated
+from flx_api._core import reasons
+from flx_api.errors import (
+    CODES,
+    FlxError,
+    Internal,
+    InvalidRequest,
+    NotFound,
+    RateLimited,
+    TokenRejected,
+    Unauthenticated,
+)
 from flx_api.models.envelope import Problem
 
 if TYPE_CHECKING:
-    from flx_api._core import Decision
-    from flx_api.gateway.cors import Cors
-    from flx_api.gateway.exchange import Exchange
+    from collections.abc import Callable, Sequence
+
+    from flx_api.limits.policies import NativePolicy
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -35,6 +45,41 @@ _SECURITY: Final[Headers] = [
 # Only over TLS: over a clear connection browsers ignore it, as they must.
 _STRICT_TRANSPORT: Final = (b"strict-transport-security", b"max-age=31536000")
 _encode = msgspec.json.Encoder().encode
+# Stands for the request id while a document is prepared; no document holds it by itself.
+_GAP: Final = "\N{SNOWMAN}request-id\N{SNOWMAN}"
+
+Prepared = tuple[int, Headers, bytes, bytes]
+"""Status, headers, and the body before and after the request id."""
+
+
+def _invalid(detail: str) -> Callable[[], FlxError]:
+    return lambda: InvalidRequest(detail)
+
+
+def _coded(code: str) -> Callable[[], FlxError]:
+    return lambda: InvalidRequest(code=code)
+
+
+# Refusals of the core that are not a token's fault.
+_OF_REASON: Final[dict[str, Callable[[], FlxError]]] = {
+    "missing_token": Unauthenticated,
+    "invalid_request": _invalid("The Authorization header is given twice or is malformed"),
+    "rate_limited": RateLimited,
+    "invalid_host": _coded("invalid_host"),
+    "not_found": NotFound,
+    "two_lengths": _invalid("Content-Length and Transfer-Encoding exclude each other"),
+    "invalid_length": _invalid("Content-Length is not a number"),
+    "payload_too_large": _coded("payload_too_large"),
+    "unsupported_encoding": _coded("unsupported_encoding"),
+    "unsupported_media_type": _coded("unsupported_media_type"),
+}
+# Prepared for each policy and for each route.
+_ELSEWHERE: Final = frozenset({"rate_limited", "method_not_allowed"})
+
+
+def not_allowed(allow: str) -> Prepared:
+    """The answer to a method that a route does not have."""
+    return prepared(NotFound(code="method_not_allowed"), (b"allow", allow.encode()))
 
 
 def problem(error: FlxError, request_id: str) -> tuple[int, Headers, bytes]:
@@ -63,18 +108,34 @@ def problem(error: FlxError, request_id: str) -> tuple[int, Headers, bytes]:
     return spec.http, headers, _encode(document)
 
 
-def refused(decision: Decision) -> FlxError:
-    """The error that a decision of the core stands for."""
-    match decision.status:
-        case HTTPStatus.TOO_MANY_REQUESTS:
-            detail = f"The policy {decision.policy} allows {decision.limit} in {decision.window_s:g} s"
-            return RateLimited(detail, retry_after_s=decision.retry_after_s)
-        case HTTPStatus.UNAUTHORIZED if decision.reason == "missing_token":
-            return Unauthenticated()
-        case HTTPStatus.UNAUTHORIZED:
-            return TokenRejected(decision.reason or "unknown")
-        case _:
-            return FlxError("The Authorization header is given twice or is malformed", code="invalid_request")
+class PolicyRefusals:
+    """The errors that refusals of the core stand for.
+
+    Args:
+        policies: as the core was given them.
+    """
+
+    def __init__(self, policies: Sequence[NativePolicy]) -> None:
+        self._details = [
+            f"The policy {name} allows {limit} in {-(-window_ms // 1000)} s"
+            for name, _, limit, window_ms, _, _ in policies
+        ]
+
+    def refusal(self, reason: str, limited: tuple[int, int] | None = None) -> FlxError:
+        """The error of a reason; `limited` is the index of the policy and the seconds to wait, when one was used up."""
+        if limited is not None:
+            policy, retry_after_s = limited
+            return RateLimited(self._details[policy], retry_after_s=retry_after_s)
+        kind = _OF_REASON.get(reason)
+        return kind() if kind is not None else TokenRejected(reason)
+
+    def prepared(self) -> list[Prepared]:
+        """What each policy answers when it is used up."""
+        return [prepared(RateLimited(detail)) for detail in self._details]
+
+    def prepared_by_reason(self) -> dict[str, Prepared]:
+        """What every other refusal of the core is answered with."""
+        return {reason: prepared(self.refusal(reason)) for reason in reasons() if reason not in _ELSEWHERE}
 
 
 def unexpected() -> FlxError:
@@ -82,26 +143,14 @@ def unexpected() -> FlxError:
     return Internal()
 
 
-def rate_limit_headers(decision: Decision) -> Headers:
-    """The fields of the IETF draft for the policy that is nearest to its end."""
-    if decision.policy is None:
-        return []
-    name = decision.policy
-    return [
-        (b"ratelimit-policy", f'"{name}";q={decision.limit};w={int(decision.window_s)}'.encode()),
-        (b"ratelimit", f'"{name}";r={decision.remaining};t={int(decision.reset_s)}'.encode()),
-    ]
+def prepared(error: FlxError, *more: tuple[bytes, bytes]) -> Prepared:
+    """The problem document of an error with a gap for the request id, as the core takes it."""
+    status, headers, body = problem(error, _GAP)
+    before, after = body.split(_GAP.encode())
+    # How long to wait is known only when it happens.
+    return status, [*(pair for pair in headers if pair[0] != b"retry-after"), *more], before, after
 
 
-def finish(exchange: Exchange, headers: Headers, cors: Cors) -> Headers:
-    """A response's own headers and those that every response carries."""
-    headers = [*headers, *_SECURITY, (b"x-request-id", exchange.request_id.encode())]
-    if not any(key == b"content-security-policy" for key, _ in headers):
-        headers.append((b"content-security-policy", STRICT_CSP))
-    if exchange.scope.get("scheme") == "https":
-        headers.append(_STRICT_TRANSPORT)
-    if exchange.decision is not None:
-        headers += rate_limit_headers(exchange.decision)
-    if cors.active:
-        headers += cors.headers(exchange.origin)
-    return headers
+def common_headers() -> tuple[Headers, tuple[bytes, bytes], tuple[bytes, bytes]]:
+    """What every response carries: always, unless it has a policy of its own, and over TLS only."""
+    return _SECURITY, (b"content-security-policy", STRICT_CSP), _STRICT_TRANSPORT

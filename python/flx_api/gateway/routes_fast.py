@@ -18,10 +18,11 @@ from flx_api.models import strict_json
 from flx_api.models.envelope import CommandReply, ExecuteRequest, ReplyMeta
 
 if TYPE_CHECKING:
+    from flx_api._core import Admission
     from flx_api.commands import Command
     from flx_api.gateway.dispatch import Dispatcher
     from flx_api.gateway.exchange import Exchange
-    from flx_api.gateway.responses import Headers
+    from flx_api.gateway.responses import Headers, PolicyRefusals
     from flx_api.models.envelope import CommandOptions
     from flx_api.proto.flx.v1.daemon_pb2 import ReplyFrame
 
@@ -40,8 +41,10 @@ class Response(NamedTuple):
 class CommandRoutes:
     """The handlers of the universal endpoint."""
 
-    def __init__(self, dispatcher: Dispatcher) -> None:
+    def __init__(self, dispatcher: Dispatcher, admission: Admission, policies: PolicyRefusals) -> None:
         self._dispatcher = dispatcher
+        self._admission = admission
+        self._policies = policies
 
     async def execute(self, exchange: Exchange) -> Response:
         """`POST /v1/execute`: everything in the body."""
@@ -55,8 +58,13 @@ class CommandRoutes:
             request = _execute.decode(exchange.body)
         except msgspec.ValidationError as error:
             raise validation_failed(error) from None
+        command = find(request.command)
+        # Only now it is known which command's limits apply.
+        limited = self._admission.admit_command(exchange.admitted, command.name)
+        if limited is not None:
+            raise self._policies.refusal("rate_limited", limited)
         options = with_key(request, exchange.headers.get(b"idempotency-key"))
-        return await self._answer(exchange, find(request.command), bytes(request.args), options)
+        return await self._answer(exchange, command, bytes(request.args), options)
 
     async def named(self, exchange: Exchange) -> Response:
         """`POST /v1/commands/{name}` and `POST /{name}`: the body is the arguments, options are parameters."""

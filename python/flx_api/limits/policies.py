@@ -1,21 +1,114 @@
-"""Rate limit policies: from settings to what the native core takes.
+"""Rate limit policies: from settings to what the native core takes, and what each request passes.
 
-The windows themselves (true sliding ones) live in Rust; a policy is a name, whom it counts by, and its numbers.
+The windows themselves (true sliding ones) live in Rust. Here it is drawn up, once, which of them a request passes: that
+depends on its class, which is the route it asks for or the command that its path names. A command that is known only
+from the body (`/v1/execute`) has a second class, with the policies that are about commands; the rest it has passed.
+
+Rules:
+- A policy with several windows is one lane per window; the first bears the policy's name, the others name and window.
+- What a policy names must exist: a pattern that no route or command fits is a mistake, told at the start.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING, NamedTuple
+
+from flx_api.errors import StartupError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Sequence
 
     from flx_api.config import RateLimit
 
-# name, by, limit, window_ms, cost, shadow
+# name, by, limit, window_ms, the most a request costs, shadow
 NativePolicy = tuple[str, str, int, int, int, bool]
+# index of the policy, units
+Toll = tuple[int, int]
 
 
-def native(policies: Iterable[RateLimit]) -> list[NativePolicy]:
-    """The policies as `flx_api._core.Admission` takes them, in the order of the settings."""
-    return [(policy.name, policy.by, policy.limit, policy.window_ms, policy.cost, policy.shadow) for policy in policies]
+class RouteClass(NamedTuple):
+    """A route as policies see it. `command`: the one it stands for; `late`: it is known from the body only."""
+
+    template: str
+    command: str | None = None
+    late: bool = False
+
+
+class Lanes(NamedTuple):
+    """What `flx_api._core.Admission` takes. `commands`: the class of a command, and that of its second decision."""
+
+    policies: list[NativePolicy]
+    classes: list[list[Toll]]
+    commands: dict[str, tuple[int, int]]
+
+
+def lanes(
+    policies: Sequence[RateLimit], routes: Sequence[RouteClass], named: Collection[str], commands: Collection[str]
+) -> Lanes:
+    """The lanes of these policies, and what each class passes.
+
+    Args:
+        policies: of the settings.
+        routes: in the order of their classes; the routes of no template (what leads nowhere) among them.
+        named: the templates whose last value is a command's name.
+        commands: all commands.
+
+    Raises:
+        StartupError: a policy names what does not exist.
+    """
+    _check(policies, {route.template for route in routes}, commands)
+    native: list[NativePolicy] = []
+    lanes_of: list[list[int]] = []
+    for policy in policies:
+        dearest = max([policy.cost, *policy.costs.values()])
+        lanes_of.append([])
+        for name, limit, window_ms in policy.lanes:
+            lanes_of[-1].append(len(native))
+            native.append((name, policy.by, limit, window_ms, dearest, policy.shadow))
+
+    def tolls(templates: Collection[str], command: str | None, *, late: bool | None) -> list[Toll]:
+        """`late`: None for what is known at once, False for what is so far, True for the rest."""
+        passed: list[Toll] = []
+        for policy, own in zip(policies, lanes_of, strict=True):
+            by_command = bool(policy.commands or policy.costs)
+            if (late is not None and by_command != late) or not _concerns(policy, templates, command):
+                continue
+            cost = _cost(policy, command)
+            passed += [(lane, cost) for lane in own]
+        return passed
+
+    classes = [tolls({route.template}, route.command, late=False if route.late else None) for route in routes]
+    execute = {route.template for route in routes if route.late}
+    known: dict[str, tuple[int, int]] = {}
+    for command in commands:
+        known[command] = len(classes), len(classes) + 1
+        classes += [tolls(named, command, late=None), tolls(execute, command, late=True)]
+    return Lanes(native, classes, known)
+
+
+def _concerns(policy: RateLimit, templates: Collection[str], command: str | None) -> bool:
+    by_route = not policy.routes or any(fnmatchcase(name, glob) for name in templates for glob in policy.routes)
+    by_command = not policy.commands or (
+        command is not None and any(fnmatchcase(command, glob) for glob in policy.commands)
+    )
+    return by_route and by_command
+
+
+def _cost(policy: RateLimit, command: str | None) -> int:
+    if command is not None:
+        for glob, cost in policy.costs.items():
+            if fnmatchcase(command, glob):
+                return cost
+    return policy.cost
+
+
+def _check(policies: Sequence[RateLimit], templates: Collection[str], commands: Collection[str]) -> None:
+    for index, policy in enumerate(policies):
+        named = (("routes", policy.routes, templates), ("commands", policy.commands, commands))
+        for field, globs, known in (*named, ("costs", tuple(policy.costs), commands)):
+            for glob in globs:
+                if not any(fnmatchcase(name, glob) for name in known):
+                    what = "route" if field == "routes" else "command"
+                    msg = f"FLX_RATE_LIMITS: [{index}].{field}: no {what} fits one of its patterns"
+                    raise StartupError(msg)

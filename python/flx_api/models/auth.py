@@ -137,3 +137,14 @@ class RevocationPage(msgspec.Struct, frozen=True):
 
     items: tuple[Revocation, ...]
     next_cursor: str | None
+
+
+class WhoAmI(msgspec.Struct, frozen=True):
+    """Who a token speaks for. `expires_at` is in seconds since 1970."""
+
+    subject: str
+    tenant: str | None
+    roles: tuple[str, ...]
+    token_id: str | None
+    session: str | None
+    expires_at: int

@@ -1,7 +1,8 @@
 """Every metric of the gateway, declared once.
 
-Strategy: counting is a dict or list increment on plain attributes, since prometheus-client's own counters take a lock
-and several calls each; `Metrics` is a collector that turns them into exposition when somebody asks.
+Strategy: requests, phases and refusals are counted in the native core, in the memory that the workers of a host share;
+the rest is an increment on plain attributes. prometheus-client's own counters take a lock and several calls each;
+`Metrics` is a collector that turns them into exposition when somebody asks.
 
 Rules:
 - A label is a route template, a method, a status class, a code or a phase: never a path, a subject or an id.
@@ -10,7 +11,6 @@ Rules:
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from typing import TYPE_CHECKING, Final, Literal
 
 from prometheus_client import CollectorRegistry
@@ -18,53 +18,37 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
+from flx_api._core import Counters, reasons
+from flx_api.errors import CODES
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from prometheus_client.metrics_core import Metric
+
+    from flx_api._core import SharedMemory
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
 Phase = Literal["receive", "admit", "authorise", "dispatch", "upstream", "respond", "record"]
 PHASES: Final[tuple[Phase, ...]] = ("receive", "admit", "authorise", "dispatch", "upstream", "respond", "record")
-
-_REQUEST_BOUNDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-_PHASE_BOUNDS: Final = (0.000002, 0.00001, 0.00005, 0.0002, 0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10.0)
-
-
-class Histogram:
-    """Counts by upper bound, and the sum."""
-
-    __slots__ = ("bounds", "counts", "total")
-
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.total = 0.0
-
-    def observe(self, seconds: float) -> None:
-        """Count one value."""
-        self.counts[bisect_left(self.bounds, seconds)] += 1
-        self.total += seconds
-
-    def buckets(self) -> list[tuple[str, float]]:
-        """Cumulative counts as prometheus-client takes them."""
-        running = 0
-        rows: list[tuple[str, float]] = []
-        for bound, count in zip((*self.bounds, float("inf")), self.counts, strict=True):
-            running += count
-            rows.append(("+Inf" if bound == float("inf") else str(bound), running))
-        return rows
-
+_PHASE_INDEX: Final = {phase: index for index, phase in enumerate(PHASES)}
+UNMATCHED: Final = "unmatched"
+WEBSOCKET: Final = "/ws/{client_id}"
+UNKNOWN_TICKET: Final = "unknown_ticket"
 
 class Metrics(Collector):
     """The numbers of one gateway process."""
 
-    def __init__(self) -> None:
-        self.requests: dict[tuple[str, str, str], int] = {}
-        self.durations: dict[str, Histogram] = {}
-        self.phases: dict[Phase, Histogram] = {phase: Histogram(_PHASE_BOUNDS) for phase in PHASES}
-        self.refusals: dict[str, int] = {}
+    def __init__(self, routes: Sequence[str] = (), policies: Sequence[str] = (), shared: SharedMemory | None = None) -> None:
+        self.routes = (*routes, UNMATCHED, WEBSOCKET)
+        self._policies = tuple(policies)
+        # A refusal of the core has its reason's index here too.
+        self._kinds = tuple(dict.fromkeys((*reasons(), *CODES, UNKNOWN_TICKET)))
+        self._kind_of = {kind: index for index, kind in enumerate(self._kinds)}
+        self.counters = Counters(
+            routes=len(self.routes), refusals=len(self._kinds), policies=len(self._policies), shared=shared
+        )
         self.upstream_in_flight = 0
         self.connections = 0
         self.connections_closed: dict[int, int] = {}
@@ -75,18 +59,26 @@ class Metrics(Collector):
         self.registry = CollectorRegistry()
         self.registry.register(self)
 
-    def request(self, route: str, method: str, status: int, seconds: float) -> None:
-        """One HTTP request is over."""
-        key = (route, method, f"{status // 100}xx")
-        self.requests[key] = self.requests.get(key, 0) + 1
-        histogram = self.durations.get(route)
-        if histogram is None:
-            histogram = self.durations[route] = Histogram(_REQUEST_BOUNDS)
-        histogram.observe(seconds)
+    def phase(self, phase: Phase, nanoseconds: int) -> None:
+        """A phase is over."""
+        self.counters.phase(_PHASE_INDEX[phase], nanoseconds)
 
-    def refusal(self, reason: str) -> None:
-        """A request or a connection was refused."""
-        self.refusals[reason] = self.refusals.get(reason, 0) + 1
+    def refusal(self, kind: str) -> None:
+        """A request or a connection was refused: a reason of the core or a code."""
+        self.counters.refusal(self._kind_of[kind])
+
+    @property
+    def requests(self) -> dict[tuple[str, str, str], int]:
+        """Requests by route template, method and class of the status."""
+        return {
+            (self.routes[route], method, f"{status}xx"): count
+            for route, method, status, count in self.counters.requests()
+        }
+
+    @property
+    def refusals(self) -> dict[str, int]:
+        """Refusals by reason or code, where there are any."""
+        return {kind: count for kind, count in zip(self._kinds, self.counters.refusals(), strict=True) if count}
 
     def closed(self, code: int) -> None:
         """A WebSocket ended with this close code."""
@@ -108,9 +100,14 @@ class Metrics(Collector):
         for key, count in self.requests.items():
             requests.add_metric(key, count)
         yield requests
-        yield _histograms("flx_http_request_duration_seconds", "From receive to record.", "route", self.durations)
-        yield _histograms("flx_http_phase_duration_seconds", "Time spent in each phase.", "phase", self.phases)
+        of_requests, of_phases = Counters.bounds()
+        durations = zip(self.routes, self.counters.durations(), strict=True)
+        yield _histograms("flx_http_request_duration_seconds", "From receive to record.", "route", durations, of_requests)
+        phases = zip(PHASES, self.counters.phases(), strict=True)
+        yield _histograms("flx_http_phase_duration_seconds", "Time spent in each phase.", "phase", phases, of_phases)
         yield _counts("flx_refusals", "Requests and connections refused, by reason.", "reason", self.refusals)
+        shadows = dict(zip(self._policies, self.counters.shadows(), strict=True))
+        yield _counts("flx_shadow_refusals", "Requests a shadow policy would have refused.", "policy", shadows)
         yield GaugeMetricFamily(
             "flx_upstream_in_flight", "Commands that wait for the daemon.", value=self.upstream_in_flight
         )
@@ -135,9 +132,11 @@ def _counts(name: str, sentence: str, label: str, counts: dict[str, int]) -> Cou
 
 
 def _histograms(
-    name: str, sentence: str, label: str, histograms: dict[str, Histogram] | dict[Phase, Histogram]
+    name: str, sentence: str, label: str, histograms: Iterable[tuple[str, tuple[list[int], float]]], bounds: list[float]
 ) -> HistogramMetricFamily:
     family = HistogramMetricFamily(name, sentence, labels=(label,))
-    for key, histogram in histograms.items():
-        family.add_metric((key,), histogram.buckets(), histogram.total)
+    names = [*map(str, bounds), "+Inf"]
+    for key, (counts, total) in histograms:
+        if counts[-1]:
+            family.add_metric((key,), list(zip(names, counts, strict=True)), total)
     return family

@@ -8,7 +8,7 @@ Rules:
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import structlog
 from blacksheep import Application, Content, Request, Response
@@ -20,14 +20,23 @@ from flx_api.errors import FlxError, Internal, InvalidRequest, NotFound
 from flx_api.gateway.intake import CLIENT_GONE, ClientGone
 from flx_api.gateway.paths import Paths
 from flx_api.gateway.responses import problem
+from flx_api.limits.policies import RouteClass
+from flx_api.observability.metrics import UNMATCHED, WEBSOCKET
 from flx_api.routes import table
 from flx_api.routes.resources import exchange_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from flx_api.config import Settings
     from flx_api.gateway.logs import LogRoute
+    from flx_api.gateway.paths import Access
     from flx_api.gateway.routes_fast import CommandRoutes
     from flx_api.routes.pages import Pages
     from flx_api.routes.resources import ResourceController
+
+# template, what each method asks for, and what its last value is
+NativeRoute = tuple[str, list[tuple[str, str]], str]
 
 _log = structlog.get_logger("flx.routes")
 
@@ -57,6 +66,7 @@ def paths(commands: CommandRoutes, logs: LogRoute, pages: Pages) -> Paths:
         table.COMMAND: commands.named,
         table.ROOT_COMMAND: commands.named,
         table.LOGS: logs.serve,
+        table.WHOAMI: pages.whoami,
         table.TICKET: pages.ticket,
         table.ROOT: pages.root,
         table.HEALTH: pages.health,
@@ -67,11 +77,48 @@ def paths(commands: CommandRoutes, logs: LogRoute, pages: Pages) -> Paths:
         table.OPENAPI: pages.openapi,
         table.KEYS: pages.keys,
     }
+    return _laid_out(served)
+
+
+class NativeRoutes(NamedTuple):
+    """The routes as `flx_api._core.Admission` and `flx_api.limits.policies` take them, all in the order of `paths`.
+
+    `classes` goes on beyond the routes: what leads nowhere, and WebSocket handshakes. `named` are the templates whose last
+    value is a command's name; `allowed` are the values of the Allow header.
+    """
+
+    templates: list[str]
+    native: list[NativeRoute]
+    classes: list[RouteClass]
+    named: frozenset[str]
+    allowed: list[str]
+
+
+def native_routes(settings: Settings) -> NativeRoutes:
+    """The routes of `paths`, before there are handlers."""
+    known = _laid_out({})
+    metrics: Access = "token" if settings.metrics == "token" else "public"
+    commands = {resource.template: resource.command for resource in table.RESOURCES}
+    kinds = {table.COMMAND.template: "command", table.ROOT_COMMAND.template: "dotted"}
+    native: list[NativeRoute] = []
+    classes: list[RouteClass] = []
+    for route in known:
+        asks = [(method, metrics if access == "metrics" else access) for method, access in route.access.items()]
+        native.append((route.template, asks, kinds.get(route.template, "value")))
+        late = route.template == table.EXECUTE.template
+        classes.append(RouteClass(route.template, commands.get(route.template), late))
+    classes += [RouteClass(UNMATCHED), RouteClass(WEBSOCKET)]
+    return NativeRoutes(
+        [route.template for route in known], native, classes, frozenset(kinds), [route.allow for route in known]
+    )
+
+
+def _laid_out(served: Mapping[table.Page, Any]) -> Paths:
     known = Paths()
     for resource in table.RESOURCES:
         known.add(resource.method, resource.template, resource.access)
     for page in table.PAGES:
-        known.add(page.method, page.template, page.access, served[page])
+        known.add(page.method, page.template, page.access, served.get(page))
     return known
 
 

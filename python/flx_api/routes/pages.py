@@ -19,6 +19,7 @@ from flx_api.auth.tickets import LIFETIME_S
 from flx_api.errors import NotFound, Unauthenticated
 from flx_api.gateway.responses import JSON
 from flx_api.gateway.routes_fast import Response
+from flx_api.models.auth import WhoAmI
 from flx_api.models.envelope import KeySet, Liveness, ServiceRoot, Ticket
 from flx_api.observability.metrics import CONTENT_TYPE
 
@@ -111,6 +112,24 @@ class Pages:
         """Public keys."""
         del exchange
         return _json(KeySet(public_keys(self._settings)))
+
+    async def whoami(self, exchange: Exchange) -> Response:
+        """The principal of this request; the core remembers the answer beside the token, and gives it from then on."""
+        principal = exchange.principal
+        if principal is None:
+            raise Unauthenticated
+        response = _json(
+            WhoAmI(
+                subject=principal.subject,
+                tenant=principal.tenant,
+                roles=principal.roles,
+                token_id=principal.token_id,
+                session=principal.session,
+                expires_at=principal.expires_at,
+            )
+        )
+        exchange.admitted.keep(*response)
+        return response
 
     async def ticket(self, exchange: Exchange) -> Response:
         """A WebSocket ticket for the principal of this request."""

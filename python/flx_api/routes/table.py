@@ -76,6 +76,7 @@ LOGS: Final = Page(
     "token",
     "application/x-ndjson",
 )
+WHOAMI: Final = Page("GET", "/v1/auth/whoami", "Who the token speaks for.", "token")
 TICKET: Final = Page("POST", "/v1/ws-ticket", "A ticket for one WebSocket connection.", "token")
 ROOT: Final = Page("GET", "/", "What is served here.", "public")
 HEALTH: Final = Page("GET", "/health", "The process lives.", "probe")
@@ -87,5 +88,5 @@ OPENAPI: Final = Page("GET", "/openapi.json", "This interface, for programs.", "
 KEYS: Final = Page("GET", "/.well-known/jwks.json", "Public keys that verify our tokens.", "public")
 
 PAGES: Final[tuple[Page, ...]] = (
-    EXECUTE, COMMAND, ROOT_COMMAND, LOGS, TICKET, ROOT, HEALTH, READY, METRICS, DOCS, ASSETS, OPENAPI, KEYS,
+    EXECUTE, COMMAND, ROOT_COMMAND, LOGS, WHOAMI, TICKET, ROOT, HEALTH, READY, METRICS, DOCS, ASSETS, OPENAPI, KEYS,
 )  # fmt: skip

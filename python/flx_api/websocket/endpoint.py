@@ -24,11 +24,12 @@ from urllib.parse import parse_qs
 
 import structlog
 
-from flx_api._core import negotiate, origin_allowed
+from flx_api._core import negotiate, origin_allowed, segments
 from flx_api.errors import FlxError, Forbidden, InvalidRequest, NotFound, RateLimited, TokenRejected, Unavailable
 from flx_api.gateway.exchange import Exchange
-from flx_api.gateway.paths import decode_segment, normalise
-from flx_api.gateway.responses import finish, problem, refused, unexpected
+from flx_api.gateway.paths import Route
+from flx_api.gateway.responses import problem, unexpected
+from flx_api.observability.metrics import UNKNOWN_TICKET, WEBSOCKET
 from flx_api.websocket import protocol
 from flx_api.websocket.close_codes import CloseCode
 from flx_api.websocket.connection import Connection
@@ -36,18 +37,20 @@ from flx_api.websocket.connection import Connection
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from flx_api._core import Admission, Decision
+    from flx_api._core import Admission
     from flx_api.auth.revocations import RevocationFollower
     from flx_api.auth.tickets import Tickets
     from flx_api.config import Settings
     from flx_api.gateway.cors import Cors
     from flx_api.gateway.edge import Edge
+    from flx_api.gateway.responses import PolicyRefusals
     from flx_api.gateway.exchange import Message, Scope
     from flx_api.observability.metrics import Metrics
     from flx_api.websocket.connection_manager import ConnectionManager
 
-TEMPLATE: Final = "/ws/{client_id}"
-_PREFIX: Final = "/ws/"
+_ROUTE: Final = Route(WEBSOCKET, ("client_id",), {}, {})
+_PREFIX: Final = "ws"
+_SEGMENTS: Final = 2
 _CLIENT_ID: Final = re.compile(r"[A-Za-z0-9._:@-]{1,128}")
 _KEY_BYTES: Final = 16
 _MESSAGES_PER_S: Final = 50
@@ -66,6 +69,7 @@ class Endpoint:
         *,
         edge: Edge,
         admission: Admission,
+        policies: PolicyRefusals,
         revocations: RevocationFollower,
         tickets: Tickets,
         manager: ConnectionManager,
@@ -75,6 +79,8 @@ class Endpoint:
         self._origins = list(settings.cors_origins)
         self._edge = edge
         self._admission = admission
+        self._policies = policies
+        self._route = metrics.routes.index(WEBSOCKET)
         self._revocations = revocations
         self._tickets = tickets
         self._manager = manager
@@ -87,16 +93,21 @@ class Endpoint:
         """Serve one connection: the realtime path from top to bottom."""
         if (await receive())["type"] != "websocket.connect":
             return
-        headers = dict(scope["headers"])
-        exchange = Exchange(scope, receive, send, self._edge.request_ids.of(headers.get(b"x-request-id")))
+        offer, fault = _offer_of(scope)
+        seen = self._admission.admit_handshake(scope, self._route, offer.token, offer.needs_token and fault is None)
+        reason, limited, admitted = seen
+        exchange = Exchange(scope, receive, send, admitted, _ROUTE, self._metrics)
         try:
-            client_id = self._receive(exchange)
-            connection, subprotocol = self._admit(exchange, client_id)
+            if reason is not None:
+                raise self._policies.refusal(reason, limited)
+            if fault is not None:
+                raise fault
+            connection, subprotocol = self._admit(exchange, offer)
             self._manager.connect(connection)
         except FlxError as error:
             # What the core refused was counted by its own, more exact reason.
-            if exchange.decision is None or exchange.decision.reason is None:
-                self._metrics.refusal(error.code)
+            if reason is None:
+                self._metrics.refusal(error.reason if isinstance(error, TokenRejected) else error.code)
             await self._refuse(exchange, error)
             return
         except Exception:  # noqa: BLE001 - whatever it is, the handshake must get an answer
@@ -111,67 +122,25 @@ class Endpoint:
             code = CloseCode.GONE
         finally:
             self._manager.disconnect(connection, code)
-            self._metrics.request(TEMPLATE, "WEBSOCKET", 101, exchange.duration_us / 1e6)
+            admitted.over(101)
 
-    def _receive(self, exchange: Exchange) -> str:
-        """The client id of a handshake that is one."""
-        self._edge.check_host(exchange)
-        scope = exchange.scope
-        raw = scope.get("raw_path") or scope["path"].encode()
-        path = normalise(raw.split(b"?", 1)[0])
-        name = path.removeprefix(_PREFIX)
-        if not path.startswith(_PREFIX) or "/" in name:
-            raise NotFound
-        client_id = decode_segment(name)
-        if not _CLIENT_ID.fullmatch(client_id):
-            raise InvalidRequest.field("client_id", "is 1 to 128 letters, digits, or ._:@-")
-        key = exchange.headers.get(b"sec-websocket-key")
-        if key is not None and not _is_key(key):
-            detail = "Sec-WebSocket-Key is not 16 bytes in base64"
-            raise InvalidRequest(detail)
-        return client_id
-
-    def _admit(self, exchange: Exchange, client_id: str) -> tuple[Connection, str | None]:
+    def _admit(self, exchange: Exchange, offer: _Offer) -> tuple[Connection, str | None]:
         """Who connects, and the subprotocol to answer with."""
         if self._revocations.stale_refuses:
             raise Unavailable(self._revocations.reason, retry_after_s=1)
-        headers = exchange.headers
-        offered = b",".join(value for key, value in exchange.scope["headers"] if key == b"sec-websocket-protocol")
-        try:
-            _, token = negotiate(offered.decode("latin-1") if offered else None)
-        except ValueError:
-            detail = "Sec-WebSocket-Protocol is malformed"
-            raise InvalidRequest(detail) from None
-        try:
-            values = parse_qs(exchange.scope.get("query_string", b"").decode("latin-1"), max_num_fields=16)
-        except ValueError:
-            detail = "The query parameters cannot be read"
-            raise InvalidRequest(detail) from None
-        tickets = values.get("ticket")
-        now_s, now_ns = time.time(), time.monotonic_ns()
-        decision: Decision
-        if b"authorization" in headers or (token is None and not tickets):
-            decision = self._admission.admit(exchange.scope["headers"], exchange.client, True, now_s, now_ns)  # noqa: FBT003
-        elif token is not None:
-            decision = self._admission.admit_token(token, exchange.client, now_s, now_ns)
-        else:
-            decision = self._admission.admit(exchange.scope["headers"], exchange.client, False, now_s, now_ns)  # noqa: FBT003
-        exchange.decision = decision
-        if decision.status != 200:  # noqa: PLR2004 - the core speaks HTTP
-            self._metrics.refusal(decision.reason or "unknown")
-            raise refused(decision)
-        principal = decision.principal
+        client_id, now_s = offer.client_id, time.time()
+        principal = exchange.principal
         if principal is None:
-            principal = self._tickets.redeem(tickets[0], now_s) if tickets else None
+            principal = self._tickets.redeem(offer.ticket, now_s) if offer.ticket is not None else None
             if principal is None or principal.expires_at <= now_s:
-                raise TokenRejected("unknown_ticket")
-        origin, host = _text(exchange.origin), _text(exchange.host)
+                raise TokenRejected(UNKNOWN_TICKET)
+        origin, host = _text(exchange.headers.get(b"origin")), _text(exchange.headers.get(b"host"))
         if not origin_allowed(origin, host, self._origins):
             raise Forbidden(code="origin_not_allowed")
         self._manager.check(client_id, principal)
         connection = Connection(client_id, principal, exchange.send, time.monotonic())
         # Part 1 speaks the plain protocol: `flx.v1` is declined by not being selected.
-        names = [name.strip() for name in offered.split(b",")]
+        names = [name.strip() for name in offer.protocols.split(b",")]
         return connection, protocol.PLAIN if protocol.PLAIN.encode() in names else None
 
     async def _refuse(self, exchange: Exchange, error: FlxError) -> None:
@@ -180,11 +149,10 @@ class Endpoint:
             await exchange.send({"type": "websocket.close", "code": CloseCode.POLICY})
             return
         status, headers, body = problem(error, exchange.request_id)
-        headers = finish(exchange, headers, self._cors)
-        headers.append((b"content-length", b"%d" % len(body)))
+        headers = self._edge.headers(exchange, headers, len(body))
         await exchange.send({"type": "websocket.http.response.start", "status": status, "headers": headers})
         await exchange.send({"type": "websocket.http.response.body", "body": body, "more_body": False})
-        self._metrics.request(TEMPLATE, "WEBSOCKET", status, exchange.duration_us / 1e6)
+        exchange.admitted.over(status)
 
     async def _serve(
         self,
@@ -261,6 +229,63 @@ class Endpoint:
                 connection.send(protocol.frame("unsubscribed", event=message.event))
             case _:
                 connection.send(protocol.echo(payload))
+
+
+class _Offer:
+    """What a handshake brings: who connects, and what it proves it with."""
+
+    def __init__(self) -> None:
+        self.client_id = ""
+        self.protocols = b""
+        self.token: bytes | None = None
+        self.ticket: str | None = None
+        self.needs_token = True
+
+
+def _offer_of(scope: Scope) -> tuple[_Offer, FlxError | None]:
+    """What a handshake brings, as far as it can be read, and what is wrong with it."""
+    offer = _Offer()
+    try:
+        _read(scope, offer)
+    except FlxError as error:
+        return offer, error
+    return offer, None
+
+
+def _read(scope: Scope, offer: _Offer) -> None:
+    """Fill in what the scope says.
+
+    Raises:
+        FlxError: it says what cannot be.
+    """
+    headers = dict(scope["headers"])
+    raw = scope.get("raw_path") or scope["path"].encode()
+    values = segments(raw.split(b"?", 1)[0])
+    if values is None or len(values) != _SEGMENTS or values[0] != _PREFIX:
+        raise NotFound
+    offer.client_id = values[1]
+    if not _CLIENT_ID.fullmatch(offer.client_id):
+        raise InvalidRequest.field("client_id", "is 1 to 128 letters, digits, or ._:@-")
+    key = headers.get(b"sec-websocket-key")
+    if key is not None and not _is_key(key):
+        detail = "Sec-WebSocket-Key is not 16 bytes in base64"
+        raise InvalidRequest(detail)
+    offer.protocols = b",".join(value for key, value in scope["headers"] if key == b"sec-websocket-protocol")
+    try:
+        _, token = negotiate(offer.protocols.decode("latin-1") if offer.protocols else None)
+    except ValueError:
+        detail = "Sec-WebSocket-Protocol is malformed"
+        raise InvalidRequest(detail) from None
+    try:
+        query = parse_qs(scope.get("query_string", b"").decode("latin-1"), max_num_fields=16)
+    except ValueError:
+        detail = "The query parameters cannot be read"
+        raise InvalidRequest(detail) from None
+    # `Authorization` is believed before anything else; a ticket only where there is no token.
+    if b"authorization" not in headers:
+        offer.token = token
+        offer.ticket = query["ticket"][0] if token is None and "ticket" in query else None
+        offer.needs_token = offer.ticket is None
 
 
 async def _close(send: Callable[[Message], Awaitable[None]], code: CloseCode) -> None:

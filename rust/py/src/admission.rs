@@ -51,6 +51,8 @@ struct Request<'a> {
     secure: bool,
     /// HTTP/1: a connection can be closed, and a body announces itself.
     http1: bool,
+    /// Whether it may be answered with what the principal was given before.
+    pages: bool,
 }
 
 /// A value of a header, alive for as long as it is needed.
@@ -176,10 +178,11 @@ impl Admission {
     }
 
     /// Decides about an HTTP request by its ASGI scope.
-    #[pyo3(signature = (scope, now_s=None, now_ns=None))]
+    #[pyo3(signature = (scope, *, pages=true, now_s=None, now_ns=None))]
     fn admit<'py>(
         &self,
         scope: &Bound<'py, PyDict>,
+        pages: bool,
         now_s: Option<f64>,
         now_ns: Option<u64>,
     ) -> PyResult<Bound<'py, PyAny>> {
@@ -194,12 +197,13 @@ impl Admission {
             peer: peer.as_ref().map_or(Ok(""), |peer| peer.to_str())?,
             secure: text(scope, intern!(py, "scheme")).is_ok_and(|scheme| scheme == "https"),
             http1: is_http1(scope)?,
+            pages,
         };
         self.decide(py, &request, &walk(&scope.get_item(intern!(py, "headers"))?)?, now)
     }
 
     /// Decides about an HTTP request by its parts, for faces that have no scope. Headers may be text.
-    #[pyo3(signature = (method, path, headers, peer, secure, http1, now_s=None, now_ns=None))]
+    #[pyo3(signature = (method, path, headers, peer, secure, http1, *, pages=true, now_s=None, now_ns=None))]
     #[expect(clippy::too_many_arguments, reason = "a request has so many sides")]
     fn admit_parts<'py>(
         &self,
@@ -210,10 +214,11 @@ impl Admission {
         peer: &str,
         secure: bool,
         http1: bool,
+        pages: bool,
         now_s: Option<f64>,
         now_ns: Option<u64>,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let request = Request { method, path, peer: without_port(peer), secure, http1 };
+        let request = Request { method, path, peer: without_port(peer), secure, http1, pages };
         self.decide(py, &request, &walk(&Some(headers))?, Now::of(now_s, now_ns)?)
     }
 
@@ -379,6 +384,7 @@ impl Admission {
         } else {
             None
         };
+        self.counters.phase(0, Now::elapsed(now));
         let client = self.client(head, request.peer);
         let mut seen = Seen {
             route: route.unwrap_or(self.infos.len()),
@@ -419,6 +425,7 @@ impl Admission {
             }
         };
         if let Some(known) = &known
+            && request.pages
             && method == Method::Get
             && let Some(answer) = known.shell.page(seen.route, |page| {
                 let list = PyList::new(py, &page.headers)?;
@@ -520,7 +527,7 @@ impl Now {
     }
 }
 
-fn monotonic_ns() -> u64 {
+pub(crate) fn monotonic_ns() -> u64 {
     let now = clock_gettime(ClockId::Monotonic);
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
@@ -626,4 +633,17 @@ fn see<'py>(head: &mut Head<Value<'py>>, header: &Bound<'py, PyAny>) -> PyResult
         head.see(name.to_str().unwrap_or_default().as_bytes(), || Value::Text(value.to_owned()));
     }
     Ok(())
+}
+
+/// The words of all refusals, in the order in which they are counted.
+#[pyfunction]
+pub(crate) fn reasons() -> Vec<&'static str> {
+    Reason::ALL.iter().map(|reason| reason.word()).collect()
+}
+
+/// The segments of a path, decoded; None when there is something to suspect about it.
+#[pyfunction]
+pub(crate) fn segments(path: &[u8]) -> Option<Vec<String>> {
+    let path = flx_core::admission::path::sound(path)?;
+    path[1..].split('/').map(|segment| Some(flx_core::admission::path::decoded(segment)?.into_owned())).collect()
 }

@@ -31,7 +31,7 @@ use pyo3::prelude::*;
 #[pymodule]
 mod _core {
     #[pymodule_export]
-    use crate::admission::Admission;
+    use crate::admission::{Admission, reasons, segments};
     #[pymodule_export]
     use crate::admitted::Admitted;
     #[pymodule_export]
