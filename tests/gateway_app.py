@@ -12,8 +12,10 @@ import httpx
 from tests.gateway_process import SECRET
 from tests.small_daemon import SmallDaemon, serving
 
+from flx_api._core import Admitted
 from flx_api.config import load
 from flx_api.dependencies import Parts
+from flx_api.gateway.exchange import Exchange
 from flx_api.main import Gateway
 from flx_api.upstream.endpoints import Endpoint
 
@@ -42,6 +44,23 @@ class Running:
         self.daemon = daemon
         self.server = server
         self.client = client
+
+
+def built(**overrides: Any) -> Parts:
+    """The parts of a gateway that nothing is connected to."""
+    return Parts(settings(**overrides), Endpoint(path="/nowhere"))
+
+
+def exchange(wire: Wire, request: Scope, parts: Parts | None = None) -> Exchange:
+    """A request that was admitted.
+
+    Raises:
+        AssertionError: it was not.
+    """
+    parts = parts or built()
+    seen = parts.admission.admit(request)
+    assert isinstance(seen, Admitted), seen
+    return Exchange(request, wire.receive, wire.send, seen, parts.paths.by_index[seen.route], parts.metrics)
 
 
 @contextlib.asynccontextmanager

@@ -7,13 +7,12 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.gateway_app import Wire, scope
+from tests.gateway_app import Wire, exchange, scope
 
 from flx_api._core import Principal
 from flx_api.commands import COMMANDS
 from flx_api.errors import Conflict, ErrorBody, FlxError, Forbidden
 from flx_api.gateway.dispatch import Dispatcher
-from flx_api.gateway.exchange import Exchange
 from flx_api.gateway.intake import ClientGone
 from flx_api.models.envelope import CommandOptions
 from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame, ReplyFrame
@@ -38,10 +37,9 @@ def run(
     upstream: Any, command: str, args: bytes = b"{}", roles: tuple[str, ...] = ("admin",), **options: Any
 ) -> ReplyFrame:
     async def story() -> ReplyFrame:
-        wire = Wire()
-        exchange = Exchange(scope(headers={"traceparent": "t"}), wire.receive, wire.send, "r")
-        exchange.principal = Principal(subject="anna", tenant="t1", roles=roles)
-        return await Dispatcher(upstream, 30_000).run(exchange, COMMANDS[command], args, CommandOptions(**options))
+        seen = exchange(Wire(), scope(headers={"traceparent": "t", "x-request-id": "r"}))
+        seen.principal = Principal(subject="anna", tenant="t1", roles=roles)
+        return await Dispatcher(upstream, 30_000).run(seen, COMMANDS[command], args, CommandOptions(**options))
 
     return asyncio.run(story())
 

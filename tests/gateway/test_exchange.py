@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import pytest
-from tests.gateway_app import Wire, scope
+from tests.gateway_app import Wire, built, exchange, scope
 
-from flx_api.gateway.exchange import Exchange, RequestIds
-
-
-@pytest.mark.parametrize("given", [None, b"", b"a b", b"a\n", b"x" * 129, "ä".encode()])
-def test_an_insane_request_id_is_replaced(given: bytes | None) -> None:
-    ids = RequestIds()
-    assert ids.of(given).encode() != given
-    assert ids.of(given) != ids.of(given)
+from flx_api.observability.metrics import PHASES
 
 
-def test_a_sane_request_id_is_kept() -> None:
-    assert RequestIds().of(b"Abc.1_2-3") == "Abc.1_2-3"
+def test_it_knows_what_admission_knows() -> None:
+    seen = exchange(Wire(), scope("POST", "/auth/login", {"origin": "o", "x-request-id": "Abc.1_2-3"}))
+    assert (seen.method, seen.client, seen.request_id) == ("POST", "127.0.0.1", "Abc.1_2-3")
+    assert (seen.headers[b"origin"], seen.principal, seen.route.template) == (b"o", None, "/auth/login")
+
+
+def test_values_bear_the_names_of_their_template() -> None:
+    assert {"file": "a b.css"} == exchange(Wire(), scope(path="/docs/a%20b.css")).values
 
 
 def test_phases_add_up() -> None:
-    wire = Wire()
-    exchange = Exchange(scope(headers={"origin": "o"}), wire.receive, wire.send, "r")
-    exchange.passed("receive")
-    exchange.passed("admit")
-    assert [phase for phase, _ in exchange.phases] == ["receive", "admit"]
-    assert sum(spent for _, spent in exchange.phases) <= exchange.duration_us * 1000 + 1000
-    assert (exchange.host, exchange.origin, exchange.client) == (b"gateway", b"o", "127.0.0.1")
+    parts = built()
+    seen = exchange(Wire(), scope(), parts)
+    seen.passed("dispatch")
+    seen.passed("upstream")
+    phases = {name: spent for name, spent in zip(PHASES, parts.metrics.counters.phases(), strict=True) if spent[0][-1]}
+    assert ["receive", "admit", "dispatch", "upstream"] == list(phases)
+    told = sum(total for _, total in phases.values())
+    assert 0 < told <= seen.duration_us / 1e6 + 1e-6

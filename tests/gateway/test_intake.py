@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from tests.gateway_app import Wire, scope
+from tests.gateway_app import Wire, exchange, scope
 
 from flx_api.errors import InvalidRequest
-from flx_api.gateway.exchange import Exchange
 from flx_api.gateway.intake import take_body
 
 JSON = {"content-type": "application/json"}
+CHUNKED = {"transfer-encoding": "chunked"}
 
 
 def take(headers: dict[str, str], *chunks: bytes, limit: int = 10) -> bytes:
@@ -19,56 +19,47 @@ def take(headers: dict[str, str], *chunks: bytes, limit: int = 10) -> bytes:
         {"type": "http.request", "body": chunk, "more_body": index < len(chunks)}
         for index, chunk in enumerate(chunks, 1)
     ]
-    wire = Wire(*messages)
-    exchange = Exchange(scope("POST", "/", headers), wire.receive, wire.send, "r")
-    return asyncio.run(take_body(exchange, limit))
+    return asyncio.run(take_body(exchange(Wire(*messages), scope("POST", "/auth/login", headers)), limit))
 
 
 @pytest.mark.parametrize(
     "kind", ["application/json", "application/json; charset=utf-8", 'Application/JSON;charset="UTF-8"']
 )
-def test_json_is_taken(kind: str) -> None:
-    assert take({"content-type": kind, "content-length": "4"}, b"{}", b"  ") == b"{}  "
+@pytest.mark.parametrize("size", [{"content-length": "4"}, CHUNKED])
+def test_json_is_taken(kind: str, size: dict[str, str]) -> None:
+    assert b"{}  " == take({"content-type": kind, **size}, b"{}", b"  ")
 
 
 @pytest.mark.parametrize(
     ("headers", "chunks", "code"),
     [
-        ({**JSON, "content-length": "11"}, [], "payload_too_large"),
-        ({**JSON, "transfer-encoding": "chunked"}, [b"x" * 6, b"x" * 6, b"never read"], "payload_too_large"),
-        ({**JSON, "content-encoding": "gzip", "content-length": "2"}, [b"{}"], "unsupported_encoding"),
-        ({"content-length": "2"}, [b"{}"], "unsupported_media_type"),
-        (
-            {"content-type": "application/json; charset=latin-1", "content-length": "2"},
-            [b"{}"],
-            "unsupported_media_type",
-        ),
-        ({**JSON, "content-length": "-1"}, [], "invalid_request"),
+        ({**JSON, **CHUNKED}, [b"x" * 6, b"x" * 6, b"never read"], "payload_too_large"),
+        ({**JSON, "content-length": "4"}, [b"x" * 12], "payload_too_large"),
+        (CHUNKED, [b"{}"], "unsupported_media_type"),
+        ({"content-type": "application/json; charset=latin-1", **CHUNKED}, [b"{}"], "unsupported_media_type"),
         ({**JSON, "content-length": "4"}, [], "invalid_request"),
-        ({**JSON, "content-length": "2", "transfer-encoding": "chunked"}, [b"{}"], "invalid_request"),
-        ({**JSON, "content-length": "0", "transfer-encoding": "chunked"}, [], "invalid_request"),
     ],
 )
 def test_what_is_wrong_is_refused(headers: dict[str, str], chunks: list[bytes], code: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         take(headers, *chunks)
-    assert caught.value.code == code
+    assert code == caught.value.code
 
 
 def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flx_api.gateway.intake.BODY_TIMEOUT_S", 0.01)
 
     async def story() -> None:
-        wire = Wire()
-        request = scope("POST", "/", {**JSON, "content-length": "4"})
+        waiting = exchange(Wire(), scope("POST", "/auth/login", {**JSON, "content-length": "4"}))
+        waiting.receive = asyncio.Event().wait  # type: ignore[assignment]
         with pytest.raises(InvalidRequest) as caught:
-            await take_body(Exchange(request, asyncio.Event().wait, wire.send, "r"), 10)  # type: ignore[arg-type]
-        assert (caught.value.code, caught.value.spec.http) == ("request_timeout", 408)
+            await take_body(waiting, 10)
+        assert ("request_timeout", 408) == (caught.value.code, caught.value.spec.http)
 
     asyncio.run(story())
 
 
 def test_nothing_is_nothing() -> None:
-    assert take({}) == b""
-    assert take({"content-length": "0"}) == b""
-    assert take({"content-length": "2", **JSON, "content-encoding": "identity"}, b"{}") == b"{}"
+    assert b"" == take({})
+    assert b"" == take({"content-length": "0"})
+    assert b"{}" == take({"content-length": "2", **JSON, "content-encoding": "identity"}, b"{}")

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import pytest
-from tests.gateway_app import Wire, scope
+from tests.gateway_app import Wire, exchange, scope
 
 from flx_api.errors import InvalidRequest, ValidationFailed
-from flx_api.gateway.exchange import Exchange
 from flx_api.gateway.options import options_of, query
+from flx_api.gateway.exchange import Exchange
 from flx_api.models.envelope import CommandOptions
 
 
-def exchange(text: str = "", **headers: str) -> Exchange:
-    wire = Wire()
-    return Exchange(scope(query=text, headers=headers), wire.receive, wire.send, "r")
+def asked(text: str = "", **headers: str) -> Exchange:
+    return exchange(Wire(), scope(query=text, headers=headers))
 
 
 def read(text: str, **headers: str) -> CommandOptions:
-    made = exchange(text, **headers)
+    made = asked(text, **headers)
     return options_of(made, query(made))
 
 

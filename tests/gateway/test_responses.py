@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from tests.gateway_app import Wire, scope
+from tests.gateway_app import Wire, built, exchange, scope
 
+from flx_api._core import reasons
 from flx_api.errors import CODES, FieldError, FlxError, TokenRejected, Unauthenticated, ValidationFailed
-from flx_api.gateway.cors import Cors
-from flx_api.gateway.exchange import Exchange
-from flx_api.gateway.responses import finish, problem
+from flx_api.gateway.responses import PolicyRefusals, problem
 
 
 @pytest.mark.parametrize("code", CODES)
@@ -36,16 +35,38 @@ def test_fields_and_waits_are_told() -> None:
     assert dict(headers)[b"retry-after"] == b"2"
 
 
+def test_a_policys_refusal_says_what_it_allows() -> None:
+    refusals = PolicyRefusals([("few", "ip", 2, 1500, 1, False), ("day", "subject", 9, 86_400_000, 1, False)])
+    error = refusals.refusal("rate_limited", (0, 7))
+    assert ("The policy few allows 2 in 2 s", 7) == (error.detail, error.retry_after_s)
+    status, headers, before, after = refusals.prepared()[1]
+    assert (429, [(b"content-type", b"application/problem+json")]) == (status, headers)
+    assert b"The policy day allows 9 in 86400 s" in before
+    assert "x" == msgspec.json.decode(before + b"x" + after)["request_id"]
+
+
+def test_every_reason_has_an_answer_and_all_token_faults_the_same() -> None:
+    prepared = PolicyRefusals([]).prepared_by_reason()
+    assert set(reasons()) - {"rate_limited", "method_not_allowed"} == set(prepared)
+    token_faults = {str(prepared[word]) for word in ("expired", "revoked", "invalid_signature", "unknown_key")}
+    assert 1 == len(token_faults)
+    assert 401 == prepared["expired"][0]
+    assert [400, 404, 413, 415] == [
+        prepared[word][0] for word in ("invalid_host", "not_found", "payload_too_large", "unsupported_encoding")
+    ]
+
+
 def test_every_response_is_hardened() -> None:
-    wire = Wire()
-    exchange = Exchange(scope(), wire.receive, wire.send, "r1")
-    headers = dict(finish(exchange, [], Cors(())))
+    parts = built()
+    headers = dict(exchange(Wire(), scope(headers={"x-request-id": "r1"}), parts).admitted.headers([], 3))
     assert headers[b"x-content-type-options"] == b"nosniff"
     assert headers[b"cache-control"] == b"no-store"
     assert headers[b"server"] == b"flx"
     assert headers[b"x-request-id"] == b"r1"
+    assert headers[b"content-length"] == b"3"
     assert b"strict-transport-security" not in headers
-    exchange.scope["scheme"] = "https"
-    assert b"strict-transport-security" in dict(finish(exchange, [], Cors(())))
+    secure = exchange(Wire(), {**scope(), "scheme": "https"}, parts).admitted
+    assert b"strict-transport-security" in dict(secure.headers([], None))
     assert headers[b"content-security-policy"].startswith(b"default-src 'none'")
-    assert dict(finish(exchange, [(b"content-security-policy", b"x")], Cors(())))[b"content-security-policy"] == b"x"
+    own = [(b"content-security-policy", b"x")]
+    assert [b"x"] == [value for key, value in secure.headers(own, None) if key == b"content-security-policy"]

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from flx_api.observability.metrics import Histogram, Metrics
+from flx_api.observability.metrics import Metrics
 
 
 def test_everything_is_exposed() -> None:
-    metrics = Metrics()
-    metrics.request("/x/{id}", "GET", 200, 0.003)
+    metrics = Metrics(["/", "/x/{id}"], ["look"])
+    metrics.counters.request(1, "GET", 200, 3_000_000)
     metrics.refusal("expired")
     metrics.closed(4408)
     metrics.gap("epoch")
-    metrics.phases["admit"].observe(0.00001)
+    metrics.phase("admit", 10_000)
     metrics.connections, metrics.subscriptions, metrics.upstream_in_flight = 1, 2, 3
     samples = {
         (sample.name, tuple(sample.labels[name] for name in sorted(sample.labels))): sample.value
@@ -31,14 +31,17 @@ def test_everything_is_exposed() -> None:
 
 
 def test_a_value_on_a_bound_is_within_it() -> None:
-    histogram = Histogram((1.0, 2.0))
-    for value in (0.5, 1.0, 1.5, 3.0):
-        histogram.observe(value)
-    assert histogram.buckets() == [("1.0", 2), ("2.0", 3), ("+Inf", 4)]
-    assert histogram.total == 6.0
+    metrics = Metrics(["/"])
+    bounds, _ = metrics.counters.bounds()
+    for nanoseconds in (99_999, 100_000, 100_001, 40_000_000_000):
+        metrics.counters.request(0, "GET", 200, nanoseconds)
+    counts, total = metrics.counters.durations()[0]
+    assert (0.0001, 0.0005, 30.0) == (bounds[0], bounds[1], bounds[-1])
+    assert (2, 3, 3, 4) == (counts[0], counts[1], counts[-2], counts[-1])
+    assert 40.0003 == round(total, 6)
 
 
 def test_two_applications_do_not_share_anything() -> None:
     one, other = Metrics(), Metrics()
-    one.refusal("x")
+    one.refusal("expired")
     assert other.refusals == {}

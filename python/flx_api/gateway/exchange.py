@@ -38,7 +38,7 @@ class Exchange:
         self.send = send
         self.admitted = admitted
         self.route = route
-        self.method: str = scope["method"]
+        self.method: str = scope.get("method", "GET")
         self.body = b""
         self.status = 0
         self.principal: Principal | None = admitted.principal

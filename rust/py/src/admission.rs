@@ -292,10 +292,7 @@ impl Admission {
         };
         let decision = self.core().admit_later(&ask, admitted.known.as_deref());
         self.count_shadows(&decision);
-        Ok(decision.refusal.and(decision.quota).map(|quota| {
-            self.counters.refusal(Reason::RateLimited as usize);
-            (quota.policy, seconds(quota.reset_ns).max(1))
-        }))
+        Ok(decision.refusal.and(decision.quota).map(|quota| (quota.policy, seconds(quota.reset_ns).max(1))))
     }
 
     /// Puts another key set in the place of the present one, at once.
@@ -394,6 +391,8 @@ impl Admission {
             now,
             secure: request.secure,
             is_head,
+            http1: request.http1,
+            two_lengths: head.has_two_lengths(),
         };
         let mut known = None;
         if fault.is_some() || access != Some(Access::Probe) {
@@ -405,12 +404,12 @@ impl Admission {
             let decision = self.ask(class, token, client, head, now);
             seen.told = decision.quota.map(told);
             if let Some(reason) = decision.refusal {
-                return self.refuse(py, &seen, reason, request.http1 && head.has_two_lengths());
+                return self.refuse(py, &seen, reason);
             }
             known = decision.known;
         }
         if let Some(reason) = fault {
-            return self.refuse(py, &seen, reason, request.http1 && reason == Reason::InvalidHost);
+            return self.refuse(py, &seen, reason);
         }
         let streams = !request.http1;
         let bodiless = matches!(method, Method::Get | Method::Options);
@@ -419,10 +418,7 @@ impl Admission {
             Ok(Body::Streamed) => None,
             Ok(Body::Absent) => Some(0),
             Ok(Body::Sized(length)) => Some(length),
-            Err(reason) => {
-                let close = matches!(reason, Reason::PayloadTooLarge | Reason::TwoLengths);
-                return self.refuse(py, &seen, reason, request.http1 && close);
-            }
+            Err(reason) => return self.refuse(py, &seen, reason),
         };
         if let Some(known) = &known
             && request.pages
@@ -464,7 +460,7 @@ impl Admission {
         command.and_then(|name| self.commands.get(&**name)).map_or(route, |&(class, _)| class)
     }
 
-    fn refuse<'py>(&self, py: Python<'py>, seen: &Seen, reason: Reason, close: bool) -> PyResult<Bound<'py, PyAny>> {
+    fn refuse<'py>(&self, py: Python<'py>, seen: &Seen, reason: Reason) -> PyResult<Bound<'py, PyAny>> {
         let mut retry = None;
         let template = match (reason, seen.told) {
             (Reason::RateLimited, Some(told)) => {
@@ -477,6 +473,9 @@ impl Admission {
         let template = template.ok_or_else(|| PyValueError::new_err(format!("no answer for {}", reason.word())))?;
         self.counters.refusal(reason as usize);
         self.over(seen, template.status());
+        // The rest of the body, or whatever follows on the connection, is not worth reading, or to be believed.
+        let done_for = seen.two_lengths || matches!(reason, Reason::PayloadTooLarge | Reason::InvalidHost);
+        let close = seen.http1 && done_for;
         let answer = self.answers.problem(py, template, &seen.parts(), retry, close, seen.is_head)?;
         Ok(answer.into_any())
     }
@@ -497,6 +496,8 @@ struct Seen {
     now: Now,
     secure: bool,
     is_head: bool,
+    http1: bool,
+    two_lengths: bool,
 }
 
 impl Seen {
