@@ -14,7 +14,7 @@ A reason is a short fixed word for logs and metrics; it never repeats input. The
 malformed_credentials, token_too_large, malformed_token, invalid_base64, invalid_header, unsupported_header,
 untrusted_key_header, unsupported_algorithm, unknown_key, algorithm_mismatch, invalid_signature, wrong_type,
 invalid_payload, missing_claim, invalid_claim, expired, not_yet_valid, issued_in_future, wrong_issuer, wrong_audience,
-invalid_subject, invalid_roles, invalid_tenant, revoked, rate_limited.
+invalid_subject, invalid_roles, invalid_tenant, invalid_session, revoked, rate_limited.
 """
 
 from collections.abc import Iterable, Sequence

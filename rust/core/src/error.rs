@@ -76,6 +76,8 @@ reasons! {
     InvalidRoles = "invalid_roles",
     /// `tenant` is not a non-empty string without NUL.
     InvalidTenant = "invalid_tenant",
+    /// `sid` is not a non-empty string without NUL.
+    InvalidSession = "invalid_session",
     /// The token, its session, its subject or its key was revoked.
     Revoked = "revoked",
     /// A window that applies is used up.
