@@ -119,7 +119,9 @@ proptest! {
                 Step::ReplaceAll(all) => {
                     made.replace_all(all.clone());
                     twin.0.clear();
-                    all.into_iter().for_each(|it| twin.apply(it));
+                    for it in all {
+                        twin.apply(it);
+                    }
                 }
                 Step::Forget(now) => {
                     made.forget_expired(now);
