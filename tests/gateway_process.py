@@ -79,8 +79,9 @@ async def running(
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         **{f"FLX_{name.upper()}": value for name, value in (settings or {}).items()},
     }
+    interface = "asgi" if (settings or {}).get("interface", "asgi") == "asgi" else "rsgi"
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "granian", "--interface", "asgi", "--loop", "uvloop", "--factory",
+        sys.executable, "-m", "granian", "--interface", interface, "--loop", "uvloop", "--factory",
         "--host", "127.0.0.1", "--port", str(port), "--ws",
         "--workers-kill-timeout", "10", "--log-level", "warning", "flx_api.main:app_factory",
         env=environ,

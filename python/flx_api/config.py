@@ -116,6 +116,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     api_host: Annotated[str, Meta(description="the address the gateway listens on")] = "127.0.0.1"
     api_port: Annotated[Port, Meta(description="the gateway's port; 0 takes any free one")] = 8000
     workers: Annotated[int, Meta(ge=1, le=64, description="gateway processes")] = 1
+    interface: Annotated[
+        Literal["asgi", "rsgi", "lane"],
+        Meta(
+            description="between server and gateway: asgi is complete; rsgi and lane are faster for HTTP, but their "
+            "WebSockets close without a code"
+        ),
+    ] = "asgi"
     enable_ssl: Annotated[bool, Meta(description="serve TLS with the two files below")] = False
     ssl_cert_file: Annotated[str | None, Meta(description="certificate chain, PEM")] = None
     ssl_key_file: Annotated[str | None, Meta(description="private key, PEM (PKCS#8)")] = None

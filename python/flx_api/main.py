@@ -26,6 +26,7 @@ import structlog
 from flx_api.config import load
 from flx_api.dependencies import Parts
 from flx_api.errors import StartupError
+from flx_api.gateway.rsgi import RsgiFace
 from flx_api.observability.logging import set_up
 from flx_api.upstream.endpoints import endpoint_of
 
@@ -42,8 +43,8 @@ DAEMON_SOCKET = "FLX_INTERNAL_DAEMON_SOCKET"
 _log = structlog.get_logger("flx.gateway")
 
 
-class Gateway:
-    """The ASGI application. `parts` exist between start-up and shutdown."""
+class Gateway(RsgiFace):
+    """The ASGI and RSGI application. `parts` exist between start-up and shutdown."""
 
     def __init__(self, settings: Settings, daemon: Endpoint) -> None:
         self._settings = settings

@@ -52,7 +52,7 @@ class Gateway(MPServer):
         self._listening = listening
         super().__init__(
             "flx_api.main",
-            interface=Interfaces.ASGI,
+            interface=Interfaces.ASGI if settings.interface == "asgi" else Interfaces.RSGI,
             loop=Loops.uvloop,
             http=HTTPModes.auto,
             workers=settings.workers,
@@ -92,7 +92,7 @@ class Gateway(MPServer):
         super()._stop_workers()  # type: ignore[no-untyped-call]
 
 
-def hand_over(app: Any, server: int) -> Any:  # noqa: ANN401 - an ASGI callable
+def hand_over(app: Any, server: int) -> Any:  # noqa: ANN401 - an ASGI and RSGI application
     """In a worker: the application, ready before the fork. The worker ends with the server that forked it."""
     expect_parent(server)
     return app
