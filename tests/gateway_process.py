@@ -9,7 +9,7 @@ import os
 import socket
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import httpx
 import jwt
@@ -65,27 +65,49 @@ class GatewayProcess:
                 await asyncio.sleep(0.02)
 
 
+def _command(port: int, settings: dict[str, str], server: str) -> list[str]:
+    """The command line of a server with our application on its port."""
+    tls = settings.get("enable_ssl") == "true"
+    certificate, key = settings.get("ssl_cert_file", ""), settings.get("ssl_key_file", "")
+    if server == "uvicorn":
+        command = [
+            "-m", "uvicorn", "--factory", "--host", "127.0.0.1", "--port", str(port),
+            "--loop", "uvloop", "--http", "h11", "--ws", "websockets-sansio", "--lifespan", "on",
+            "--no-server-header", "--no-access-log", "--log-level", "warning",
+        ]  # fmt: skip
+        files = ["--ssl-certfile", certificate, "--ssl-keyfile", key]
+    else:
+        interface = "asgi" if settings.get("interface", "asgi") == "asgi" else "rsgi"
+        command = [
+            "-m", "granian", "--interface", interface, "--loop", "uvloop", "--factory",
+            "--host", "127.0.0.1", "--port", str(port), "--ws",
+            "--workers-kill-timeout", "10", "--log-level", "warning",
+        ]  # fmt: skip
+        files = ["--ssl-certificate", certificate, "--ssl-keyfile", key]
+    return [sys.executable, *command, *(files if tls else ()), "flx_api.main:app_factory"]
+
+
 @contextlib.asynccontextmanager
 async def running(
-    daemon_socket: Path, data: Path, settings: dict[str, str] | None = None, *, ready: bool = True
+    daemon_socket: Path,
+    data: Path,
+    settings: dict[str, str] | None = None,
+    *,
+    ready: bool = True,
+    server: Literal["granian", "uvicorn"] = "granian",
 ) -> AsyncIterator[GatewayProcess]:
     """A gateway beside a daemon's socket."""
     port = free_port()
+    settings = settings or {}
     environ = {name: value for name, value in os.environ.items() if not name.startswith("FLX_")}
     environ |= {
         "FLX_JWT_SECRET_KEY": SECRET,
         "FLX_DATA_DIR": str(data),
         "FLX_INTERNAL_DAEMON_SOCKET": str(daemon_socket),
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-        **{f"FLX_{name.upper()}": value for name, value in (settings or {}).items()},
+        **{f"FLX_{name.upper()}": value for name, value in settings.items()},
     }
-    interface = "asgi" if (settings or {}).get("interface", "asgi") == "asgi" else "rsgi"
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "granian", "--interface", interface, "--loop", "uvloop", "--factory",
-        "--host", "127.0.0.1", "--port", str(port), "--ws",
-        "--workers-kill-timeout", "10", "--log-level", "warning", "flx_api.main:app_factory",
-        env=environ,
-    )  # fmt: skip
+    process = await asyncio.create_subprocess_exec(*_command(port, settings, server), env=environ)
     gateway = GatewayProcess(process, port)
     try:
         if ready:

@@ -39,7 +39,8 @@ _RAW: Final = "/!\"$&'()*+,-.:;=@[\\]^_`{|}~"
 # Bytes that were no UTF-8 arrive as this character. Escaped like this they are refused as on the other face.
 _REPLACEMENT: Final = "\N{REPLACEMENT CHARACTER}"
 _NOT_UTF8: Final = "%ff"
-_UNREADABLE: Final = b"\xff"
+# Refused wherever it is read, and by the right name: a token that cannot be one is still a token that was given.
+_UNREADABLE: Final = b"Bearer \xff"
 
 _log = structlog.get_logger("flx.rsgi")
 
