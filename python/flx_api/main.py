@@ -50,6 +50,7 @@ class Gateway(RsgiFace):
         self._settings = settings
         self._daemon = daemon
         self.parts: Parts | None = None
+        self.wants_lane = settings.interface == "lane"
 
     async def __call__(
         self, scope: Scope, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]

@@ -57,6 +57,7 @@ class RsgiFace:
     """What makes an ASGI application an RSGI one too: Granian takes these methods when its interface is `rsgi`."""
 
     _life: Lifespan | None = None
+    wants_lane = False
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:  # noqa: ANN401 - ASGI
         """Serve the lifespan, a request or a connection; the application says how."""
@@ -69,6 +70,10 @@ class RsgiFace:
         if failure is not None:
             _log.error("gateway.not_started", reason=failure)
             sys.exit(1)
+        if self.wants_lane:
+            from flx_api.gateway.lane import install  # noqa: PLC0415 - it is made of this module
+
+            install(self)
 
     def __rsgi_del__(self, loop: asyncio.AbstractEventLoop) -> None:
         """Stop, after the last request."""
