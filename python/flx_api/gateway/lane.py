@@ -47,7 +47,7 @@ def hop() -> Generator[object, None, None]:
 @types.coroutine
 def _resumed(coroutine: Coroutine[Any, Any, None]) -> Generator[Any, Any, None]:
     """Go on with a coroutine that has begun already; `await` would not take it."""
-    yield from coroutine  # type: ignore[misc] # a coroutine is one kind of generator here
+    yield from coroutine
 
 
 class Lane:
@@ -143,6 +143,6 @@ def unfit() -> str:
 
 
 def _futures() -> Any:  # noqa: ANN401 - private to Granian, without types
-    import granian._futures  # noqa: PLC0415, PLC2701 - the whole point of this module
+    import granian._futures  # noqa: PLC0415 - the whole point of this module
 
     return granian._futures  # noqa: SLF001

@@ -38,7 +38,7 @@ class PeerSocket:
     def find(cls, local: Address, peer: Address) -> PeerSocket | None:
         """The connection between these two, or None when this process has no such socket."""
         try:
-            names = os.listdir(_DESCRIPTORS)
+            names = os.listdir(_DESCRIPTORS)  # noqa: PTH208 - names are numbers here, and there may be thousands
         except OSError:
             return None
         for name in names:

@@ -4,8 +4,8 @@ Strategy: a request of RSGI is turned into what the edge understands (a scope, `
 calls of the protocol: a whole response is one call. So there is one request path, and the faces differ only here.
 
 Rules, each a limit of RSGI 1.6 that was met:
-- There is no raw path. What cannot stand unescaped in a path is escaped again; an escaped plain character cannot be told
-  from a plain one, so that here `%2f` is a slash and `%70` a `p`. Everything that decides sees this one path.
+- There is no raw path. What cannot stand unescaped in a path is escaped again; an escaped plain character cannot be
+  told from a plain one, so that here `%2f` is a slash and `%70` a `p`. Everything that decides sees this one path.
 - A header whose value is not ASCII is left out without a word. It is put back with a value that nothing accepts.
 - A stream has no way to be broken off and no pressure against its writer; `flx_api.gateway.peer_socket` gives both.
 - A chunk that could not be read is an empty one, and more than one empty chunk at the end of a body is a broken body.
@@ -305,8 +305,8 @@ def headers_of(rsgi: Any) -> Headers:  # noqa: ANN401 - RSGI
     found = rsgi.headers  # each look at it copies it
     items: list[tuple[str, str]] = found.items()
     headers = [(name.encode(), value.encode()) for name, value in items]
-    if len(found) != len(headers):  # a name occurs twice, or a value cannot be read
-        readable = {name for name, _ in items}
+    readable = {name for name, _ in items}
+    if len(found) != len(readable):
         headers += [(name.encode(), _UNREADABLE) for name in found.keys() if name not in readable]  # noqa: SIM118 - no mapping
     if "host" not in found:
         headers.insert(0, (b"host", (rsgi.authority or "").encode()))
