@@ -104,6 +104,19 @@ class Edge:
             # The client left before its answer; Granian says so by raising.
             return
 
+    def decide(self, rsgi: Any) -> tuple[Any, ...]:  # noqa: ANN401 - RSGI
+        """Decide about a request of RSGI: status, headers and body of a whole answer, or what was admitted and its scope."""
+        seen = self._admission.admit_rsgi(rsgi, pages=not self._revocations.stale_refuses)
+        if self._cors.active and type(seen[1]) is list:
+            origin = rsgi.headers.get("origin")
+            cors = self._cors.headers(None if origin is None else origin.encode())
+            seen[1].extend((name.decode(), value.decode()) for name, value in cors)
+        return seen
+
+    def answers_at_once(self, admitted: Admitted) -> bool:
+        """Whether serving this needs neither a body nor the event loop: probes are answered from memory."""
+        return admitted.length == 0 and "probe" in self._routes[admitted.route].access.values()
+
     async def serve(
         self,
         scope: Scope,
@@ -195,10 +208,9 @@ class Edge:
 
     def headers(self, exchange: Exchange, own: Headers, length: int | None) -> Headers:
         """A response's own headers and those that every response carries."""
-        headers = exchange.admitted.headers(own, length)
         if self._cors.active:
-            headers += self._cors.headers(exchange.headers.get(b"origin"))
-        return headers
+            own = [*own, *self._cors.headers(exchange.headers.get(b"origin"))]
+        return exchange.admitted.headers(own, length)
 
     async def respond(self, exchange: Exchange, response: Response) -> None:
         """Send a whole response."""

@@ -106,9 +106,10 @@ class LogRoute:
         await exchange.send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _start(self, exchange: Exchange, content_type: bytes) -> None:
-        headers = exchange.admitted.headers([(b"content-type", content_type), (b"vary", b"Accept")], None)
+        own = [(b"content-type", content_type), (b"vary", b"Accept")]
         if self._cors.active:
-            headers += self._cors.headers(exchange.headers.get(b"origin"))
+            own += self._cors.headers(exchange.headers.get(b"origin"))
+        headers = exchange.admitted.headers(own, None)
         await exchange.send({"type": "http.response.start", "status": 200, "headers": headers})
         exchange.status = 200
         # Granian holds the headers back until a body begins, and a log may have no lines for a long time.

@@ -1,12 +1,9 @@
 """The RSGI face: Granian's own interface, for the same application as the ASGI face.
 
-Strategy: a request of RSGI is turned into what the edge understands (a scope, `receive`, `send`) and its answers into
-calls of the protocol: a whole response is one call. So there is one request path, and the faces differ only here.
+Strategy: a request of RSGI is read natively, once. What admission answers by itself leaves in one call; what it admits
+goes through the one request path with a scope, a `receive` and a `send` as ASGI has them.
 
-Rules, each a limit of RSGI 1.6 that was met:
-- There is no raw path. What cannot stand unescaped in a path is escaped again; an escaped plain character cannot be
-  told from a plain one, so that here `%2f` is a slash and `%70` a `p`. Everything that decides sees this one path.
-- A header whose value is not ASCII is left out without a word. It is put back with a value that nothing accepts.
+Rules, each a limit of RSGI 1.6 that was met (paths and headers: rust/py/src/rsgi.rs):
 - A stream has no way to be broken off and no pressure against its writer; `flx_api.gateway.peer_socket` gives both.
 - A chunk that could not be read is an empty one, and more than one empty chunk at the end of a body is a broken body.
 - WebSockets: no subprotocol is told, a refusal has no body, and a Close frame has no code.
@@ -17,31 +14,25 @@ from __future__ import annotations
 import asyncio
 import sys
 from typing import TYPE_CHECKING, Any, Final, Protocol
-from urllib.parse import quote
 
 import structlog
 
+from flx_api._core import asgi_scope
 from flx_api.gateway.peer_socket import PeerSocket, address_of
 
 if TYPE_CHECKING:
+    from flx_api._core import Admitted
+    from flx_api.gateway.edge import Edge
     from flx_api.gateway.exchange import Message, Scope
-    from flx_api.gateway.responses import Headers
 
 ASGI: Final = {"version": "3.0", "spec_version": "2.3"}
 _DISCONNECT: Final[Message] = {"type": "http.disconnect"}
 _END: Final[Message] = {"type": "http.request", "body": b"", "more_body": False}
 _REFUSALS: Final[dict[str, Any]] = {"websocket.http.response": {}}
+WHOLE: Final = 3
+"""A decision of so many parts is a whole answer: status, headers, body."""
 _FORBIDDEN: Final = 403
 _NO_STATUS: Final = 1005
-# What may stand in a path as it is (http::uri), whether or not we serve it. `%` is no part of it: a path that still
-# holds one was escaped twice.
-_RAW: Final = "/!\"$&'()*+,-.:;=@[\\]^_`{|}~"
-# Bytes that were no UTF-8 arrive as this character. Escaped like this they are refused as on the other face.
-_REPLACEMENT: Final = "\N{REPLACEMENT CHARACTER}"
-_NOT_UTF8: Final = "%ff"
-# Refused wherever it is read, and by the right name: a token that cannot be one is still a token that was given.
-_UNREADABLE: Final = b"Bearer \xff"
-
 _log = structlog.get_logger("flx.rsgi")
 
 
@@ -56,8 +47,9 @@ class Application(Protocol):
 class RsgiFace:
     """What makes an ASGI application an RSGI one too: Granian takes these methods when its interface is `rsgi`."""
 
-    _life: Lifespan | None = None
+    parts: Any = None
     wants_lane = False
+    _life: Lifespan | None = None
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:  # noqa: ANN401 - ASGI
         """Serve the lifespan, a request or a connection; the application says how."""
@@ -73,7 +65,7 @@ class RsgiFace:
         if self.wants_lane:
             from flx_api.gateway.lane import install  # noqa: PLC0415 - it is made of this module
 
-            install(self)
+            install(self.parts.edge)
 
     def __rsgi_del__(self, loop: asyncio.AbstractEventLoop) -> None:
         """Stop, after the last request."""
@@ -82,15 +74,25 @@ class RsgiFace:
 
     async def __rsgi__(self, scope: Any, protocol: Any) -> None:  # noqa: ANN401 - RSGI
         """Serve one request or one connection."""
-        if scope.proto == "http":
-            request = HttpBridge(scope, protocol)
-            try:
-                await self(request.scope, request.receive, request.send)
-            finally:
-                request.finish()
-        else:
+        if scope.proto != "http":
             connection = WebSocketBridge(scope, protocol)
             await self(connection.scope, connection.receive, connection.send)
+            return
+        edge: Edge = self.parts.edge
+        seen = edge.decide(scope)
+        if len(seen) == WHOLE:
+            protocol.response_bytes(*seen)
+        else:
+            await serve(edge, scope, protocol, *seen)
+
+
+async def serve(edge: Edge, rsgi: Any, protocol: Any, admitted: Admitted, scope: Scope) -> None:  # noqa: ANN401 - RSGI
+    """Serve a request that was admitted."""
+    bridge = HttpBridge(rsgi, protocol, admitted.length)
+    try:
+        await edge.serve(scope, bridge.receive, bridge.send, admitted)
+    finally:
+        bridge.finish()
 
 
 class Lifespan:
@@ -127,17 +129,14 @@ class Lifespan:
 
 
 class HttpBridge:
-    """One request of RSGI as ASGI: `scope`, `receive` and `send`."""
+    """One admitted request of RSGI as ASGI: `receive` and `send`. `length` is that of its body, None when it streams."""
 
-    __slots__ = ("_chunks", "_ended", "_length", "_protocol", "_rsgi", "_socket", "_start", "_stream", "scope")
+    __slots__ = ("_chunks", "_ended", "_length", "_protocol", "_rsgi", "_socket", "_start", "_stream")
 
-    def __init__(self, rsgi: Any, protocol: Any) -> None:  # noqa: ANN401 - RSGI
+    def __init__(self, rsgi: Any, protocol: Any, length: int | None) -> None:  # noqa: ANN401 - RSGI
         self._rsgi = rsgi
         self._protocol = protocol
-        self.scope = scope_of(rsgi, "http")
-        self.scope["method"] = rsgi.method
-        headers = dict(self.scope["headers"])
-        self._length = None if b"transfer-encoding" in headers else headers.get(b"content-length")
+        self._length = length
         self._chunks: Any = None
         self._ended = False
         self._start: tuple[int, list[tuple[str, str]]] | None = None
@@ -181,9 +180,9 @@ class HttpBridge:
         return chunk
 
     async def send(self, message: Message) -> None:
-        """A part of the response. A whole one leaves as one call, with its last part."""
+        """A part of the response, whose headers are text here. A whole one leaves as one call, with its last part."""
         if message["type"] == "http.response.start":
-            self._start = message["status"], text_of(message["headers"])
+            self._start = message["status"], message["headers"]
             return
         body: bytes = message.get("body", b"")
         more: bool = message.get("more_body", False)
@@ -234,7 +233,9 @@ class WebSocketBridge:
         self._transport: Any = None
         self._begun = False
         self._refusal = _FORBIDDEN
-        self.scope = scope_of(rsgi, "websocket")
+        self.scope = asgi_scope(rsgi)
+        self.scope["type"] = "websocket"
+        self.scope["client"] = address_of(rsgi.client)
         self.scope["scheme"] = "wss" if rsgi.scheme == "https" else "ws"
         # Their body is lost, but their status arrives.
         self.scope["extensions"] = _REFUSALS
@@ -275,44 +276,3 @@ class WebSocketBridge:
                 self._refusal = message["status"]
             case "websocket.http.response.body" | "websocket.close":
                 self._protocol.close(self._refusal)
-
-
-def scope_of(rsgi: Any, kind: str) -> Scope:  # noqa: ANN401 - RSGI
-    """What ASGI calls a scope, but for what only requests or only connections have."""
-    raw = raw_path(rsgi.path)
-    return {
-        "type": kind,
-        "asgi": ASGI,
-        "http_version": rsgi.http_version,
-        "scheme": rsgi.scheme,
-        "path": rsgi.path,
-        "raw_path": raw.encode(),
-        "query_string": rsgi.query_string.encode(),
-        "root_path": "",
-        "headers": headers_of(rsgi),
-        "client": address_of(rsgi.client),
-        "server": address_of(rsgi.server),
-    }
-
-
-def raw_path(path: str) -> str:
-    """A path as it may have stood in the request: what cannot have stood there is escaped."""
-    return quote(path.replace(_REPLACEMENT, "\0"), safe=_RAW).replace("%00", _NOT_UTF8)
-
-
-def headers_of(rsgi: Any) -> Headers:  # noqa: ANN401 - RSGI
-    """The headers of a request, those with an unreadable value included."""
-    found = rsgi.headers  # each look at it copies it
-    items: list[tuple[str, str]] = found.items()
-    headers = [(name.encode(), value.encode()) for name, value in items]
-    readable = {name for name, _ in items}
-    if len(found) != len(readable):
-        headers += [(name.encode(), _UNREADABLE) for name in found.keys() if name not in readable]  # noqa: SIM118 - no mapping
-    if "host" not in found:
-        headers.insert(0, (b"host", (rsgi.authority or "").encode()))
-    return headers
-
-
-def text_of(headers: Headers) -> list[tuple[str, str]]:
-    """Headers of a response as RSGI takes them."""
-    return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]

@@ -21,11 +21,12 @@ use pyo3::intern;
 use rustix::time::{ClockId, clock_gettime};
 
 use crate::admitted::Admitted;
-use crate::answer::{Answers, Given, Lane, Parts, Template, Told, messages};
+use crate::answer::{Answers, Face, Given, Lane, Parts, Template, Told, whole};
 use crate::counters::{Counters, method_of};
 use crate::errors::{finite, unusable};
 use crate::principal::Shell;
 use crate::revocation::Revocations;
+use crate::rsgi::Rsgi;
 use crate::shared::{Memory, SharedMemory};
 use crate::token::TokenVerifier;
 use crate::window::seed;
@@ -53,10 +54,12 @@ struct Request<'a> {
     http1: bool,
     /// Whether it may be answered with what the principal was given before.
     pages: bool,
+    face: Face,
 }
 
 /// A value of a header, alive for as long as it is needed.
-enum Value<'py> {
+#[derive(Clone)]
+pub(crate) enum Value<'py> {
     Bytes(Bound<'py, PyBytes>),
     Text(Bound<'py, PyString>),
 }
@@ -129,10 +132,10 @@ impl Admission {
     ) -> PyResult<Self> {
         let policies = policies.into_iter().map(policy).collect::<PyResult<Vec<_>>>()?;
         let lanes = policies.iter().zip(limited);
-        let lanes = lanes.map(|(it, given)| Lane::new(py, &it.name, it.limit, it.window_ms, Template::of(given)));
+        let lanes = lanes.map(|(it, given)| Lane::new(py, &it.name, it.limit, it.window_ms, Template::of(given)?));
         let lanes = lanes.collect::<PyResult<Vec<_>>>()?;
         let (common, content_security, transport_security) = headers;
-        let answers = Answers::new(py, common, content_security, transport_security, lanes)?;
+        let answers = Answers::new(py, &common, &content_security, &transport_security, lanes)?;
         let mut known = Routes::default();
         let mut infos = Vec::with_capacity(routes.len());
         for ((template, methods, kind), given) in routes.into_iter().zip(not_allowed) {
@@ -141,7 +144,7 @@ impl Admission {
                 access[Method::of(method.as_bytes()).0 as usize] = Some(access_of(&asks)?);
             }
             known.add(&template, access, kind == "dotted").map_err(unusable)?;
-            infos.push(RouteInfo { names_command: kind != "value", not_allowed: Template::of(given) });
+            infos.push(RouteInfo { names_command: kind != "value", not_allowed: Template::of(given)? });
         }
         let share = max_bytes / policies.len().max(1);
         let room = TokenRoom { verified: token_bytes, refused: token_bytes / 32 };
@@ -153,7 +156,7 @@ impl Admission {
         for reason in Reason::ALL {
             let given: Option<Given<'_>> =
                 refusals.get_item(reason.word())?.map(|given| given.extract()).transpose()?;
-            templates.push(given.map(Template::of));
+            templates.push(given.map(Template::of).transpose()?);
         }
         let header = match proxy_header {
             "x-forwarded-for" => ProxyHeader::ForwardedFor,
@@ -198,28 +201,40 @@ impl Admission {
             secure: text(scope, intern!(py, "scheme")).is_ok_and(|scheme| scheme == "https"),
             http1: is_http1(scope)?,
             pages,
+            face: Face::Asgi,
         };
         self.decide(py, &request, &walk(&scope.get_item(intern!(py, "headers"))?)?, now)
     }
 
-    /// Decides about an HTTP request by its parts, for faces that have no scope. Headers may be text.
-    #[pyo3(signature = (method, path, headers, peer, secure, http1, *, pages=true, now_s=None, now_ns=None))]
-    #[expect(clippy::too_many_arguments, reason = "a request has so many sides")]
-    fn admit_parts<'py>(
+    /// Decides about an HTTP request by its RSGI scope: the three arguments of a whole answer, or what was admitted and its
+    /// scope as ASGI has it.
+    #[pyo3(signature = (scope, *, pages=true, now_s=None, now_ns=None))]
+    fn admit_rsgi<'py>(
         &self,
-        py: Python<'py>,
-        method: &str,
-        path: &[u8],
-        headers: Bound<'py, PyAny>,
-        peer: &str,
-        secure: bool,
-        http1: bool,
+        scope: &Bound<'py, PyAny>,
         pages: bool,
         now_s: Option<f64>,
         now_ns: Option<u64>,
-    ) -> PyResult<Bound<'py, PyAny>> {
-        let request = Request { method, path, peer: without_port(peer), secure, http1, pages };
-        self.decide(py, &request, &walk(&Some(headers))?, Now::of(now_s, now_ns)?)
+    ) -> PyResult<Bound<'py, PyTuple>> {
+        let py = scope.py();
+        let now = Now::of(now_s, now_ns)?;
+        let it = Rsgi::read(scope)?;
+        let request = Request {
+            method: it.method.to_str()?,
+            path: &it.path,
+            peer: without_port(it.client.to_str()?),
+            secure: it.scheme == "https",
+            http1: it.version.to_str()?.starts_with('1'),
+            pages,
+            face: Face::Rsgi,
+        };
+        let mut head = Head::default();
+        it.walk(|name, value| head.see(name, || value))?;
+        let seen = self.decide(py, &request, &head, now)?;
+        match seen.cast_into::<PyTuple>() {
+            Ok(answer) => Ok(answer),
+            Err(admitted) => (admitted.into_inner(), it.asgi_scope(py)?).into_pyobject(py),
+        }
     }
 
     /// Decides about a WebSocket handshake: (why it is refused, the policy and the seconds to wait, what is known of it).
@@ -265,6 +280,7 @@ impl Admission {
             method: method_of("WEBSOCKET"),
             secure: text(scope, intern!(py, "scheme")).is_ok_and(|scheme| scheme == "wss"),
             told: decision.quota.map(told),
+            face: Face::Asgi,
         };
         Ok((refusal.map(Reason::word), limited, admitted))
     }
@@ -390,6 +406,7 @@ impl Admission {
             told: None,
             now,
             secure: request.secure,
+            face: request.face,
             is_head,
             http1: request.http1,
             two_lengths: head.has_two_lengths(),
@@ -427,7 +444,7 @@ impl Admission {
                 let list = PyList::new(py, &page.headers)?;
                 self.answers.finish(py, &list, &seen.parts(), false)?;
                 let body = if is_head { PyBytes::new(py, b"") } else { page.body.bind(py).clone() };
-                messages(py, page.status, &list, &body).map(|answer| (page.status, answer))
+                whole(py, request.face, page.status, &list, &body).map(|answer| (page.status, answer))
             })
         {
             let (status, answer) = answer?;
@@ -447,6 +464,7 @@ impl Admission {
             method: seen.method,
             secure: seen.secure,
             told: seen.told,
+            face: seen.face,
             request_id: seen.request_id,
         };
         self.counters.phase(1, Now::elapsed(now));
@@ -495,6 +513,7 @@ struct Seen {
     told: Option<Told>,
     now: Now,
     secure: bool,
+    face: Face,
     is_head: bool,
     http1: bool,
     two_lengths: bool,
@@ -502,7 +521,7 @@ struct Seen {
 
 impl Seen {
     fn parts(&self) -> Parts<'_> {
-        Parts { request_id: &self.request_id, secure: self.secure, told: self.told }
+        Parts { request_id: &self.request_id, secure: self.secure, told: self.told, face: self.face }
     }
 }
 

@@ -7,7 +7,7 @@ use flx_core::metrics;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyTuple};
 
-use crate::answer::{Answers, Parts, Told, header, number};
+use crate::answer::{Answers, Face, Parts, Told, header, line, number};
 use crate::principal::{Page, Principal, Shell};
 use crate::shared::Memory;
 
@@ -38,6 +38,7 @@ pub(crate) struct Admitted {
     pub(crate) method: usize,
     pub(crate) secure: bool,
     pub(crate) told: Option<Told>,
+    pub(crate) face: Face,
 }
 
 #[pymethods]
@@ -61,11 +62,14 @@ impl Admitted {
         for tuple in &own {
             own_security |= tuple.get_borrowed_item(0)?.cast::<PyBytes>()?.as_bytes() == b"content-security-policy";
         }
-        let list = PyList::new(py, own)?;
-        let parts = Parts { request_id: &self.request_id, secure: self.secure, told: self.told };
+        let list = PyList::empty(py);
+        for tuple in &own {
+            list.append(line(self.face, tuple)?)?;
+        }
+        let parts = Parts { request_id: &self.request_id, secure: self.secure, told: self.told, face: self.face };
         self.answers.finish(py, &list, &parts, own_security)?;
         if let Some(length) = length {
-            list.append(length_header(py, length)?)?;
+            list.append(length_header(py, self.face, length)?)?;
         }
         Ok(list)
     }
@@ -79,8 +83,9 @@ impl Admitted {
         body: Bound<'_, PyBytes>,
     ) -> PyResult<()> {
         if let Some(known) = self.known.as_deref() {
-            let mut headers: Vec<_> = headers.into_iter().map(Bound::unbind).collect();
-            headers.push(length_header(py, body.as_bytes().len() as u64)?.unbind());
+            let mut headers =
+                headers.iter().map(|it| Ok(line(self.face, it)?.unbind())).collect::<PyResult<Vec<_>>>()?;
+            headers.push(length_header(py, self.face, body.as_bytes().len() as u64)?.unbind());
             known.shell.keep(Page { route: self.route, status, headers, body: body.unbind() });
         }
         Ok(())
@@ -93,8 +98,8 @@ impl Admitted {
     }
 }
 
-pub(crate) fn length_header(py: Python<'_>, length: u64) -> PyResult<Bound<'_, PyTuple>> {
+pub(crate) fn length_header(py: Python<'_>, face: Face, length: u64) -> PyResult<Bound<'_, PyTuple>> {
     let mut value = Vec::with_capacity(8);
     number(&mut value, length);
-    header(py, b"content-length", &value)
+    header(py, face, b"content-length", &value)
 }

@@ -3,11 +3,55 @@
 //! Rules:
 //! - the words of an answer come from the gateway's one place for them (`flx_api.gateway.responses`), as templates with a
 //!   gap where the request id goes; here only numbers are patched in;
-//! - a header that never changes is one tuple, made once.
+//! - a header that never changes is one tuple, made once for each face: ASGI takes bytes, RSGI takes text.
 
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
+use pyo3::types::{PyBytes, PyDict, PyList, PyString, PyTuple};
+
+/// The interface that an answer is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Face {
+    /// Two messages, headers of bytes.
+    Asgi,
+    /// The arguments of one call, headers of text.
+    Rsgi,
+}
+
+/// A header that never changes, for each face.
+struct Line {
+    asgi: Py<PyTuple>,
+    rsgi: Py<PyTuple>,
+}
+
+impl Line {
+    fn new(asgi: &Bound<'_, PyTuple>) -> PyResult<Self> {
+        Ok(Self { rsgi: line(Face::Rsgi, asgi)?.unbind(), asgi: asgi.clone().unbind() })
+    }
+
+    fn of(&self, face: Face) -> &Py<PyTuple> {
+        match face {
+            Face::Asgi => &self.asgi,
+            Face::Rsgi => &self.rsgi,
+        }
+    }
+}
+
+fn lines(given: &[Bound<'_, PyTuple>]) -> PyResult<Vec<Line>> {
+    given.iter().map(Line::new).collect()
+}
+
+/// A header of ours, which is of bytes, as a face takes it.
+pub(crate) fn line<'py>(face: Face, header: &Bound<'py, PyTuple>) -> PyResult<Bound<'py, PyTuple>> {
+    if face == Face::Asgi {
+        return Ok(header.clone());
+    }
+    let text = |at: usize| {
+        let bytes = header.get_borrowed_item(at)?;
+        PyString::from_bytes(header.py(), bytes.cast::<PyBytes>()?.as_bytes())
+    };
+    PyTuple::new(header.py(), [text(0)?, text(1)?])
+}
 
 /// (status, headers, body before the request id, body after it)
 pub(crate) type Given<'py> = (u16, Vec<Bound<'py, PyTuple>>, Vec<u8>, Vec<u8>);
@@ -15,15 +59,15 @@ pub(crate) type Given<'py> = (u16, Vec<Bound<'py, PyTuple>>, Vec<u8>, Vec<u8>);
 /// A problem document but for its request id.
 pub(crate) struct Template {
     status: u16,
-    headers: Vec<Py<PyTuple>>,
+    headers: Vec<Line>,
     before: Vec<u8>,
     after: Vec<u8>,
 }
 
 impl Template {
-    pub(crate) fn of(given: Given<'_>) -> Self {
+    pub(crate) fn of(given: Given<'_>) -> PyResult<Self> {
         let (status, headers, before, after) = given;
-        Self { status, headers: headers.into_iter().map(Bound::unbind).collect(), before, after }
+        Ok(Self { status, headers: lines(&headers)?, before, after })
     }
 
     pub(crate) fn status(&self) -> u16 {
@@ -36,7 +80,7 @@ pub(crate) struct Lane {
     pub(crate) limit: u32,
     pub(crate) window_s: u64,
     /// `RateLimit-Policy`, whole.
-    policy: Py<PyTuple>,
+    policy: Line,
     /// `"name";r=`
     prefix: Vec<u8>,
     /// The refusal of this policy.
@@ -46,9 +90,9 @@ pub(crate) struct Lane {
 impl Lane {
     pub(crate) fn new(py: Python<'_>, name: &str, limit: u32, window_ms: u64, refusal: Template) -> PyResult<Self> {
         let window_s = window_ms.div_ceil(1_000);
-        let policy = header(py, b"ratelimit-policy", format!("\"{name}\";q={limit};w={window_s}").as_bytes())?;
+        let policy = header(py, Face::Asgi, b"ratelimit-policy", format!("\"{name}\";q={limit};w={window_s}").as_bytes())?;
         let prefix = format!("\"{name}\";r=").into_bytes();
-        Ok(Self { limit, window_s, policy: policy.unbind(), prefix, refusal })
+        Ok(Self { limit, window_s, policy: Line::new(&policy)?, prefix, refusal })
     }
 }
 
@@ -62,12 +106,12 @@ pub(crate) struct Told {
 
 /// Headers and templates of one gateway.
 pub(crate) struct Answers {
-    common: Vec<Py<PyTuple>>,
+    common: Vec<Line>,
     /// Unless a response brings its own.
-    content_security: Py<PyTuple>,
+    content_security: Line,
     /// Over TLS only.
-    transport_security: Py<PyTuple>,
-    close: Py<PyTuple>,
+    transport_security: Line,
+    close: Line,
     pub(crate) lanes: Vec<Lane>,
 }
 
@@ -76,21 +120,22 @@ pub(crate) struct Parts<'a> {
     pub(crate) request_id: &'a str,
     pub(crate) secure: bool,
     pub(crate) told: Option<Told>,
+    pub(crate) face: Face,
 }
 
 impl Answers {
     pub(crate) fn new(
         py: Python<'_>,
-        common: Vec<Bound<'_, PyTuple>>,
-        content_security: Bound<'_, PyTuple>,
-        transport_security: Bound<'_, PyTuple>,
+        common: &[Bound<'_, PyTuple>],
+        content_security: &Bound<'_, PyTuple>,
+        transport_security: &Bound<'_, PyTuple>,
         lanes: Vec<Lane>,
     ) -> PyResult<Self> {
         Ok(Self {
-            common: common.into_iter().map(Bound::unbind).collect(),
-            content_security: content_security.unbind(),
-            transport_security: transport_security.unbind(),
-            close: header(py, b"connection", b"close")?.unbind(),
+            common: lines(common)?,
+            content_security: Line::new(content_security)?,
+            transport_security: Line::new(transport_security)?,
+            close: Line::new(&header(py, Face::Asgi, b"connection", b"close")?)?,
             lanes,
         })
     }
@@ -103,25 +148,26 @@ impl Answers {
         parts: &Parts<'_>,
         own_security: bool,
     ) -> PyResult<()> {
-        for tuple in &self.common {
-            list.append(tuple)?;
+        let face = parts.face;
+        for line in &self.common {
+            list.append(line.of(face))?;
         }
-        list.append(header(py, b"x-request-id", parts.request_id.as_bytes())?)?;
+        list.append(header(py, face, b"x-request-id", parts.request_id.as_bytes())?)?;
         if !own_security {
-            list.append(&self.content_security)?;
+            list.append(self.content_security.of(face))?;
         }
         if parts.secure {
-            list.append(&self.transport_security)?;
+            list.append(self.transport_security.of(face))?;
         }
         if let Some(told) = parts.told {
             let lane = &self.lanes[told.policy];
-            list.append(&lane.policy)?;
+            list.append(lane.policy.of(face))?;
             let mut value = Vec::with_capacity(lane.prefix.len() + 24);
             value.extend_from_slice(&lane.prefix);
             number(&mut value, u64::from(told.remaining));
             value.extend_from_slice(b";t=");
             number(&mut value, told.reset_s);
-            list.append(header(py, b"ratelimit", &value)?)?;
+            list.append(header(py, face, b"ratelimit", &value)?)?;
         }
         Ok(())
     }
@@ -136,32 +182,37 @@ impl Answers {
         close: bool,
         head: bool,
     ) -> PyResult<Bound<'py, PyTuple>> {
-        let list = PyList::new(py, &template.headers)?;
+        let face = parts.face;
+        let list = PyList::new(py, template.headers.iter().map(|line| line.of(face)))?;
         if let Some(seconds) = retry_after_s {
             let mut value = Vec::with_capacity(8);
             number(&mut value, seconds);
-            list.append(header(py, b"retry-after", &value)?)?;
+            list.append(header(py, face, b"retry-after", &value)?)?;
         }
         if close {
-            list.append(&self.close)?;
+            list.append(self.close.of(face))?;
         }
         self.finish(py, &list, parts, false)?;
         let body = [&template.before, parts.request_id.as_bytes(), &template.after].concat();
         let mut length = Vec::with_capacity(8);
         number(&mut length, body.len() as u64);
-        list.append(header(py, b"content-length", &length)?)?;
+        list.append(header(py, face, b"content-length", &length)?)?;
         let body = PyBytes::new(py, if head { b"" } else { &body });
-        messages(py, template.status, &list, &body)
+        whole(py, face, template.status, &list, &body)
     }
 }
 
-/// The two messages of an ASGI response.
-pub(crate) fn messages<'py>(
+/// A whole response: the two messages of ASGI, or the three arguments of RSGI.
+pub(crate) fn whole<'py>(
     py: Python<'py>,
+    face: Face,
     status: u16,
     headers: &Bound<'py, PyList>,
     body: &Bound<'py, PyBytes>,
 ) -> PyResult<Bound<'py, PyTuple>> {
+    if face == Face::Rsgi {
+        return (status, headers, body).into_pyobject(py);
+    }
     let start = PyDict::new(py);
     start.set_item(intern!(py, "type"), intern!(py, "http.response.start"))?;
     start.set_item(intern!(py, "status"), status)?;
@@ -173,8 +224,16 @@ pub(crate) fn messages<'py>(
 }
 
 /// One header.
-pub(crate) fn header<'py>(py: Python<'py>, name: &'static [u8], value: &[u8]) -> PyResult<Bound<'py, PyTuple>> {
-    PyTuple::new(py, [PyBytes::new(py, name), PyBytes::new(py, value)])
+pub(crate) fn header<'py>(
+    py: Python<'py>,
+    face: Face,
+    name: &'static [u8],
+    value: &[u8],
+) -> PyResult<Bound<'py, PyTuple>> {
+    match face {
+        Face::Asgi => PyTuple::new(py, [PyBytes::new(py, name), PyBytes::new(py, value)]),
+        Face::Rsgi => PyTuple::new(py, [PyString::from_bytes(py, name)?, PyString::from_bytes(py, value)?]),
+    }
 }
 
 /// Appends a number in decimal.

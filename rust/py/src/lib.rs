@@ -21,6 +21,7 @@ mod principal;
 mod process;
 mod realtime;
 mod revocation;
+mod rsgi;
 mod shared;
 mod token;
 mod window;
@@ -48,6 +49,8 @@ mod _core {
     use crate::realtime::{negotiate, origin_allowed, topic_matches};
     #[pymodule_export]
     use crate::revocation::Revocations;
+    #[pymodule_export]
+    use crate::rsgi::asgi_scope;
     #[pymodule_export]
     use crate::token::{TokenVerifier, verify_jws};
     #[pymodule_export]

@@ -1,0 +1,185 @@
+//! A request as RSGI tells it, read once: for admission, and as the scope that ASGI would have made of it.
+//!
+//! Rules, each a limit of RSGI 1.6:
+//! - there is no raw path: what cannot have stood in a path is escaped again, what was no UTF-8 is escaped so that it is
+//!   refused. An escaped plain character cannot be told from a plain one; there is one reading of it, this one;
+//! - a header whose value is not ASCII is left out of the items but not out of the names: it is put back with a value that
+//!   nothing accepts;
+//! - the host of HTTP/2 is no header but the authority.
+
+use pyo3::exceptions::PyTypeError;
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict, PyList, PyString, PyTuple};
+
+use crate::admission::Value;
+
+/// Refused wherever it is read, and by the right name: a token that cannot be one is still a token that was given.
+const UNREADABLE: &[u8] = b"Bearer \xff";
+
+/// What an RSGI scope says.
+pub(crate) struct Rsgi<'py> {
+    pub(crate) method: Bound<'py, PyString>,
+    pub(crate) client: Bound<'py, PyString>,
+    pub(crate) scheme: Bound<'py, PyString>,
+    pub(crate) version: Bound<'py, PyString>,
+    pub(crate) path: Vec<u8>,
+    decoded: Bound<'py, PyString>,
+    query: Bound<'py, PyString>,
+    items: Bound<'py, PyList>,
+    unreadable: Vec<Bound<'py, PyString>>,
+    /// Only where there is no Host.
+    authority: Option<Bound<'py, PyString>>,
+}
+
+impl<'py> Rsgi<'py> {
+    pub(crate) fn read(scope: &Bound<'py, PyAny>) -> PyResult<Self> {
+        let py = scope.py();
+        let text = |name| Ok::<_, PyErr>(scope.getattr(name)?.cast_into::<PyString>()?);
+        // Each look at the headers copies them.
+        let headers = scope.getattr(intern!(py, "headers"))?;
+        let items = headers.call_method0(intern!(py, "items"))?.cast_into::<PyList>()?;
+        let mut names = 0;
+        let mut has_host = false;
+        let mut last: Option<Bound<'py, PyString>> = None;
+        for item in items.iter() {
+            let (name, _) = pair(&item)?;
+            // Those of one name follow one another.
+            if last.as_ref().is_none_or(|last| !same(last, &name)) {
+                names += 1;
+                has_host |= name == "host";
+                last = Some(name);
+            }
+        }
+        let unreadable = if headers.len()? == names { Vec::new() } else { missing(&headers, &items)? };
+        has_host |= unreadable.iter().any(|name| *name == "host");
+        let authority = match has_host {
+            true => None,
+            false => match scope.getattr(intern!(py, "authority"))?.cast_into::<PyString>() {
+                Ok(authority) => Some(authority),
+                Err(_) => Some(PyString::new(py, "")),
+            },
+        };
+        let decoded = text(intern!(py, "path"))?;
+        Ok(Self {
+            method: text(intern!(py, "method"))?,
+            client: text(intern!(py, "client"))?,
+            scheme: text(intern!(py, "scheme"))?,
+            version: text(intern!(py, "http_version"))?,
+            query: text(intern!(py, "query_string"))?,
+            path: escaped(decoded.to_str()?),
+            decoded,
+            items,
+            unreadable,
+            authority,
+        })
+    }
+
+    /// Every header: those that can be read, then the others, and the host of HTTP/2.
+    pub(crate) fn walk(&self, mut see: impl FnMut(&[u8], Value<'py>)) -> PyResult<()> {
+        if let Some(authority) = &self.authority {
+            see(b"host", Value::Text(authority.clone()));
+        }
+        for item in self.items.iter() {
+            let (name, value) = pair(&item)?;
+            see(name.to_str()?.as_bytes(), Value::Text(value));
+        }
+        for name in &self.unreadable {
+            see(name.to_str()?.as_bytes(), Value::Bytes(PyBytes::new(name.py(), UNREADABLE)));
+        }
+        Ok(())
+    }
+
+    /// The scope as ASGI has it.
+    pub(crate) fn asgi_scope(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let headers = PyList::empty(py);
+        self.walk(|name, value| {
+            // It fails only where there is no memory; then the header is missing, and the next step fails too.
+            let pair = PyTuple::new(py, [PyBytes::new(py, name), PyBytes::new(py, value.as_ref())]);
+            let _ = pair.and_then(|pair| headers.append(pair));
+        })?;
+        let scope = PyDict::new(py);
+        scope.set_item(intern!(py, "type"), intern!(py, "http"))?;
+        scope.set_item(intern!(py, "http_version"), &self.version)?;
+        scope.set_item(intern!(py, "method"), &self.method)?;
+        scope.set_item(intern!(py, "scheme"), &self.scheme)?;
+        scope.set_item(intern!(py, "path"), &self.decoded)?;
+        scope.set_item(intern!(py, "raw_path"), PyBytes::new(py, &self.path))?;
+        scope.set_item(intern!(py, "query_string"), PyBytes::new(py, self.query.to_str()?.as_bytes()))?;
+        scope.set_item(intern!(py, "root_path"), intern!(py, ""))?;
+        scope.set_item(intern!(py, "headers"), headers)?;
+        Ok(scope)
+    }
+}
+
+/// The scope of a request or a connection as ASGI has it.
+#[pyfunction]
+pub(crate) fn asgi_scope<'py>(scope: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyDict>> {
+    Rsgi::read(scope)?.asgi_scope(scope.py())
+}
+
+/// Names without a value that can be read.
+fn missing<'py>(headers: &Bound<'py, PyAny>, items: &Bound<'py, PyList>) -> PyResult<Vec<Bound<'py, PyString>>> {
+    let mut found = Vec::new();
+    for name in headers.call_method0(intern!(headers.py(), "keys"))?.try_iter()? {
+        let name = name?.cast_into::<PyString>()?;
+        let mut readable = false;
+        for item in items.iter() {
+            readable |= same(&pair(&item)?.0, &name);
+        }
+        if !readable {
+            found.push(name);
+        }
+    }
+    Ok(found)
+}
+
+fn pair<'py>(item: &Bound<'py, PyAny>) -> PyResult<(Bound<'py, PyString>, Bound<'py, PyString>)> {
+    let wrong = || PyTypeError::new_err("headers are tuples of two str objects");
+    let item = item.cast::<PyTuple>().map_err(|_| wrong())?;
+    let text = |at| item.get_item(at)?.cast_into::<PyString>().map_err(|_| wrong());
+    Ok((text(0)?, text(1)?))
+}
+
+fn same(one: &Bound<'_, PyString>, other: &Bound<'_, PyString>) -> bool {
+    one.to_str().is_ok_and(|one| other.to_str().is_ok_and(|other| one == other))
+}
+
+/// A path as it may have stood in the request.
+fn escaped(path: &str) -> Vec<u8> {
+    let mut raw = Vec::with_capacity(path.len());
+    for character in path.chars() {
+        match character {
+            // What the server's parser takes as it is. `%` is not among them: here it was escaped twice.
+            '!' | '"' | '$' | '&'..=';' | '=' | '@'..='~' => raw.push(character as u8),
+            // What was no UTF-8 arrives as this; escaped like this it is refused as on the other face.
+            char::REPLACEMENT_CHARACTER => raw.extend_from_slice(b"%FF"),
+            other => {
+                for byte in other.encode_utf8(&mut [0; 4]).bytes() {
+                    raw.push(b'%');
+                    raw.extend([byte >> 4, byte & 15].map(|half| b"0123456789ABCDEF"[usize::from(half)]));
+                }
+            }
+        }
+    }
+    raw
+}
+
+#[cfg(test)]
+mod tests {
+    use super::escaped;
+
+    #[test]
+    fn plain_paths_stay_as_they_are() {
+        let plain = "/v1/pipelines/aZ09_.~!$&'()*+,=:@-";
+        assert_eq!(plain.as_bytes(), escaped(plain));
+        assert_eq!(b"/;/[x]|^`{}\\\"", &*escaped("/;/[x]|^`{}\\\""));
+    }
+
+    #[test]
+    fn what_cannot_have_stood_there_is_escaped() {
+        assert_eq!(b"/a%20b%3F%23%25%00", &*escaped("/a b?#%\0"));
+        assert_eq!("/%C3%A4%F0%9F%92%A1%7F".as_bytes(), escaped("/ä💡\x7f"));
+        assert_eq!(b"/%FF", &*escaped("/\u{FFFD}"));
+    }
+}
