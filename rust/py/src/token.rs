@@ -1,36 +1,54 @@
 //! `verify_jws` and `TokenVerifier`.
 
+use std::sync::Arc;
+
 use flx_core::jwt::claims::Expected;
-use flx_core::jwt::json::Json;
-use flx_core::jwt::keys::KeySet;
-use flx_core::jwt::{self, jws};
+use flx_core::jwt::json::{Json, Members};
+use flx_core::jwt::jws::{self, Scratch};
+use flx_core::jwt::keys::{Algorithm, KeySet, Terms};
+use flx_core::jwt::{self, Accepted};
 use pyo3::IntoPyObjectExt as _;
+use pyo3::exceptions::PyValueError;
+use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyList};
+use pyo3::types::{PyBytes, PyDict, PyList, PyString};
 
 use crate::errors::{finite, token_rejected, unusable};
 
 /// The payload of a compact JWS whose signature, header and key are acceptable.
 #[pyfunction]
-pub(crate) fn verify_jws<'py>(py: Python<'py>, token: &[u8], jwks: &[u8]) -> PyResult<Bound<'py, PyBytes>> {
-    let keys = KeySet::parse(jwks).map_err(unusable)?;
-    let verified = jws::verify(token, &keys).map_err(|reason| token_rejected(py, reason))?;
-    Ok(PyBytes::new(py, &verified.payload))
+#[pyo3(signature = (token, jwks, *, mixed=false))]
+pub(crate) fn verify_jws<'py>(
+    py: Python<'py>,
+    token: &[u8],
+    jwks: &[u8],
+    mixed: bool,
+) -> PyResult<Bound<'py, PyBytes>> {
+    let keys = jwk_set(jwks, None, mixed)?;
+    let mut scratch = Scratch::default();
+    let verified = jws::verify(token, &keys, &mut scratch).map_err(|reason| token_rejected(py, reason))?;
+    Ok(PyBytes::new(py, verified.payload))
 }
 
-/// A key set together with what its tokens must say.
+/// Keys together with what the tokens they sign must say.
 #[pyclass(frozen, module = "flx_api._core")]
-pub(crate) struct TokenVerifier(jwt::TokenVerifier);
+pub(crate) struct TokenVerifier(pub(crate) Arc<jwt::TokenVerifier>);
+
+/// Of a realm: keys, issuer, audience, leeway, typ, algorithms, whether secrets are accepted.
+type Realm = (Vec<u8>, Option<String>, Option<String>, u32, Option<String>, Option<Vec<String>>, bool);
 
 #[pymethods]
 impl TokenVerifier {
     #[new]
     #[pyo3(
         signature = (
-            jwks, *, issuer=None, audience=None, leeway_s=0, required=vec!["exp".to_owned(), "sub".to_owned()], typ=None
+            jwks, *, issuer=None, audience=None, leeway_s=0, required=vec!["exp".to_owned(), "sub".to_owned()], typ=None,
+            algorithms=None, mixed=false
         ),
-        text_signature = "(jwks, *, issuer=None, audience=None, leeway_s=0, required=('exp', 'sub'), typ=None)"
+        text_signature = "(jwks, *, issuer=None, audience=None, leeway_s=0, required=('exp', 'sub'), typ=None, \
+                          algorithms=None, mixed=False)"
     )]
+    #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
     fn new(
         jwks: &[u8],
         issuer: Option<String>,
@@ -38,35 +56,119 @@ impl TokenVerifier {
         leeway_s: u32,
         required: Vec<String>,
         typ: Option<String>,
+        algorithms: Option<Vec<String>>,
+        mixed: bool,
     ) -> PyResult<Self> {
         let expected = Expected { issuer, audience, leeway_s, required, typ };
-        let keys = KeySet::parse(jwks).map_err(unusable)?;
-        jwt::TokenVerifier::new(keys, expected).map(Self).map_err(unusable)
+        let verifier = jwt::TokenVerifier::new(jwk_set(jwks, algorithms, mixed)?, expected).map_err(unusable)?;
+        Ok(Self(Arc::new(verifier)))
+    }
+
+    /// A verifier of several realms; `exp` and `sub` are required in each.
+    #[staticmethod]
+    fn of(realms: Vec<Realm>) -> PyResult<Self> {
+        let mut made = Vec::with_capacity(realms.len());
+        for (keys, issuer, audience, leeway_s, typ, algorithms, secrets) in realms {
+            let keys = KeySet::read(&keys, &Terms { secrets, ..terms(algorithms)? }).map_err(unusable)?;
+            let required = vec!["exp".to_owned(), "sub".to_owned()];
+            made.push((keys, Expected { issuer, audience, leeway_s, required, typ }));
+        }
+        Ok(Self(Arc::new(jwt::TokenVerifier::of(made).map_err(unusable)?)))
+    }
+
+    /// How many keys are usable.
+    #[getter]
+    fn key_count(&self) -> usize {
+        self.0.key_count()
     }
 
     /// The claims of an acceptable token at `now_s`.
     fn verify<'py>(&self, py: Python<'py>, token: &[u8], now_s: f64) -> PyResult<Bound<'py, PyDict>> {
-        let claims = self.0.verify(token, finite(now_s)?).map_err(|reason| token_rejected(py, reason))?;
-        object(py, &claims.0)
+        let mut scratch = Scratch::default();
+        object(py, &self.accepted(py, token, now_s, &mut scratch)?.claims.0)
+    }
+
+    /// The same, and the `kid` of the key it was verified with.
+    fn verify_full<'py>(
+        &self,
+        py: Python<'py>,
+        token: &[u8],
+        now_s: f64,
+    ) -> PyResult<(Bound<'py, PyDict>, Option<&str>)> {
+        let mut scratch = Scratch::default();
+        let accepted = self.accepted(py, token, now_s, &mut scratch)?;
+        Ok((object(py, &accepted.claims.0)?, accepted.kid))
     }
 }
 
-fn object<'py>(py: Python<'py>, members: &[(String, Json)]) -> PyResult<Bound<'py, PyDict>> {
+impl TokenVerifier {
+    fn accepted<'k, 'b>(
+        &'k self,
+        py: Python<'_>,
+        token: &[u8],
+        now_s: f64,
+        scratch: &'b mut Scratch,
+    ) -> PyResult<Accepted<'k, 'b>> {
+        self.0.verify_full(token, finite(now_s)?, scratch).map_err(|reason| token_rejected(py, reason))
+    }
+}
+
+/// A JWK set only: what is given by that name is not taken for PEM or DER.
+fn jwk_set(jwks: &[u8], algorithms: Option<Vec<String>>, mixed: bool) -> PyResult<KeySet> {
+    KeySet::parse_on(jwks, &Terms { mixed, ..terms(algorithms)? }).map_err(unusable)
+}
+
+fn terms(algorithms: Option<Vec<String>>) -> PyResult<Terms> {
+    let Some(names) = algorithms else {
+        return Ok(Terms::default());
+    };
+    let mut algorithms = Vec::with_capacity(names.len());
+    for name in names {
+        match Algorithm::named(&name) {
+            Some(algorithm) if !algorithms.contains(&algorithm) => algorithms.push(algorithm),
+            _ => return Err(PyValueError::new_err("algorithms: a name that is unknown or occurs twice")),
+        }
+    }
+    Ok(Terms { algorithms, ..Terms::default() })
+}
+
+fn object<'py>(py: Python<'py>, members: &Members<'_>) -> PyResult<Bound<'py, PyDict>> {
     let dict = PyDict::new(py);
     for (name, value) in members {
-        dict.set_item(name, value_of(py, value)?)?;
+        let value = value_of(py, value)?;
+        match registered(py, name) {
+            Some(name) => dict.set_item(name, value)?,
+            None => dict.set_item(&**name, value)?,
+        }
     }
     Ok(dict)
 }
 
+/// The names that nearly every token has are made and hashed once.
+fn registered<'py>(py: Python<'py>, name: &str) -> Option<&'py Bound<'py, PyString>> {
+    Some(match name {
+        "iss" => intern!(py, "iss"),
+        "aud" => intern!(py, "aud"),
+        "exp" => intern!(py, "exp"),
+        "nbf" => intern!(py, "nbf"),
+        "iat" => intern!(py, "iat"),
+        "sub" => intern!(py, "sub"),
+        "jti" => intern!(py, "jti"),
+        "sid" => intern!(py, "sid"),
+        "roles" => intern!(py, "roles"),
+        "tenant" => intern!(py, "tenant"),
+        _ => return None,
+    })
+}
+
 /// The Python value of a JSON value. The depth is bounded by the reader.
-fn value_of<'py>(py: Python<'py>, json: &Json) -> PyResult<Bound<'py, PyAny>> {
+fn value_of<'py>(py: Python<'py>, json: &Json<'_>) -> PyResult<Bound<'py, PyAny>> {
     match json {
         Json::Null => Ok(py.None().into_bound(py)),
         Json::Bool(value) => value.into_bound_py_any(py),
         Json::Int(value) => value.into_bound_py_any(py),
         Json::Float(value) => value.into_bound_py_any(py),
-        Json::Str(value) => value.into_bound_py_any(py),
+        Json::Str(value) => Ok(PyString::new(py, value).into_any()),
         Json::Array(items) => {
             let list = PyList::empty(py);
             for item in items {

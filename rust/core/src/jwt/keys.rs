@@ -156,7 +156,12 @@ pub struct KeySet(Vec<Key>);
 impl KeySet {
     /// Reads a JWK set `{"keys": [...]}` on the default terms.
     pub fn parse(text: &[u8]) -> Result<Self, Unusable> {
-        Self::of(jwk::read(text, &Terms::default())?, &Terms::default())
+        Self::parse_on(text, &Terms::default())
+    }
+
+    /// Reads a JWK set and nothing else.
+    pub fn parse_on(text: &[u8], terms: &Terms) -> Result<Self, Unusable> {
+        Self::of(jwk::read(text, terms)?, terms)
     }
 
     /// Reads a JWK set, or public keys in PEM (one or several) or DER (one).
