@@ -40,7 +40,7 @@ from flx_api.daemon.journal import DEFAULT_TENANT, Journal
 from flx_api.daemon.lock import DataLock
 from flx_api.daemon.project import ProjectCache
 from flx_api.daemon.server import DaemonService, services_of
-from flx_api.daemon.tokens import TokenIssuer, key_set
+from flx_api.daemon.tokens import TokenIssuer
 from flx_api.daemon.trust import SocketTrust, TokenTrust
 from flx_api.daemon.users import Users
 from flx_api.errors import FlxError, ProjectInvalid, StartupError
@@ -210,10 +210,10 @@ async def _tell(journal: Journal, event: SystemEvent) -> None:
 def _trust(settings: Settings, address: Address) -> Trust:
     if address.socket_path is not None:
         return SocketTrust()
-    from flx_api._core import TokenVerifier  # noqa: PLC0415 - the native module is needed over TCP only
+    from flx_api.auth.keys import verifier  # noqa: PLC0415 - the native module is needed over TCP only
 
-    verifier = TokenVerifier(key_set(secret_of(settings)), issuer=settings.jwt_issuer, audience=settings.jwt_audience)
-    return TokenTrust(_shared_token(settings.grpc_token_file), verifier.verify, time.time)
+    # A key file of another issuer counts here too; an address does not, since the daemon fetches nothing.
+    return TokenTrust(_shared_token(settings.grpc_token_file), verifier(settings).verify, time.time)
 
 
 def _shared_token(file: str | None) -> bytes | None:
