@@ -37,21 +37,30 @@ __all__ = [
     "verify_jws",
 ]
 
-def verify_jws(token: bytes, jwks: bytes) -> bytes:
+def verify_jws(token: bytes, jwks: bytes, *, mixed: bool = False) -> bytes:
     """The payload of a compact JWS whose signature, header and key are acceptable (RFC 7515).
 
-    `jwks` is a JWK set `{"keys": [...]}`. Keys of kind `oct` for HS256 are used (`kid`, `alg`, `use` and `key_ops` are
-    honoured; without `alg` an `oct` key is for HS256), other kinds are left out. The payload is not interpreted.
+    `jwks` is a JWK set `{"keys": [...]}` with keys for HS256/384/512 (`oct`), RS and PS256/384/512 (`RSA`),
+    ES256/384/512 (`EC`) and EdDSA (`OKP`, Ed25519). `kid`, `alg`, `use` and `key_ops` are honoured; a key without `alg`
+    is bound to the first algorithm that fits it, in this order; kinds and algorithms not named here are left out. A
+    token with `kid` needs a key with that `kid`; one without may be of any of at most 4 keys of its algorithm. The
+    payload is not interpreted.
+
+    Args:
+        token: The compact form, at most 8 KiB.
+        jwks: The key set, at most 64 keys and 256 KiB.
+        mixed: Whether the set may hold secrets and public keys together.
 
     Raises:
         TokenRejected: The token is not acceptable; `.reason` says why.
-        ValueError: The key set is unusable: not strict JSON, a `kid` twice, a secret under 32 bytes or a public key
-            given as a secret.
+        ValueError: The key set is unusable: not strict JSON, a `kid` twice, a secret shorter than its hash or really a
+            public key, RSA that is not of 2048 to 8192 bits, a point off its curve, a private key, an `alg` that does
+            not fit its key, or secrets and public keys without `mixed`.
     """
 
 @final
 class TokenVerifier:
-    """A key set together with what its tokens must say. Prepare it once; the keys are parsed here.
+    """Keys together with what the tokens they sign must say. Prepare it once; the keys are parsed here.
 
     Args:
         jwks: A JWK set, as for `verify_jws`.
@@ -60,6 +69,8 @@ class TokenVerifier:
         leeway_s: Seconds that clocks may differ, at most 300.
         required: Claims that must be present. Registered claims are checked whenever they are present.
         typ: The one acceptable header `typ` ("at+jwt", "JWT"), in any case, with or without "application/".
+        algorithms: Those that may be used, in the order in which keys without `alg` are bound; None allows all.
+        mixed: As for `verify_jws`.
 
     Raises:
         ValueError: The key set is unusable, or an expectation is empty or out of range.
@@ -74,12 +85,37 @@ class TokenVerifier:
         leeway_s: int = 0,
         required: Sequence[str] = ("exp", "sub"),
         typ: str | None = None,
+        algorithms: Sequence[str] | None = None,
+        mixed: bool = False,
     ) -> TokenVerifier: ...
+    @staticmethod
+    def of(
+        realms: Sequence[tuple[bytes, str | None, str | None, int, str | None, Sequence[str] | None, bool]],
+    ) -> TokenVerifier:
+        """A verifier of several issuers. The key that verifies a token decides which expectations hold for it.
+
+        Args:
+            realms: `(keys, issuer, audience, leeway_s, typ, algorithms, secrets)` each, between 1 and 16. `keys` is a
+                JWK set, public keys in PEM (`PUBLIC KEY`, `RSA PUBLIC KEY`), or one in DER; one in PEM or DER answers
+                for every token whose `kid` no other key has. Without `secrets` a set with an `oct` key is refused.
+                `exp` and `sub` are required.
+
+        Raises:
+            ValueError: A key set or an expectation is unusable, or two realms have the same `kid`.
+        """
+
+    @property
+    def key_count(self) -> int:
+        """How many keys are usable."""
+
+    def verify_full(self, token: bytes, now_s: float) -> tuple[dict[str, Any], str | None]:
+        """The claims as from `verify`, and the `kid` of the key the token was verified with, named by it or not."""
+
     def verify(self, token: bytes, now_s: float) -> dict[str, Any]:
         """The claims of an acceptable token, as plain JSON values.
 
         A token is over from `exp` on (`now_s >= exp + leeway_s`). Times are JSON numbers between 1970 and 9999; `sub`,
-        `tenant` and `jti` are non-empty strings without NUL, `roles` is an array of unique such strings.
+        `tenant`, `jti` and `sid` are non-empty strings without NUL, `roles` is an array of unique such strings.
 
         Raises:
             TokenRejected: The token is not acceptable; `.reason` says why.

@@ -11,12 +11,14 @@ Rules:
 
 from __future__ import annotations
 
+import ipaddress
 import math
 import os
 import re
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
@@ -29,6 +31,12 @@ if TYPE_CHECKING:
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$(?!\n)")]
 
+Algorithm = Literal[
+    "HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"
+]
+ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
+
+MAX_KEY_SET_BYTES = 256 * 1024
 _MIN_SECRET_BYTES = 32
 _SECRETS = frozenset({"jwt_secret_key", "database_url", "redis_url"})
 _WINDOW = re.compile(r"^(\d+)(ms|s|m|h|d)$")
@@ -130,6 +138,25 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         str | None,
         Meta(description="the HS256 key, at least 32 bytes; development makes `secret.key` in the data folder"),
     ] = None
+    jwt_jwks: Annotated[
+        str | None,
+        Meta(description="keys of another issuer: a file (JWK set, PEM or DER), or the https address of a JWK set"),
+    ] = None
+    jwt_jwks_issuer: Annotated[
+        Annotated[str, Meta(min_length=1)] | None,
+        Meta(description="`iss` of the tokens they sign; by default that of ours"),
+    ] = None
+    jwt_jwks_leeway_s: Annotated[
+        int, Meta(ge=0, le=30, description="seconds that the other issuer's clock may be off; for our own it is 0")
+    ] = 30
+    jwt_algorithms: Annotated[
+        tuple[Algorithm, ...],
+        Meta(
+            min_length=1,
+            description="signatures that are accepted, separated by commas; "
+            "a key that names no algorithm is bound to the first that fits it",
+        ),
+    ] = ALGORITHMS
     jwt_issuer: Annotated[str, Meta(min_length=1, description="`iss` of our tokens")] = "flx"
     jwt_audience: Annotated[str, Meta(min_length=1, description="`aud` of our tokens")] = "flx-api"
     grpc_daemon_host: Annotated[
@@ -205,6 +232,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return self.database_url or f"sqlite:///{self.data_path / 'flx.db'}"
 
     @property
+    def jwks_address(self) -> str | None:
+        """The address of the other issuer's key set, when it is not a file."""
+        return self.jwt_jwks if self.jwt_jwks and _is_address(self.jwt_jwks) else None
+
+    @property
+    def jwks_file(self) -> Path | None:
+        """The file of the other issuer's keys."""
+        return Path(self.jwt_jwks) if self.jwt_jwks and not _is_address(self.jwt_jwks) else None
+
+    @property
     def secret_key_file(self) -> Path:
         """Where development keeps its generated HS256 key."""
         return self.data_path / "secret.key"
@@ -265,6 +302,27 @@ def secret_of(settings: Settings) -> bytes:
         raise StartupError(msg) from None
 
 
+def file_keys_of(settings: Settings) -> bytes | None:
+    """The content of the other issuer's key file; None when no file is configured.
+
+    Raises:
+        StartupError: it cannot be read, or is too large for a key file.
+    """
+    file = settings.jwks_file
+    if file is None:
+        return None
+    try:
+        with file.open("rb") as stream:
+            keys = stream.read(MAX_KEY_SET_BYTES + 1)
+    except (OSError, ValueError):
+        msg = "FLX_JWT_JWKS: the file cannot be read"
+        raise StartupError(msg) from None
+    if len(keys) > MAX_KEY_SET_BYTES:
+        msg = "FLX_JWT_JWKS: the file is larger than 256 KiB"
+        raise StartupError(msg)
+    return keys
+
+
 def shown(settings: Settings) -> dict[str, str]:
     """The settings in force by FLX_ name, secrets redacted."""
     return {
@@ -274,7 +332,7 @@ def shown(settings: Settings) -> dict[str, str]:
 
 
 def _parse(name: str, text: str) -> Any:  # noqa: ANN401 - the shape is checked by msgspec right after
-    if name in {"cors_origins", "trusted_hosts", "trusted_proxies", "run_env"}:
+    if name in {"cors_origins", "trusted_hosts", "trusted_proxies", "run_env", "jwt_algorithms"}:
         return [part.strip() for part in text.split(",") if part.strip()]
     if name in {"rate_limits", "retention"}:
         return _document(name, text)
@@ -313,6 +371,11 @@ def _check(settings: Settings) -> None:
     secret = settings.jwt_secret_key
     if secret is not None and len(secret.encode()) < _MIN_SECRET_BYTES:
         raise StartupError("FLX_JWT_SECRET_KEY: is shorter than 32 bytes")
+    if secret is not None and _is_public_key(secret):
+        raise StartupError("FLX_JWT_SECRET_KEY: is a public key, which everybody knows")
+    if len(set(settings.jwt_algorithms)) != len(settings.jwt_algorithms):
+        raise StartupError("FLX_JWT_ALGORITHMS: names an algorithm twice")
+    _check_jwks(settings)
     if settings.environment == "production":
         _check_production(settings)
     if settings.enable_ssl:
@@ -325,6 +388,59 @@ def _check(settings: Settings) -> None:
     for name in ("cancel_grace_s", "max_staleness_s"):
         if not math.isfinite(getattr(settings, name)):
             raise StartupError(f"FLX_{name.upper()}: is not a number of seconds")
+
+
+def _is_address(text: str) -> bool:
+    # One letter and a colon is a drive, not a scheme.
+    return "://" in text or re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", text) is not None
+
+
+def _is_public_key(secret: str) -> bool:
+    text = secret.lstrip("\ufeff \t\r\n")
+    if text.startswith(("-----BEGIN", "ssh-", "ecdsa-")):
+        return True
+    try:
+        decoded = msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeEncodeError):
+        return False
+    return isinstance(decoded, dict) and not decoded.keys().isdisjoint({"kty", "keys"})
+
+
+def _check_jwks(settings: Settings) -> None:
+    if settings.jwks_address is not None:
+        _check_address(settings.jwks_address, settings.environment)
+    keys = file_keys_of(settings)
+    if keys is None:
+        return
+    from flx_api._core import TokenVerifier  # noqa: PLC0415 - few settings need the native module
+
+    try:
+        count = TokenVerifier.of([(keys, None, None, 0, None, settings.jwt_algorithms, True)]).key_count
+    except ValueError as error:
+        raise StartupError(f"FLX_JWT_JWKS: {error}") from None
+    if count == 0:
+        raise StartupError("FLX_JWT_JWKS: holds no key for verifying that FLX_JWT_ALGORITHMS allows")
+
+
+def _check_address(address: str, environment: str) -> None:
+    try:
+        parts = urlsplit(address)
+        host, _ = parts.hostname or "", parts.port
+    except ValueError:
+        raise StartupError("FLX_JWT_JWKS: is no address that can be read") from None
+    if parts.scheme not in {"https", "http"}:
+        raise StartupError("FLX_JWT_JWKS: only https: addresses and files (by their path) are read")
+    if not host or parts.username is not None or parts.fragment:
+        raise StartupError("FLX_JWT_JWKS: the address needs a host, and no user and no fragment")
+    if parts.scheme == "http" and not (environment == "development" and _is_loopback(host)):
+        raise StartupError("FLX_JWT_JWKS: http: is for loopback addresses in development; keys need https:")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _check_limits(policies: tuple[RateLimit, ...]) -> None:

@@ -42,7 +42,7 @@ from flx_api.daemon.lock import DataLock
 from flx_api.daemon.project import ProjectCache
 from flx_api.daemon.revocations import Revocations
 from flx_api.daemon.server import DaemonService, services_of
-from flx_api.daemon.tokens import TokenIssuer, key_set
+from flx_api.daemon.tokens import TokenIssuer
 from flx_api.daemon.trust import SocketTrust, TokenTrust
 from flx_api.daemon.users import Users
 from flx_api.errors import FlxError, ProjectInvalid, StartupError
@@ -214,13 +214,13 @@ async def _tell(journal: Journal, event: SystemEvent) -> None:
 def _trust(settings: Settings, address: Address, revocations: Revocations) -> Trust:
     if address.socket_path is not None:
         return SocketTrust()
-    from flx_api import _core  # noqa: PLC0415 - the native module is needed over TCP only
+    from flx_api._core import Revocations as NativeRevocations  # noqa: PLC0415 - needed over TCP only
+    from flx_api.auth.keys import verifier  # noqa: PLC0415 - as above
 
-    key, issuer, audience = key_set(secret_of(settings)), settings.jwt_issuer, settings.jwt_audience
-    verifier = _core.TokenVerifier(key, issuer=issuer, audience=audience)
-    revoked = _core.Revocations()
+    revoked = NativeRevocations()
     revocations.learn(revoked)
-    return TokenTrust(_shared_token(settings.grpc_token_file), verifier.verify, time.time, revoked)
+    # A key file of another issuer counts here too; an address does not, since the daemon fetches nothing.
+    return TokenTrust(_shared_token(settings.grpc_token_file), verifier(settings).verify, time.time, revoked)
 
 
 def _shared_token(file: str | None) -> bytes | None:
