@@ -79,6 +79,9 @@ def test_environment_and_overrides() -> None:
         ),
         ({"FLX_DATABASE_URL": "mysql://x"}, "FLX_DATABASE_URL: only sqlite"),
         ({"FLX_RETENTION": '{"days": 0}'}, "FLX_RETENTION.days: expected `int` >= 1"),
+        ({"FLX_MAX_STALENESS_S": "1"}, "FLX_MAX_STALENESS_S: expected `float` >= 3"),
+        ({"FLX_MAX_STALENESS_S": "nan"}, "FLX_MAX_STALENESS_S: "),
+        ({"FLX_WHEN_STALE": "guess"}, "FLX_WHEN_STALE: invalid enum value"),
     ],
 )
 def test_a_fault_is_one_line_that_names_the_setting(environ: Mapping[str, str], line: str) -> None:

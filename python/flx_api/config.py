@@ -197,7 +197,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = ()
     retention: Annotated[Retention, Meta(description="JSON: days, log_mib, journal_rows")] = Retention()
     max_staleness_s: Annotated[
-        float, Meta(gt=0, le=3600, description="seconds without the daemon after which a gateway is not ready")
+        # Probes are 1.5 s apart: less would call a daemon silent that is only idle.
+        float, Meta(ge=3, le=3600, description="seconds without the daemon after which a gateway is not ready")
     ] = 5.0
     when_stale: Annotated[
         Literal["serve", "refuse"],

@@ -179,3 +179,27 @@ def test_it_is_in_force_on_every_worker_and_after_every_restart(start_service: S
         assert 200 not in seen, f"{module}: a revoked token got in"
         assert {401} == {_ask(service, token).status_code for token in tokens}
         assert 200 == _ask(service, service.token("viewer")).status_code
+
+
+def test_a_gateway_that_may_have_missed_some_refuses_tokens_when_it_is_told_to(start_service: Start) -> None:
+    service = start_service(environ={"FLX_WHEN_STALE": "refuse", "FLX_MAX_STALENESS_S": "3"})
+
+    def ticket() -> httpx.Response:
+        """A route that needs a token and no daemon."""
+        return service.http.post("/v1/ws-ticket")
+
+    assert 201 == ticket().status_code
+    daemon = _child_of(service, "daemon_process")
+    os.kill(daemon, signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        _wait_for(lambda: 503 == ticket().status_code, "tokens are believed although the daemon is silent")
+        silent_s = time.monotonic() - began
+        assert 1 < silent_s < 4, silent_s
+        assert "upstream_unavailable" == ticket().json()["code"]
+        reasons = httpx.get(f"{service.url}/ready").json()["reasons"]
+        assert any(reason.startswith("revocations: the daemon has been silent") for reason in reasons)
+        assert 200 == httpx.get(f"{service.url}/").status_code
+    finally:
+        os.kill(daemon, signal.SIGCONT)
+    _wait_for(lambda: 201 == ticket().status_code, "tokens are refused although the daemon is back")

@@ -36,6 +36,7 @@ _SNAPSHOT_S: Final = 30.0
 _PAUSE_S: Final = 0.1
 _TICK_S: Final = 0.25
 _FORGET_EVERY_S: Final = 60.0
+_MAX_SINCE: Final = 10_000
 
 Entry = tuple[str, str, str, int | None, int | None]
 """Kind, value, tenant, issued_before, expires_at: the arguments of `flx_api._core.Revocations.apply`."""
@@ -150,7 +151,7 @@ class RevocationFollower:
         for event in events:
             if event.topic == REVOCATION_EVENTS:
                 if self._wanted.is_set():
-                    self._since.append(event)
+                    self._remember(event)
                 self._take(event)
 
     def lost(self) -> None:
@@ -161,6 +162,12 @@ class RevocationFollower:
         self._generation += 1
         self._since = []
         self._wanted.set()
+
+    def _remember(self, event: Event) -> None:
+        if len(self._since) == _MAX_SINCE:
+            # Rather another snapshot than a list without end: one that is asked for now holds all of these.
+            self._want()
+        self._since.append(event)
 
     def _take(self, event: Event) -> None:
         try:
