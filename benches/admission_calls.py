@@ -88,9 +88,7 @@ def measure(suite: Suite, peers: Peers, folder: Path, rounds: int) -> None:
     _admit(suite, signed, rounds)
 
 
-def _verify(
-    suite: Suite, signed: _Signed, algorithm: str, rivals: Elsewhere, floors: Elsewhere, rounds: int
-) -> None:
+def _verify(suite: Suite, signed: _Signed, algorithm: str, rivals: Elsewhere, floors: Elsewhere, rounds: int) -> None:
     metric, name = "through Python, claims checked", f"verify {algorithm}, uncached"
     target = f"value <= {HS256_US} us" if algorithm == "HS256" else f"ratio <= {FLOOR_RATIO} to the bare check"
     try:
@@ -112,7 +110,11 @@ def _verify(
         rivals.call(f"oxyjwt:{algorithm}", count // 2, label="OxyJWT"),
     ]
     if algorithm == "HS256":
-        names = {"verify": pure_verify, "following": itertools.cycle(signed.tokens[algorithm]).__next__, "secret": SECRET}
+        names = {
+            "verify": pure_verify,
+            "following": itertools.cycle(signed.tokens[algorithm]).__next__,
+            "secret": SECRET,
+        }
         calls.append(local("stdlib hmac + json", "verify(following(), secret, 2e9)", names, count // 2))
     ours, *others = ([value / 1000 for value in column] for column in in_turn(calls, rounds))
     for call, values in zip(calls[1:], others, strict=True):
@@ -187,7 +189,10 @@ def _admit(suite: Suite, signed: _Signed, rounds: int) -> None:
 def _headers(token: bytes) -> list[tuple[bytes, bytes]]:
     return [
         (b"host", b"api.example.org"),
-        (b"user-agent", b"Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/140 Safari/537"),
+        (
+            b"user-agent",
+            b"Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/140 Safari/537",
+        ),
         (b"accept", b"application/json"),
         (b"accept-encoding", b"gzip, deflate, br"),
         (b"accept-language", b"en-GB,en;q=0.9"),

@@ -15,10 +15,10 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from benches import servers
-from benches.load import Load
+from benches.load import TIGHT, Load
 from benches.peer_tools import Missing
 from benches.peers.routes import FRAMEWORK
-from benches.servers import TIGHT, Server, Unavailable
+from benches.servers import Server, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,7 +92,13 @@ class Session:
                     suite.unjudged(f"{_NAME}, {face} against {rival}", _METRIC, "us", target=target, reason=absent)
                     continue
                 suite.compare(
-                    f"{_NAME}, {face}", _METRIC, "us", spent[face], rival=rival, rival_values=spent[rival], target_ratio=limit
+                    f"{_NAME}, {face}",
+                    _METRIC,
+                    "us",
+                    spent[face],
+                    rival=rival,
+                    rival_values=spent[rival],
+                    target_ratio=limit,
                 )
         for bare in self._bare:
             for rival in RIVALS:
@@ -139,9 +145,7 @@ class Session:
             if absent is not None:
                 suite.unjudged(f"{name}, {face}", _METRIC, "us", target="reported", reason=absent)
                 continue
-            suite.compare(
-                f"{name}, {face}", _METRIC, "us", spent[face], rival=rival, rival_values=spent["BlackSheep"]
-            )
+            suite.compare(f"{name}, {face}", _METRIC, "us", spent[face], rival=rival, rival_values=spent["BlackSheep"])
 
     def _pair(self, name: str, start: Callable[..., AbstractContextManager[Server]]) -> None:
         """A server that lets everybody in and one that lets hardly anybody in, checked."""

@@ -103,7 +103,9 @@ class Peers:
             return
         print("installing the rivals from PyPI", flush=True)
         uv = str(Path(sys.executable).parent / "uv")
-        subprocess.run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(self._folder / "venv")], check=True)
+        subprocess.run(
+            [uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(self._folder / "venv")], check=True
+        )
         install = [uv, "pip", "install", "--quiet", "--python", self.python, "--compile-bytecode", "--require-hashes"]
         subprocess.run([*install, "-r", str(REQUIREMENTS)], check=True)
         stamp.write_text(wanted, encoding="ascii")

@@ -89,9 +89,7 @@ class Gate:
             return 401, None, 0
         return self._charge(claims, client_ip, now_ns)
 
-    def _charge(
-        self, claims: dict[str, Any], client_ip: str, now_ns: int
-    ) -> tuple[int, dict[str, Any] | None, int]:
+    def _charge(self, claims: dict[str, Any], client_ip: str, now_ns: int) -> tuple[int, dict[str, Any] | None, int]:
         logs = []
         least = 1 << 62
         for by, limit, window_ns, kept in self._windows:

@@ -42,7 +42,9 @@ def _line(row: dict[str, Any]) -> str:
     rival = f"{row['rival']}: {row['rival_value']}" if row["rival"] is not None else ""
     met = {True: "yes", False: "**no**", None: ""}[row.get("met")]
     ratio = row["ratio"] if row["ratio"] is not None else ""
-    return f"| {row['name']}: {row['metric']} | {ours} | {rival} | {ratio} | {row['target']} | {met} | {row['runs']} |\n"
+    return (
+        f"| {row['name']}: {row['metric']} | {ours} | {rival} | {ratio} | {row['target']} | {met} | {row['runs']} |\n"
+    )
 
 
 def main() -> int:

@@ -25,7 +25,7 @@ from base64 import urlsafe_b64encode
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benches.load import SECRET, SERVER_CORE, token
+from benches.load import SECRET, SERVER_CORE, TIGHT, token
 from flx_api.config import Settings
 
 if TYPE_CHECKING:
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 ROUTE = os.environ.get("FLX_BENCH_ROUTE", "/v1/auth/whoami")
 ROOMY = 100_000_000
-TIGHT = 3
 _START_S = 30.0
 
 
@@ -111,7 +110,7 @@ def running(
             status = server.status(token("starter"))
             time.sleep(0.05)
         if status != expect:
-            raise Unavailable(f"{name} answers {status}: {log.read_text(errors='replace')[-500:].strip()}")
+            raise Unavailable(f"{name} answers {status} ({_last_line(log)})")
         yield server
     finally:
         with contextlib.suppress(ProcessLookupError):
@@ -186,7 +185,9 @@ def hello(folder: Path, *, interface: str) -> Iterator[Server]:
         *("--workers", "1", "--loop", "uvloop", "--no-ws", "--log-level", "warning", "benches.peers.hello:application"),
     ]
     environ = {**os.environ, "PYTHONPATH": str(HERE.parent)}
-    with running(f"Granian {interface}, bare", command, port, log=folder / f"hello-{interface}.log", environ=environ) as server:
+    with running(
+        f"Granian {interface}, bare", command, port, log=folder / f"hello-{interface}.log", environ=environ
+    ) as server:
         yield server
 
 
@@ -196,7 +197,9 @@ def haproxy(folder: Path, peers: Peers, *, limit: int = ROOMY) -> Iterator[Serve
     command, environ = peers.haproxy()
     port = free_port()
     config = folder / f"haproxy-{limit}.cfg"
-    config.write_text(_filled("haproxy.cfg", PORT=port, SECRET=SECRET.decode(), ROUTE=ROUTE, LIMIT=limit), encoding="ascii")
+    config.write_text(
+        _filled("haproxy.cfg", PORT=port, SECRET=SECRET.decode(), ROUTE=ROUTE, LIMIT=limit), encoding="ascii"
+    )
     with running(
         "HAProxy", [*command, "-db", "-f", str(config)], port, log=folder / f"haproxy-{limit}.log", environ=environ
     ) as server:
@@ -210,7 +213,12 @@ def envoy(folder: Path, peers: Peers, *, limit: int = ROOMY) -> Iterator[Server]
     keys = {"keys": [{"kty": "oct", "alg": "HS256", "k": urlsafe_b64encode(SECRET).rstrip(b"=").decode()}]}
     (folder / "jwks.json").write_text(json.dumps(keys), encoding="ascii")
     config = folder / f"envoy-{limit}.yaml"
-    config.write_text(_filled("envoy.yaml", PEERS=folder, PORT=port, ROUTE=ROUTE, LIMIT=limit, FILL="1s" if limit == ROOMY else "3600s"), encoding="ascii")
+    config.write_text(
+        _filled(
+            "envoy.yaml", PEERS=folder, PORT=port, ROUTE=ROUTE, LIMIT=limit, FILL="1s" if limit == ROOMY else "3600s"
+        ),
+        encoding="ascii",
+    )
     command = [
         *(*peers.envoy(), "--concurrency", "1", "--disable-hot-restart", "--use-dynamic-base-id"),
         *("--log-level", "warning", "-c", str(config)),
@@ -253,6 +261,11 @@ def check(roomy: Server, tight: Server) -> None:
     over = [tight.status(good) for _ in range(2 * TIGHT)]
     if over[-1] != 429:
         raise Unavailable(f"{tight.name} answers a client over its limit with {over[-1]}")
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1][:200] if lines else "it said nothing"
 
 
 def _filled(name: str, **values: object) -> str:

@@ -52,7 +52,9 @@ def distributed(suite: Suite, requests: int) -> None:
     except ImportError as error:
         reason = f"the load runner is missing: {error}"
         for mode in ("strict", "fast"):
-            suite.unjudged(f"distributed limit, {mode}", "over-admission", "requests", reason=reason, target="0 over the bound")
+            suite.unjudged(
+                f"distributed limit, {mode}", "over-admission", "requests", reason=reason, target="0 over the bound"
+            )
         return
     for mode in ("strict", "fast"):
         for load, goal in (("overload", 200), ("mixed", 20)):
@@ -60,7 +62,13 @@ def distributed(suite: Suite, requests: int) -> None:
             name = f"distributed limit, {mode}, {load}, {found['requests']} requests"
             suite.bound(name, "admitted over the stated bound", "requests", found["over_bound"], most=0)
             suite.bound(name, "use of the limit while Redis is up", "%", found["use"] * 100, least=97)
-            suite.bound(name, "requests per Redis round trip", "requests", found["requests"] / max(1, found["round_trips"]), least=goal)
+            suite.bound(
+                name,
+                "requests per Redis round trip",
+                "requests",
+                found["requests"] / max(1, found["round_trips"]),
+                least=goal,
+            )
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ no request ids.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable  # noqa: TC003 - the framework reads the annotations of a middleware
 
 from blacksheep import Application, Content, Request, Response
 from blacksheep.server.authentication.jwt import JWTBearerAuthentication
@@ -18,9 +18,6 @@ from guardpost.common import AuthenticatedRequirement
 from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
 
 _ROOMY = 100_000_000
 

@@ -26,9 +26,7 @@ def pyjwt(algorithm: str, given: dict[str, str]) -> Callable[[], Any]:
     key = jwt.get_algorithm_by_name(algorithm).prepare_key(given["key"])
     options = {"require": ["exp", "sub"]}
     token = given["token"]
-    return lambda: decoder.decode(
-        token, key, algorithms=[algorithm], options=options, audience="flx-api", issuer="flx"
-    )
+    return lambda: decoder.decode(token, key, algorithms=[algorithm], options=options, audience="flx-api", issuer="flx")
 
 
 def oxyjwt(algorithm: str, given: dict[str, str]) -> Callable[[], Any]:
