@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 
 class Call(NamedTuple):
-    """Something to be timed: `run(count)` gives the nanoseconds of one call."""
+    """Something to be timed: `run(times)` gives the nanoseconds of one call."""
 
     name: str
     run: Callable[[int], float]
-    count: int
+    times: int
 
 
 def local(name: str, statement: str, names: dict[str, Any], count: int) -> Call:
-    """A statement of this process, timed as `timeit` does: the loop and what the statement looks up are in the figure."""
+    """A statement of this process, timed by `timeit`: its loop and what the statement looks up are in the figure."""
     timer = timeit.Timer(statement, globals=names)
     return Call(name, lambda times: timer.timeit(times) / times * 1e9, count)
 
@@ -41,6 +41,7 @@ class Elsewhere:
         self._process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Self:
+        """Start it."""
         self._process = subprocess.Popen(
             ["taskset", "-c", str(SERVER_CORE), *self._command],
             env=self._environ,
@@ -51,6 +52,7 @@ class Elsewhere:
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Let it end."""
         assert self._process is not None
         assert self._process.stdin is not None
         self._process.stdin.close()
@@ -79,7 +81,7 @@ def in_turn(calls: Sequence[Call], rounds: int) -> list[list[float]]:
     everywhere = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {SERVER_CORE})
     try:
-        taken = [[call.run(call.count) for call in calls] for _ in range(rounds + 1)][1:]
+        taken = [[call.run(call.times) for call in calls] for _ in range(rounds + 1)][1:]
     finally:
         os.sched_setaffinity(0, everywhere)
     return [list(column) for column in zip(*taken, strict=True)]

@@ -19,11 +19,11 @@ import os
 import random
 import re
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
 SERVER_CORE, LOAD_CORE = 0, 1
 CONNECTIONS = 64
@@ -164,10 +164,8 @@ def tree_of(pid: int) -> list[int]:
         one = waiting.pop()
         found.append(one)
         try:
-            tasks = os.listdir(f"/proc/{one}/task")
-            for task in tasks:
-                with open(f"/proc/{one}/task/{task}/children", encoding="ascii") as children:
-                    waiting.extend(int(child) for child in children.read().split())
+            for task in Path(f"/proc/{one}/task").iterdir():
+                waiting.extend(int(child) for child in (task / "children").read_text(encoding="ascii").split())
         except OSError:
             continue  # it ended
     return found
@@ -178,8 +176,7 @@ def tree_cpu_s(pid: int) -> float:
     total = 0
     for one in tree_of(pid):
         try:
-            with open(f"/proc/{one}/stat", encoding="ascii") as stat:
-                fields = stat.read().rpartition(")")[2].split()
+            fields = Path(f"/proc/{one}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
         except OSError:
             continue
         total += sum(map(int, fields[11:15]))

@@ -199,9 +199,9 @@ class Suite:
             print(f"--   {row['name']}, {row['metric']}: {row['reason']}", flush=True)
             return
         verdict = {True: "ok  ", False: "MISS", None: "    "}[row.get("met")]
-        rival = f" against {row['rival_value']} ({row['rival']})" if row["rival"] is not None else ""
-        ratio = f", ratio {row['ratio']}" if row["ratio"] is not None else ""
-        print(
-            f"{verdict} {row['name']}, {row['metric']}: {row['value']} {row['unit']}{rival}{ratio}; target {row['target']}",
-            flush=True,
-        )
+        said = f"{verdict} {row['name']}, {row['metric']}: {row['value']} {row['unit']}"
+        if row["rival"] is not None:
+            said += f" against {row['rival_value']} ({row['rival']})"
+        if row["ratio"] is not None:
+            said += f", ratio {row['ratio']}"
+        print(f"{said}; target {row['target']}", flush=True)

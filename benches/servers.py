@@ -1,8 +1,8 @@
 """The servers of the benchmark, ours and the rivals', each started on one core and checked before it is measured.
 
 Strategy: a server is a command line pinned to the server core, an address, and the path that is asked for. All of them
-serve `ROUTE` with the same tokens. Ours is the production gateway process itself, `flx_api.cli.gateway_process`, started
-as the supervisor starts it; it needs no daemon for this route, and so its tree is the gateway and its one worker.
+serve `ROUTE` with the same tokens. Ours is the production gateway process itself, `flx_api.cli.gateway_process`,
+started as the supervisor starts it; it needs no daemon for this route, so its tree is the gateway and its one worker.
 
 Rules:
 - Nothing is measured that has not refused a bad token with 401 and a client over its limit with 429.

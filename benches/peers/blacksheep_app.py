@@ -15,9 +15,10 @@ from blacksheep.server.authentication.jwt import JWTBearerAuthentication
 from blacksheep.server.authorization import Policy
 from essentials.secrets import Secret
 from guardpost.common import AuthenticatedRequirement
-from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
+
+from limits import RateLimitItemPerMinute
 
 _ROOMY = 100_000_000
 

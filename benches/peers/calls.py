@@ -24,7 +24,7 @@ def pyjwt(algorithm: str, given: dict[str, str]) -> Callable[[], Any]:
 
     decoder = jwt.PyJWT()
     key = jwt.get_algorithm_by_name(algorithm).prepare_key(given["key"])
-    options = {"require": ["exp", "sub"]}
+    options: Any = {"require": ["exp", "sub"]}
     token = given["token"]
     return lambda: decoder.decode(token, key, algorithms=[algorithm], options=options, audience="flx-api", issuer="flx")
 
@@ -42,9 +42,10 @@ def oxyjwt(algorithm: str, given: dict[str, str]) -> Callable[[], Any]:
 
 def limits() -> Callable[[], Any]:
     """`limits`, moving window in memory: the true window, as ours."""
-    from limits import RateLimitItemPerMinute  # noqa: PLC0415 - installed where this runs
     from limits.storage import MemoryStorage  # noqa: PLC0415
     from limits.strategies import MovingWindowRateLimiter  # noqa: PLC0415
+
+    from limits import RateLimitItemPerMinute  # noqa: PLC0415 - installed where this runs
 
     limiter = MovingWindowRateLimiter(MemoryStorage())
     item = RateLimitItemPerMinute(5_000)
@@ -71,6 +72,10 @@ def _over_clients(hit: Callable[[str], Any]) -> Callable[[], Any]:
     return one
 
 
+VERIFIERS = {"pyjwt": pyjwt, "oxyjwt": oxyjwt}
+LIMITERS = {"limits": limits, "cpex": cpex}
+
+
 def main() -> None:
     """Answer until the input ends."""
     given = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
@@ -79,9 +84,7 @@ def main() -> None:
         name, count = line.split()
         if name not in made:
             rival, _, algorithm = name.partition(":")
-            made[name] = {"pyjwt": pyjwt, "oxyjwt": oxyjwt, "limits": limits, "cpex": cpex}[rival](
-                *((algorithm, given[algorithm]) if algorithm else ())
-            )
+            made[name] = VERIFIERS[rival](algorithm, given[algorithm]) if algorithm else LIMITERS[rival]()
             made[name]()
         call = made[name]
         times = int(count)

@@ -28,7 +28,7 @@ class Hello:
         await send(_START)
         await send(_END)
 
-    async def __rsgi__(self, scope: Any, protocol: Any) -> None:  # noqa: ANN401, PLW3201 - RSGI
+    async def __rsgi__(self, scope: Any, protocol: Any) -> None:  # noqa: ANN401 - RSGI
         """RSGI."""
         protocol.response_bytes(200, _HEADERS, _BODY)
 
