@@ -16,7 +16,7 @@ def main() -> int:
     if unknown:
         print(f"unknown suite {unknown[0]}; there are: {', '.join(SUITES)}", file=sys.stderr)
         return 2
-    return max(importlib.import_module(f"benches.suite_{name}").main() for name in names)
+    return max(int(importlib.import_module(f"benches.suite_{name}").main()) for name in names)
 
 
 if __name__ == "__main__":

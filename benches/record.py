@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 RESULTS = Path(__file__).parent / "results"
+REPORTED = "reported"
+"""The target of a row that has none: it is measured to be known."""
+
 _PACKAGES = ("flx-api", "granian", "blacksheep", "grpclib", "uvloop", "msgspec", "sqlalchemy")
 
 
@@ -52,7 +55,10 @@ class Suite:
         target_ratio: float | None = None,
         target_value: float | None = None,
     ) -> None:
-        """A row of two things measured in turn; `target_ratio` bounds ours/rival, `target_value` bounds ours."""
+        """A row of two things measured in turn; `target_ratio` bounds ours/rival, `target_value` bounds ours.
+
+        Without a target it is reported and not judged.
+        """
         ratio = statistics.median(ours / other for ours, other in zip(values, rival_values, strict=True))
         value = statistics.median(values)
         met = (target_ratio is None or ratio <= target_ratio) and (target_value is None or value <= target_value)
@@ -75,9 +81,70 @@ class Suite:
             rival=rival,
             rival_value=statistics.median(rival_values),
             ratio=ratio,
+            target=target or REPORTED,
+            better="lower",
+            **({"met": met} if target else {}),
+        )
+
+    def measure(
+        self, name: str, metric: str, unit: str, values: Sequence[float], *, target_value: float | None = None
+    ) -> None:
+        """A row of ours alone, where nobody else does the same."""
+        value = statistics.median(values)
+        self._add(
+            name=name,
+            metric=metric,
+            unit=unit,
+            value=value,
+            min=min(values),
+            max=max(values),
+            runs=len(values),
+            rival=None,
+            rival_value=None,
+            ratio=None,
+            target=f"value <= {target_value} {unit}" if target_value is not None else REPORTED,
+            better="lower",
+            **({"met": value <= target_value} if target_value is not None else {}),
+        )
+
+    def bound(
+        self, name: str, metric: str, unit: str, value: float, *, most: float | None = None, least: float | None = None
+    ) -> None:
+        """A row of one value that may not be above `most` or below `least`; reported without either."""
+        target = REPORTED if most is least is None else f"value <= {most}" if least is None else f"value >= {least}"
+        met = (most is None or value <= most) and (least is None or value >= least)
+        self._add(
+            name=name,
+            metric=metric,
+            unit=unit,
+            value=value,
+            min=value,
+            max=value,
+            runs=1,
+            rival=None,
+            rival_value=None,
+            ratio=None,
+            target=target,
+            better="lower" if least is None else "higher",
+            **({"met": met} if target != REPORTED else {}),
+        )
+
+    def unjudged(self, name: str, metric: str, unit: str, *, target: str, reason: str) -> None:
+        """A row that could not be measured here, and why."""
+        self._add(
+            name=name,
+            metric=metric,
+            unit=unit,
+            value=None,
+            min=None,
+            max=None,
+            runs=0,
+            rival=None,
+            rival_value=None,
+            ratio=None,
             target=target,
             better="lower",
-            met=met,
+            reason=reason,
         )
 
     def count(self, name: str, metric: str, value: int, *, rival: str, rival_value: int, target: int) -> None:
@@ -114,9 +181,12 @@ class Suite:
             "rows": self.rows,
         }
         (RESULTS / f"{self.name}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-        missed = [row["name"] for row in self.rows if not row["met"]]
+        missed = [f"{row['name']}: {row['metric']}" for row in self.rows if row.get("met") is False]
+        unknown = [f"{row['name']}: {row['reason']}" for row in self.rows if "reason" in row]
         print(
-            f"{len(self.rows)} rows, {len(missed)} targets missed" + "".join(f"\n  missed: {name}" for name in missed)
+            f"{len(self.rows)} rows, {len(missed)} targets missed"
+            + "".join(f"\n  missed: {line}" for line in missed)
+            + "".join(f"\n  not judged here: {line}" for line in unknown)
         )
         return 1 if missed else 0
 
@@ -125,9 +195,13 @@ class Suite:
             if isinstance(value, float):
                 row[key] = round(value, 4)
         self.rows.append(row)
-        ratio = f", ratio {row['ratio']}" if row["ratio"] is not None else ""
-        print(
-            f"{'ok  ' if row['met'] else 'MISS'} {row['name']}: {row['value']} {row['unit']} "
-            f"against {row['rival_value']} ({row['rival']}){ratio}; target {row['target']}",
-            flush=True,
-        )
+        if "reason" in row:
+            print(f"--   {row['name']}, {row['metric']}: {row['reason']}", flush=True)
+            return
+        verdict = {True: "ok  ", False: "MISS", None: "    "}[row.get("met")]
+        said = f"{verdict} {row['name']}, {row['metric']}: {row['value']} {row['unit']}"
+        if row["rival"] is not None:
+            said += f" against {row['rival_value']} ({row['rival']})"
+        if row["ratio"] is not None:
+            said += f", ratio {row['ratio']}"
+        print(f"{said}; target {row['target']}", flush=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
@@ -29,13 +30,21 @@ def render() -> str:
             f"kernel {machine['kernel']}; {versions}.\n\n"
             "| what | ours | rival | ratio | target | met | rounds |\n|---|---|---|---|---|---|---|\n"
         )
-        parts.extend(
-            f"| {row['name']}: {row['metric']} | {row['value']} {row['unit']} ({row['min']}-{row['max']}) "
-            f"| {row['rival']}: {row['rival_value']} | {row['ratio'] if row['ratio'] is not None else ''} "
-            f"| {row['target']} | {'yes' if row['met'] else '**no**'} | {row['runs']} |\n"
-            for row in record["rows"]
-        )
+        parts.extend(map(_line, record["rows"]))
     return "".join(parts)
+
+
+def _line(row: dict[str, Any]) -> str:
+    if "reason" in row:
+        ours = f"not measured: {row['reason']}".replace("|", "/")
+    else:
+        ours = f"{row['value']} {row['unit']} ({row['min']}-{row['max']})"
+    rival = f"{row['rival']}: {row['rival_value']}" if row["rival"] is not None else ""
+    met = {True: "yes", False: "**no**", None: ""}[row.get("met")]
+    ratio = row["ratio"] if row["ratio"] is not None else ""
+    return (
+        f"| {row['name']}: {row['metric']} | {ours} | {rival} | {ratio} | {row['target']} | {met} | {row['runs']} |\n"
+    )
 
 
 def main() -> int:

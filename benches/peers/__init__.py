@@ -1,0 +1,1 @@
+"""Rivals: their configurations, applications and calls, and what is asked of all servers."""

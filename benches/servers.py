@@ -1,0 +1,275 @@
+"""The servers of the benchmark, ours and the rivals', each started on one core and checked before it is measured.
+
+Strategy: a server is a command line pinned to the server core, an address, and the path that is asked for. All of them
+serve `ROUTE` with the same tokens. Ours is the production gateway process itself, `flx_api.cli.gateway_process`,
+started as the supervisor starts it; it needs no daemon for this route, so its tree is the gateway and its one worker.
+
+Rules:
+- Nothing is measured that has not refused a bad token with 401 and a client over its limit with 429.
+- A server gets its best settings for this: they are in its file under `peers/`, with the reason.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from base64 import urlsafe_b64encode
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benches.load import SECRET, SERVER_CORE, TIGHT, token
+from flx_api.config import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from benches.peer_tools import Peers
+
+HERE = Path(__file__).parent
+ROUTE = os.environ.get("FLX_BENCH_ROUTE", "/v1/auth/whoami")
+ROOMY = 100_000_000
+_START_S = 30.0
+
+
+class Unavailable(Exception):
+    """This server cannot be measured here, and why."""
+
+
+class Server:
+    """A running server: address, root of its process tree."""
+
+    def __init__(self, name: str, url: str, process: subprocess.Popen[bytes]) -> None:
+        self.name = name
+        self.url = url
+        self._process = process
+
+    @property
+    def pid(self) -> int:
+        """The root of its process tree."""
+        return self._process.pid
+
+    def status(self, bearer: str | None) -> int:
+        """What one request is answered with; 0 when nobody answers."""
+        host, _, path = self.url.removeprefix("http://").partition("/")
+        connection = http.client.HTTPConnection(host, timeout=5)
+        try:
+            connection.request("GET", "/" + path, headers={"Authorization": f"Bearer {bearer}"} if bearer else {})
+            return connection.getresponse().status
+        except OSError:
+            return 0
+        finally:
+            connection.close()
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+@contextlib.contextmanager
+def running(
+    name: str,
+    command: Sequence[str],
+    port: int,
+    *,
+    log: Path,
+    environ: Mapping[str, str] | None = None,
+    descriptors: Sequence[int] = (),
+    path: str = ROUTE,
+    expect: int = 200,
+) -> Iterator[Server]:
+    """Start a command on the server core until it answers; end it at the end.
+
+    Raises:
+        Unavailable: it does not answer as expected.
+    """
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            ["taskset", "-c", str(SERVER_CORE), *command],
+            env=dict(environ) if environ is not None else None,
+            pass_fds=descriptors,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+        )
+    server = Server(name, f"http://127.0.0.1:{port}{path}", process)
+    try:
+        deadline = time.monotonic() + _START_S
+        status = 0
+        while status in {0, 503} and process.poll() is None and time.monotonic() < deadline:
+            status = server.status(token("starter"))
+            time.sleep(0.05)
+        if status != expect:
+            raise Unavailable(f"{name} answers {status} ({_last_line(log)})")
+        yield server
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@contextlib.contextmanager
+def ours(
+    folder: Path,
+    *,
+    interface: str = "asgi",
+    limit: int = ROOMY,
+    path: str = ROUTE,
+    bare: bool = False,
+    prefix: Sequence[str] = (),
+) -> Iterator[Server]:
+    """Our gateway process with token check, two limits, metrics and request ids.
+
+    Args:
+        folder: where its data goes.
+        interface: the face, as FLX_INTERFACE names it.
+        limit: requests per minute of one subject.
+        path: what is asked for; the benchmark's own routes are served by `peers/our_app.py`.
+        bare: take token check, limits and metrics away (only there).
+        prefix: what runs it, such as valgrind.
+    """
+    data = Path(tempfile.mkdtemp(prefix=f"ours-{interface}-", dir=folder))
+    limits = [
+        {"name": "per-client", "by": "ip", "limit": ROOMY, "window": "60s"},
+        {"name": "per-subject", "by": "subject", "limit": limit, "window": "60s"},
+    ]
+    module = "benches.peers.our_app" if path.startswith("/v1/bench/") else "flx_api.cli.gateway_process"
+    with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
+        environ = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("FLX_")},
+            "PYTHONPATH": str(HERE.parent),
+            "PYTHONHASHSEED": "0",
+            "FLX_PROJECT": str(data),
+            "FLX_JWT_SECRET_KEY": SECRET.decode(),
+            "FLX_RATE_LIMITS": json.dumps(limits),
+            "FLX_INTERNAL_DAEMON_SOCKET": str(data / "nobody.sock"),
+            "FLX_LOG_LEVEL": "error",
+            "BENCH_BARE": "1" if bare else "0",
+        }
+        if interface != "asgi":
+            if "interface" not in Settings.__struct_fields__:
+                raise Unavailable(f"ours, {interface}: this version has no FLX_INTERFACE")
+            environ["FLX_INTERFACE"] = interface
+        with running(
+            f"ours, {interface}",
+            [*prefix, sys.executable, "-m", module, str(os.getpid()), str(listener.fileno())],
+            listener.getsockname()[1],
+            log=data / "log",
+            environ=environ,
+            descriptors=[listener.fileno()],
+            path=path,
+        ) as server:
+            yield server
+
+
+@contextlib.contextmanager
+def hello(folder: Path, *, interface: str) -> Iterator[Server]:
+    """Granian with an application that does nothing: the floor of our faces."""
+    port = free_port()
+    command = [
+        *(sys.executable, "-m", "granian", "--interface", interface, "--host", "127.0.0.1", "--port", str(port)),
+        *("--workers", "1", "--loop", "uvloop", "--no-ws", "--log-level", "warning", "benches.peers.hello:application"),
+    ]
+    environ = {**os.environ, "PYTHONPATH": str(HERE.parent)}
+    with running(
+        f"Granian {interface}, bare", command, port, log=folder / f"hello-{interface}.log", environ=environ
+    ) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def haproxy(folder: Path, peers: Peers, *, limit: int = ROOMY) -> Iterator[Server]:
+    """HAProxy with token check and stick table."""
+    command, environ = peers.haproxy()
+    port = free_port()
+    config = folder / f"haproxy-{limit}.cfg"
+    config.write_text(
+        _filled("haproxy.cfg", PORT=port, SECRET=SECRET.decode(), ROUTE=ROUTE, LIMIT=limit), encoding="ascii"
+    )
+    with running(
+        "HAProxy", [*command, "-db", "-f", str(config)], port, log=folder / f"haproxy-{limit}.log", environ=environ
+    ) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def envoy(folder: Path, peers: Peers, *, limit: int = ROOMY) -> Iterator[Server]:
+    """Envoy with token check (cached) and local limit."""
+    port = free_port()
+    keys = {"keys": [{"kty": "oct", "alg": "HS256", "k": urlsafe_b64encode(SECRET).rstrip(b"=").decode()}]}
+    (folder / "jwks.json").write_text(json.dumps(keys), encoding="ascii")
+    config = folder / f"envoy-{limit}.yaml"
+    config.write_text(
+        _filled(
+            "envoy.yaml", PEERS=folder, PORT=port, ROUTE=ROUTE, LIMIT=limit, FILL="1s" if limit == ROOMY else "3600s"
+        ),
+        encoding="ascii",
+    )
+    command = [
+        *(*peers.envoy(), "--concurrency", "1", "--disable-hot-restart", "--use-dynamic-base-id"),
+        *("--log-level", "warning", "-c", str(config)),
+    ]
+    with running("Envoy", command, port, log=folder / f"envoy-{limit}.log", environ=dict(os.environ)) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def blacksheep(folder: Path, peers: Peers, *, limit: int = ROOMY) -> Iterator[Server]:
+    """BlackSheep with its own JWT authentication and a limiter in Python, on Granian."""
+    port = free_port()
+    command = [
+        *(peers.python, "-m", "granian", "--interface", "asgi", "--host", "127.0.0.1", "--port", str(port)),
+        *("--workers", "1", "--loop", "uvloop", "--no-ws", "--log-level", "warning"),
+        "benches.peers.blacksheep_app:application",
+    ]
+    environ = {
+        **os.environ,
+        "PYTHONPATH": str(HERE.parent),
+        "BENCH_SECRET": SECRET.decode(),
+        "BENCH_LIMIT": str(limit),
+        "BENCH_ROUTE": ROUTE,
+    }
+    with running("BlackSheep", command, port, log=folder / f"blacksheep-{limit}.log", environ=environ) as server:
+        yield server
+
+
+def check(roomy: Server, tight: Server) -> None:
+    """Hold that a server refuses what it must.
+
+    Raises:
+        Unavailable: it does not, so that its speed means nothing.
+    """
+    good = token("subject-00000")
+    bad = token("subject-00000", secret=SECRET[::-1])
+    found = [roomy.status(good), roomy.status(bad), roomy.status(None)]
+    if found != [200, 401, 401]:
+        raise Unavailable(f"{roomy.name} answers a good, a bad and no token with {found}")
+    over = [tight.status(good) for _ in range(2 * TIGHT)]
+    if over[-1] != 429:
+        raise Unavailable(f"{tight.name} answers a client over its limit with {over[-1]}")
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1][:200] if lines else "it said nothing"
+
+
+def _filled(name: str, **values: object) -> str:
+    text = (HERE / "peers" / name).read_text(encoding="utf-8")
+    for key, value in values.items():
+        text = text.replace(f"@{key}@", str(value))
+    return text
