@@ -11,11 +11,13 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from typing import TYPE_CHECKING
 
-from flx_api._core import Admission, Revocations, TokenVerifier
-from flx_api.auth.keys import key_set, ticket_key
+from flx_api._core import Admission, Revocations
+from flx_api.auth.jwks import Jwks, client, watch_unknown_keys
+from flx_api.auth.keys import ticket_key, verifier
 from flx_api.auth.revocations import RevocationFollower
 from flx_api.auth.tickets import Tickets
 from flx_api.commands import COMMANDS
@@ -64,6 +66,9 @@ class Parts:
         self.policies = PolicyRefusals(passed.policies)
         self.revoked = Revocations()
         self.admission = _admission(settings, self, known, passed)
+        self.keys = _KeyFollower(settings, self.admission) if settings.jwks_address is not None else None
+        if self.keys is not None:
+            self.health.register("keys", lambda: self.keys.jwks.reason if self.keys is not None else "")
         self.tickets = Tickets(ticket_key(settings), self.revoked)
 
         self.upstream = Upstream(daemon, self.metrics)
@@ -114,6 +119,8 @@ class Parts:
         """Start what runs in the background; the daemon need not be there yet."""
         await self.framework.start()  # type: ignore[no-untyped-call]
         self.upstream.start()
+        if self.keys is not None:
+            self.keys.start()
         self.revocations.start()
         self.follower.start()
         self.manager.startup()
@@ -129,14 +136,44 @@ class Parts:
         await self.manager.shutdown()
         await self.follower.close()
         await self.revocations.close()
+        if self.keys is not None:
+            await self.keys.close()
         await self.upstream.close()
         await self.framework.stop()  # type: ignore[no-untyped-call]
+
+
+class _KeyFollower:
+    """The keys of another issuer, from their address into the admission."""
+
+    def __init__(self, settings: Settings, admission: Admission) -> None:
+        self._http = client()
+        self._admission = admission
+        self._watch: asyncio.Task[None] | None = None
+        self.jwks = Jwks(
+            settings.jwks_address or "",
+            lambda keys: admission.replace_keys(verifier(settings, keys)),
+            http=self._http,
+            monotonic=time.monotonic,
+            jitter=random.random,
+        )
+
+    def start(self) -> None:
+        self.jwks.start()
+        watch = watch_unknown_keys(lambda: self._admission.unknown_keys, self.jwks)
+        self._watch = asyncio.create_task(watch, name="unknown-keys")
+
+    async def close(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.gather(self._watch, return_exceptions=True)
+        await self.jwks.close()
+        await self._http.aclose()
 
 
 def _admission(settings: Settings, parts: Parts, known: NativeRoutes, passed: Lanes) -> Admission:
     try:
         return Admission(
-            TokenVerifier(key_set(settings), issuer=settings.jwt_issuer, audience=settings.jwt_audience),
+            verifier(settings),
             parts.revoked,
             parts.metrics.counters,
             routes=known.native,

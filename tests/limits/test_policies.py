@@ -73,7 +73,10 @@ def test_what_does_not_exist_is_told_at_the_start(policy: dict[str, Any], words:
         ({"limit": 1, "window": "1s", "cost": 2}, "cost"),
         ({"limit": 1, "window": "1s", "costs": {"*": 2}}, "cost"),
         ({"limit": 1, "window": "1s", "quota": 2}, "unknown field quota"),
-        ({"windows": [{"limit": 1, "window": "1s"}, {"limit": 1, "window": "1s"}, {"limit": 1, "window": "1s"}]}, "same"),
+        (
+            {"windows": [{"limit": 1, "window": "1s"}, {"limit": 1, "window": "1s"}, {"limit": 1, "window": "1s"}]},
+            "same",
+        ),
     ],
 )
 def test_policies_that_say_too_little_or_too_much_are_refused(policy: dict[str, Any], words: str) -> None:

@@ -33,6 +33,7 @@ DEFAULT_AGE_S: Final = 600.0
 UNKNOWN_KEY_PAUSE_S: Final = 30.0
 _FIRST_RETRY_S: Final = 1.0
 _TIMEOUT_S: Final = 10.0
+_LOOK_EVERY_S: Final = 0.25
 _MAX_AGE: Final = re.compile(r'(?:^|[,\s])max-age\s*=\s*"?(\d{1,9})"?(?=$|[,\s])', re.IGNORECASE)
 
 _log = structlog.get_logger("flx.auth")
@@ -151,3 +152,20 @@ def _age_s(cache_control: str) -> float:
     """How long an answer may be kept: what it says, between a minute and an hour."""
     found = _MAX_AGE.search(cache_control)
     return min(max(float(found[1]) if found else DEFAULT_AGE_S, MIN_AGE_S), MAX_AGE_S)
+
+
+async def watch_unknown_keys(count: Callable[[], int], jwks: Jwks) -> None:
+    """Tell the key set of tokens whose key is not known.
+
+    The core that meets such a token calls nobody; it counts. Whoever sent the token is refused meanwhile.
+
+    Args:
+        count: how many such tokens there were.
+        jwks: the key set.
+    """
+    seen = count()
+    while True:
+        await asyncio.sleep(_LOOK_EVERY_S)
+        if (now := count()) != seen:
+            seen = now
+            jwks.unknown_key()

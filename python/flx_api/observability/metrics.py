@@ -37,10 +37,13 @@ UNMATCHED: Final = "unmatched"
 WEBSOCKET: Final = "/ws/{client_id}"
 UNKNOWN_TICKET: Final = "unknown_ticket"
 
+
 class Metrics(Collector):
     """The numbers of one gateway process."""
 
-    def __init__(self, routes: Sequence[str] = (), policies: Sequence[str] = (), shared: SharedMemory | None = None) -> None:
+    def __init__(
+        self, routes: Sequence[str] = (), policies: Sequence[str] = (), shared: SharedMemory | None = None
+    ) -> None:
         self.routes = (*routes, UNMATCHED, WEBSOCKET)
         self._policies = tuple(policies)
         # A refusal of the core has its reason's index here too.
@@ -102,7 +105,9 @@ class Metrics(Collector):
         yield requests
         of_requests, of_phases = Counters.bounds()
         durations = zip(self.routes, self.counters.durations(), strict=True)
-        yield _histograms("flx_http_request_duration_seconds", "From receive to record.", "route", durations, of_requests)
+        yield _histograms(
+            "flx_http_request_duration_seconds", "From receive to record.", "route", durations, of_requests
+        )
         phases = zip(PHASES, self.counters.phases(), strict=True)
         yield _histograms("flx_http_phase_duration_seconds", "Time spent in each phase.", "phase", phases, of_phases)
         yield _counts("flx_refusals", "Requests and connections refused, by reason.", "reason", self.refusals)

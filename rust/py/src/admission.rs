@@ -323,6 +323,12 @@ impl Admission {
         (core.tokens.hits, core.tokens.misses, bytes, count)
     }
 
+    /// How many tokens named a key that is not known.
+    #[getter]
+    fn unknown_keys(&self) -> u64 {
+        self.core().tokens.unknown_keys
+    }
+
     /// How many keys verify tokens.
     #[getter]
     fn key_count(&self) -> usize {

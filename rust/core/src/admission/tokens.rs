@@ -42,6 +42,8 @@ pub struct Tokens<P> {
     pub hits: u64,
     /// Tokens that were verified.
     pub misses: u64,
+    /// Tokens of a key that is not known: a newer key set may know it.
+    pub unknown_keys: u64,
 }
 
 impl<P> Tokens<P> {
@@ -58,6 +60,7 @@ impl<P> Tokens<P> {
             scratch: Scratch::default(),
             hits: 0,
             misses: 0,
+            unknown_keys: 0,
         })
     }
 
@@ -108,6 +111,7 @@ impl<P> Tokens<P> {
         let accepted = match self.verifier.verify_full(token, now_s, &mut self.scratch) {
             Ok(accepted) => accepted,
             Err(reason) => {
+                self.unknown_keys += u64::from(reason == Reason::UnknownKey);
                 self.cache.refuse(token, reason, now_s, self.key_epoch);
                 return Err(reason);
             }
