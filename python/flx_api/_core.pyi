@@ -4,8 +4,9 @@
 """The native half of FLX API (built from `rust/py`): tokens, windows, admission, metering, topics.
 
 Rules for callers:
-- Nothing here blocks, reads a clock or does I/O. `now_s` is seconds since 1970 (`time.time()`), for tokens; `now_ns` is
-  a monotonic clock in nanoseconds (`time.monotonic_ns()`), for windows. Numbers that do not fit raise `OverflowError`.
+- Nothing here blocks or does I/O. `now_s` is seconds since 1970 (`time.time()`), for tokens; `now_ns` is a monotonic
+  clock in nanoseconds (`time.monotonic_ns()`), for windows. Only `Admission` and `Admitted` read them by themselves.
+  Numbers that do not fit raise `OverflowError`.
 - Objects are frozen and may be used from several threads.
 - Importing the module by its file path needs no other module of the package; `flx_api.errors` is imported only when a
   `TokenRejected` has to be raised.
@@ -14,7 +15,9 @@ A reason is a short fixed word for logs and metrics; it never repeats input. The
 malformed_credentials, token_too_large, malformed_token, invalid_base64, invalid_header, unsupported_header,
 untrusted_key_header, unsupported_algorithm, unknown_key, algorithm_mismatch, invalid_signature, wrong_type,
 invalid_payload, missing_claim, invalid_claim, expired, not_yet_valid, issued_in_future, wrong_issuer, wrong_audience,
-invalid_subject, invalid_roles, invalid_tenant, invalid_session, revoked, rate_limited.
+invalid_subject, invalid_roles, invalid_tenant, invalid_session, revoked, rate_limited; of requests: invalid_host,
+not_found, method_not_allowed, two_lengths, invalid_length, payload_too_large, unsupported_encoding,
+unsupported_media_type.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,7 +25,8 @@ from typing import Any, Literal, TypedDict, final
 
 __all__ = [
     "Admission",
-    "Decision",
+    "Admitted",
+    "Counters",
     "Meter",
     "Principal",
     "Revocations",
@@ -33,9 +37,14 @@ __all__ = [
     "die_with_parent",
     "negotiate",
     "origin_allowed",
+    "reasons",
+    "segments",
     "topic_matches",
     "verify_jws",
 ]
+
+_Header = tuple[bytes, bytes]
+_Prepared = tuple[int, Sequence[_Header], bytes, bytes]
 
 def verify_jws(token: bytes, jwks: bytes, *, mixed: bool = False) -> bytes:
     """The payload of a compact JWS whose signature, header and key are acceptable (RFC 7515).
@@ -258,106 +267,203 @@ class Principal:
     def __hash__(self) -> int: ...
 
 @final
-class Decision:
-    """The answer to one request. Made by `Admission` only."""
+class Counters:
+    """Requests, durations, phases and refusals of all workers of a host, counted without locks.
+
+    What is counted has a place by its index, given by whoever makes the counters; what has none is not counted.
+
+    Args:
+        routes: How many routes are told apart.
+        refusals: How many kinds of refusal; the first are those of `reasons()`.
+        policies: How many rate-limit policies.
+        shared: The memory that workers share; None counts for this process alone.
+    """
+
+    def __new__(
+        cls, *, routes: int, refusals: int, policies: int, shared: SharedMemory | None = None
+    ) -> Counters: ...
+    def request(self, route: int, method: str, status: int, nanoseconds: int) -> None:
+        """A request is over. `method` is that of HTTP, or WEBSOCKET."""
+
+    def phase(self, phase: int, nanoseconds: int) -> None:
+        """A phase of the request path is over."""
+
+    def refusal(self, kind: int) -> None:
+        """Something was refused."""
+
+    def requests(self) -> list[tuple[int, str, int, int]]:
+        """Route, method, class of the status (2 for 2xx) and count, where there are any."""
+
+    def durations(self) -> list[tuple[list[int], float]]:
+        """By route: cumulative counts by bound, the last of which is all, and the sum in seconds."""
+
+    def phases(self) -> list[tuple[list[int], float]]:
+        """The same by phase."""
+
+    def refusals(self) -> list[int]:
+        """By kind."""
+
+    def shadows(self) -> list[int]:
+        """By policy: what it would have refused, were it no shadow."""
+
+    @staticmethod
+    def bounds() -> tuple[list[float], list[float]]:
+        """Upper bounds in seconds of durations and of phases."""
+
+@final
+class Admitted:
+    """A request that may go on. Made by `Admission` only."""
 
     @property
-    def status(self) -> Literal[200, 400, 401, 429]:
-        """200: go on. 400: several `Authorization` headers. 401: no acceptable token. 429: a window is used up."""
+    def route(self) -> int:
+        """Index of its route."""
 
     @property
-    def reason(self) -> str | None:
-        """Why it was refused (one of the module's words), None when admitted."""
+    def values(self) -> tuple[str, ...]:
+        """The values in its path, decoded, in its order."""
+
+    @property
+    def request_id(self) -> str:
+        """The client's own id when it is 1 to 128 letters, digits or ._-, else a new one."""
+
+    @property
+    def client(self) -> str:
+        """The client's address: the peer's, or what trusted proxies say it is."""
+
+    @property
+    def length(self) -> int | None:
+        """Bytes of its body; 0 when there is none, None when it ends when it ends."""
+
+    @property
+    def started_ns(self) -> int:
+        """When it was received, in monotonic nanoseconds."""
 
     @property
     def principal(self) -> Principal | None:
-        """Who asks; None when refused or when no token was needed."""
+        """Who asks; None when nobody had to say. The same object for each request with the same token."""
 
-    @property
-    def policy(self) -> str | None:
-        """The policy the numbers speak of: the one with the least left or, when refused, with the longest wait.
+    def headers(self, own: Sequence[tuple[bytes, bytes]], length: int | None) -> list[Any]:
+        """The headers of a response: its own, those that every response carries, Content-Length unless None.
 
-        None when no policy applied; the numbers are 0 then.
+        Pairs of bytes for ASGI; pairs of text when it was admitted by `admit_rsgi`.
         """
 
-    @property
-    def limit(self) -> int:
-        """Units per window of that policy."""
+    def keep(self, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> None:
+        """Remember a whole answer that depends on nothing but the principal: the next GET of this route gets it at once."""
 
-    @property
-    def remaining(self) -> int:
-        """Units left in it."""
-
-    @property
-    def window_s(self) -> int:
-        """Its window in seconds, rounded up."""
-
-    @property
-    def reset_s(self) -> int:
-        """Seconds, rounded up, until quota grows; when refused, until this request would fit."""
-
-    @property
-    def retry_after_s(self) -> int:
-        """With 429 the same, at least 1; else 0."""
-
-    @property
-    def shadow(self) -> tuple[str, ...]:
-        """Shadow policies that would have refused."""
+    def over(self, status: int) -> None:
+        """Count the request as over."""
 
 @final
 class Admission:
-    """Key set, expectations and rate-limit windows of one gateway: one call decides about a request.
+    """Paths, tokens, windows and prepared answers of one gateway: one call decides about a request.
+
+    The windows that apply are all checked first, and charged only when all admit. A request refused for its token, its
+    path or its body is charged to the windows that need no principal; those are checked before any signature.
 
     Args:
-        jwks: A JWK set, as for `verify_jws`.
-        issuer: As for `TokenVerifier`.
-        audience: As for `TokenVerifier`.
-        leeway_s: As for `TokenVerifier`.
-        typ: As for `TokenVerifier`.
-        policies: `(name, by, limit, window_ms, cost, shadow)` each; `by` is "ip" (IPv4 whole, IPv6 by /64, mapped
-            addresses unwrapped) or "subject" (within its tenant; verified tokens only). A shadow policy never refuses.
-        max_bytes: What all windows together may remember, shared equally by the policies.
+        verifier: The keys and what their tokens must say.
+        revocations: Asked about every token that is acceptable in all else.
+        counters: Where everything is counted that is answered here.
+        routes: Template; `(method, "public" | "probe" | "token")` each; and what its last value is: "value", "command"
+            (the request's class is then the command's), or "dotted" (as "command"; without a dot the path is unknown).
+        commands: The class of each command, and the one of its second decision (`admit_command`).
+        policies: `(name, by, limit, window_ms, cost, shadow)` each: `by` is "ip", "api_key", "subject" or "tenant", `cost`
+            the most one request costs. A shadow policy never refuses.
+        classes: What the requests of a class pass, as `(policy, cost)`; the routes first, then what leads nowhere.
+        refusals: By reason: status, headers, and the body before and after the request id.
+        limited: The same for each policy.
+        not_allowed: The same for each route and a method it does not have.
+        headers: What every response carries; what it carries unless it has its own; what it carries over TLS.
+        hosts: Acceptable Host names in lower case; none accepts any.
+        proxies: Networks whose word about a client's address is believed.
+        proxy_header: "x-forwarded-for" or "forwarded".
+        body_limit: Bytes of a body.
+        token_bytes: What may be remembered of tokens.
+        max_bytes: What all windows together may remember, shared equally.
+        shared: The memory that workers share.
 
     Raises:
-        ValueError: The key set or a policy is unusable (names unique, 1 <= cost <= limit).
+        ValueError: Something given cannot be used; the message names the rule.
     """
 
     def __new__(
         cls,
-        jwks: bytes,
+        verifier: TokenVerifier,
+        revocations: Revocations,
+        counters: Counters,
         *,
-        issuer: str | None,
-        audience: str | None,
-        leeway_s: int = 0,
-        typ: str | None = None,
+        routes: Sequence[tuple[str, Sequence[tuple[str, str]], str]],
+        commands: dict[str, tuple[int, int]],
         policies: Sequence[tuple[str, str, int, int, int, bool]],
+        classes: Sequence[Sequence[tuple[int, int]]],
+        refusals: dict[str, _Prepared],
+        limited: Sequence[_Prepared],
+        not_allowed: Sequence[_Prepared],
+        headers: tuple[Sequence[_Header], _Header, _Header],
+        hosts: Sequence[bytes],
+        proxies: Sequence[str],
+        proxy_header: str,
+        body_limit: int,
+        token_bytes: int = 33554432,
         max_bytes: int = 67108864,
+        shared: SharedMemory | None = None,
     ) -> Admission: ...
     def admit(
-        self,
-        headers: Iterable[tuple[bytes, bytes]],
-        client_ip: str,
-        needs_token: bool,
-        now_s: float,
-        now_ns: int,
-    ) -> Decision:
-        """Decide about a request by its header list (a list is fastest).
+        self, scope: dict[str, Any], *, pages: bool = True, now_s: float | None = None, now_ns: int | None = None
+    ) -> Admitted | tuple[dict[str, Any], dict[str, Any]]:
+        """Decide about an HTTP request by its ASGI scope: what was admitted, or the two messages of a whole answer.
 
-        All windows that apply are checked first, and charged only when all admit. A request refused for its token is
-        charged to the windows by address alone; address windows are checked before any signature. Where no token is
-        needed, `Authorization` is not looked at.
+        Without `pages` nothing is answered with what a principal was given before. The clocks are read unless given.
 
         Raises:
-            TypeError: A header is not a tuple of two bytes objects.
-            ValueError: `now_s` is not finite.
+            TypeError: The scope or a header is not what ASGI says.
         """
 
-    def admit_token(self, token: bytes | None, client_ip: str, now_s: float, now_ns: int) -> Decision:
-        """The same for a token that came another way (WebSocket subprotocol); None is a missing one."""
+    def admit_rsgi(
+        self, scope: Any, *, pages: bool = True, now_s: float | None = None, now_ns: int | None = None
+    ) -> tuple[int, list[tuple[str, str]], bytes] | tuple[Admitted, dict[str, Any]]:
+        """The same by an RSGI scope: status, headers and body, or what was admitted and its scope as ASGI has it."""
+
+    def admit_handshake(
+        self,
+        scope: dict[str, Any],
+        route: int,
+        token: bytes | None = None,
+        needs_token: bool = True,
+        now_s: float | None = None,
+        now_ns: int | None = None,
+    ) -> tuple[str | None, tuple[int, int] | None, Admitted]:
+        """Decide about a WebSocket handshake of the class `route`.
+
+        Gives why it is refused (None when it is not), the policy and the seconds to wait when a window is used up, and
+        what is known of it in any case. `token` came another way than by `Authorization`.
+        """
+
+    def admit_command(
+        self, admitted: Admitted, command: str, now_ns: int | None = None
+    ) -> tuple[int, int] | None:
+        """Decide about a command that became known in the body: the policy that refuses and the seconds to wait."""
+
+    def replace_keys(self, verifier: TokenVerifier) -> None:
+        """Put other keys in the place of the present ones; what the old ones have verified is forgotten at once."""
+
+    def tokens(self) -> tuple[int, int, int, int]:
+        """What is remembered: tokens answered from memory, tokens verified, bytes, tokens in memory."""
 
     @property
-    def revocations(self) -> Revocations:
-        """What is asked about every token that is acceptable in all else."""
+    def unknown_keys(self) -> int:
+        """How many tokens named a key that is not known."""
+
+    @property
+    def key_count(self) -> int:
+        """How many keys verify tokens."""
+
+def reasons() -> list[str]:
+    """The words of all refusals, in the order in which `Counters` counts them."""
+
+def segments(path: bytes) -> list[str] | None:
+    """The segments of a path, decoded; None when there is something to suspect about it."""
 
 class _Stream(TypedDict):
     records: int
