@@ -208,10 +208,10 @@ impl<M: Memory<Word = AtomicU64>> Counters<M> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limit::Heap;
 
-    fn counters() -> Counters<Box<[AtomicU64]>> {
-        let memory = (0..words_for(3, 2, 1)).map(|_| AtomicU64::new(0)).collect();
-        Counters::new(memory, 3, 2, 1).unwrap()
+    fn counters() -> Counters<Heap> {
+        Counters::new(Heap::zeroed(words_for(3, 2, 1)).unwrap(), 3, 2, 1).unwrap()
     }
 
     #[test]
@@ -252,6 +252,6 @@ mod tests {
         counters.request(0, 0, 999, u64::MAX);
         assert_eq!(vec![(0, 0, 4, 1)], counters.requests().collect::<Vec<_>>());
         assert!(counters.refusals().all(|count| count == 0) && counters.shadows().all(|count| count == 0));
-        assert!(Counters::new(Vec::new().into_boxed_slice(), 1, 1, 1).is_err());
+        assert!(Counters::new(Heap::zeroed(1).unwrap(), 1, 1, 1).is_err());
     }
 }

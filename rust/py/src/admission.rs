@@ -12,7 +12,8 @@ use flx_core::admission::credentials;
 use flx_core::admission::head::{Body, Head};
 use flx_core::admission::path::{Access, METHODS, Method, Routes};
 use flx_core::admission::{self as core, Ask, By, Decision, Policy, Token, TokenRoom, Toll};
-use flx_core::error::Reason;
+use flx_core::error::{Reason, Unusable};
+use flx_core::limit::Rate;
 use flx_core::metrics;
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -27,11 +28,12 @@ use crate::errors::{finite, unusable};
 use crate::principal::Shell;
 use crate::revocation::Revocations;
 use crate::rsgi::Rsgi;
-use crate::shared::{Memory, SharedMemory};
+use crate::memory::{Regions, Words};
+use crate::shared::SharedMemory;
 use crate::token::TokenVerifier;
 use crate::window::seed;
 
-type Core = core::Admission<Memory, Shell>;
+type Core = core::Admission<Words, Shell>;
 /// name, by, limit, `window_ms`, cost, shadow
 type GivenPolicy = (String, String, u32, u64, u32, bool);
 /// template, its methods and what they ask for, what its last value is: "value" or "command", at the root "dotted"
@@ -86,7 +88,7 @@ struct RouteInfo {
 pub(crate) struct Admission {
     core: Mutex<Core>,
     revocations: Py<Revocations>,
-    counters: Arc<metrics::Counters<Memory>>,
+    counters: Arc<metrics::Counters<Words>>,
     answers: Arc<Answers>,
     /// By reason.
     refusals: Vec<Option<Template>>,
@@ -150,7 +152,12 @@ impl Admission {
         let room = TokenRoom { verified: token_bytes, refused: token_bytes / 32 };
         let classes = classes.into_iter().map(|tolls| tolls.into_iter().map(toll).collect()).collect();
         let seed = shared.map_or_else(seed, |shared| Ok(shared.seed()))?;
-        let memory = |it: &Policy| Memory::window(shared, it.limit, it.window_ms, it.cost, share);
+        // Behind the counters, which are as long for all who share the memory.
+        let mut regions = Regions::new(shared, counters.words().next_multiple_of(8));
+        let memory = |rate: Rate| {
+            let words = rate.words(share)?;
+            regions.take(words).map_err(|_| Unusable("the memory of the windows is too small"))
+        };
         let core = Core::new(Arc::clone(&verifier.0), policies, classes, room, memory, seed).map_err(unusable)?;
         let mut templates: Vec<Option<Template>> = Vec::new();
         for reason in Reason::ALL {

@@ -9,13 +9,13 @@ use pyo3::types::{PyBytes, PyList, PyTuple};
 
 use crate::answer::{Answers, Face, Parts, Told, header, line, number};
 use crate::principal::{Page, Principal, Shell};
-use crate::shared::Memory;
+use crate::memory::Words;
 
 /// A request that may go on.
 #[pyclass(frozen, module = "flx_api._core")]
 pub(crate) struct Admitted {
     pub(crate) answers: Arc<Answers>,
-    pub(crate) counters: Arc<metrics::Counters<Memory>>,
+    pub(crate) counters: Arc<metrics::Counters<Words>>,
     pub(crate) known: Option<Arc<Known<Shell>>>,
     /// Index of its route.
     #[pyo3(get)]

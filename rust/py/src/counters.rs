@@ -6,7 +6,8 @@ use flx_core::metrics::{self as core, METHOD_NAMES, PHASE_NAMES};
 use pyo3::prelude::*;
 
 use crate::errors::unusable;
-use crate::shared::{Memory, SharedMemory};
+use crate::memory::{Regions, Words};
+use crate::shared::SharedMemory;
 
 /// One histogram: cumulative counts by bound in seconds (the last is all of them), and the sum in seconds.
 type Histogram = (Vec<u64>, f64);
@@ -14,8 +15,9 @@ type Histogram = (Vec<u64>, f64);
 /// Requests, durations, phases and refusals, counted without locks.
 #[pyclass(frozen, module = "flx_api._core")]
 pub(crate) struct Counters {
-    core: Arc<core::Counters<Memory>>,
+    core: Arc<core::Counters<Words>>,
     routes: usize,
+    words: usize,
 }
 
 #[pymethods]
@@ -23,9 +25,10 @@ impl Counters {
     #[new]
     #[pyo3(signature = (*, routes, refusals, policies, shared=None))]
     fn new(routes: usize, refusals: usize, policies: usize, shared: Option<&SharedMemory>) -> PyResult<Self> {
-        let memory = Memory::of(shared, core::words_for(routes, refusals, policies))?;
+        let words = core::words_for(routes, refusals, policies);
+        let memory = Regions::new(shared, 0).take(words)?;
         let core = core::Counters::new(memory, routes, refusals, policies).map_err(unusable)?;
-        Ok(Self { core: Arc::new(core), routes })
+        Ok(Self { core: Arc::new(core), routes, words })
     }
 
     /// A request is over.
@@ -77,7 +80,12 @@ impl Counters {
 }
 
 impl Counters {
-    pub(crate) fn core(&self) -> &Arc<core::Counters<Memory>> {
+    /// How much of the shared memory they take.
+    pub(crate) fn words(&self) -> usize {
+        self.words
+    }
+
+    pub(crate) fn core(&self) -> &Arc<core::Counters<Words>> {
         &self.core
     }
 }

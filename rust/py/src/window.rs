@@ -1,30 +1,55 @@
-//! INTERIM
-use flx_core::limit;
+//! `SlidingWindow`, and where the seeds of all windows come from.
+
+use flx_core::limit::{self, Heap, Rate};
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
+
 use crate::errors::unusable;
-use crate::shared::Memory;
-/// At most `limit` units per key in any window of `window_ms`.
+use crate::shared::{Region, SharedMemory};
+
+/// At most `limit` units in any window of `window_ms`.
 #[pyclass(frozen, module = "flx_api._core")]
-pub(crate) struct SlidingWindow(limit::SlidingWindow<Memory>);
+pub(crate) struct SlidingWindow(Window);
+
+/// Of this process alone, or of all that map the same memory.
+enum Window {
+    Own(limit::SlidingWindow<Heap>),
+    Shared(limit::SlidingWindow<Region>),
+}
+
 #[pymethods]
 impl SlidingWindow {
     #[new]
-    #[pyo3(signature = (limit, window_ms, *, max_bytes=67_108_864))]
-    fn new(limit: u32, window_ms: u64, max_bytes: usize) -> PyResult<Self> {
-        let m = Memory::window(None, limit, window_ms, 1, max_bytes).map_err(unusable)?;
-        limit::SlidingWindow::new(limit, window_ms, 1, m, seed()?).map(Self).map_err(unusable)
+    #[pyo3(signature = (limit, window_ms, *, max_bytes=67_108_864, memory=None))]
+    fn new(limit: u32, window_ms: u64, max_bytes: usize, memory: Option<&SharedMemory>) -> PyResult<Self> {
+        let rate = Rate { limit, window_ms, max_cost: limit };
+        Ok(Self(match memory {
+            None => Window::Own(limit::SlidingWindow::on_heap(rate, max_bytes, seed()?).map_err(unusable)?),
+            Some(memory) => {
+                let words = rate.words(max_bytes.min(memory.bytes())).map_err(unusable)?;
+                let region = memory.region(0, words).ok_or_else(|| PyValueError::new_err("memory is too small"))?;
+                Window::Shared(limit::SlidingWindow::new(rate, region, memory.seed()).map_err(unusable)?)
+            }
+        }))
     }
+
     /// Checks and, when admitted, counts: (admitted, remaining, `reset_ns`).
     #[pyo3(signature = (key, now_ns, cost=1))]
     fn hit(&self, key: &[u8], now_ns: u64, cost: u32) -> PyResult<(bool, u32, u64)> {
         if cost == 0 {
             return Err(PyValueError::new_err("cost is at least 1"));
         }
-        let check = self.0.hit(key, now_ns, cost);
-        Ok((check.admitted, check.remaining, check.reset_ns))
+        let answer = match &self.0 {
+            Window::Own(window) => window.hit(key, now_ns, cost),
+            Window::Shared(window) => window.hit(key, now_ns, cost),
+        };
+        Ok(match answer {
+            Ok(charge) => (true, charge.remaining, charge.reset_ns),
+            Err(check) => (false, check.remaining, check.reset_ns),
+        })
     }
 }
+
 /// Secret and different in every process.
 pub(crate) fn seed() -> PyResult<(u64, u64)> {
     let mut bytes = [0; 16];

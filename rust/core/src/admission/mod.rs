@@ -27,7 +27,7 @@ use crate::jwt::TokenVerifier;
 use crate::jwt::claims::Claims;
 use crate::jwt::json::Json;
 use crate::jwt::revocation::Revocations;
-use crate::limit::{Check, Identity, Memory, SlidingWindow};
+use crate::limit::{Charge, Check, Identity, Memory, Rate, SlidingWindow};
 use policy::Classes;
 pub use policy::{By, Policy, Toll};
 pub use tokens::{Known, Tokens};
@@ -162,6 +162,8 @@ pub struct Admission<M, P> {
     seed: (u64, u64),
     /// Checks of the request at hand; kept to save an allocation per request.
     checks: Vec<(usize, Check)>,
+    /// And what was charged of them, in case it must be given back.
+    charges: Vec<(usize, Charge)>,
     key: Vec<u8>,
 }
 
@@ -182,17 +184,18 @@ impl<M: Memory, P> Admission<M, P> {
         policies: Vec<Policy>,
         classes: Vec<Vec<Toll>>,
         room: TokenRoom,
-        mut memory: impl FnMut(&Policy) -> Result<M, Unusable>,
+        mut memory: impl FnMut(Rate) -> Result<M, Unusable>,
         seed: (u64, u64),
     ) -> Result<Self, Unusable> {
         let mut windows = Vec::with_capacity(policies.len());
         for (index, policy) in policies.iter().enumerate() {
             policy.check(&policies[..index])?;
-            windows.push(SlidingWindow::new(policy.limit, policy.window_ms, policy.cost, memory(policy)?, seed)?);
+            let rate = policy.rate();
+            windows.push(SlidingWindow::new(rate, memory(rate)?, seed)?);
         }
         let classes = Classes::new(classes, &policies)?;
         let tokens = Tokens::new(verifier, room.verified, room.refused, seed)?;
-        Ok(Self { tokens, policies, windows, classes, seed, checks: Vec::new(), key: Vec::new() })
+        Ok(Self { tokens, policies, windows, classes, seed, checks: Vec::new(), charges: Vec::new(), key: Vec::new() })
     }
 
     /// The policy a [`Quota`] speaks of.
@@ -254,12 +257,17 @@ impl<M: Memory, P> Admission<M, P> {
 
     /// Charges every window that admitted; false, and nothing charged, when one of them has no room any more.
     fn charge(&mut self) -> bool {
-        for (at, (policy, check)) in self.checks.iter().enumerate() {
-            if self.windows[*policy].charge(check).is_err() && !self.policies[*policy].shadow {
-                for (policy, check) in &self.checks[..at] {
-                    self.windows[*policy].refund(check);
+        self.charges.clear();
+        for (policy, check) in &self.checks {
+            match self.windows[*policy].charge(check) {
+                Ok(charge) => self.charges.push((*policy, charge)),
+                Err(_) if self.policies[*policy].shadow => {}
+                Err(_) => {
+                    for (policy, charge) in &self.charges {
+                        self.windows[*policy].refund(charge);
+                    }
+                    return false;
                 }
-                return false;
             }
         }
         true
@@ -286,10 +294,10 @@ impl<M: Memory, P> Admission<M, P> {
             let policy = &policies[toll.policy];
             let identity = match (policy.by, ask.api_key) {
                 (By::ApiKey, None) => continue,
-                (By::ApiKey, Some(key)) => Identity::of(key, *seed),
+                (By::ApiKey, Some(key)) => Identity::new(*seed, key),
                 _ => *address.get_or_insert_with(|| {
                     client::write_key(ask.client, key);
-                    Identity::of(key, *seed)
+                    Identity::new(*seed, key)
                 }),
             };
             let check = windows[toll.policy].check(identity, ask.now_ns, toll.cost);
@@ -348,8 +356,8 @@ fn identities(principal: &Principal, seed: (u64, u64)) -> (Identity, Identity) {
     let tenant = principal.tenant.as_deref().unwrap_or_default();
     let mut key = Vec::with_capacity(tenant.len() + 1 + principal.subject.len());
     key.extend_from_slice(tenant.as_bytes());
-    let alone = Identity::of(&key, seed);
+    let alone = Identity::new(seed, &key);
     key.push(0);
     key.extend_from_slice(principal.subject.as_bytes());
-    (Identity::of(&key, seed), alone)
+    (Identity::new(seed, &key), alone)
 }

@@ -5,6 +5,7 @@
 //! are read; per request there is one list to walk.
 
 use crate::error::Unusable;
+use crate::limit::Rate;
 
 /// Whose requests a policy counts together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +58,10 @@ pub struct Policy {
 }
 
 impl Policy {
+    pub(super) fn rate(&self) -> Rate {
+        Rate { limit: self.limit, window_ms: self.window_ms, max_cost: self.cost }
+    }
+
     pub(super) fn check(&self, others: &[Self]) -> Result<(), Unusable> {
         if self.name.is_empty() || others.iter().any(|other| other.name == self.name) {
             return Err(Unusable("policies have unique names that are not empty"));
