@@ -38,7 +38,8 @@ KEPT_S = 366 * 86_400
 """How long a revocation is kept when nobody says when what it hits ends: no token should live longer."""
 
 _MAX_CHARS = 1024
-_PAGE = 1000
+# A page is read and packed between two turns of the loop, so it must not take long.
+_PAGE = 250
 _FORGET_EVERY_S = 3600
 _SHOWN = tuple(column for column in revocations.c if column.name != "project_id")
 
