@@ -97,6 +97,7 @@ revocations = Table(
     Column("created_us", BigInteger, nullable=False),
     Column("created_by", String(128), nullable=False),
     UniqueConstraint("project_id", "tenant", "kind", "value"),
+    Index(None, "tenant", "project_id", "id"),
     Index(None, "expires_at"),
 )
 """Tokens that are no longer good. `issued_before` and `expires_at` are seconds, as in tokens; null: no bound."""

@@ -32,3 +32,6 @@ def upgrade() -> None:
         ),
     )
     op.create_index(op.f("ix_revocations_expires_at"), "revocations", ["expires_at"], unique=False)
+    op.create_index(
+        op.f("ix_revocations_tenant_project_id_id"), "revocations", ["tenant", "project_id", "id"], unique=False
+    )
