@@ -1,8 +1,8 @@
 """The rival of our BlackSheep route: the same framework with its own JWT authentication and a limiter in Python.
 
-Its best settings: one secret and one algorithm, prepared once; one middleware for both limits; `limits` in memory with its
-sliding window counter. That one estimates; the exact moving window keeps a list of every hit and copies it at each
-request of one busy address, which costs more than all the rest. It counts no metrics and makes no request ids.
+Its best settings: one secret and one algorithm, prepared once; one middleware for both limits; `limits` in memory with
+its sliding window counter. That one estimates; the exact moving window keeps a list of every hit, which gets long under
+one busy address and costs more than all the rest. It counts no metrics and makes no request ids.
 """
 
 from __future__ import annotations
