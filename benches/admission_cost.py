@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from functools import partial
 from typing import TYPE_CHECKING
 
 from benches import servers
@@ -23,10 +24,14 @@ from benches.peer_tools import Missing
 from benches.peers.routes import REPLY
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from benches.peer_tools import Peers
     from benches.record import Suite
+
+    Start = Callable[..., AbstractContextManager[servers.Server]]
 
 RATIO = 1.03
 SHORT_S, LONG_S = 1, 6
@@ -37,6 +42,7 @@ _METRIC = "instructions per request, user space of the worker"
 def measure(suite: Suite, peers: Peers, folder: Path) -> None:
     """The one row."""
     valgrind = shutil.which("valgrind")
+    (folder / "cost").mkdir()
     target = f"ratio <= {RATIO}"
     if valgrind is None:
         reason = "no valgrind on PATH, and perf counts no instructions in a virtual machine"
@@ -44,7 +50,9 @@ def measure(suite: Suite, peers: Peers, folder: Path) -> None:
         return
     try:
         load = Load(folder, *peers.wrk())
-        counted = [_instructions(load, folder, valgrind, bare=bare) / 1000 for bare in (False, True)]
+        with servers.daemon(folder / "cost") as daemon:
+            start = partial(servers.ours, folder, daemon)
+            counted = [_instructions(load, folder, start, bare=bare) / 1000 for bare in (False, True)]
     except (Missing, servers.Unavailable) as reason:
         suite.unjudged(_NAME, _METRIC, "thousand", target=target, reason=str(reason))
         return
@@ -59,18 +67,18 @@ def measure(suite: Suite, peers: Peers, folder: Path) -> None:
     )
 
 
-def _instructions(load: Load, folder: Path, valgrind: str, *, bare: bool) -> float:
+def _instructions(load: Load, folder: Path, start: Start, *, bare: bool) -> float:
     """Instructions of one request."""
-    runs = [_run(load, folder, valgrind, seconds=seconds, bare=bare) for seconds in (SHORT_S, LONG_S)]
+    runs = [_run(load, folder, start, seconds=seconds, bare=bare) for seconds in (SHORT_S, LONG_S)]
     (few, first), (many, second) = runs
     return (second - first) / (many - few)
 
 
-def _run(load: Load, folder: Path, valgrind: str, *, seconds: float, bare: bool) -> tuple[int, int]:
+def _run(load: Load, folder: Path, start: Start, *, seconds: float, bare: bool) -> tuple[int, int]:
     """How many were answered by a gateway in all its life, and the instructions that took."""
     outcome = folder / f"cachegrind-{seconds}-{bare}"
-    prefix = [valgrind, "--tool=cachegrind", "--cache-sim=no", f"--cachegrind-out-file={outcome}-%p", "--quiet"]
-    with servers.ours(folder, path=REPLY, bare=bare, prefix=prefix) as server:
+    prefix = ["valgrind", "--tool=cachegrind", "--cache-sim=no", f"--cachegrind-out-file={outcome}-%p", "--quiet"]
+    with start(path=REPLY, bare=bare, prefix=prefix) as server:
         worker = tree_of(server.pid)[-1]
         done = load.round(server.url, server.pid, seconds, tokens="few")
     try:

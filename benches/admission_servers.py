@@ -49,7 +49,7 @@ def measure(suite: Suite, peers: Peers, folder: Path, rounds: int, seconds: floa
         return
     with contextlib.ExitStack() as stack:
         session = Session(stack, Load(folder, command, environ), seconds)
-        session.start(peers, folder)
+        session.start(peers, folder, stack.enter_context(servers.daemon(folder)))
         session.replies(suite, rounds)
         session.refusals(suite, min(rounds, REFUSAL_ROUNDS))
         session.framework(suite, min(rounds, REFUSAL_ROUNDS))
@@ -68,14 +68,14 @@ class Session:
         self._bare: dict[str, Server] = {}
         self._reasons: dict[str, str] = {}
 
-    def start(self, peers: Peers, folder: Path) -> None:
+    def start(self, peers: Peers, folder: Path, daemon: str) -> None:
         """Start everything that can run here, and check what it refuses."""
         self._pair("HAProxy", lambda **options: servers.haproxy(folder, peers, **options))
         self._pair("Envoy", lambda **options: servers.envoy(folder, peers, **options))
         self._pair("BlackSheep", lambda **options: servers.blacksheep(folder, peers, **options))
         for face in FACES:
-            self._pair(face, lambda face=face, **options: servers.ours(folder, interface=face, **options))
-            self._one(self._framed, face, servers.ours(folder, interface=face, path=FRAMEWORK))
+            self._pair(face, lambda face=face, **options: servers.ours(folder, daemon, interface=face, **options))
+            self._one(self._framed, face, servers.ours(folder, daemon, interface=face, path=FRAMEWORK))
         for face in ("asgi", "rsgi"):
             self._one(self._bare, f"Granian {face}, bare", servers.hello(folder, interface=face))
 

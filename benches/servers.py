@@ -2,7 +2,8 @@
 
 Strategy: a server is a command line pinned to the server core, an address, and the path that is asked for. All of them
 serve `ROUTE` with the same tokens. Ours is the production gateway process itself, `flx_api.cli.gateway_process`,
-started as the supervisor starts it; it needs no daemon for this route, so its tree is the gateway and its one worker.
+started as the supervisor starts it; the daemon of one `flx serve` on a copy of the demo project stands behind all of
+them and is not counted: it has no part in this route, but a gateway that has not heard of revocations lets nobody in.
 
 Rules:
 - Nothing is measured that has not refused a bad token with 401 and a client over its limit with 429.
@@ -25,7 +26,9 @@ from base64 import urlsafe_b64encode
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benches.load import SECRET, SERVER_CORE, TIGHT, token
+from tests.service import ROOT, Service, copy_project
+
+from benches.load import LOAD_CORE, SECRET, SERVER_CORE, TIGHT, token
 from flx_api.config import Settings
 
 if TYPE_CHECKING:
@@ -123,8 +126,29 @@ def running(
 
 
 @contextlib.contextmanager
+def daemon(folder: Path) -> Iterator[str]:
+    """The daemon of a real service, by its socket; it stays off the server's core."""
+    plugins = ROOT / ".demo"
+    service = Service(
+        copy_project(folder / "service", plugins=plugins),
+        environ={"FLX_JWT_SECRET_KEY": SECRET.decode(), "FLX_LOG_LEVEL": "error", "FLX_FORK": "never"},
+    )
+    everywhere = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {LOAD_CORE})
+    try:
+        service.start()
+    finally:
+        os.sched_setaffinity(0, everywhere)
+    try:
+        yield str(service.endpoints["daemon_socket"])
+    finally:
+        service.kill_all()
+
+
+@contextlib.contextmanager
 def ours(
     folder: Path,
+    daemon: str,
     *,
     interface: str = "asgi",
     limit: int = ROOMY,
@@ -136,6 +160,7 @@ def ours(
 
     Args:
         folder: where its data goes.
+        daemon: the socket of a running daemon.
         interface: the face, as FLX_INTERFACE names it.
         limit: requests per minute of one subject.
         path: what is asked for; the benchmark's own routes are served by `peers/our_app.py`.
@@ -156,7 +181,7 @@ def ours(
             "FLX_PROJECT": str(data),
             "FLX_JWT_SECRET_KEY": SECRET.decode(),
             "FLX_RATE_LIMITS": json.dumps(limits),
-            "FLX_INTERNAL_DAEMON_SOCKET": str(data / "nobody.sock"),
+            "FLX_INTERNAL_DAEMON_SOCKET": daemon,
             "FLX_LOG_LEVEL": "error",
             "BENCH_BARE": "1" if bare else "0",
         }

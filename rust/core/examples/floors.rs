@@ -20,7 +20,7 @@ use aws_lc_rs::signature::{
     ParsedPublicKey, RSA_PKCS1_2048_8192_SHA256, RSA_PKCS1_SHA256,
 };
 use aws_lc_rs::{hmac, rsa};
-use flx_core::limit::SlidingWindow;
+use flx_core::limit::{Rate, SlidingWindow};
 
 type Fallible<T> = Result<T, Box<dyn Error>>;
 
@@ -74,7 +74,8 @@ impl Floors {
         };
         let secret = hmac::Key::new(hmac::HMAC_SHA256, b"0123456789abcdef0123456789ABCDEF");
         let tag = hmac::sign(&secret, &MESSAGE);
-        let window = SlidingWindow::new(5_000, 60_000, 1 << 26, (1, 2)).map_err(|_| "the window cannot be built")?;
+        let rate = Rate { limit: 5_000, window_ms: 60_000, max_cost: 1 };
+        let window = SlidingWindow::on_heap(rate, 1 << 26, (1, 2)).map_err(|_| "the window cannot be built")?;
         Ok(Self { rs256, es256, eddsa, secret, tag, window, now_ns: 0 })
     }
 
@@ -93,7 +94,7 @@ impl Floors {
                 for _ in 0..count {
                     self.now_ns += STEP_NS;
                     let key = (self.now_ns / STEP_NS % CLIENTS).to_le_bytes();
-                    black_box(self.window.hit(&key, self.now_ns, 1).admitted);
+                    black_box(self.window.hit(&key, self.now_ns, 1).is_ok());
                 }
                 Ok(())
             }
