@@ -12,7 +12,6 @@ import granian._futures
 import pytest
 from tests.gateway.test_rsgi import Protocol, Rsgi
 
-from flx_api.gateway import lane
 from flx_api.gateway.lane import HOOK, Lane, install, unfit
 
 if TYPE_CHECKING:
@@ -42,88 +41,103 @@ class Watcher:
         self.ended.set()
 
 
-class App:
-    """Answers with the threads it ran in."""
+class Admitted:
+    """What was admitted."""
 
-    def __init__(self, *steps: str) -> None:
+    length = 0
+
+
+class Edge:
+    """Decides what a test says, and serves in so many steps, each writing down its thread."""
+
+    def __init__(self, *steps: str, at_once: bool = False, whole: bool = False) -> None:
         self._steps = steps
+        self._at_once = at_once
+        self._whole = whole
         self.threads: list[int] = []
 
-    async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
+    def decide(self, rsgi: Any) -> tuple[Any, ...]:
         self.threads.append(threading.get_ident())
+        if "undecided" in self._steps:
+            raise ValueError("undecided")
+        return (429, [], b"no") if self._whole else (Admitted(), {})
+
+    def answers_at_once(self, admitted: Admitted) -> bool:
+        return self._at_once
+
+    async def serve(self, scope: Scope, receive: Any, send: Any, admitted: Admitted) -> None:
         for step in self._steps:
-            if step == "hop":
-                await scope["flx.hop"]()
-            elif step == "loop":
-                await asyncio.sleep(0)
-            elif step == "receive":
-                await receive()
-            else:
-                raise ValueError(step)
             self.threads.append(threading.get_ident())
+            if step != "loop":
+                raise ValueError(step)
+            await asyncio.sleep(0)
+        self.threads.append(threading.get_ident())
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"ok"})
 
 
-def ride(app: App, watcher: Watcher) -> tuple[int, list[Watcher]]:
+def ride(edge: Edge, watcher: Watcher) -> tuple[int, list[Watcher]]:
     """Send a request down the lane from a thread that is not the loop's; the loop's thread, and what was passed on."""
     passed_on: list[Watcher] = []
 
     async def story() -> int:
         loop = asyncio.get_running_loop()
-        ordinary = passed_on.append
-        made = Lane(app, loop, contextvars.copy_context(), ordinary)
+        made = Lane(edge, loop, contextvars.copy_context(), passed_on.append)  # type: ignore[arg-type]
         await asyncio.to_thread(made.schedule, watcher)
-        if not passed_on:
-            async with asyncio.timeout(5):
-                await asyncio.to_thread(watcher.ended.wait, 5)
+        if not passed_on and not watcher.proto.calls:
+            await asyncio.to_thread(watcher.ended.wait, 5)
         return threading.get_ident()
 
     return asyncio.run(story()), passed_on
 
 
-def test_what_needs_no_loop_never_sees_it() -> None:
-    app, watcher = App(), Watcher()
-    loop_thread, passed_on = ride(app, watcher)
-    assert [(200, [], b"ok")] == watcher.proto.calls
-    assert ([None], []) == (watcher.ends, passed_on)
-    assert loop_thread not in app.threads
+def test_a_refusal_never_sees_the_loop() -> None:
+    edge, watcher = Edge(whole=True), Watcher()
+    loop_thread, passed_on = ride(edge, watcher)
+    assert ([(429, [], b"no")], []) == (watcher.proto.calls, passed_on)
+    assert loop_thread not in edge.threads
 
 
-def test_what_needs_the_loop_goes_on_there() -> None:
-    app, watcher = App("hop", "loop", "receive"), Watcher()
-    loop_thread, _ = ride(app, watcher)
+def test_a_probe_never_sees_the_loop() -> None:
+    edge, watcher = Edge(at_once=True), Watcher()
+    loop_thread, _ = ride(edge, watcher)
     assert [(200, [], b"ok")] == watcher.proto.calls
-    assert [None] == watcher.ends
-    assert loop_thread != app.threads[0]
-    assert {loop_thread} == set(app.threads[1:])
+    assert loop_thread not in edge.threads
+
+
+def test_what_is_admitted_goes_on_in_the_loop() -> None:
+    edge, watcher = Edge("loop"), Watcher()
+    loop_thread, _ = ride(edge, watcher)
+    assert ([(200, [], b"ok")], [None]) == (watcher.proto.calls, watcher.ends)
+    assert loop_thread != edge.threads[0]
+    assert {loop_thread} == set(edge.threads[1:])
     assert watcher.task.done()
 
 
-@pytest.mark.parametrize("steps", [("broken",), ("hop", "broken"), ("hop", "loop", "broken")])
-def test_an_error_is_given_to_the_server(steps: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("edge", [Edge("broken"), Edge("loop", "broken"), Edge("undecided")])
+def test_an_error_is_given_to_the_server(edge: Edge) -> None:
     watcher = Watcher()
-    ride(App(*steps), watcher)
-    assert ["broken"] == [str(error) for error in watcher.ends]
+    ride(edge, watcher)
+    assert [ValueError] == [type(error) for error in watcher.ends]
 
 
-def test_waiting_without_a_hop_is_an_error_and_not_a_hang() -> None:
+def test_waiting_at_once_is_an_error_and_not_a_hang() -> None:
     watcher = Watcher()
-    ride(App("loop"), watcher)
-    assert "before it left the lane" in str(watcher.ends[0])
+    ride(Edge("loop", at_once=True), watcher)
+    assert "waited for something" in str(watcher.ends[0])
     assert [] == watcher.proto.calls
 
 
 def test_websockets_go_the_ordinary_way() -> None:
-    app, watcher = App(), Watcher("ws")
-    _, passed_on = ride(app, watcher)
-    assert ([watcher], []) == (passed_on, app.threads)
+    edge, watcher = Edge(), Watcher("ws")
+    _, passed_on = ride(edge, watcher)
+    assert ([watcher], []) == (passed_on, edge.threads)
 
 
 def test_a_closed_loop_raises_nothing() -> None:
     loop = asyncio.new_event_loop()
     loop.close()
-    Lane(App("hop"), loop, contextvars.copy_context(), print).schedule(Watcher())
+    Lane(Edge(), loop, contextvars.copy_context(), print).schedule(Watcher())  # type: ignore[arg-type]
 
 
 def test_the_installed_server_is_the_known_one() -> None:
@@ -132,12 +146,12 @@ def test_the_installed_server_is_the_known_one() -> None:
 
 def test_it_takes_the_place_of_the_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(granian._futures, HOOK, getattr(granian._futures, HOOK))
-    assert install(App())
+    assert install(Edge(whole=True))  # type: ignore[arg-type]
     watcher = Watcher()
     loop = asyncio.new_event_loop()
     getattr(granian._futures, HOOK)(loop, contextvars.copy_context(), print)(watcher)
     loop.close()
-    assert [None] == watcher.ends
+    assert [(429, [], b"no")] == watcher.proto.calls
 
 
 def _other(loop: Any, cb: Any) -> None:
@@ -158,6 +172,5 @@ def test_another_server_is_left_as_it_is(
     monkeypatch.setattr(target, name, value)
     before = getattr(granian._futures, HOOK)
     assert reason == unfit()
-    assert not install(App())
+    assert not install(Edge())  # type: ignore[arg-type]
     assert before is getattr(granian._futures, HOOK)
-    assert lane.HOOK == HOOK

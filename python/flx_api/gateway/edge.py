@@ -105,7 +105,7 @@ class Edge:
             return
 
     def decide(self, rsgi: Any) -> tuple[Any, ...]:  # noqa: ANN401 - RSGI
-        """Decide about a request of RSGI: status, headers and body of a whole answer, or what was admitted and its scope."""
+        """Decide about a request of RSGI: a whole answer (status, headers, body), or what was admitted and its scope."""
         seen = self._admission.admit_rsgi(rsgi, pages=not self._revocations.stale_refuses)
         if self._cors.active and type(seen[1]) is list:
             origin = rsgi.headers.get("origin")

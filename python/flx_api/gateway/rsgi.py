@@ -129,7 +129,13 @@ class Lifespan:
 
 
 class HttpBridge:
-    """One admitted request of RSGI as ASGI: `receive` and `send`. `length` is that of its body, None when it streams."""
+    """One admitted request of RSGI as ASGI: `receive` and `send`.
+
+    Args:
+        rsgi: its scope.
+        protocol: its protocol.
+        length: of its body; None when it ends when it ends.
+    """
 
     __slots__ = ("_chunks", "_ended", "_length", "_protocol", "_rsgi", "_socket", "_start", "_stream")
 
@@ -180,7 +186,7 @@ class HttpBridge:
         return chunk
 
     async def send(self, message: Message) -> None:
-        """A part of the response, whose headers are text here. A whole one leaves as one call, with its last part."""
+        """A part of the response, its headers as text. A whole one leaves as one call, with its last part."""
         if message["type"] == "http.response.start":
             self._start = message["status"], message["headers"]
             return
