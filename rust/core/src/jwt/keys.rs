@@ -205,9 +205,10 @@ impl KeySet {
     pub(super) fn candidates<'k>(&'k self, kid: Option<&str>) -> impl Iterator<Item = (usize, &'k Key)> {
         let anonymous = kid.is_none();
         let named = kid.and_then(|kid| self.0.iter().position(|key| key.kid() == Some(kid)));
-        self.0.iter().enumerate().filter(move |(place, key)| {
-            anonymous || named.map_or(key.kid == Kid::Any, |named| *place == named)
-        })
+        self.0
+            .iter()
+            .enumerate()
+            .filter(move |(place, key)| anonymous || named.map_or(key.kid == Kid::Any, |named| *place == named))
     }
 
     /// How many keys are usable.
