@@ -80,7 +80,7 @@ def test_environment_and_overrides() -> None:
         ({"FLX_DATABASE_URL": "mysql://x"}, "FLX_DATABASE_URL: only sqlite"),
         ({"FLX_JWT_SECRET_KEY": f"-----BEGIN PUBLIC KEY-----\n{KEY}"}, "FLX_JWT_SECRET_KEY: is a public key"),
         ({"FLX_JWT_SECRET_KEY": f' {{"kty": "RSA", "n": "{KEY}"}}'}, "FLX_JWT_SECRET_KEY: is a public key"),
-        ({"FLX_JWT_ALGORITHMS": "HS256,none"}, "FLX_JWT_ALGORITHMS[...]: invalid enum value 'none'"),
+        ({"FLX_JWT_ALGORITHMS": "HS256,none"}, "FLX_JWT_ALGORITHMS[1]: invalid enum value 'none'"),
         ({"FLX_JWT_ALGORITHMS": "HS256,HS256"}, "FLX_JWT_ALGORITHMS: names an algorithm twice"),
         ({"FLX_JWT_ALGORITHMS": ","}, "FLX_JWT_ALGORITHMS: expected `array` of length >= 1"),
         ({"FLX_JWT_JWKS_LEEWAY_S": "31"}, "FLX_JWT_JWKS_LEEWAY_S: expected `int` <= 30"),
@@ -139,7 +139,9 @@ def test_keys_come_from_a_file_or_an_address(tmp_path: Path) -> None:
         assert config.file_keys_of(settings) is None
     file = tmp_path / "keys.pem"
     file.write_text(
-        "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=\n-----END PUBLIC KEY-----\n"
+        "-----BEGIN PUBLIC KEY-----\n"
+        "MCowBQYDK2VwAyEA11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=\n"
+        "-----END PUBLIC KEY-----\n"
     )
     settings = config.load({"FLX_JWT_JWKS": str(file)})
     assert (None, file) == (settings.jwks_address, settings.jwks_file)

@@ -2,7 +2,6 @@
 //!
 //! The cache may forget at any time, so it is held to one side: what it says is what the twin says, and what it counts
 //! is within its bound.
-#![expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 
 use std::collections::HashMap;
 

@@ -45,7 +45,8 @@ impl Default for Terms {
 
 #[derive(Debug)]
 enum Material {
-    Secret(hmac::Key),
+    /// Prepared, it is large: many of them would push a key set out of the near caches.
+    Secret(Box<hmac::Key>),
     Public(ParsedPublicKey),
 }
 
@@ -79,7 +80,7 @@ impl Key {
         if secret.len() > MAX_SECRET_BYTES {
             return Err(Unusable("key set: an HMAC secret over 1024 bytes"));
         }
-        Ok(Self { kid, algorithm, material: Material::Secret(hmac::Key::new(hash, secret)) })
+        Ok(Self { kid, algorithm, material: Material::Secret(Box::new(hmac::Key::new(hash, secret))) })
     }
 
     /// `modulus` and `exponent` are big-endian and begin with a byte that is not 0.
