@@ -78,6 +78,23 @@ def test_environment_and_overrides() -> None:
             "FLX_CORS_ORIGINS: `*` is not allowed",
         ),
         ({"FLX_DATABASE_URL": "mysql://x"}, "FLX_DATABASE_URL: only sqlite"),
+        ({"FLX_JWT_SECRET_KEY": f"-----BEGIN PUBLIC KEY-----\n{KEY}"}, "FLX_JWT_SECRET_KEY: is a public key"),
+        ({"FLX_JWT_SECRET_KEY": f' {{"kty": "RSA", "n": "{KEY}"}}'}, "FLX_JWT_SECRET_KEY: is a public key"),
+        ({"FLX_JWT_ALGORITHMS": "HS256,none"}, "FLX_JWT_ALGORITHMS[1]: invalid enum value 'none'"),
+        ({"FLX_JWT_ALGORITHMS": "HS256,HS256"}, "FLX_JWT_ALGORITHMS: names an algorithm twice"),
+        ({"FLX_JWT_ALGORITHMS": ","}, "FLX_JWT_ALGORITHMS: expected `array` of length >= 1"),
+        ({"FLX_JWT_JWKS_LEEWAY_S": "31"}, "FLX_JWT_JWKS_LEEWAY_S: expected `int` <= 30"),
+        ({"FLX_JWT_JWKS": "file:///etc/keys"}, "FLX_JWT_JWKS: only https: addresses"),
+        ({"FLX_JWT_JWKS": "ftp://host/keys"}, "FLX_JWT_JWKS: only https: addresses"),
+        ({"FLX_JWT_JWKS": "https:///keys"}, "FLX_JWT_JWKS: the address needs a host"),
+        ({"FLX_JWT_JWKS": "https://user:word@host/keys"}, "FLX_JWT_JWKS: the address needs a host, and no user"),
+        ({"FLX_JWT_JWKS": "https://host:x/keys"}, "FLX_JWT_JWKS: is no address"),
+        ({"FLX_JWT_JWKS": "http://issuer.example/keys"}, "FLX_JWT_JWKS: http: is for loopback"),
+        (
+            {"FLX_JWT_JWKS": "http://127.0.0.1/keys", "FLX_ENVIRONMENT": "production", "FLX_JWT_SECRET_KEY": KEY},
+            "FLX_JWT_JWKS: http: is for loopback addresses in development",
+        ),
+        ({"FLX_JWT_JWKS": "/nowhere/keys.json"}, "FLX_JWT_JWKS: the file cannot be read"),
         ({"FLX_RETENTION": '{"days": 0}'}, "FLX_RETENTION.days: expected `int` >= 1"),
         ({"FLX_MAX_STALENESS_S": "1"}, "FLX_MAX_STALENESS_S: expected `float` >= 3"),
         ({"FLX_MAX_STALENESS_S": "nan"}, "FLX_MAX_STALENESS_S: "),
@@ -90,6 +107,48 @@ def test_a_fault_is_one_line_that_names_the_setting(environ: Mapping[str, str], 
         config.load(environ)
     assert str(caught.value).startswith(line)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (b"", "FLX_JWT_JWKS: key set: not strict JSON"),
+        (b'{"keys":[]}', "FLX_JWT_JWKS: holds no key"),
+        (b'{"keys":[{"kty":"RSA","n":"AQAB","e":"AQAB"}]}', "FLX_JWT_JWKS: key set: an RSA modulus"),
+        (b'{"keys":[{"kty":"oct","k":"c2VjcmV0"}]}', "FLX_JWT_JWKS: key set: an HMAC secret shorter"),
+        (b"-----BEGIN PRIVATE KEY-----\nMC4C\n-----END PRIVATE KEY-----\n", "FLX_JWT_JWKS: key set: a private key"),
+        (b" " * (config.MAX_KEY_SET_BYTES + 1), "FLX_JWT_JWKS: the file is larger than 256 KiB"),
+    ],
+)
+def test_an_unusable_key_file_stops_the_start(tmp_path: Path, content: bytes, line: str) -> None:
+    """A key file is judged before anything starts."""
+    file = tmp_path / "keys"
+    file.write_bytes(content)
+    with pytest.raises(StartupError) as caught:
+        config.load({"FLX_JWT_JWKS": str(file)})
+    assert str(caught.value).startswith(line)
+
+
+def test_keys_come_from_a_file_or_an_address(tmp_path: Path) -> None:
+    """An address is left to the gateway; plain http only to this machine, in development."""
+    for address in (
+        "https://issuer.example:8443/keys",
+        "http://127.0.0.1:1/keys",
+        "http://[::1]/k",
+        "http://localhost/k",
+    ):
+        settings = config.load({"FLX_JWT_JWKS": address})
+        assert (address, None) == (settings.jwks_address, settings.jwks_file)
+        assert config.file_keys_of(settings) is None
+    file = tmp_path / "keys.pem"
+    file.write_text(
+        "-----BEGIN PUBLIC KEY-----\n"
+        "MCowBQYDK2VwAyEA11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=\n"
+        "-----END PUBLIC KEY-----\n"
+    )
+    settings = config.load({"FLX_JWT_JWKS": str(file)})
+    assert (None, file) == (settings.jwks_address, settings.jwks_file)
+    assert file.read_bytes() == config.file_keys_of(settings)
 
 
 def test_toml_file_of_policies(tmp_path: Path) -> None:

@@ -131,7 +131,8 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "alg null": (sign('{"alg":null}', "{}"), "invalid_header"),
     "alg list": (sign('{"alg":["HS256"]}', "{}"), "invalid_header"),
     "alg missing": (sign("{}", "{}"), "invalid_header"),
-    "alg of another kind": (sign('{"alg":"RS256"}', "{}"), "unsupported_algorithm"),
+    "alg of another kind": (sign('{"alg":"RS256"}', "{}"), "algorithm_mismatch"),
+    "alg unknown": (sign('{"alg":"RS257"}', "{}"), "unsupported_algorithm"),
     "kid unknown": (sign('{"alg":"HS256","kid":"../../dev/null"}', "{}"), "unknown_key"),
     "kid as a number": (sign('{"alg":"HS256","kid":1}', "{}"), "invalid_header"),
     "crit": (sign('{"alg":"HS256","crit":["exp"]}', "{}"), "unsupported_header"),
@@ -147,6 +148,9 @@ REFUSED: dict[str, tuple[bytes, str]] = {
     "roles nested": (minted({"roles": [["admin"]]}), "invalid_roles"),
     "tenant as a number": (minted({"tenant": 1}), "invalid_tenant"),
     "jti as a number": (minted({"jti": 1}), "invalid_claim"),
+    "sid as a number": (minted({"sid": 1}), "invalid_session"),
+    "sid empty": (minted({"sid": ""}), "invalid_session"),
+    "sid with NUL": (minted({"sid": "s\0"}), "invalid_session"),
 }
 
 
@@ -182,7 +186,7 @@ def acceptable(
             issuer is None or claims.get("iss") == issuer,
             all(isinstance(one, str) for one in auds),
             audience in auds if audience is not None else "aud" not in claims,
-            all(is_text(claims[name]) for name in ("sub", "jti", "tenant") if name in claims),
+            all(is_text(claims[name]) for name in ("sub", "jti", "sid", "tenant") if name in claims),
             isinstance(roles, list) and all(map(is_text, roles)) and len(set(roles)) == len(roles),
         ]
     )
@@ -203,6 +207,7 @@ claim_sets = st.fixed_dictionaries(
         "aud": st.one_of(st.just("flx-api"), st.just(["x", "flx-api"]), texts),
         "sub": texts,
         "jti": texts,
+        "sid": texts,
         "tenant": texts,
         "roles": st.one_of(st.lists(st.sampled_from(["admin", "viewer"]), max_size=3), odd),
         "other": odd,
@@ -280,11 +285,11 @@ def test_typ_is_checked_when_configured() -> None:
 def test_the_key_decides_the_algorithm_and_the_use() -> None:
     """Only a key meant for HS256 verification is tried; the rest of a set is left alone."""
     token = minted({"sub": "a"}, kid="k1")
-    rsa: dict[str, object] = {"kty": "RSA", "kid": "r", "n": "AQAB", "e": "AQAB"}
+    rsa: dict[str, object] = {"kty": "RSA", "kid": "r", "n": "AQAB", "e": "AQAB", "use": "enc"}
     cases: list[tuple[list[dict[str, object]], bool]] = [
         ([key(kid="k1")], True),
         ([rsa, key(kid="k1", use="sig", key_ops=["verify", "sign"])], True),
-        ([key(kid="k1", alg="HS512")], False),
+        ([key(SECRET * 2, kid="k1", alg="HS512")], False),
         ([key(kid="k1", use="enc")], False),
         ([key(kid="k1", key_ops=["sign"])], False),
         ([key(kid="k2")], False),
@@ -321,6 +326,8 @@ PEM = b"-----BEGIN PUBLIC KEY-----\nMIIBIjANBgkqhkiG9w0BAQEFAAOCAQ8A\n-----END P
         key_set(key(b"\xef\xbb\xbf" + PEM)),
         key_set(key(b'{"kty":"RSA","n":"AQABAQABAQAB","e":"AQAB"}')),
         key_set(key(b"0\x82\x01\x22" + bytes(0x122))),
+        key_set(key(kid="k1", alg="HS512")),
+        key_set({"kty": "RSA", "n": "AQAB", "e": "AQAB"}),
         key_set({"kty": "oct", "k": b64(SECRET) + "="}),
         key_set(key(kid=1)),
         key_set(key(key_ops="verify")),

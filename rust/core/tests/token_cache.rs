@@ -2,7 +2,6 @@
 //!
 //! The cache may forget at any time, so it is held to one side: what it says is what the twin says, and what it counts
 //! is within its bound.
-#![expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 
 use std::collections::HashMap;
 
@@ -146,7 +145,9 @@ fn what_is_used_outlives_what_is_not() {
 #[test]
 fn what_time_or_a_key_heals_is_not_remembered() {
     let mut cache: TokenCache<()> = TokenCache::new(0, 10_000, (3, 4)).unwrap();
-    for reason in [Reason::UnknownKey, Reason::NotYetValid, Reason::IssuedInFuture, Reason::Revoked, Reason::MalformedToken] {
+    for reason in
+        [Reason::UnknownKey, Reason::NotYetValid, Reason::IssuedInFuture, Reason::Revoked, Reason::MalformedToken]
+    {
         cache.refuse(b"a.b.c", reason, 1000.0, 0);
         assert_eq!(Lookup::Miss, cache.get(b"a.b.c", 1000.0, 0), "{reason}");
     }

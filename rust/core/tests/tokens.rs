@@ -1,5 +1,5 @@
 //! Every algorithm: the vectors of the RFCs, fresh keys, and signatures that are nearly right.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test may stop at the first surprise")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test may stop at the first surprise")]
 
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::rsa::{KeyPair as RsaKeyPair, KeySize};
@@ -74,8 +74,11 @@ struct Signers {
 
 impl Signers {
     fn new() -> Self {
-        let curves =
-            [&sig::ECDSA_P256_SHA256_FIXED_SIGNING, &sig::ECDSA_P384_SHA384_FIXED_SIGNING, &sig::ECDSA_P521_SHA512_FIXED_SIGNING];
+        let curves = [
+            &sig::ECDSA_P256_SHA256_FIXED_SIGNING,
+            &sig::ECDSA_P384_SHA384_FIXED_SIGNING,
+            &sig::ECDSA_P521_SHA512_FIXED_SIGNING,
+        ];
         Self {
             rsa: RsaKeyPair::generate(KeySize::Rsa2048).unwrap(),
             ec: curves.map(|curve| EcdsaKeyPair::generate(curve).unwrap()),
@@ -158,7 +161,11 @@ fn each_algorithm_verifies_with_its_key_and_with_no_other() {
         let token = signers.token(name, &format!(r#"{{"alg":"{name}"}}"#));
         for other in NAMES {
             let expected = (name != other).then_some(Reason::AlgorithmMismatch);
-            assert_eq!(expected, fault(&token, &format!(r#"{{"keys":[{}]}}"#, signers.jwk(other, ""))), "{name} {other}");
+            assert_eq!(
+                expected,
+                fault(&token, &format!(r#"{{"keys":[{}]}}"#, signers.jwk(other, ""))),
+                "{name} {other}"
+            );
             // Signed rightly, but the header claims another algorithm.
             let lying = signers.token(name, &format!(r#"{{"alg":"{other}"}}"#));
             let jwks = format!(r#"{{"keys":[{}]}}"#, signers.jwk(name, ""));
@@ -222,7 +229,8 @@ fn each_realm_speaks_for_itself() {
     };
     let expected = |issuer: &str, leeway_s| Expected { issuer: Some(issuer.into()), leeway_s, ..Expected::default() };
     let verifier =
-        TokenVerifier::of(vec![(set("HS256", "a"), expected("us", 0)), (set("ES256", "b"), expected("them", 30))]).unwrap();
+        TokenVerifier::of(vec![(set("HS256", "a"), expected("us", 0)), (set("ES256", "b"), expected("them", 30))])
+            .unwrap();
     let mut scratch = Scratch::default();
     for (name, kid, issuer, ends) in [
         ("HS256", "a", "us", Ok(1000.0)),
@@ -257,13 +265,13 @@ fn a_token_without_kid_costs_few_signatures() {
 
 /// The order of P-256's group.
 const P256_ORDER: [u8; 32] = [
-    0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xbc, 0xe6, 0xfa, 0xad, 0xa7, 0x17,
-    0x9e, 0x84, 0xf3, 0xb9, 0xca, 0xc2, 0xfc, 0x63, 0x25, 0x51,
+    0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xbc, 0xe6, 0xfa, 0xad, 0xa7,
+    0x17, 0x9e, 0x84, 0xf3, 0xb9, 0xca, 0xc2, 0xfc, 0x63, 0x25, 0x51,
 ];
 /// The order of Ed25519's group, little-endian.
 const ED25519_ORDER: [u8; 32] = [
-    0xed, 0xd3, 0xf5, 0x5c, 0x1a, 0x63, 0x12, 0x58, 0xd6, 0x9c, 0xf7, 0xa2, 0xde, 0xf9, 0xde, 0x14, 0, 0, 0, 0, 0, 0, 0, 0, 0,
-    0, 0, 0, 0, 0, 0, 0x10,
+    0xed, 0xd3, 0xf5, 0x5c, 0x1a, 0x63, 0x12, 0x58, 0xd6, 0x9c, 0xf7, 0xa2, 0xde, 0xf9, 0xde, 0x14, 0, 0, 0, 0, 0, 0,
+    0, 0, 0, 0, 0, 0, 0, 0, 0, 0x10,
 ];
 
 #[test]
@@ -290,7 +298,11 @@ fn signatures_that_are_nearly_right_are_refused() {
         ];
         if name == "ES256" {
             let one = [&[0; 31][..], &[1]].concat();
-            bad.extend([[&one[..], &one].concat(), [&P256_ORDER[..], &good[32..]].concat(), [&good[..32], &P256_ORDER].concat()]);
+            bad.extend([
+                [&one[..], &one].concat(),
+                [&P256_ORDER[..], &good[32..]].concat(),
+                [&good[..32], &P256_ORDER].concat(),
+            ]);
             bad.push([&[0x30, 68, 2, 32], &good[..32], &[2, 32], &good[32..]].concat());
             // r and s of 33 bytes with a leading zero: right numbers, wrong length.
             bad.push([&[0], &good[..32], &[0], &good[32..]].concat());

@@ -142,16 +142,7 @@ impl<V> TokenCache<V> {
         let hash = self.hash(token);
         let place = self.entries.len() as u32;
         let token = token.into();
-        self.entries.push(Entry {
-            hash,
-            token,
-            value,
-            expires_at_s,
-            key_epoch,
-            revocation_epoch,
-            bytes,
-            used: false,
-        });
+        self.entries.push(Entry { hash, token, value, expires_at_s, key_epoch, revocation_epoch, bytes, used: false });
         let entries = &self.entries;
         self.table.insert_unique(hash, place, |&place| entries[place as usize].hash);
         self.bytes += bytes;

@@ -296,7 +296,7 @@ fn plain_len(bytes: &[u8]) -> Option<usize> {
         // The classic test for a zero byte; what is wrong above the first hit does not matter.
         let zero = |word: u64| word.wrapping_sub(ONES) & !word & TOPS;
         let below_space = word.wrapping_sub(ONES * 0x20) & !word & TOPS;
-        let hits = zero(word ^ ONES * 0x22) | zero(word ^ ONES * 0x5c) | below_space;
+        let hits = zero(word ^ (ONES * 0x22)) | zero(word ^ (ONES * 0x5c)) | below_space;
         if hits != 0 {
             return Some(length + hits.trailing_zeros() as usize / 8);
         }

@@ -94,12 +94,7 @@ fn read_key(jwk: &Json<'_>, kid: Kid, terms: &Terms) -> Result<Option<Key>, Unus
 }
 
 /// The one algorithm of a key; `None` when it is of a kind, curve or algorithm not known here or not allowed.
-fn bind(
-    kty: &str,
-    crv: Option<&str>,
-    alg: Option<&str>,
-    allowed: &[Algorithm],
-) -> Result<Option<Algorithm>, Unusable> {
+fn bind(kty: &str, crv: Option<&str>, alg: Option<&str>, allowed: &[Algorithm]) -> Result<Option<Algorithm>, Unusable> {
     let fits = |algorithm: Algorithm| match algorithm.scheme() {
         Scheme::Hmac(_) => kty == "oct",
         Scheme::Rsa(_) => kty == "RSA",
@@ -174,7 +169,9 @@ mod tests {
         for other in [r#","use":"enc""#, r#","key_ops":["sign"]"#, r#","alg":"A128KW""#, r#","alg":"none""#] {
             assert_eq!(1, set(&[&good, &oct(&[8; 32], other)]).unwrap().len(), "{other}");
         }
-        for other in [foreign, r#"{"kty":"XYZ"}"#, r#"{"kty":"EC","crv":"secp256k1"}"#, r#"{"kty":"OKP","crv":"X25519"}"#] {
+        for other in
+            [foreign, r#"{"kty":"XYZ"}"#, r#"{"kty":"EC","crv":"secp256k1"}"#, r#"{"kty":"OKP","crv":"X25519"}"#]
+        {
             assert_eq!(1, set(&[&good, other]).unwrap().len(), "{other}");
         }
         assert_eq!(

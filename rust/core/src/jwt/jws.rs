@@ -147,7 +147,10 @@ pub(crate) mod tests {
                      leGFtcGxlLmNvbS9pc19yb290Ijp0cnVlfQ.dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk";
         let k = "AyM1SysPpbyDfgZld3umj1qzKObwVMkoqQ-EstJQLr_T-1qS0gZH75aKtMN3Yj0iPS4hcgUuTwjAzZr1Z9CAow";
         let keys = KeySet::parse(format!(r#"{{"keys":[{{"kty":"oct","k":"{k}"}}]}}"#).as_bytes()).unwrap();
-        assert_eq!(Some("JWT".to_owned()), verify(token.as_bytes(), &keys, &mut Scratch::default()).unwrap().typ.map(Cow::into_owned));
+        assert_eq!(
+            Some("JWT".to_owned()),
+            verify(token.as_bytes(), &keys, &mut Scratch::default()).unwrap().typ.map(Cow::into_owned)
+        );
     }
 
     #[test]

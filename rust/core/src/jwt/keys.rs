@@ -45,7 +45,8 @@ impl Default for Terms {
 
 #[derive(Debug)]
 enum Material {
-    Secret(hmac::Key),
+    /// Prepared, it is large: many of them would push a key set out of the near caches.
+    Secret(Box<hmac::Key>),
     Public(ParsedPublicKey),
 }
 
@@ -79,7 +80,7 @@ impl Key {
         if secret.len() > MAX_SECRET_BYTES {
             return Err(Unusable("key set: an HMAC secret over 1024 bytes"));
         }
-        Ok(Self { kid, algorithm, material: Material::Secret(hmac::Key::new(hash, secret)) })
+        Ok(Self { kid, algorithm, material: Material::Secret(Box::new(hmac::Key::new(hash, secret))) })
     }
 
     /// `modulus` and `exponent` are big-endian and begin with a byte that is not 0.
@@ -205,9 +206,10 @@ impl KeySet {
     pub(super) fn candidates<'k>(&'k self, kid: Option<&str>) -> impl Iterator<Item = (usize, &'k Key)> {
         let anonymous = kid.is_none();
         let named = kid.and_then(|kid| self.0.iter().position(|key| key.kid() == Some(kid)));
-        self.0.iter().enumerate().filter(move |(place, key)| {
-            anonymous || named.map_or(key.kid == Kid::Any, |named| *place == named)
-        })
+        self.0
+            .iter()
+            .enumerate()
+            .filter(move |(place, key)| anonymous || named.map_or(key.kid == Kid::Any, |named| *place == named))
     }
 
     /// How many keys are usable.
