@@ -13,6 +13,7 @@
 
 mod admission;
 mod errors;
+mod lease;
 mod meter;
 mod process;
 mod realtime;
@@ -26,6 +27,8 @@ use pyo3::prelude::*;
 mod _core {
     #[pymodule_export]
     use crate::admission::{Admission, Decision, Principal};
+    #[pymodule_export]
+    use crate::lease::LeaseBook;
     #[pymodule_export]
     use crate::meter::Meter;
     #[pymodule_export]
