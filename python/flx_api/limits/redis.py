@@ -102,7 +102,7 @@ class Leases:
             self._task = None
         try:
             async with asyncio.timeout(_CLOSE_S):
-                while not self.book.away and not self.book.close():
+                while not self.book.away and not self.book.close() and not self._failures:
                     await self._call()
         except TimeoutError:
             pass  # what is not returned comes back by itself when the leases end
@@ -171,6 +171,8 @@ class Leases:
                 whole = True
             finally:
                 if not whole:
+                    # Also when this task is cancelled: the book must not wait for an answer that nobody reads.
+                    self.book.lost(time.monotonic_ns(), away=False)
                     await self._drop()
             self.book.apply(answer, time.monotonic_ns())
         except _LOSSES as error:
@@ -194,7 +196,7 @@ class Leases:
         if away and not self.book.away:
             self.times_away += 1
             structlog.get_logger("flx.limits").warning("leases.away", reason=self.reason)
-        self.book.lost(time.monotonic_ns(), away)
+        self.book.lost(time.monotonic_ns(), away=away)
 
     async def _connected(self) -> AbstractConnection:
         if self._connection is None:
