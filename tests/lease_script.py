@@ -10,8 +10,9 @@ import math
 import struct
 from dataclasses import dataclass, field
 
-DONE, NEW_EPOCH, STALE = 0, 1, 2
+DONE, NEW_EPOCH, STALE, DOUBT = range(4)
 SILENT_US = 10_000_000
+DOUBT_US = 1_000_000
 RING = 65
 
 
@@ -70,7 +71,7 @@ class Script:
         form = struct.Struct("<8sQQIqB16sIH")
         node, call, epoch, clock, step, flags, seed, grace_us, policies = form.unpack_from(blob)
         at = form.size
-        fresh, bye = flags % 2 == 1, flags >= 2
+        fresh, bye, judged = flags % 2 == 1, flags % 4 >= 2, flags >= 4
         fleet = self.fleet
         began = not fleet
         if began:
@@ -79,11 +80,15 @@ class Script:
         elif step != 0 and clock == fleet["clock"] and epoch == fleet["epoch"]:
             fleet["offset"] -= step
             fleet["clock"] += 1
-            if step > 0:
+            judged = True
+            if fleet["last"] > wall_us + fleet["offset"] + DOUBT_US / 4:
                 fleet["last"] = 0
                 fleet["epoch"] = max(wall_us, fleet["epoch"] + 1)
                 fleet["grace"] = wall_us + fleet["offset"] + grace_us
-        now = fleet["last"] = max(wall_us + fleet["offset"], fleet["last"])
+        now, last = max(wall_us + fleet["offset"], fleet["last"]), fleet["last"]
+        doubt = not began and last > 0 and now - last > DOUBT_US and not judged
+        if not doubt:
+            fleet["last"] = now
         grace_left = max(0, min(fleet["grace"] - now, grace_us))
         if not fresh and not self.sure:
             if grace_left > 0:
@@ -99,6 +104,8 @@ class Script:
         if node in self.calls and call <= self.calls[node]:
             return head(STALE)
         self.calls[node] = call
+        if doubt and epoch == fleet["epoch"]:
+            return head(DOUBT)
         if bye:
             self.nodes.pop(node, None)
         else:

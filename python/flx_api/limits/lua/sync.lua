@@ -13,9 +13,10 @@ local fleet, nodes, calls = KEYS[1], KEYS[2], KEYS[3]
 local input = ARGV[1]
 local node, call, epoch, clock, step, flags, seed, grace_us, policies, at =
   struct.unpack("<c8I8I8I4i8I1c16I4I2", input)
-local fresh, bye = flags % 2 == 1, flags >= 2
-local DONE, NEW_EPOCH, STALE = 0, 1, 2
+local fresh, bye, judged = flags % 2 == 1, flags % 4 >= 2, flags >= 4
+local DONE, NEW_EPOCH, STALE, DOUBT = 0, 1, 2, 3
 local SILENT_US = 10000000 -- a node that says nothing for so long no longer counts as one
+local DOUBT_US = 1000000 -- nodes call more often than this: after a longer gap, or a jump, one of them judges the time
 local RING = 65
 
 local time = redis.call("TIME")
@@ -28,23 +29,25 @@ local began = not epoch_now
 if began then
   epoch_now, clock_now, offset, last, grace, seed_now, sure = wall, 0, 0, 0, wall + grace_us, seed, not fresh
 elseif step ~= 0 and clock == clock_now and epoch == epoch_now then
-  -- This server's clock jumped. Forwards: keys may have gone before their time, so the fleet begins anew.
+  -- This server's clock jumped. If anything was done at the wrong time, the fleet begins anew.
   offset = offset - step
   clock_now = clock_now + 1
-  if step > 0 then
+  judged = true
+  if last > wall + offset + DOUBT_US / 4 then
     last = 0
     epoch_now = math.max(wall, epoch_now + 1)
     grace = wall + offset + grace_us
   end
 end
 local now = math.max(wall + offset, last)
+local doubt = not began and last > 0 and now - last > DOUBT_US and not judged
 local grace_left = math.max(0, math.min(grace - now, grace_us))
 if not fresh and not sure then
   -- A newcomer began the fleet anew before one that knows its seed came by; nothing was granted yet.
   if seed ~= seed_now and grace_left > 0 then seed_now = seed end
   sure = true
 end
-redis.call("HSET", fleet, "epoch", epoch_now, "clock", clock_now, "offset", offset, "last", now, "grace", grace,
+redis.call("HSET", fleet, "epoch", epoch_now, "clock", clock_now, "offset", offset, "last", doubt and last or now, "grace", grace,
   "seed", seed_now, "sure", sure and "1" or "0")
 
 local function head(status)
@@ -55,6 +58,7 @@ end
 local before = tonumber(redis.call("HGET", calls, node))
 if before and call <= before then return head(STALE) end
 redis.call("HSET", calls, node, call)
+if doubt and epoch == epoch_now then return head(DOUBT) end
 if bye then
   redis.call("ZREM", nodes, node)
 else

@@ -195,6 +195,8 @@ pub struct LeaseBook {
     epoch: u64,
     clock: u32,
     step_us: i64,
+    /// The next call says that the fleet's clock was found right.
+    judged: bool,
     anchor: Option<Anchor>,
     nodes: u32,
     away: bool,
@@ -247,6 +249,7 @@ impl LeaseBook {
             epoch: 0,
             clock: 0,
             step_us: 0,
+            judged: false,
             anchor: None,
             nodes: 1,
             away: false,

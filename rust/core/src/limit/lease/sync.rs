@@ -40,7 +40,7 @@ impl LeaseBook {
         if self.flying {
             return None;
         }
-        if self.epoch == 0 || self.step_us != 0 || self.away {
+        if self.epoch == 0 || self.step_us != 0 || self.judged || self.away {
             return Some(0);
         }
         while let Some(&Reverse((when, index))) = self.queue.peek() {
@@ -100,6 +100,7 @@ impl LeaseBook {
             step_us: self.step_us,
             fresh: self.fresh,
             bye: self.closing,
+            judged: self.judged,
             seed: self.seed,
             grace_us: self.grace_us,
         };
@@ -169,15 +170,21 @@ impl LeaseBook {
         self.nodes = head.nodes.max(1);
         self.grace_until = if head.grace_us > 0 { now + u64::from(head.grace_us) * 1_000 } else { 0 };
         let moved = self.moved_us(&head, now);
-        let same = head.status == Status::Done && head.clock == self.clock;
+        let same = matches!(head.status, Status::Done | Status::Doubt) && head.clock == self.clock;
         let jumped = same && moved != 0;
         self.step_us = if jumped { moved } else { 0 };
         self.clock = head.clock;
+        self.judged = head.status == Status::Doubt && !jumped;
         if !jumped {
             if moved != 0 {
                 self.rebase(moved);
             }
             self.anchor = Some(Anchor { server_us: head.now_us, sent_ns: self.sent_ns, received_ns: now });
+        }
+        if head.status == Status::Doubt {
+            self.land(now);
+            self.away = back;
+            return Ok(());
         }
         if head.status == Status::NewEpoch {
             self.begin_anew(&head, now);
@@ -241,7 +248,11 @@ impl LeaseBook {
         self.latest = self.latest.max(now_ns);
         self.flying = false;
         self.away |= away;
-        let when = self.latest + TICK_NS;
+        self.land(self.latest + TICK_NS);
+    }
+
+    /// The call under way changed nothing: its keys are due again.
+    fn land(&mut self, when: u64) {
         for (index, _) in std::mem::take(&mut self.flight) {
             let entry = &mut self.entries[index as usize];
             entry.flying = false;

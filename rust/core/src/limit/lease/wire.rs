@@ -25,6 +25,7 @@ pub(super) struct Sender {
     pub(super) step_us: i64,
     pub(super) fresh: bool,
     pub(super) bye: bool,
+    pub(super) judged: bool,
     pub(super) seed: (u64, u64),
     pub(super) grace_us: u32,
 }
@@ -37,6 +38,8 @@ pub(super) enum Status {
     NewEpoch,
     /// A later call of this node was there before: nothing was done.
     Stale,
+    /// The fleet's clock moved far since its last call: nothing was done. The node judges, and calls again.
+    Doubt,
 }
 
 /// The head of an answer.
@@ -67,7 +70,7 @@ pub(super) fn command(sha: &[u8], sender: &Sender, policies: &[Policy], reports:
     input.extend(sender.epoch.to_le_bytes());
     input.extend(sender.clock.to_le_bytes());
     input.extend(sender.step_us.to_le_bytes());
-    input.push(u8::from(sender.fresh) | u8::from(sender.bye) << 1);
+    input.push(u8::from(sender.fresh) | u8::from(sender.bye) << 1 | u8::from(sender.judged) << 2);
     input.extend(sender.seed.0.to_le_bytes());
     input.extend(sender.seed.1.to_le_bytes());
     input.extend(sender.grace_us.to_le_bytes());
@@ -123,6 +126,7 @@ pub(super) fn answer(bytes: &[u8]) -> Option<(Head, impl Iterator<Item = Grant> 
         0 => Status::Done,
         1 => Status::NewEpoch,
         2 => Status::Stale,
+        3 => Status::Doubt,
         _ => return None,
     };
     if rest.len() % GRANT != 0 {
