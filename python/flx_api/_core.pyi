@@ -268,8 +268,8 @@ class _Snapshot(TypedDict):
 class LeaseBook:
     """A node's leases: what it may spend of limits that all nodes of a fleet share (docs/decisions/0005).
 
-    The admission core spends from it; `flx_api.limits.redis` keeps it in touch with Redis: `collect` packs a call, `apply`
-    takes the answer, `lost` says that there is none. One call is under way at a time.
+    The admission core spends from it; `flx_api.limits.redis` keeps it in touch with Redis: `collect` packs a call,
+    `apply` takes the answer, `lost` says that there is none. One call is under way at a time.
 
     Args:
         policies: `(name, limit, window_ms, "fast" | "strict")`, in the order of their indices.
@@ -294,8 +294,8 @@ class LeaseBook:
     def hit(self, policy: int, key: bytes, now_ns: int, cost: int = 1) -> tuple[int, int, int]:
         """Check and, when admitted, count: `(verdict, remaining, reset_ns)`.
 
-        The verdicts: 0 admitted, 1 refused, 2 unknown (strict: wait for the next sync and ask again), 3 unavailable (strict,
-        and Redis is away).
+        The verdicts: 0 admitted, 1 refused, 2 unknown (strict: wait for the next sync and ask again), 3 unavailable
+        (strict, and Redis is away).
 
         Raises:
             ValueError: `cost` is 0.
@@ -304,8 +304,8 @@ class LeaseBook:
     def due_in(self, now_ns: int) -> int | None:
         """Nanoseconds until a call is worthwhile; None while one is under way."""
 
-    def collect(self, now_ns: int, max: int, sha: bytes) -> bytes | None:
-        """A call with up to `max` reports, as a RESP command (EVALSHA of this hex digest); None when nothing is due."""
+    def collect(self, now_ns: int, most: int, sha: bytes) -> bytes | None:
+        """A call with up to `most` reports, as a RESP command (EVALSHA of this hex digest); None when nothing is due."""
 
     def apply(self, answer: bytes, now_ns: int) -> None:
         """Take the answer to the call under way.

@@ -20,7 +20,6 @@ from flx_api._core import LeaseBook
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 CLOCK = 'redis.call("TIME")'
 SCRIPT = resources.files("flx_api.limits").joinpath("lua", "sync.lua").read_text("utf-8")
@@ -57,7 +56,9 @@ def random_call(draw: random.Random, node: int, number: int, now_us: int, told: 
     for key in draw.sample(range(8), draw.randint(0, 5)):
         policy = key % len(LIMITS)
         slot_us = -(-LIMITS[policy][1] * 1000 // 64)
-        pairs = [(back, draw.randint(1, 4)) for back in sorted(draw.sample(range(65), draw.randint(0, 3)), reverse=True)]
+        pairs = [
+            (back, draw.randint(1, 4)) for back in sorted(draw.sample(range(65), draw.randint(0, 3)), reverse=True)
+        ]
         units = sum(pair[1] for pair in pairs)
         spent = told["spent"] = told["spent"] + draw.randint(0, units)
         newest = now_us // slot_us + draw.choice([0, 0, 0, -1, -2, 1])
@@ -106,7 +107,7 @@ def test_a_book_and_the_script_understand_each_other(redis: Redis) -> None:
     def sync() -> None:
         command = book.collect(now, 10, sha)
         assert command is not None
-        wire.send_packed_command([command])
+        wire.send_packed_command([command])  # type: ignore[no-untyped-call]
         book.apply(wire.read_response(disable_decoding=True), now)
 
     assert (2, 0) == book.hit(0, b"key", now)[:2], "a cold key is unknown"

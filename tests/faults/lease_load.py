@@ -1,8 +1,8 @@
 """A fleet of real processes on a real Redis under load, with faults in mid-run, judged by every admission's true time.
 
-Strategy: each node is a process with a `LeaseBook` and its `Leases`, and no HTTP. It asks on an open loop (as many requests
-as its share of the plan says, whatever the answers) and writes every admission into a mapped file, so that nothing is lost
-when it is killed. CLOCK_MONOTONIC is one clock for all processes of a machine: the oracle needs no guess about time.
+Strategy: each node is a process with a `LeaseBook` and its `Leases`, and no HTTP. It asks on an open loop (as many
+requests as its share of the plan says, whatever the answers) and writes every admission into a mapped file, so that
+nothing is lost when it is killed. CLOCK_MONOTONIC is one clock for all processes of a machine: the oracle needs no guess about time.
 
 `main()` runs one plan and returns its figures; `python -m tests.faults.lease_load --help` prints them.
 """
@@ -188,7 +188,7 @@ def _tell(
     plan: Plan, server: RedisServer, processes: list[subprocess.Popen[bytes]], begin_ns: int
 ) -> list[dict[str, Any]]:
     """Do the faults in their time, and hear what the nodes have to tell in the end."""
-    killed = []
+    killed: list[subprocess.Popen[bytes]] = []
     for windows, fault in sorted(plan.faults):
         time.sleep(max(0.0, (begin_ns + windows * plan.window_s * S - time.monotonic_ns()) / S))
         if fault == "kill-redis":
@@ -268,12 +268,12 @@ def _command_line() -> None:
     node = given.pop("node")
     if node is None:
         given["faults"] = [tuple(fault) for fault in json.loads(given["faults"])]
-        print(json.dumps(main(Plan(**given)), indent=1))
+        print(json.dumps(main(Plan(**given)), indent=1))  # noqa: T201 - a command line
         return
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     job = json.loads(node)
     process = Node(Plan(**job["plan"]), job["number"], Path(job["folder"]), job["begin_ns"])
-    print(json.dumps(asyncio.run(process.run())))
+    print(json.dumps(asyncio.run(process.run())))  # noqa: T201 - what the parent reads
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Leases in a simulated fleet: what no true window may hold, whatever the wire, the clocks and the processes do.
 
-The books are the real ones; the script is its twin (`tests/contracts/test_lease_script.py` holds it against a real Redis).
-The oracle knows the true time of every admission. The bounds are those of docs/decisions/0005: strict 0 while Redis keeps
-its data; fast one debt per node; without Redis one share per node more.
+The books are the real ones; the script is its twin (`tests/contracts/test_lease_script.py` holds it against a real
+Redis). The oracle knows the true time of every admission. The bounds are those of docs/decisions/0005: strict 0 while
+Redis keeps its data; fast one debt per node; without Redis one share per node more.
 """
 
 from __future__ import annotations
@@ -43,6 +43,11 @@ def load(world: World, *, keys: int, rate: float, until: int, cost: int = 1) -> 
     world.at(world.now, ask)
 
 
+def start(world: World) -> None:
+    """One more node."""
+    world.join()
+
+
 def kill(node: Node) -> None:
     """End a node without a word."""
     node.alive = False
@@ -70,7 +75,7 @@ def test_strict_never_over_admits_while_redis_keeps_its_data(
     for _ in range(draw.randint(0, 2)):
         victim = draw.choice(world.nodes)
         world.at(draw.randrange(end), lambda victim=victim: kill(victim))  # type: ignore[misc]
-        world.at(draw.randrange(end), world.join)
+        world.at(draw.randrange(end), lambda: start(world))
     step_us = draw.choice([0, 0, -300_000, -3_000_000, 400_000, 3_000_000])
     world.at(draw.randrange(end), lambda: setattr(world, "wall_us", world.wall_us + step_us))
     world.run(end + S)
@@ -94,7 +99,7 @@ def test_fast_owes_no_more_than_one_debt_per_node_and_waits_for_nothing(
 @given(seed=st.integers(0, 2**32), limit=sizes, nodes=st.integers(2, 12), keeps=st.booleans())
 @FIXED
 def test_without_redis_fast_goes_on_within_its_share(seed: int, limit: int, nodes: int, keeps: bool) -> None:
-    """Redis dies and comes back, with its data or empty: the bound with shares holds throughout, the other one later."""
+    """Redis dies and comes back, with its data or empty: the bound with shares holds, and later the other one."""
     world = World([("p", limit, WINDOW_MS, "fast")], nodes=nodes, seed=seed, grace_ms=1000)
     load(world, keys=3, rate=min(600.0, 3.0 * limit + 50), until=12 * S)
 

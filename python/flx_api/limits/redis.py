@@ -1,8 +1,8 @@
 """Leases from Redis: the task that keeps a node's `LeaseBook` in touch with the fleet, beside the requests.
 
-Strategy: one task, one connection, one call under way. The book says when a call is worthwhile and packs it; here it goes
-out, its answer goes back into the book, and whoever waited for it (strict policies only) is woken. No request ever waits
-for Redis otherwise.
+Strategy: one task, one connection, one call under way. The book says when a call is worthwhile and packs it; here it
+goes out, its answer goes back into the book, and whoever waited for it (strict policies only) is woken. No request ever
+waits for Redis otherwise.
 
 Rules:
 - A call has one deadline and no retry: a lost call costs nothing, since the next one tells the same again.
@@ -127,7 +127,7 @@ class Leases:
             await self._pause()
             try:
                 await self._call()
-            except Exception:
+            except Exception:  # noqa: BLE001 - said and logged; the task goes on
                 # Whatever it is, without this task the node would never see Redis again.
                 self.reason = "the sync of leases failed"
                 structlog.get_logger("flx.limits").exception("leases.unexpected")
@@ -200,7 +200,7 @@ class Leases:
 
     async def _connected(self) -> AbstractConnection:
         if self._connection is None:
-            connection = self._pool.make_connection()
+            connection = self._pool.make_connection()  # type: ignore[no-untyped-call]
             try:
                 async with asyncio.timeout(_CONNECT_S):
                     await connection.connect()

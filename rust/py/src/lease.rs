@@ -71,8 +71,8 @@ impl LeaseBook {
     }
 
     /// A call for the script of this SHA.
-    fn collect<'py>(&self, py: Python<'py>, now_ns: u64, max: usize, sha: &[u8]) -> Option<Bound<'py, PyBytes>> {
-        let command = self.book().collect(now_ns, max, sha);
+    fn collect<'py>(&self, py: Python<'py>, now_ns: u64, most: usize, sha: &[u8]) -> Option<Bound<'py, PyBytes>> {
+        let command = self.book().collect(now_ns, most, sha);
         command.map(|command| PyBytes::new(py, &command))
     }
 

@@ -175,6 +175,7 @@ struct Anchor {
 
 /// All leases of one node.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own, and any may meet any other")]
 pub struct LeaseBook {
     policies: Vec<Policy>,
     entries: Vec<Entry>,

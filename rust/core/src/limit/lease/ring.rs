@@ -87,7 +87,7 @@ impl Ring {
     /// The same history on a clock that reads `slots` more.
     pub(super) fn shift(&mut self, slots: i64) {
         self.newest = self.newest.saturating_add_signed(slots);
-        let places = slots.rem_euclid(RING as i64) as usize;
+        let places = slots.rem_euclid(RING.cast_signed()) as usize;
         self.counts.rotate_right(places);
     }
 }

@@ -268,7 +268,7 @@ impl LeaseBook {
         let most = anchor.server_us + (now - anchor.sent_ns) / 1_000;
         if head.now_us > most + SLACK_US || head.now_us + SLACK_US < least {
             // The largest difference that is possible: units then count too long rather than too short.
-            head.now_us as i64 - least as i64
+            head.now_us.cast_signed() - least.cast_signed()
         } else {
             0
         }
@@ -277,7 +277,7 @@ impl LeaseBook {
     /// The fleet's clock is another one: everything remembered is moved along.
     fn rebase(&mut self, moved_us: i64) {
         for entry in &mut self.entries {
-            let slot_us = self.policies[entry.policy as usize].slot_us() as i64;
+            let slot_us = self.policies[entry.policy as usize].slot_us().cast_signed();
             entry.ring.shift(-((-moved_us).div_euclid(slot_us)));
         }
     }
