@@ -305,7 +305,7 @@ class LeaseBook:
         """Nanoseconds until a call is worthwhile; None while one is under way."""
 
     def collect(self, now_ns: int, most: int, sha: bytes) -> bytes | None:
-        """A call with up to `most` reports, as a RESP command (EVALSHA of this hex digest); None when nothing is due."""
+        """A call with up to `most` reports, as a RESP command (EVALSHA of this hex digest); None if nothing is due."""
 
     def apply(self, answer: bytes, now_ns: int) -> None:
         """Take the answer to the call under way.

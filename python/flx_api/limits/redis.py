@@ -7,7 +7,7 @@ waits for Redis otherwise.
 Rules:
 - A call has one deadline and no retry: a lost call costs nothing, since the next one tells the same again.
 - A connection with an unread answer is dropped, never used again, whatever ended the call.
-- After a few losses the book goes on without Redis (`away`); here it is tried again with growing, jittered pauses.
+- After a few losses and a quarter of a second the book goes on without Redis (`away`); here it is tried again with growing, jittered pauses.
 - The address is a secret: a reason names the kind of an error, never the error's text.
 """
 
@@ -35,6 +35,7 @@ _SCRIPT: Final = resources.files("flx_api.limits").joinpath("lua", "sync.lua").r
 _SHA: Final = hashlib.sha1(_SCRIPT, usedforsecurity=False).hexdigest().encode()
 _MOST_REPORTS: Final = 256
 _LOSSES_UNTIL_AWAY: Final = 3
+_SILENCE_UNTIL_AWAY_S: Final = 0.25
 _LONGEST_PAUSE_S: Final = 0.5
 _CONNECT_S: Final = 0.25
 _CLOSE_S: Final = 0.5
@@ -84,6 +85,7 @@ class Leases:
         self._waiters: list[asyncio.Future[None]] = []
         self._failures = 0
         self._last_call = 0.0
+        self._last_answer = 0.0
 
     @property
     def ready(self) -> bool:
@@ -174,14 +176,16 @@ class Leases:
                     # Also when this task is cancelled: the book must not wait for an answer that nobody reads.
                     self.book.lost(time.monotonic_ns(), away=False)
                     await self._drop()
+            was_away = self.book.away
             self.book.apply(answer, time.monotonic_ns())
+            self._last_answer = self._last_call
         except _LOSSES as error:
             self.losses += 1
             self.reason = f"Redis does not answer ({type(error).__name__})"
             self._lose()
             await self._drop()
         else:
-            if self._failures >= _LOSSES_UNTIL_AWAY:
+            if was_away:
                 structlog.get_logger("flx.limits").info("leases.back")
             self._failures = 0
             self.reason = "" if self.ready else "the fleet's limits begin anew"
@@ -192,7 +196,8 @@ class Leases:
 
     def _lose(self) -> None:
         self._failures += 1
-        away = self._failures >= _LOSSES_UNTIL_AWAY
+        silence = asyncio.get_running_loop().time() - self._last_answer
+        away = self._failures >= _LOSSES_UNTIL_AWAY and silence >= _SILENCE_UNTIL_AWAY_S
         if away and not self.book.away:
             self.times_away += 1
             structlog.get_logger("flx.limits").warning("leases.away", reason=self.reason)

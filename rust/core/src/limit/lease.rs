@@ -541,3 +541,6 @@ impl LeaseBook {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
