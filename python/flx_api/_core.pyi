@@ -27,6 +27,7 @@ __all__ = [
     "Admission",
     "Admitted",
     "Counters",
+    "LeaseBook",
     "Meter",
     "Principal",
     "Revocations",
@@ -513,6 +514,81 @@ class _Snapshot(TypedDict):
     states: int
     last_state: str | None
     streams: dict[str, _Stream]
+
+@final
+class LeaseBook:
+    """A node's leases: what it may spend of limits that all nodes of a fleet share (docs/decisions/0005).
+
+    The admission core spends from it; `flx_api.limits.redis` keeps it in touch with Redis: `collect` packs a call,
+    `apply` takes the answer, `lost` says that there is none. One call is under way at a time.
+
+    Args:
+        policies: `(name, limit, window_ms, "fast" | "strict")`, in the order of their indices.
+        max_bytes: Bounds everything the book remembers.
+        grace_ms: How long a fleet that begins anew grants nothing, so that every node can tell first what it spent.
+        node: The node's random number, and
+        seed: the random seed of keys it proposes to an empty fleet; None draws them.
+
+    Raises:
+        ValueError: A limit, window or mode is out of range, or `max_bytes` holds no 16 keys.
+    """
+
+    def __new__(
+        cls,
+        policies: Sequence[tuple[str, int, int, str]],
+        *,
+        max_bytes: int = 67108864,
+        grace_ms: int = 1000,
+        node: int | None = None,
+        seed: tuple[int, int] | None = None,
+    ) -> LeaseBook: ...
+    def hit(self, policy: int, key: bytes, now_ns: int, cost: int = 1) -> tuple[int, int, int]:
+        """Check and, when admitted, count: `(verdict, remaining, reset_ns)`.
+
+        The verdicts: 0 admitted, 1 refused, 2 unknown (strict: wait for the next sync and ask again), 3 unavailable
+        (strict, and Redis is away).
+
+        Raises:
+            ValueError: `cost` is 0.
+        """
+
+    def due_in(self, now_ns: int) -> int | None:
+        """Nanoseconds until a call is worthwhile; None while one is under way."""
+
+    def collect(self, now_ns: int, most: int, sha: bytes) -> bytes | None:
+        """A call with up to `most` reports, as a RESP command (EVALSHA of this hex digest); None if nothing is due."""
+
+    def apply(self, answer: bytes, now_ns: int) -> None:
+        """Take the answer to the call under way.
+
+        Raises:
+            ValueError: It is none; the call counts as lost.
+        """
+
+    def lost(self, now_ns: int, away: bool) -> None:
+        """No answer came. `away`: from now on the node goes on without Redis, until an answer comes."""
+
+    def close(self) -> bool:
+        """From now on the calls return everything. True when nothing is left to return."""
+
+    def ready(self, now_ns: int) -> bool:
+        """Whether leases can be had."""
+
+    @property
+    def away(self) -> bool:
+        """Whether the node goes on without Redis."""
+
+    @property
+    def nodes(self) -> int:
+        """Nodes of the fleet as last told."""
+
+    @property
+    def keys(self) -> int:
+        """Keys remembered."""
+
+    @property
+    def counts(self) -> tuple[int, int, int, int, int]:
+        """Since the start: calls answered, units leased, owed, spent without Redis; checks that had to wait."""
 
 @final
 class Meter:

@@ -16,6 +16,7 @@ mod admitted;
 mod answer;
 mod counters;
 mod errors;
+mod lease;
 mod memory;
 mod meter;
 mod principal;
@@ -42,6 +43,8 @@ mod _core {
     use crate::principal::Principal;
     #[pymodule_export]
     use crate::shared::SharedMemory;
+    #[pymodule_export]
+    use crate::lease::LeaseBook;
     #[pymodule_export]
     use crate::meter::Meter;
     #[pymodule_export]

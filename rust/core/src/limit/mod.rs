@@ -4,8 +4,10 @@
 //! - [`table`]: which entry is whose
 //! - [`history`]: what an entry remembers
 //! - [`memory`]: where the words lie: on the heap, or in a mapping that the shell made
+//! - [`lease`]: one limit for many hosts
 
 mod history;
+pub mod lease;
 pub mod memory;
 mod table;
 pub mod window;
