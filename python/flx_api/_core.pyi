@@ -25,6 +25,7 @@ __all__ = [
     "Decision",
     "Meter",
     "Principal",
+    "SharedMemory",
     "SlidingWindow",
     "TokenVerifier",
     "become_subreaper",
@@ -86,6 +87,27 @@ class TokenVerifier:
         """
 
 @final
+class SharedMemory:
+    """A mapping that all workers of one host share: the words under windows and counters, and one seed for all hashes.
+
+    It stays mapped while it, or a window over it, lives; the descriptor may be closed. Its size is the file's.
+
+    Args:
+        fd: an open memory file.
+        layout: a number that says what lies where; all who open the memory must name the same.
+        create: whether to mark fresh, zeroed memory, or to open what another has marked.
+
+    Raises:
+        OSError: it cannot be mapped.
+        ValueError: the memory is too small, marked already, or laid out in another way.
+    """
+
+    def __new__(cls, fd: int, *, layout: int = 0, create: bool = False) -> SharedMemory: ...
+    @property
+    def bytes(self) -> int:
+        """Bytes that can be lent out."""
+
+@final
 class SlidingWindow:
     """At most `limit` units per key in any window of `window_ms`, whatever the arrival pattern, in bounded memory.
 
@@ -93,17 +115,27 @@ class SlidingWindow:
     Refused requests are not counted. When `max_bytes` are used up, entries of idle keys are reused; if there are none,
     new keys share entries, so that they may be refused for what others did, but nobody ever gets quota back.
 
+    Args:
+        limit: units per window, at most a thousand million.
+        window_ms: length of the window.
+        max_bytes: bounds everything the window remembers.
+        memory: where it remembers, when several workers are to admit together what one would: they must use the same
+            clock. It may hold one window. By default the memory is the window's own.
+
     Raises:
-        ValueError: `limit` or `window_ms` is 0, the window is longer than a year, or `max_bytes` holds no 16 keys.
+        ValueError: `limit` or `window_ms` is 0 or too large, `max_bytes` holds no 16 keys, or `memory` holds another
+            window.
     """
 
-    def __new__(cls, limit: int, window_ms: int, *, max_bytes: int = 67108864) -> SlidingWindow: ...
+    def __new__(
+        cls, limit: int, window_ms: int, *, max_bytes: int = 67108864, memory: SharedMemory | None = None
+    ) -> SlidingWindow: ...
     def hit(self, key: bytes, now_ns: int, cost: int = 1) -> tuple[bool, int, int]:
         """Check and, when admitted, count: `(admitted, remaining, reset_ns)`.
 
         `remaining` are the units left afterwards. `reset_ns`, when admitted: until the oldest counted unit leaves and
         quota grows; when refused: until the same cost fits if nothing else is admitted before (a cost above the limit
-        never fits). A `now_ns` smaller than one seen before counts as that one.
+        never fits). A `now_ns` smaller than one seen with this key before counts as that one.
 
         Raises:
             ValueError: `cost` is 0.

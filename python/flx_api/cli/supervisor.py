@@ -26,6 +26,7 @@ from flx_api.cli import meltano, runtime
 from flx_api.cli.children import DAEMON_SOCKET, Child, describe, environ_of, orphans
 from flx_api.cli.readiness import Probe
 from flx_api.errors import StartupError
+from flx_api.limits import shared_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,6 +67,7 @@ class Supervisor:
         self._signals = -1
         self._runtime_dir: Path
         self._listener: socket
+        self._shared: int
         self._environ: dict[str, str]
 
     def run(self) -> int:
@@ -93,6 +95,9 @@ class Supervisor:
             stack.callback(runtime.remove_runtime_dir, self._runtime_dir)
             if self._own_daemon:
                 self._environ[DAEMON_SOCKET] = str(self._runtime_dir / "daemon.sock")
+            self._shared = shared_memory.create()
+            stack.callback(os.close, self._shared)
+            self._environ[shared_memory.SHARED_MEMORY] = str(self._shared)
             self._listen_to_signals()
             _core.become_subreaper()
             stack.callback(runtime.remove_endpoints, self._settings)
@@ -124,7 +129,7 @@ class Supervisor:
 
     def _start_gateway(self, now: float) -> None:
         listening = self._listener.fileno()
-        self._gateway.start(now, [str(listening)], self._environ, [listening])
+        self._gateway.start(now, [str(listening)], self._environ, [listening, self._shared])
         if not self._ready:
             self._ask()
 

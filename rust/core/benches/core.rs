@@ -11,7 +11,7 @@ use flx_core::admission::{Admission, By, Policy, Token};
 use flx_core::jwt::TokenVerifier;
 use flx_core::jwt::claims::Expected;
 use flx_core::jwt::keys::KeySet;
-use flx_core::limit::SlidingWindow;
+use flx_core::limit::{Rate, SlidingWindow};
 use flx_core::meter::Meter;
 
 /// HS256 over `{"sub":"ann","iss":"flx","aud":"flx-api","roles":["admin"],"tenant":"t","jti":"x","exp":4102444800}`.
@@ -45,7 +45,7 @@ fn tokens(criterion: &mut Criterion) {
         bencher.iter(|| hmac::verify(&key, black_box(SIGNED.as_bytes()), tag.as_ref()));
     });
     let policy =
-        |name: &str, by| Policy { name: name.into(), by, limit: u32::MAX, window_ms: 60_000, cost: 1, shadow: false };
+        |name: &str, by| Policy { name: name.into(), by, limit: 1_000_000_000, window_ms: 60_000, cost: 1, shadow: false };
     let policies = vec![policy("ip", By::Ip), policy("subject", By::Subject), policy("slow", By::Subject)];
     let mut admission = Admission::new(self::verifier(), policies, 1 << 26, (1, 2)).expect("admission");
     group.bench_function("admit: verify and three windows", |bencher| {
@@ -61,12 +61,20 @@ fn windows(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("window");
     let keys: Vec<[u8; 8]> = (0..10_000_u64).map(u64::to_le_bytes).collect();
     for limit in [50_u32, 5_000] {
-        let mut window = SlidingWindow::new(limit, 60_000, 1 << 26, (1, 2)).expect("window");
-        let mut now = 0;
+        let rate = Rate { limit, window_ms: 60_000, max_cost: 1 };
+        let window = SlidingWindow::on_heap(rate, 1 << 26, (1, 2)).expect("window");
+        let mut now = 0_u64;
         group.bench_function(format!("hit, limit {limit}"), |bencher| {
             bencher.iter(|| {
                 now += 100_000;
-                window.hit(&keys[now as usize / 100_000 % keys.len()], now, 1).admitted
+                window.hit(&keys[now as usize / 100_000 % keys.len()], now, 1).is_ok()
+            });
+        });
+        let (identity, mut now) = (window.identify(b"one"), now);
+        group.bench_function(format!("check and charge of a known key, limit {limit}"), |bencher| {
+            bencher.iter(|| {
+                now += 20_000_000;
+                window.charge(&window.check(identity, now, 1)).is_ok()
             });
         });
         let mut logs: HashMap<Vec<u8>, VecDeque<u64>> = HashMap::new();

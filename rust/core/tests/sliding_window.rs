@@ -1,10 +1,37 @@
 //! The window against its naive twin: the exact list of admitted times, which forgets nothing.
 #![allow(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 
-use flx_core::limit::SlidingWindow;
+use std::collections::HashMap;
+use std::sync::atomic::AtomicU64;
+
+use flx_core::limit::{Charge, Check, Heap, Memory, Rate, SlidingWindow};
 use proptest::prelude::*;
 
 const MS: u64 = 1_000_000;
+
+/// Memory that several windows borrow.
+#[derive(Clone, Copy)]
+struct Shared<'a>(&'a Heap);
+
+impl Memory for Shared<'_> {
+    type Word = AtomicU64;
+    fn words(&self) -> &[AtomicU64] {
+        self.0.words()
+    }
+}
+
+fn window(limit: u32, window_ms: u64, max_bytes: usize) -> SlidingWindow {
+    SlidingWindow::on_heap(Rate { limit, window_ms, max_cost: limit }, max_bytes, (1, 2)).unwrap()
+}
+
+fn admits(window: &SlidingWindow, key: &[u8], now: u64, cost: u32) -> bool {
+    window.hit(key, now, cost).is_ok()
+}
+
+/// Units left and nanoseconds to wait, whatever the answer.
+fn numbers(answer: Result<Charge, Check>) -> (u32, u64) {
+    answer.map_or_else(|check| (check.remaining, check.reset_ns), |charge| (charge.remaining, charge.reset_ns))
+}
 
 /// Every admitted unit of one key.
 #[derive(Default)]
@@ -31,16 +58,18 @@ fn steps(window_ms: u64) -> impl Strategy<Value = Vec<(u64, u8, u32)>> {
 }
 
 fn judge(limit: u32, window_ms: u64, start: u64, steps: &[(u64, u8, u32)]) -> Result<(), TestCaseError> {
-    let mut window = SlidingWindow::new(limit, window_ms, 1 << 20, (1, 2)).unwrap();
+    let window = window(limit, window_ms, 1 << 20);
     let mut twin = Twin::default();
     let mut now = start;
     let window_ns = window_ms * MS;
     for &(step, hits, cost) in steps {
         now += step;
         for _ in 0..hits {
-            let check = window.hit(b"k", now, cost);
+            let answer = window.hit(b"k", now, cost);
+            let (remaining, reset_ns) = numbers(answer);
             let used = twin.within(now, window_ns);
-            if check.admitted {
+            if answer.is_ok() {
+                prop_assert!(used + u64::from(cost) + u64::from(remaining) <= u64::from(limit));
                 twin.0.extend(std::iter::repeat_n(now, cost as usize));
                 prop_assert!(used + u64::from(cost) <= u64::from(limit), "over the limit in a true window");
             } else {
@@ -50,11 +79,11 @@ fn judge(limit: u32, window_ms: u64, start: u64, steps: &[(u64, u8, u32)]) -> Re
                     prop_assert!(used + u64::from(cost) > u64::from(limit), "small limits are exact");
                 }
                 if cost <= limit {
-                    prop_assert!(check.reset_ns > 0 && check.reset_ns <= window_ns / 64 * 65);
-                    let before = window.check(b"k", now + check.reset_ns - 1, cost);
+                    prop_assert!(reset_ns > 0 && reset_ns <= window_ns / 64 * 65);
+                    let before = window.check(window.identify(b"k"), now + reset_ns - 1, cost);
                     prop_assert!(!before.admitted, "reset came too late");
-                    now += check.reset_ns;
-                    prop_assert!(window.check(b"k", now, cost).admitted, "reset came too early");
+                    now += reset_ns;
+                    prop_assert!(window.check(window.identify(b"k"), now, cost).admitted, "reset came too early");
                 }
                 break;
             }
@@ -82,95 +111,179 @@ proptest! {
         hits in proptest::collection::vec((0..200_u16, 0..3_u8, 0..80_u64), 1..1500)
     ) {
         // Room for a few dozen keys only, two hundred arrive: the limit still holds for each of them.
-        let mut window = SlidingWindow::new(limit, 64, 16_000, (3, 4)).unwrap();
+        let window = window(limit, 64, 16_000);
         let mut twins: Vec<Twin> = (0..200).map(|_| Twin::default()).collect();
         let mut now = 0;
         for (key, burst, step) in hits {
             now += step * MS / 40;
             for _ in 0..=burst {
-                if window.hit(&key.to_le_bytes(), now, 1).admitted {
+                if admits(&window, &key.to_le_bytes(), now, 1) {
                     let twin = &mut twins[usize::from(key)];
                     prop_assert!(twin.within(now, 64 * MS) < u64::from(limit));
                     twin.0.push(now);
                 }
             }
         }
-        prop_assert!(window.keys() <= 16_000 / 40);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// What a request gives back is there for the next, and never longer than the charge would have counted.
+    #[test]
+    fn refunds_keep_the_limit(
+        limit in prop_oneof![1..6_u32, 65..70_u32],
+        start in 0..1_u64 << 60,
+        steps in proptest::collection::vec((0..70_u64, 0..3_u64, 1..4_u32, 0..4_u8), 1..400)
+    ) {
+        let window = window(limit, 64, 1 << 20);
+        let (mut twin, mut now) = (Twin::default(), start);
+        let mut given_back = 0;
+        let mut held: Vec<(Charge, u64, u32)> = Vec::new();
+        for (step, offset, cost, what) in steps {
+            now += step / 8 * MS / 2 + offset;
+            match window.hit(b"k", now, cost) {
+                Err(_) => {}
+                Ok(charge) if what == 0 => {
+                    window.refund(&charge);
+                    given_back += cost;
+                    let free = window.check(window.identify(b"k"), now, cost).admitted;
+                    prop_assert!(free || given_back > 4, "given back, and free at once");
+                }
+                Ok(charge) => {
+                    prop_assert!(twin.within(now, 64 * MS) + u64::from(cost) <= u64::from(limit));
+                    twin.0.extend(std::iter::repeat_n(now, cost as usize));
+                    if what == 1 {
+                        held.push((charge, now, cost));
+                    }
+                }
+            }
+            if what == 2 && let Some((charge, at, cost)) = held.pop() {
+                window.refund(&charge);
+                given_back += cost;
+                for _ in 0..cost {
+                    let unit = twin.0.iter().position(|&time| time == at).unwrap();
+                    twin.0.remove(unit);
+                }
+            }
+        }
+    }
+
+    /// Each key's time stands still while the clock goes back; nobody is given more for it.
+    #[test]
+    fn clocks_that_step_back(
+        limit in prop_oneof![1..5_u32, 65..68_u32],
+        hits in proptest::collection::vec((0..4_u8, 1..30_u8, -100..200_i64), 1..200)
+    ) {
+        let window = window(limit, 64, 1 << 20);
+        let mut twins: HashMap<u8, (Twin, u64)> = HashMap::new();
+        let mut clock = 1_000 * MS;
+        for (key, burst, step) in hits {
+            clock = clock.saturating_add_signed(step * 500_000);
+            let (twin, latest) = twins.entry(key).or_default();
+            for _ in 0..burst {
+                if admits(&window, &[key], clock, 1) {
+                    *latest = clock.max(*latest);
+                    prop_assert!(twin.within(*latest, 64 * MS) < u64::from(limit));
+                    twin.0.push(*latest);
+                }
+            }
+        }
     }
 }
 
 #[test]
 fn a_clock_that_jumps_back_counts_as_standing_still() {
-    let mut window = SlidingWindow::new(2, 1_000, 1 << 20, (1, 2)).unwrap();
-    assert!(window.hit(b"k", 5_000 * MS, 1).admitted);
-    assert!(window.hit(b"k", 10, 1).admitted);
-    assert!(!window.hit(b"k", 20, 1).admitted);
-    assert!(!window.hit(b"k", 5_999 * MS, 1).admitted);
-    assert!(window.hit(b"k", 6_000 * MS, 1).admitted);
+    let window = window(2, 1_000, 1 << 20);
+    assert!(admits(&window, b"k", 5_000 * MS, 1));
+    assert!(admits(&window, b"k", 10, 1));
+    assert!(!admits(&window, b"k", 20, 1));
+    assert!(!admits(&window, b"k", 5_999 * MS, 1));
+    assert!(admits(&window, b"k", 6_000 * MS, 1));
 }
 
 #[test]
 fn refused_requests_are_not_counted() {
-    let mut window = SlidingWindow::new(100, 64, 1 << 20, (1, 2)).unwrap();
-    let admitted = (0..1_000).filter(|_| window.hit(b"k", 0, 1).admitted).count();
+    let window = window(100, 64, 1 << 20);
+    let admitted = (0..1_000).filter(|_| admits(&window, b"k", 0, 1)).count();
     assert_eq!(100, admitted);
-    assert!(window.hit(b"k", 65 * MS, 100).admitted);
+    assert!(admits(&window, b"k", 65 * MS, 100));
 }
 
 #[test]
 fn keys_do_not_share_quota_while_there_is_room() {
-    let mut window = SlidingWindow::new(1, 1_000, 1 << 20, (1, 2)).unwrap();
+    let window = window(1, 1_000, 1 << 20);
     for key in 0..5_000_u32 {
-        assert!(window.hit(&key.to_le_bytes(), 7, 1).admitted);
-        assert!(!window.hit(&key.to_le_bytes(), 7, 1).admitted);
+        assert!(admits(&window, &key.to_le_bytes(), 7, 1));
+        assert!(!admits(&window, &key.to_le_bytes(), 7, 1));
     }
 }
 
 #[test]
 fn a_full_table_reuses_the_entries_of_idle_keys() {
-    let mut window = SlidingWindow::new(1, 1_000, 40_000, (1, 2)).unwrap();
+    let window = window(1, 1_000, 100_000);
     for round in 0..20_u64 {
         for key in 0..500_u64 {
-            let hit = window.hit(&(round * 1_000 + key).to_le_bytes(), round * 1_000 * MS, 1);
-            assert!(hit.admitted, "{round} {key}");
+            let admitted = admits(&window, &(round * 1_000 + key).to_le_bytes(), round * 1_000 * MS, 1);
+            assert!(admitted, "{round} {key}");
         }
     }
-    assert!(window.keys() <= 1_000);
 }
 
 #[test]
 fn a_cost_above_the_limit_never_fits() {
-    let mut window = SlidingWindow::new(3, 1_000, 1 << 20, (1, 2)).unwrap();
-    assert!(!window.hit(b"k", 0, 4).admitted);
-    assert_eq!(2, window.hit(b"k", 0, 1).remaining);
-    assert!(!window.hit(b"k", 0, 4).admitted);
-    assert_eq!(0, window.hit(b"k", 0, 2).remaining);
+    let window = window(3, 1_000, 1 << 20);
+    assert!(!admits(&window, b"k", 0, 4));
+    assert_eq!(2, numbers(window.hit(b"k", 0, 1)).0);
+    assert!(!admits(&window, b"k", 0, 4));
+    assert_eq!(0, numbers(window.hit(b"k", 0, 2)).0);
 }
 
 #[test]
 fn absurd_configurations_are_refused() {
-    for (limit, window_ms, max_bytes) in [(0, 1, 1 << 20), (1, 0, 1 << 20), (1, u64::MAX, 1 << 20), (1, 1, 100)] {
-        assert!(SlidingWindow::new(limit, window_ms, max_bytes, (1, 2)).is_err());
+    let rate = |limit, window_ms, max_cost| Rate { limit, window_ms, max_cost };
+    for (rate, max_bytes) in [
+        (rate(0, 1, 1), 1 << 20),
+        (rate(1_000_000_001, 1, 1), 1 << 20),
+        (rate(1, 0, 1), 1 << 20),
+        (rate(1, u64::MAX, 1), 1 << 20),
+        (rate(1, 1, 0), 1 << 20),
+        (rate(1, 1, 2), 1 << 20),
+        (rate(1, 1, 1), 100),
+    ] {
+        assert!(SlidingWindow::on_heap(rate, max_bytes, (1, 2)).is_err());
     }
-    let mut window = SlidingWindow::new(u32::MAX, 1, 1 << 20, (1, 2)).unwrap();
-    assert!(window.hit(b"k", u64::MAX, u32::MAX).admitted);
-    assert!(!window.hit(b"k", u64::MAX, u32::MAX).admitted);
+    let window = window(1_000_000_000, 1, 1 << 20);
+    assert!(admits(&window, b"k", u64::MAX, 1_000_000_000));
+    assert!(!admits(&window, b"k", u64::MAX, 1));
 }
 
 #[test]
-fn a_newcomer_takes_the_shared_history_along() {
-    let mut window = SlidingWindow::new(3, 64, 16_000, (1, 2)).unwrap();
-    let mut full = 0_u32;
-    loop {
-        let before = window.keys();
-        window.hit(&full.to_le_bytes(), 0, 1);
-        full += 1;
-        if window.keys() == before {
-            break;
-        }
+fn a_region_belongs_to_one_rate() {
+    let memory = Heap::zeroed(10_000).unwrap();
+    let shared = Shared(&memory);
+    let rate = Rate { limit: 10, window_ms: 1_000, max_cost: 1 };
+    let [one, other] = [(); 2].map(|()| SlidingWindow::new(rate, shared, (1, 2)).unwrap());
+    let admitted = (0..20).filter(|hit| [&one, &other][hit % 2].hit(b"k", 5, 1).is_ok()).count();
+    assert_eq!(10, admitted);
+    assert!(SlidingWindow::new(Rate { limit: 11, ..rate }, shared, (1, 2)).is_err());
+}
+
+#[test]
+fn a_key_keeps_its_history_when_it_leaves_the_shared_entry() {
+    let window = window(3, 64, 2_000);
+    // More keys than entries: the last of them can only be in the shared one.
+    for key in 0..40_u32 {
+        let _ = window.hit(&key.to_le_bytes(), 0, 1);
     }
-    // No room: this use is remembered in a shared entry. Later the others are idle and the key gets its own.
-    assert!(window.hit(b"newcomer", 60 * MS, 1).admitted);
-    let admitted = (0..5).filter(|_| window.hit(b"newcomer", 65 * MS, 1).admitted).count();
-    assert_eq!(2, admitted);
+    let shared = (0..40_u32).filter(|key| !admits(&window, &key.to_le_bytes(), 0, 2)).collect::<Vec<_>>();
+    assert!(shared.len() > 20, "{} keys of 40 share one entry", shared.len());
+    // At 65 all are idle and the key could have an entry of its own, but what it used at 60 still counts.
+    let key = shared[shared.len() - 1].to_le_bytes();
+    assert!(admits(&window, b"newcomer", 64 * MS, 1) || admits(&window, &key, 64 * MS, 1));
+    for (now, units) in [(64, 3), (127, 0), (128, 3)] {
+        let admitted = (0..5).filter(|_| admits(&window, &key, now * MS, 1)).count();
+        assert!(admitted <= units, "{admitted} at {now}");
+    }
 }

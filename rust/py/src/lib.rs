@@ -1,11 +1,11 @@
 //! `flx_api._core`: what of the Rust side Python may call.
 //!
 //! Strategy: this crate translates arguments, calls a pure core, and maps the answer; it decides nothing. It is the only
-//! crate that names Python, and it has no `unsafe` of its own. Each module exports what its noun needs; this file lists
-//! them. Rules:
+//! crate that names Python; its only `unsafe` makes the mapping in `shared`. Each module exports what its noun needs; this
+//! file lists them. Rules:
 //! - nothing here blocks, sleeps or does I/O, so the interpreter is never detached (a hop costs more than the work);
-//! - objects are frozen, and state lives behind a mutex that is held for one call of a core and never while a Python
-//!   object is made;
+//! - objects are frozen; state is atomic words, or lives behind a mutex that is held for one call of a core and never
+//!   while a Python object is made;
 //! - nothing of the package `flx_api` is imported before an error has to be raised: the meter shell loads this library by
 //!   its path in a bare interpreter.
 //!
@@ -16,6 +16,7 @@ mod errors;
 mod meter;
 mod process;
 mod realtime;
+mod shared;
 mod token;
 mod window;
 
@@ -32,6 +33,8 @@ mod _core {
     use crate::process::{become_subreaper, build_profile, die_with_parent};
     #[pymodule_export]
     use crate::realtime::{negotiate, origin_allowed, topic_matches};
+    #[pymodule_export]
+    use crate::shared::SharedMemory;
     #[pymodule_export]
     use crate::token::{TokenVerifier, verify_jws};
     #[pymodule_export]

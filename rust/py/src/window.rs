@@ -1,24 +1,36 @@
 //! `SlidingWindow`, and where the seeds of all windows come from.
 
-use std::sync::{Mutex, PoisonError};
-
-use flx_core::limit;
+use flx_core::limit::{self, Heap, Rate};
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 
 use crate::errors::unusable;
+use crate::shared::{Region, SharedMemory};
 
-/// At most `limit` units per key in any window of `window_ms`.
+/// At most `limit` units in any window of `window_ms`.
 #[pyclass(frozen, module = "flx_api._core")]
-pub(crate) struct SlidingWindow(Mutex<limit::SlidingWindow>);
+pub(crate) struct SlidingWindow(Window);
+
+/// Of this process alone, or of all that map the same memory.
+enum Window {
+    Own(limit::SlidingWindow<Heap>),
+    Shared(limit::SlidingWindow<Region>),
+}
 
 #[pymethods]
 impl SlidingWindow {
     #[new]
-    #[pyo3(signature = (limit, window_ms, *, max_bytes=67_108_864))]
-    fn new(limit: u32, window_ms: u64, max_bytes: usize) -> PyResult<Self> {
-        let window = limit::SlidingWindow::new(limit, window_ms, max_bytes, seed()?).map_err(unusable)?;
-        Ok(Self(Mutex::new(window)))
+    #[pyo3(signature = (limit, window_ms, *, max_bytes=67_108_864, memory=None))]
+    fn new(limit: u32, window_ms: u64, max_bytes: usize, memory: Option<&SharedMemory>) -> PyResult<Self> {
+        let rate = Rate { limit, window_ms, max_cost: limit };
+        Ok(Self(match memory {
+            None => Window::Own(limit::SlidingWindow::on_heap(rate, max_bytes, seed()?).map_err(unusable)?),
+            Some(memory) => {
+                let words = rate.words(max_bytes.min(memory.bytes())).map_err(unusable)?;
+                let region = memory.region(0, words).ok_or_else(|| PyValueError::new_err("memory is too small"))?;
+                Window::Shared(limit::SlidingWindow::new(rate, region, memory.seed()).map_err(unusable)?)
+            }
+        }))
     }
 
     /// Checks and, when admitted, counts: (admitted, remaining, `reset_ns`).
@@ -27,8 +39,14 @@ impl SlidingWindow {
         if cost == 0 {
             return Err(PyValueError::new_err("cost is at least 1"));
         }
-        let check = self.0.lock().unwrap_or_else(PoisonError::into_inner).hit(key, now_ns, cost);
-        Ok((check.admitted, check.remaining, check.reset_ns))
+        let answer = match &self.0 {
+            Window::Own(window) => window.hit(key, now_ns, cost),
+            Window::Shared(window) => window.hit(key, now_ns, cost),
+        };
+        Ok(match answer {
+            Ok(charge) => (true, charge.remaining, charge.reset_ns),
+            Err(check) => (false, check.remaining, check.reset_ns),
+        })
     }
 }
 

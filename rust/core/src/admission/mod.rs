@@ -17,7 +17,7 @@ use crate::error::{Reason, Unusable};
 use crate::jwt::TokenVerifier;
 use crate::jwt::claims::Claims;
 use crate::jwt::json::Json;
-use crate::limit::{Check, SlidingWindow};
+use crate::limit::{Check, Rate, SlidingWindow};
 
 /// Who a verified token speaks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -162,7 +162,8 @@ impl Admission {
             if policy.cost == 0 || policy.cost > policy.limit {
                 return Err(Unusable("a policy's cost is between 1 and its limit"));
             }
-            let window = SlidingWindow::new(policy.limit, policy.window_ms, share, seed)?;
+            let rate = Rate { limit: policy.limit, window_ms: policy.window_ms, max_cost: policy.cost };
+            let window = SlidingWindow::on_heap(rate, share, seed)?;
             lanes.push(Lane { policy, window });
         }
         Ok(Self { verifier, lanes, checks: Vec::new(), key: Vec::new() })
@@ -196,18 +197,19 @@ impl Admission {
             }
         }
         for (lane, check) in self.checks.drain(..) {
-            self.lanes[lane].window.charge(&check);
+            // Nobody else charges between check and charge here: it cannot fail.
+            let _ = self.lanes[lane].window.charge(&check);
         }
         decision
     }
 
     /// Checks every window of a kind with the key at hand; false when one refuses.
     fn check(&mut self, by: By, now_ns: u64, decision: &mut Decision) -> bool {
-        for (index, Lane { policy, window }) in self.lanes.iter_mut().enumerate() {
+        for (index, Lane { policy, window }) in self.lanes.iter().enumerate() {
             if policy.by != by {
                 continue;
             }
-            let check = window.check(&self.key, now_ns, policy.cost);
+            let check = window.check(window.identify(&self.key), now_ns, policy.cost);
             let quota = Quota { policy: index, remaining: check.remaining, reset_ns: check.reset_ns };
             let refused = decision.refusal == Some(Reason::RateLimited);
             if check.admitted {

@@ -1,138 +1,348 @@
-//! What a window remembers about one key, as a fixed number of words in a slab.
+//! What a window remembers about one key: a fixed number of words that any number of workers use without a lock.
+//!
+//! `head` is the one word that decides: it counts every unit ever admitted (`count`, modulo [`Shape::modulus`]), and a
+//! charge is one compare-and-swap of `head` from the count it was judged by to that count plus its cost. Whatever else is
+//! written is written **before** that swap and is true whether or not the swap happens, so a worker that stops or dies
+//! between any two operations leaves nothing half done. The count never goes down, not even when the entry changes hands.
 //!
 //! Two shapes, chosen by the limit once:
-//! - **Log** (limit <= 64): the time of every unit. Exact.
-//! - **Ring** (larger): 65 counters, one per 1/64 of the window. The slot that the window's edge cuts through is counted in
-//!   full: any weighting of it would let nearly twice the limit through under a burst at the slot's end. So a key is never
-//!   given more than the limit in a true window, and a refusal means the limit was used within the last 65/64 of one.
+//! - **Log** (limit <= 64): `log[i]` is when unit `i` was admitted. Exact. A charge raises the times of its units, then
+//!   swaps `head`. A loser's marks stand on units above the count, where the next charge raises them; there are places
+//!   for the limit, for what may be given back and for one charge more, so they never stand on a unit that still counts.
+//! - **Ring** (larger): per 1/64 of the window a **snapshot**, the count when that tick began. What a window holds is
+//!   the count less the oldest snapshot in it. The tick that the window's edge cuts through is counted in full: any
+//!   weighting would let nearly twice the limit through under a burst at the tick's end. So a key is never given more than
+//!   the limit in a true window, and a refusal means that the limit was used within the last 65/64 of one.
 //!
-//! All-zero words are the empty history. Times never run backwards here; the window sees to that.
+//! Why the ring never counts too little. A charge at tick `t`, in this order: reads `head`, then `floor` (the newest tick
+//! published; its own `t` is at least that), publishes `t`, makes sure that `t` has a snapshot (the first one stays), reads
+//! `floor` again if it has to write one, swaps `head`. Let charge `n` have tick `q`, within the window that a reader at tick
+//! `T >= q` looks at, and be part of the count it read. Snapshot `q` stood before `n`'s swap, with a count below `n`, and
+//! stands still: a newer tick takes its place only after `floor` passed `T`, which the reader rules out by reading `floor`
+//! last. So the oldest snapshot `f` in the window has `f <= q`. Were `n` not above its count, its writer had read `head`
+//! after `n`'s swap, hence `floor >= q`, hence `f = q`; but a snapshot `q` stood by then, and the first one stays. The same
+//! holds for a reader's swap later on: it succeeds only if the count is still the one it read.
+//! A snapshot written late by a slow worker holds an older, smaller count: units then seem younger, never older.
+//!
+//! Times never run backwards: what an entry has seen last counts as now. `floor` carries that over when an entry changes
+//! hands. `returned` holds units given back (a later window refused the same request): a credit that lapses no later than
+//! the charge it belongs to. Two credits become one that lapses with the older, and there is a most that is remembered.
+
+use super::memory::Word;
 
 /// Limits up to this are remembered unit by unit.
 pub(super) const LOG_LIMIT: u32 = 64;
-/// Slots per window.
-const SLOTS: u64 = 64;
-/// The slots of a window and the one being cut by its edge.
-const RING: u64 = SLOTS + 1;
-/// Words before the units or counters: how much is in use, and where the rest begins.
-const HEAD: usize = 2;
-const USED: usize = 0;
-/// Log: index of the oldest unit. Ring: number of the newest slot.
-const PLACE: usize = 1;
+/// Ticks per window.
+const TICKS: u64 = 64;
+/// The ticks of a window and the one being cut by its edge.
+const RING: u64 = TICKS + 1;
+
+/// The words of an entry.
+pub(super) const HEAD: usize = 0;
+const FLOOR: usize = 1;
+const RETURNED: usize = 2;
+const REST: usize = 3;
+
+/// `head`: how often the entry changed hands, whether that is under way, and the count.
+const COUNT_BITS: u32 = 30;
+const COUNT: u64 = (1 << COUNT_BITS) - 1;
+const CLAIMING: u64 = 1 << COUNT_BITS;
+const GENERATION: u64 = CLAIMING << 1;
+/// The part of the generation that stands in an identity word too.
+pub(super) const SHORT_GENERATION: u64 = 0xffff;
+
+/// A snapshot: the tick modulo a number that has no factor in common with the ring, plus one (0: none yet); the count.
+/// The same place and tag come back after 65 * 2^34 ticks, six months of one-millisecond windows.
+const TAGS: u64 = (1 << (u64::BITS - COUNT_BITS)) - 1;
+
+/// `returned`: the tick of the oldest charge given back, and how many units.
+const CREDIT_BITS: u32 = 20;
+const CREDIT: u64 = (1 << CREDIT_BITS) - 1;
+const CREDIT_TICK: u64 = (1 << (u64::BITS - CREDIT_BITS)) - 1;
+/// Units given back that a log remembers at least, if it takes that many charges.
+const LOG_CREDIT: u32 = 4;
+
+/// The generation, as far as an identity word has it.
+pub(super) const fn short_generation(head: u64) -> u64 {
+    head / GENERATION & SHORT_GENERATION
+}
+
+/// Whether somebody is about to make the entry his key's.
+pub(super) const fn is_claiming(head: u64) -> bool {
+    head & CLAIMING != 0
+}
+
+/// The entry in new hands, not yet open.
+pub(super) const fn claimed(head: u64) -> u64 {
+    (head & !CLAIMING).wrapping_add(GENERATION) | CLAIMING
+}
+
+/// A claim carried through.
+pub(super) const fn opened(head: u64) -> u64 {
+    head & !CLAIMING
+}
+
+/// A claim ended: the entry belongs to nobody.
+pub(super) const fn voided(head: u64) -> u64 {
+    opened(head).wrapping_add(GENERATION)
+}
 
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Shape {
-    Log { capacity: u64, window_ns: u64 },
-    Ring { slot_ns: u64 },
+pub(super) enum Form {
+    /// `reach`: units that count at most, given back or not.
+    Log { reach: u64, places: u64 },
+    Ring,
+}
+
+/// How one key's history lies in its words.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shape {
+    form: Form,
+    window_ns: u64,
+    tick_ns: u64,
+    modulus: u64,
+    max_credit: u64,
+}
+
+/// What an entry says at one count.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Reading {
+    /// Units that count, less those given back.
+    pub(super) used: u64,
+    /// Units that count, given back or not.
+    pub(super) raw: u64,
+    /// Now, as this entry has it.
+    pub(super) now_ns: u64,
+    /// Ring: the tick of now. Log: now.
+    pub(super) stamp: u64,
+    /// Ring: the oldest snapshot in the window (tick and count) and the newest tick there can be one of.
+    oldest: u64,
+    base: u64,
+    newest: u64,
 }
 
 impl Shape {
-    pub(super) fn new(limit: u32, window_ns: u64) -> Self {
+    pub(super) fn new(limit: u32, window_ns: u64, max_cost: u32) -> Self {
+        // Whole milliseconds divide by 64 without a remainder (10^6 = 2^6 * 15625).
+        let tick_ns = window_ns / TICKS;
         if limit <= LOG_LIMIT {
-            Self::Log { capacity: u64::from(limit), window_ns }
+            let max_credit = u64::from(max_cost.max(LOG_CREDIT));
+            let reach = u64::from(limit) + max_credit;
+            let places = reach + u64::from(max_cost);
+            // Whole rounds, so that unit numbers may wrap.
+            let modulus = (COUNT + 1) / places * places;
+            Self { form: Form::Log { reach, places }, window_ns, tick_ns, modulus, max_credit }
         } else {
-            // Whole milliseconds divide by 64 without a remainder (10^6 = 2^6 * 15625).
-            Self::Ring { slot_ns: window_ns / SLOTS }
+            Self { form: Form::Ring, window_ns, tick_ns, modulus: COUNT + 1, max_credit: CREDIT }
         }
     }
 
     pub(super) const fn words(self) -> usize {
-        match self {
-            Self::Log { capacity, .. } => HEAD + capacity as usize,
-            Self::Ring { .. } => HEAD + RING.div_ceil(2) as usize,
+        match self.form {
+            Form::Log { places, .. } => REST + places as usize,
+            Form::Ring => REST + RING as usize,
         }
     }
 
-    /// Forgets what has left the window.
-    pub(super) fn advance(self, words: &mut [u64], now: u64) {
-        match self {
-            Self::Log { capacity, window_ns } => {
-                while words[USED] > 0 && now - words[HEAD + words[PLACE] as usize] >= window_ns {
-                    words[USED] -= 1;
-                    words[PLACE] = (words[PLACE] + 1) % capacity;
-                }
-            }
-            Self::Ring { slot_ns } => {
-                let (newest, slot) = (words[PLACE], now / slot_ns);
-                if slot - newest >= RING {
-                    words.fill(0);
+    /// The entry at `head`, at `now_ns` or later.
+    #[inline]
+    pub(super) fn read<W: Word>(self, entry: &[W], head: u64, now_ns: u64) -> Reading {
+        match self.form {
+            Form::Log { reach, places } => self.read_log(entry, head, now_ns, reach, places),
+            Form::Ring => self.read_ring(entry, head, now_ns),
+        }
+    }
+
+    fn read_log<W: Word>(self, entry: &[W], head: u64, now_ns: u64, reach: u64, places: u64) -> Reading {
+        let log = &entry[REST..];
+        let last = before(head & COUNT, places);
+        // The `nth` newest unit, from 1.
+        let time = |nth: u64| log[(if nth <= last + 1 { last + 1 - nth } else { last + 1 + places - nth }) as usize].load();
+        let newest = time(1);
+        let now_ns = now_ns.max(newest.saturating_sub(1)).max(entry[FLOOR].load());
+        // A time is stored plus one: 0 is never. Alive: now - (stored - 1) < window.
+        let alive = |stored: u64| stored != 0 && (now_ns + 1).saturating_sub(stored) < self.window_ns;
+        let mut used = 0;
+        if alive(newest) {
+            let mut beyond = reach + 1;
+            used = 1;
+            while beyond - used > 1 {
+                let middle = used.midpoint(beyond);
+                if alive(time(middle)) {
+                    used = middle;
                 } else {
-                    for passed in newest + 1..=slot {
-                        words[USED] -= take_slot(words, passed % RING);
-                    }
+                    beyond = middle;
                 }
-                words[PLACE] = slot;
+            }
+        }
+        let credit = self.credit(entry, now_ns / self.tick_ns, TICKS - 1);
+        let net = used.saturating_sub(credit);
+        Reading { used: net, raw: used, now_ns, stamp: now_ns, oldest: 0, base: 0, newest: 0 }
+    }
+
+    fn read_ring<W: Word>(self, entry: &[W], head: u64, now_ns: u64) -> Reading {
+        let tick = now_ns / self.tick_ns;
+        loop {
+            let newest = entry[FLOOR].load();
+            let stamp = tick.max(newest);
+            let now_ns = now_ns.max(stamp * self.tick_ns);
+            let nothing = Reading { used: 0, raw: 0, now_ns, stamp, oldest: stamp, base: 0, newest };
+            let first = stamp.saturating_sub(TICKS);
+            if newest < first {
+                return nothing;
+            }
+            let Some((oldest, base)) = snapshots(&entry[REST..], first, newest).next() else {
+                if entry[FLOOR].load() <= stamp {
+                    return nothing;
+                }
+                continue;
+            };
+            if entry[FLOOR].load() <= stamp {
+                let raw = (head & COUNT).wrapping_sub(base) & COUNT;
+                let used = raw.saturating_sub(self.credit(entry, stamp, TICKS));
+                return Reading { used, raw, now_ns, stamp, oldest, base, newest };
             }
         }
     }
 
-    /// Units in use. Call after [`Self::advance`].
-    pub(super) fn used(words: &[u64]) -> u64 {
-        words[USED]
+    /// Nanoseconds until `units` (at least one, at most the raw ones) of what was read have left.
+    #[inline]
+    pub(super) fn wait<W: Word>(self, entry: &[W], head: u64, reading: &Reading, units: u64) -> u64 {
+        match self.form {
+            Form::Log { places, .. } => {
+                let place = (before(head & COUNT, places) + places - (reading.raw - units)) % places;
+                let stored = entry[REST + place as usize].load();
+                (stored + self.window_ns).saturating_sub(1 + reading.now_ns)
+            }
+            Form::Ring => {
+                let mut holder = reading.oldest;
+                for (tick, count) in snapshots(&entry[REST..], reading.oldest + 1, reading.newest) {
+                    let left = count.wrapping_sub(reading.base) & COUNT;
+                    if left >= units && left <= reading.raw {
+                        break;
+                    }
+                    holder = tick;
+                }
+                (holder + RING) * self.tick_ns - reading.now_ns
+            }
+        }
     }
 
-    /// Adds `cost` units at `now`. Call after [`Self::advance`] and only if they fit the limit.
-    pub(super) fn add(self, words: &mut [u64], now: u64, cost: u32) {
-        match self {
-            Self::Log { capacity, .. } => {
+    /// How long a unit used at what was read as now will count.
+    pub(super) const fn lifetime(self, reading: &Reading) -> u64 {
+        match self.form {
+            Form::Log { .. } => self.window_ns,
+            Form::Ring => (reading.stamp + RING) * self.tick_ns - reading.now_ns,
+        }
+    }
+
+    /// Adds `cost` units at `stamp` to an entry whose head is still `head`; false when it is not, or time went on.
+    #[inline]
+    pub(super) fn charge<W: Word>(self, entry: &[W], head: u64, stamp: u64, cost: u64) -> bool {
+        let count = head & COUNT;
+        match self.form {
+            Form::Log { places, .. } => {
+                let mut last = before(count, places);
                 for _ in 0..cost {
-                    let index = (words[PLACE] + words[USED]) % capacity;
-                    words[HEAD + index as usize] = now;
-                    words[USED] += 1;
+                    last = if last + 1 == places { 0 } else { last + 1 };
+                    entry[REST + last as usize].raise(stamp + 1);
                 }
             }
-            Self::Ring { .. } => {
-                let (word, shift) = position(words[PLACE] % RING);
-                words[word] += u64::from(cost) << shift;
-                words[USED] += u64::from(cost);
-            }
-        }
-    }
-
-    /// Nanoseconds from `now` until `units` (at least one, at most the used ones) have left.
-    pub(super) fn wait(self, words: &[u64], now: u64, units: u64) -> u64 {
-        match self {
-            Self::Log { capacity, window_ns } => {
-                let index = (words[PLACE] + units - 1) % capacity;
-                words[HEAD + index as usize].saturating_add(window_ns) - now
-            }
-            Self::Ring { slot_ns } => {
-                let newest = words[PLACE];
-                let mut left = 0;
-                for slot in newest.saturating_sub(SLOTS)..=newest {
-                    left += count(words, slot % RING);
-                    if left >= units {
-                        return (slot + RING).saturating_mul(slot_ns) - now;
-                    }
+            Form::Ring => {
+                if !begin(entry, stamp, count) {
+                    return false;
                 }
-                RING * slot_ns
+            }
+        }
+        let sum = count + cost;
+        let sum = if sum >= self.modulus { sum - self.modulus } else { sum };
+        entry[HEAD].swap_if(head, head - count + sum)
+    }
+
+    /// Gives back units charged at `stamp`.
+    pub(super) fn refund<W: Word>(self, entry: &[W], stamp: u64, cost: u64) {
+        let tick = self.tick_of(stamp) & CREDIT_TICK;
+        loop {
+            let seen = entry[RETURNED].load();
+            let (units, age) = (seen & CREDIT, tick.wrapping_sub(seen >> CREDIT_BITS) & CREDIT_TICK);
+            // An age of more than half the range is a credit younger than this one.
+            let (units, oldest) = match age {
+                _ if units == 0 => (cost, tick),
+                0..RING => (units + cost, seen >> CREDIT_BITS),
+                _ if age > CREDIT_TICK / 2 => (units + cost, tick),
+                _ => (cost, tick),
+            };
+            if entry[RETURNED].swap_if(seen, oldest << CREDIT_BITS | units.min(self.max_credit)) {
+                return;
             }
         }
     }
 
-    /// How long a unit used at `now` will count.
-    pub(super) const fn lifetime(self, now: u64) -> u64 {
-        match self {
-            Self::Log { window_ns, .. } => window_ns,
-            Self::Ring { slot_ns } => RING * slot_ns - now % slot_ns,
+    /// Makes time on this entry at least `now_ns`.
+    pub(super) fn raise_floor<W: Word>(self, entry: &[W], now_ns: u64) {
+        entry[FLOOR].raise(match self.form {
+            Form::Log { .. } => now_ns,
+            Form::Ring => now_ns / self.tick_ns,
+        });
+    }
+
+    const fn tick_of(self, stamp: u64) -> u64 {
+        match self.form {
+            Form::Log { .. } => stamp / self.tick_ns,
+            Form::Ring => stamp,
         }
+    }
+
+    /// Units given back that were charged at most `life` ticks ago. A log's charge may lie anywhere in its tick.
+    #[inline]
+    fn credit<W: Word>(self, entry: &[W], tick: u64, life: u64) -> u64 {
+        let returned = entry[RETURNED].load();
+        let age = tick.wrapping_sub(returned >> CREDIT_BITS) & CREDIT_TICK;
+        if age <= life { returned & CREDIT } else { 0 }
     }
 }
 
-/// Two 32-bit counters share a word.
-const fn position(slot: u64) -> (usize, u32) {
-    (HEAD + slot as usize / 2, (slot as u32 % 2) * 32)
+/// The place of the unit before this one: the count wraps after whole rounds.
+const fn before(count: u64, places: u64) -> u64 {
+    let place = count % places;
+    if place == 0 { places - 1 } else { place - 1 }
 }
 
-fn count(words: &[u64], slot: u64) -> u64 {
-    let (word, shift) = position(slot);
-    words[word] >> shift & 0xffff_ffff
+const fn tag(tick: u64) -> u64 {
+    tick % TAGS + 1
 }
 
-/// Empties a slot and says what was in it.
-fn take_slot(words: &mut [u64], slot: u64) -> u64 {
-    let count = count(words, slot);
-    let (word, shift) = position(slot);
-    words[word] &= !(0xffff_ffff << shift);
-    count
+/// The snapshots of these ticks, in order: (tick, count).
+#[inline]
+fn snapshots<W: Word>(ring: &[W], first: u64, last: u64) -> impl Iterator<Item = (u64, u64)> {
+    let (mut place, mut expected) = (first % RING, tag(first));
+    (first..=last).filter_map(move |tick| {
+        let snapshot = ring[place as usize].load();
+        let found = snapshot >> COUNT_BITS == expected;
+        place = if place == TICKS { 0 } else { place + 1 };
+        expected = if expected == TAGS { 1 } else { expected + 1 };
+        found.then_some((tick, snapshot & COUNT))
+    })
+}
+
+/// Publishes a tick and sees to its snapshot; false when a later tick was published meanwhile.
+#[inline]
+fn begin<W: Word>(entry: &[W], tick: u64, count: u64) -> bool {
+    if entry[FLOOR].load() < tick {
+        entry[FLOOR].raise(tick);
+    }
+    let slot = &entry[REST + (tick % RING) as usize];
+    loop {
+        let seen = slot.load();
+        if seen >> COUNT_BITS == tag(tick) {
+            return true;
+        }
+        // As nothing newer was published after `seen` was read, `seen` is older.
+        if entry[FLOOR].load() > tick {
+            return false;
+        }
+        if slot.swap_if(seen, tag(tick) << COUNT_BITS | count) {
+            return true;
+        }
+    }
 }

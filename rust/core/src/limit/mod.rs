@@ -1,8 +1,15 @@
-//! Rate limits: at most `limit` units in any true window of `window_ms`, in bounded memory.
+//! Rate limits: at most `limit` units in any true window of `window_ms`, in bounded memory, for any number of workers.
 //!
-//! [`window`] holds many keys under one limit; [`history`] is what it remembers about one key.
+//! - [`window`]: many keys under one limit; what callers use
+//! - [`table`]: which entry is whose
+//! - [`history`]: what an entry remembers
+//! - [`memory`]: where the words lie: on the heap, or in a mapping that the shell made
 
 mod history;
+pub mod memory;
+mod table;
 pub mod window;
 
-pub use window::{Check, SlidingWindow};
+pub use memory::{Heap, Memory};
+pub use table::Identity;
+pub use window::{Charge, Check, Rate, SlidingWindow};

@@ -1,77 +1,64 @@
-//! Many keys under one limit.
+//! Many keys under one limit, for any number of workers at once.
 //!
-//! Strategy: a hash table of 32-bit indices into a slab of fixed-size entries, so memory is known beforehand. Rules:
-//! - time is an argument and never runs backwards; a smaller `now` counts as the largest seen;
+//! Strategy: [`table`](super::table) says which entry is a key's, [`history`](super::history) what it holds; this file asks
+//! and charges. A check only reads. A charge is one compare-and-swap of the word that the check judged by; when somebody was
+//! faster, the key is judged anew. Rules:
+//! - time is an argument, the same clock for all workers of a table; on one entry it never runs backwards;
 //! - only admitted units are counted: refused requests cannot keep a client out for ever;
-//! - a key is its 128-bit `SipHash` under a seed given at construction, so nobody can aim at another's entry;
-//! - memory is bounded, and no eviction gives quota back: an entry is reused only when its history is empty. When none is
-//!   (a few are examined per newcomer), newcomers share overflow entries by hash, and one that gets an entry of its own
-//!   later takes the shared history along. Under such a flood newcomers may be refused for what others did; known keys
-//!   never are.
+//! - memory is bounded and known beforehand, and crowding gives nobody quota back.
 
-use std::hash::Hasher as _;
-
-use hashbrown::HashTable;
-use siphasher::sip128::{Hasher128 as _, SipHasher13};
-
-use super::history::Shape;
+use super::history::{HEAD, Reading, Shape};
+use super::memory::{Heap, Memory, Word as _};
+use super::table::{self, Claim, Identity, Table};
 use crate::error::Unusable;
 
 /// The longest window: a year.
 const MAX_WINDOW_MS: u64 = 366 * 24 * 3600 * 1000;
-/// Entries the sweep examines for one newcomer to a full table.
-const SWEEP: usize = 16;
-/// One entry in this many is shared by newcomers when the table is full.
-const OVERFLOW_SHARE: usize = 16;
-/// Bytes of the index per entry, growth of the table included.
-const INDEX_BYTES: usize = 16;
-/// Entries per allocation of the slab, so that growing never copies.
-const CHUNK: usize = 256;
-/// Words of an entry that hold the key's identity.
-const IDENTITY: usize = 2;
+/// The largest limit.
+pub const MAX_LIMIT: u32 = 1_000_000_000;
+/// Times beyond a century and a half count as that.
+const MAX_NOW: u64 = 1 << 62;
+/// How often a charge tries to get an own entry before it makes do with the shared one.
+const CLAIMS: u32 = 8;
 
-/// Fixed-size entries `[identity, identity, history...]`.
-#[derive(Debug, Default)]
-struct Slab {
-    stride: usize,
-    len: usize,
-    chunks: Vec<Box<[u64]>>,
-}
-
-impl Slab {
-    fn new(shape: Shape) -> Self {
-        Self { stride: IDENTITY + shape.words(), len: 0, chunks: Vec::new() }
-    }
-
-    /// Adds an empty entry and says where.
-    fn push(&mut self) -> usize {
-        if self.len == self.chunks.len() * CHUNK {
-            self.chunks.push(vec![0; CHUNK * self.stride].into_boxed_slice());
-        }
-        self.len += 1;
-        self.len - 1
-    }
-
-    fn entry(&mut self, index: usize) -> &mut [u64] {
-        let start = index % CHUNK * self.stride;
-        &mut self.chunks[index / CHUNK][start..start + self.stride]
-    }
-
-    fn history(&mut self, index: usize) -> &mut [u64] {
-        &mut self.entry(index)[IDENTITY..]
-    }
-
-    fn identity(&self, index: usize) -> Identity {
-        let start = index % CHUNK * self.stride;
-        let chunk = &self.chunks[index / CHUNK];
-        Identity { low: chunk[start], high: chunk[start + 1] }
-    }
-}
-
+/// At most `limit` units in any window of `window_ms`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Identity {
-    low: u64,
-    high: u64,
+pub struct Rate {
+    /// Units per window; 1 to [`MAX_LIMIT`].
+    pub limit: u32,
+    /// Length of the window; at most a year.
+    pub window_ms: u64,
+    /// The most units one request may cost; 1 to `limit`. Small limits take a word of memory per key for each.
+    pub max_cost: u32,
+}
+
+impl Rate {
+    fn shape(self) -> Result<Shape, Unusable> {
+        if self.limit == 0 || self.limit > MAX_LIMIT {
+            return Err(Unusable("limit is between 1 and 1000000000"));
+        }
+        if self.window_ms == 0 || self.window_ms > MAX_WINDOW_MS {
+            return Err(Unusable("window_ms is between 1 and a year"));
+        }
+        if self.max_cost == 0 || self.max_cost > self.limit {
+            return Err(Unusable("max_cost is between 1 and limit"));
+        }
+        Ok(Shape::new(self.limit, self.window_ms * 1_000_000, self.max_cost))
+    }
+
+    /// Words of the largest region of at most `max_bytes`.
+    pub fn words(self, max_bytes: usize) -> Result<usize, Unusable> {
+        match table::words_within(self.shape()?, max_bytes / size_of::<u64>()) {
+            0 => Err(Unusable("max_bytes is too small for 16 keys")),
+            words => Ok(words),
+        }
+    }
+
+    /// Tells windows of different rates apart that were given the same region; never 0.
+    const fn purpose(self) -> u64 {
+        let rate = (self.limit as u64) << 32 | self.max_cost as u64;
+        (rate ^ self.window_ms.wrapping_mul(0x9e37_79b9_7f4a_7c15)) | 1 << 63
+    }
 }
 
 /// What a window says about a request before it is counted.
@@ -85,195 +72,199 @@ pub struct Check {
     /// fits, if nothing else is admitted before.
     pub reset_ns: u64,
     identity: Identity,
-    index: Option<usize>,
+    now_ns: u64,
     cost: u32,
+    place: Place,
+}
+
+/// Where a check looked, and what it is valid for.
+#[derive(Clone, Copy, Debug)]
+enum Place {
+    /// An own entry or a cell, its head, and the entry's now.
+    Entry { index: usize, head: u64, stamp: u64 },
+    /// The key has no history.
+    None,
+}
+
+/// Units that were counted, so that they can be given back. That is for the rare request that a later window refuses after
+/// all: a window remembers a million such units, a limit up to 64 the greater of 4 and `max_cost`.
+#[derive(Clone, Copy, Debug)]
+pub struct Charge {
+    /// Units left.
+    pub remaining: u32,
+    /// Nanoseconds until quota grows.
+    pub reset_ns: u64,
+    /// When it counts as admitted: the given time, or what the entry had seen before.
+    pub now_ns: u64,
+    index: usize,
+    stamp: u64,
+    cost: u32,
+}
+
+/// What one entry says.
+struct Judgement {
+    check: Check,
+    /// Whether the entry counts any unit, given back or not.
+    is_used: bool,
+    /// Whether it still has the head that was judged.
+    is_current: bool,
 }
 
 /// At most `limit` units per key in any window of `window_ms`.
 #[derive(Debug)]
-pub struct SlidingWindow {
-    limit: u32,
-    window_ns: u64,
-    shape: Shape,
+pub struct SlidingWindow<M = Heap> {
+    rate: Rate,
     seed: (u64, u64),
-    latest: u64,
-    index: HashTable<u32>,
-    own: Slab,
-    capacity: usize,
-    /// Where the sweep goes on.
-    hand: usize,
-    /// Entries shared by newcomers; empty until they are needed.
-    shared: Slab,
-    shared_capacity: usize,
+    shape: Shape,
+    table: Table<M>,
 }
 
 impl SlidingWindow {
-    /// `seed` must be random and secret; `max_bytes` bounds everything the window remembers.
-    pub fn new(limit: u32, window_ms: u64, max_bytes: usize, seed: (u64, u64)) -> Result<Self, Unusable> {
-        if limit == 0 {
-            return Err(Unusable("limit is at least 1"));
-        }
-        if window_ms == 0 || window_ms > MAX_WINDOW_MS {
-            return Err(Unusable("window_ms is between 1 and a year"));
-        }
-        let window_ns = window_ms * 1_000_000;
-        let shape = Shape::new(limit, window_ns);
-        let bytes_per_key = (IDENTITY + shape.words()) * size_of::<u64>() + INDEX_BYTES;
-        // The table names entries by 32 bits.
-        let entries = (max_bytes / bytes_per_key).min(1 << 31);
-        let shared_capacity = entries / OVERFLOW_SHARE;
-        if shared_capacity == 0 {
-            return Err(Unusable("max_bytes is too small for 16 keys"));
-        }
-        Ok(Self {
-            limit,
-            window_ns,
-            shape,
-            seed,
-            latest: 0,
-            index: HashTable::new(),
-            own: Slab::new(shape),
-            capacity: entries - shared_capacity,
-            hand: 0,
-            shared: Slab::new(shape),
-            shared_capacity,
-        })
+    /// A window of this process alone, in at most `max_bytes`. `seed` must be random and secret.
+    pub fn on_heap(rate: Rate, max_bytes: usize, seed: (u64, u64)) -> Result<Self, Unusable> {
+        let memory = Heap::zeroed(rate.words(max_bytes)?).ok_or(Unusable("max_bytes is more than there is"))?;
+        Self::new(rate, memory, seed)
+    }
+}
+
+impl<M: Memory> SlidingWindow<M> {
+    /// A window over a region of [`Rate::words`] words, zeroed before its first use. All that share the region must have the
+    /// same rate, seed and clock.
+    pub fn new(rate: Rate, memory: M, seed: (u64, u64)) -> Result<Self, Unusable> {
+        let shape = rate.shape()?;
+        let table = Table::new(memory, shape, rate.purpose());
+        let table = table.ok_or(Unusable("the region is too small, or a window of another rate lives in it"))?;
+        Ok(Self { rate, seed, shape, table })
     }
 
-    /// The configured limit.
+    /// What it holds requests to.
     #[must_use]
-    pub fn limit(&self) -> u32 {
-        self.limit
+    pub fn rate(&self) -> Rate {
+        self.rate
     }
 
-    /// The configured window.
+    /// The identity of a key: worth keeping where one key is checked often.
     #[must_use]
-    pub fn window_ns(&self) -> u64 {
-        self.window_ns
+    #[inline]
+    pub fn identify(&self, key: &[u8]) -> Identity {
+        Identity::new(self.seed, key)
     }
 
     /// Checks and, when admitted, counts.
-    pub fn hit(&mut self, key: &[u8], now_ns: u64, cost: u32) -> Check {
-        let check = self.check(key, now_ns, cost);
-        if check.admitted {
-            self.charge(&check);
-        }
-        check
+    #[inline]
+    pub fn hit(&self, key: &[u8], now_ns: u64, cost: u32) -> Result<Charge, Check> {
+        self.charge(&self.check(self.identify(key), now_ns, cost))
     }
 
-    /// Says whether `cost` units fit, counting nothing.
-    pub fn check(&mut self, key: &[u8], now_ns: u64, cost: u32) -> Check {
-        self.latest = self.latest.max(now_ns);
-        let now = self.latest;
-        let identity = self.identify(key);
-        let index = self.find(identity);
-        let shape = self.shape;
-        let limit = u64::from(self.limit);
-        let history = match index {
-            Some(index) => Some(self.own.history(index)),
-            None => self.shared_history(identity),
-        };
-        let cost_units = u64::from(cost);
-        let (used, reset_ns) = match history {
-            None => (0, shape.lifetime(now)),
-            Some(words) => {
-                shape.advance(words, now);
-                let used = Shape::used(words);
-                let missing = (used + cost_units).saturating_sub(limit);
-                // A cost above the limit never fits; it is told to wait for an empty window.
-                let leaving = missing.clamp(1, used.max(1));
-                (used, if used == 0 { shape.lifetime(now) } else { shape.wait(words, now, leaving) })
+    /// Says whether `cost` units fit, counting nothing and writing nothing.
+    #[inline]
+    pub fn check(&self, identity: Identity, now_ns: u64, cost: u32) -> Check {
+        let now_ns = now_ns.min(MAX_NOW);
+        loop {
+            let Judgement { check, is_current, .. } = match self.table.find(identity) {
+                Some((index, head)) => self.judge(identity, now_ns, cost, index, head),
+                None => self.judge_without_entry(identity, now_ns, cost),
+            };
+            // A charge finds out by itself whether it is; a refusal must be true.
+            if check.admitted || is_current {
+                return check;
             }
-        };
-        let admitted = used + cost_units <= limit;
-        let left = limit.saturating_sub(used) - if admitted { cost_units } else { 0 };
-        Check { admitted, remaining: left as u32, reset_ns, identity, index, cost }
-    }
-
-    /// Counts what `check` admitted. The check must be this window's latest word on the key.
-    pub fn charge(&mut self, check: &Check) {
-        let now = self.latest;
-        // An entry may have changed hands since, if other keys were charged in between.
-        let known = check.index.filter(|&index| self.own.identity(index) == check.identity);
-        let known = known.or_else(|| self.find(check.identity)).or_else(|| self.enrol(check.identity));
-        let shape = self.shape;
-        let words = if let Some(index) = known {
-            self.own.history(index)
-        } else {
-            while self.shared.len < self.shared_capacity {
-                self.shared.push();
-            }
-            let index = self.shared_index(check.identity);
-            self.shared.history(index)
-        };
-        shape.advance(words, now);
-        if Shape::used(words) + u64::from(check.cost) <= u64::from(self.limit) {
-            shape.add(words, now, check.cost);
         }
     }
 
-    /// Keys that have an entry of their own.
-    #[must_use]
-    pub fn keys(&self) -> usize {
-        self.own.len
+    /// Counts what was admitted. The error is what stands against it by now.
+    #[inline]
+    pub fn charge(&self, check: &Check) -> Result<Charge, Check> {
+        if let Place::Entry { index, head, stamp } = check.place
+            && check.admitted
+            && let Some(charge) = self.charge_entry(check, index, head, stamp)
+        {
+            return Ok(charge);
+        }
+        if check.admitted { self.charge_anew(*check) } else { Err(*check) }
     }
 
-    fn identify(&self, key: &[u8]) -> Identity {
-        let mut hasher = SipHasher13::new_with_keys(self.seed.0, self.seed.1);
-        hasher.write(key);
-        let hash = hasher.finish128();
-        Identity { low: hash.h1, high: hash.h2 }
+    /// Gives back what was counted for a request that is refused after all.
+    pub fn refund(&self, charge: &Charge) {
+        self.shape.refund(self.table.entry(charge.index), charge.stamp, u64::from(charge.cost));
     }
 
-    fn find(&self, identity: Identity) -> Option<usize> {
-        self.index
-            .find(identity.low, |&index| self.own.identity(index as usize) == identity)
-            .map(|&index| index as usize)
+    /// The key has no entry, or somebody was faster.
+    #[cold]
+    fn charge_anew(&self, first: Check) -> Result<Charge, Check> {
+        let Check { identity, now_ns, cost, .. } = first;
+        let (mut check, mut claims) = (first, 0);
+        loop {
+            if let Place::None = check.place {
+                let now_ns = self.table.now_without_entry(now_ns);
+                claims += 1;
+                if claims > CLAIMS || self.table.claim(identity, now_ns) == Claim::Full {
+                    let index = self.table.cell(identity);
+                    let head = self.table.entry(index)[HEAD].load();
+                    check = self.judge(identity, now_ns, cost, index, head).check;
+                } else {
+                    check = self.check(identity, now_ns, cost);
+                }
+            } else {
+                check = self.check(identity, now_ns, cost);
+            }
+            if !check.admitted {
+                return Err(check);
+            }
+            if let Place::Entry { index, head, stamp } = check.place
+                && let Some(charge) = self.charge_entry(&check, index, head, stamp)
+            {
+                return Ok(charge);
+            }
+        }
     }
 
-    fn shared_index(&self, identity: Identity) -> usize {
-        (identity.high % self.shared_capacity as u64) as usize
-    }
-
-    fn shared_history(&mut self, identity: Identity) -> Option<&mut [u64]> {
-        if self.shared.len == 0 {
+    #[inline]
+    fn charge_entry(&self, check: &Check, index: usize, head: u64, stamp: u64) -> Option<Charge> {
+        if !self.shape.charge(self.table.entry(index), head, stamp, u64::from(check.cost)) {
             return None;
         }
-        let index = self.shared_index(identity);
-        Some(self.shared.history(index))
+        let Check { remaining, reset_ns, now_ns, cost, .. } = *check;
+        let charge = Charge { remaining, reset_ns, now_ns, index, stamp, cost };
+        if self.table.is_cell(index) && self.table.is_elsewhere(check.identity, index) {
+            self.refund(&charge);
+            return None;
+        }
+        Some(charge)
     }
 
-    /// Gives a newcomer an entry, if there is one whose loss gives nobody quota back.
-    fn enrol(&mut self, identity: Identity) -> Option<usize> {
-        let index = if self.own.len < self.capacity { self.own.push() } else { self.evict_idle()? };
-        let inherited = self.shared_history(identity).map(|words| words.to_vec());
-        let entry = self.own.entry(index);
-        entry[0] = identity.low;
-        entry[1] = identity.high;
-        match inherited {
-            Some(words) => entry[IDENTITY..].copy_from_slice(&words),
-            None => entry[IDENTITY..].fill(0),
+    fn judge_without_entry(&self, identity: Identity, now_ns: u64, cost: u32) -> Judgement {
+        let now_ns = self.table.now_without_entry(now_ns);
+        let index = self.table.cell(identity);
+        let head = self.table.entry(index)[HEAD].load();
+        let mut judgement = self.judge(identity, now_ns, cost, index, head);
+        if !judgement.is_used {
+            judgement.check.place = Place::None;
         }
-        let own = &self.own;
-        self.index.insert_unique(identity.low, index as u32, |&index| own.identity(index as usize).low);
-        Some(index)
+        judgement
     }
 
-    fn evict_idle(&mut self) -> Option<usize> {
-        for _ in 0..SWEEP {
-            let index = self.hand;
-            self.hand = (self.hand + 1) % self.capacity;
-            let (shape, now) = (self.shape, self.latest);
-            let words = self.own.history(index);
-            shape.advance(words, now);
-            if Shape::used(words) == 0 {
-                let hash = self.own.identity(index).low;
-                if let Ok(entry) = self.index.find_entry(hash, |&other| other as usize == index) {
-                    entry.remove();
-                }
-                return Some(index);
-            }
+    /// What an entry says at this head, and whether it still has it.
+    #[inline]
+    fn judge(&self, identity: Identity, now_ns: u64, cost: u32, index: usize, head: u64) -> Judgement {
+        let entry = self.table.entry(index);
+        let reading = self.shape.read(entry, head, now_ns);
+        let limit = u64::from(self.rate.limit);
+        let missing = (reading.used + u64::from(cost)).saturating_sub(limit);
+        let admitted = missing == 0 && cost <= self.rate.max_cost;
+        let left = limit.saturating_sub(reading.used) - if admitted { u64::from(cost) } else { 0 };
+        let reset_ns = self.reset(entry, head, &reading, missing);
+        let place = Place::Entry { index, head, stamp: reading.stamp };
+        let check = Check { admitted, remaining: left as u32, reset_ns, identity, now_ns: reading.now_ns, cost, place };
+        Judgement { check, is_used: reading.raw > 0, is_current: entry[HEAD].load() == head }
+    }
+
+    #[inline]
+    fn reset(&self, entry: &[M::Word], head: u64, reading: &Reading, missing: u64) -> u64 {
+        if reading.raw == 0 {
+            return self.shape.lifetime(reading);
         }
-        None
+        // A cost above the limit never fits; it is told to wait for an empty window.
+        self.shape.wait(entry, head, reading, missing.clamp(1, reading.raw))
     }
 }
