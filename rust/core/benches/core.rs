@@ -44,8 +44,14 @@ fn tokens(criterion: &mut Criterion) {
     group.bench_function("floor: the HMAC alone", |bencher| {
         bencher.iter(|| hmac::verify(&key, black_box(SIGNED.as_bytes()), tag.as_ref()));
     });
-    let policy =
-        |name: &str, by| Policy { name: name.into(), by, limit: 1_000_000_000, window_ms: 60_000, cost: 1, shadow: false };
+    let policy = |name: &str, by| Policy {
+        name: name.into(),
+        by,
+        limit: 1_000_000_000,
+        window_ms: 60_000,
+        cost: 1,
+        shadow: false,
+    };
     let policies = vec![policy("ip", By::Ip), policy("subject", By::Subject), policy("slow", By::Subject)];
     let mut admission = Admission::new(self::verifier(), policies, 1 << 26, (1, 2)).expect("admission");
     group.bench_function("admit: verify and three windows", |bencher| {
