@@ -143,12 +143,12 @@ impl<M: Memory> Table<M> {
     fn candidates(&self, identity: Identity) -> impl Iterator<Item = usize> {
         let (first, hash) = (identity.tag as usize % WAYS, identity.buckets);
         let near = (self.buckets / NEAR).max(1);
-        [scale(hash.rotate_left(16), near), scale(hash, self.buckets), scale(hash >> 32, self.buckets)]
-            .into_iter()
-            .flat_map(move |bucket| {
-                let bucket = bucket * WAYS;
-                (0..WAYS).map(move |way| bucket + (first + way) % WAYS)
-            })
+        // The other two are beyond that part, or they would be full whenever it is.
+        let far = |hash| if near < self.buckets { near + scale(hash, self.buckets - near) } else { 0 };
+        [scale(hash.rotate_left(16), near), far(hash), far(hash >> 32)].into_iter().flat_map(move |bucket| {
+            let bucket = bucket * WAYS;
+            (0..WAYS).map(move |way| bucket + (first + way) % WAYS)
+        })
     }
 
     /// The key's own entry and its head, when it has an open one.
