@@ -1,6 +1,6 @@
 """What every kind of window promises, on each of the memories it can live in.
 
-A backend is a function that makes workers' windows over one memory: heap windows cannot be shared, so there is one worker.
+A backend is a function that makes workers' windows over one memory. Heap windows cannot be shared: one worker there.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The memory that all gateway workers of one host share.
 
-Strategy: `flx serve` makes one anonymous memory file and keeps it open; the gateway inherits the descriptor, whose number
-travels in the environment, and its workers inherit it in turn. So the memory outlives a worker and the gateway, and ends
-with the last process that has it open, however that ends. A full restart starts with fresh windows.
+Strategy: `flx serve` makes one anonymous memory file and keeps it open; the gateway inherits the descriptor, whose
+number travels in the environment, and its workers inherit it in turn. So the memory outlives a worker and the gateway,
+and ends with the last process that has it open, however that ends. A full restart starts with fresh windows.
 
 Rules:
 - The file has no name: there is nothing to clean up, and nothing that another user could open or cut short.

@@ -182,7 +182,7 @@ impl Scene {
     /// How many operations worker `me` does when it is alone.
     fn operations(&self, me: usize) -> u32 {
         let alone = Self { rate: self.rate, before: self.before.clone(), workers: vec![self.workers[me].clone()] };
-        (0..).find(|&lives| alone.run(&[], &[lives]).1.len() == alone.run(&[], &[]).1.len()).unwrap() + 4
+        (0..10_000).find(|&lives| alone.run(&[], &[lives]).1.len() == alone.run(&[], &[]).1.len()).unwrap() + 4
     }
 
     /// Every pair of switches; `expected` units of the workers' are admitted in each.
@@ -223,7 +223,8 @@ impl Scene {
                     self.judge(&admitted, &script);
                     // What the dead leaves: no lock, and no more than its own cost, for no more than a window.
                     let latest = self.workers.iter().flatten().map(|request| request.1).max().unwrap();
-                    let used = |at: u64| admitted.iter().filter(|(_, it)| it.0 == key && at - it.1 <= 64).count() as u32;
+                    let used =
+                        |at: u64| admitted.iter().filter(|(_, it)| it.0 == key && at - it.1 <= 64).count() as u32;
                     let before = self.before.iter().filter(|(it, at, _)| it == key && latest - at <= 64).count() as u32;
                     let free = self.rate.limit - used(latest).min(self.rate.limit) - before;
                     let more = (0..=self.rate.limit).filter(|_| window.hit(key, latest * self.tick_ns(), 1).is_ok());

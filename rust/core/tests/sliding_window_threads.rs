@@ -12,7 +12,7 @@ const THREADS: u64 = 4;
 /// Runs the threads over a clock that each hit moves on by `step_ns`, and returns what was admitted: (key, now, cost).
 fn run(window: &SlidingWindow, keys: u64, hits: u64, step_ns: u64) -> Vec<(u64, u64, u32)> {
     let clock = AtomicU64::new(1_000_000_000_000);
-    let admitted = thread::scope(|scope| {
+    thread::scope(|scope| {
         let threads: Vec<_> = (0..THREADS)
             .map(|thread| {
                 let clock = &clock;
@@ -36,8 +36,7 @@ fn run(window: &SlidingWindow, keys: u64, hits: u64, step_ns: u64) -> Vec<(u64, 
             })
             .collect();
         threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
-    });
-    admitted
+    })
 }
 
 /// The fullest true window of any key.
@@ -64,7 +63,9 @@ fn fullest(admitted: &[(u64, u64, u32)], window_ns: u64) -> u32 {
 
 #[test]
 fn no_window_of_any_key_holds_more_than_the_limit() {
-    for (limit, keys, max_bytes) in [(10, 1, 1 << 20), (10, 50, 1 << 20), (200, 3, 1 << 20), (2, 400, 30_000), (70, 90, 40_000)] {
+    for (limit, keys, max_bytes) in
+        [(10, 1, 1 << 20), (10, 50, 1 << 20), (200, 3, 1 << 20), (2, 400, 30_000), (70, 90, 40_000)]
+    {
         let rate = Rate { limit, window_ms: 1, max_cost: 2 };
         let window = SlidingWindow::on_heap(rate, max_bytes, (1, 2)).unwrap();
         let admitted = run(&window, keys, 100_000, 200);

@@ -64,7 +64,7 @@ const LOG_CREDIT: u32 = 4;
 
 /// The generation, as far as an identity word has it.
 pub(super) const fn short_generation(head: u64) -> u64 {
-    head / GENERATION & SHORT_GENERATION
+    (head / GENERATION) & SHORT_GENERATION
 }
 
 /// Whether somebody is about to make the entry his key's.
@@ -90,7 +90,10 @@ pub(super) const fn voided(head: u64) -> u64 {
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Form {
     /// `reach`: units that count at most, given back or not.
-    Log { reach: u64, places: u64 },
+    Log {
+        reach: u64,
+        places: u64,
+    },
     Ring,
 }
 
@@ -157,7 +160,8 @@ impl Shape {
         let log = &entry[REST..];
         let last = before(head & COUNT, places);
         // The `nth` newest unit, from 1.
-        let time = |nth: u64| log[(if nth <= last + 1 { last + 1 - nth } else { last + 1 + places - nth }) as usize].load();
+        let time =
+            |nth: u64| log[(if nth <= last + 1 { last + 1 - nth } else { last + 1 + places - nth }) as usize].load();
         let newest = time(1);
         let now_ns = now_ns.max(newest.saturating_sub(1)).max(entry[FLOOR].load());
         // A time is stored plus one: 0 is never. Alive: now - (stored - 1) < window.
@@ -175,7 +179,7 @@ impl Shape {
                 }
             }
         }
-        let credit = self.credit(entry, now_ns / self.tick_ns, TICKS - 1);
+        let credit = credit(entry, now_ns / self.tick_ns, TICKS - 1);
         let net = used.saturating_sub(credit);
         Reading { used: net, raw: used, now_ns, stamp: now_ns, oldest: 0, base: 0, newest: 0 }
     }
@@ -199,7 +203,7 @@ impl Shape {
             };
             if entry[FLOOR].load() <= stamp {
                 let raw = (head & COUNT).wrapping_sub(base) & COUNT;
-                let used = raw.saturating_sub(self.credit(entry, stamp, TICKS));
+                let used = raw.saturating_sub(credit(entry, stamp, TICKS));
                 return Reading { used, raw, now_ns, stamp, oldest, base, newest };
             }
         }
@@ -292,14 +296,14 @@ impl Shape {
             Form::Ring => stamp,
         }
     }
+}
 
-    /// Units given back that were charged at most `life` ticks ago. A log's charge may lie anywhere in its tick.
-    #[inline]
-    fn credit<W: Word>(self, entry: &[W], tick: u64, life: u64) -> u64 {
-        let returned = entry[RETURNED].load();
-        let age = tick.wrapping_sub(returned >> CREDIT_BITS) & CREDIT_TICK;
-        if age <= life { returned & CREDIT } else { 0 }
-    }
+/// Units given back that were charged at most `life` ticks ago. A log's charge may lie anywhere in its tick.
+#[inline]
+fn credit<W: Word>(entry: &[W], tick: u64, life: u64) -> u64 {
+    let returned = entry[RETURNED].load();
+    let age = tick.wrapping_sub(returned >> CREDIT_BITS) & CREDIT_TICK;
+    if age <= life { returned & CREDIT } else { 0 }
 }
 
 /// The place of the unit before this one: the count wraps after whole rounds.

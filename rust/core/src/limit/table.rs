@@ -1,12 +1,12 @@
 //! Which entry is whose: an index of fixed size in which entries are taken and given up without a lock.
 //!
-//! A region is `[header][identities][own entries][overflow cells]`. A key may have an own entry in either of two buckets of
+//! A region is `[header][identities][own entries][overflow cells]`. A key may have an own entry in one of three buckets of
 //! 16; the identity words of a bucket lie side by side. An identity word is 48 bits of the key's hash and 16 of a generation;
 //! it means something only while the entry's head has that generation and is not being claimed.
 //!
 //! Invariants:
 //! 1. **At most one open entry per key.** A claim takes the head (generation + 1, CLAIMING), publishes the identity, looks at
-//!    all other entries of the two buckets, and opens. It ends other claims of the key by a swap of their head and
+//!    all other entries of the three buckets, and opens. It ends other claims of the key by a swap of their head and
 //!    withdraws before an open one. Of two claims of one key, at least one sees the other's identity (each publishes before
 //!    it looks), so at least one of the two swaps to "open" fails. A claimer that stops or dies holds nobody up: its claim is
 //!    ended by the next claim of the key, and its entry is taken by anyone who finds no other.
@@ -35,6 +35,9 @@ const WAYS: usize = 16;
 const HEADER: usize = 8;
 const PURPOSE: usize = 0;
 const EVICTED: usize = 1;
+/// The first of a key's buckets is in this part of the table, so that a few thousand keys lie close together: keys strewn
+/// over all of it cost a page walk each, four times the rest of a hit.
+const NEAR: usize = 8;
 /// The table names entries by 31 bits.
 const MAX_BUCKETS: usize = (1 << 31) / (WAYS + 1);
 const TAG_SHIFT: u32 = 16;
@@ -98,6 +101,11 @@ const fn buckets_within(shape: Shape, words: usize) -> usize {
     if buckets > MAX_BUCKETS { MAX_BUCKETS } else { buckets }
 }
 
+/// One of `buckets` out of the low 32 bits of a hash.
+const fn scale(hash: u64, buckets: usize) -> usize {
+    (((hash & 0xffff_ffff) * buckets as u64) >> 32) as usize
+}
+
 impl<M: Memory> Table<M> {
     /// None when the region is too small, or another kind of window lives in it. `purpose` is not 0.
     pub(super) fn new(memory: M, shape: Shape, purpose: u64) -> Option<Self> {
@@ -127,23 +135,20 @@ impl<M: Memory> Table<M> {
 
     /// The overflow cell of a key.
     pub(super) fn cell(&self, identity: Identity) -> usize {
-        self.buckets * WAYS + self.scale(identity.tag)
+        self.buckets * WAYS + scale(identity.tag, self.buckets)
     }
 
     /// The entries that may be the key's, beginning where it prefers to be.
     #[inline]
     fn candidates(&self, identity: Identity) -> impl Iterator<Item = usize> {
-        let (first, start) = (identity.tag as usize % WAYS, identity.buckets);
-        [start, start >> 32].into_iter().flat_map(move |bucket| {
-            let bucket = self.scale(bucket) * WAYS;
+        let (first, hash) = (identity.tag as usize % WAYS, identity.buckets);
+        let near = (self.buckets / NEAR).max(1);
+        // The other two are beyond that part, or they would be full whenever it is.
+        let far = |hash| if near < self.buckets { near + scale(hash, self.buckets - near) } else { 0 };
+        [scale(hash.rotate_left(16), near), far(hash), far(hash >> 32)].into_iter().flat_map(move |bucket| {
+            let bucket = bucket * WAYS;
             (0..WAYS).map(move |way| bucket + (first + way) % WAYS)
         })
-    }
-
-    /// A bucket out of the low 32 bits of a hash.
-    #[inline]
-    fn scale(&self, hash: u64) -> usize {
-        (((hash & 0xffff_ffff) * self.buckets as u64) >> 32) as usize
     }
 
     /// The key's own entry and its head, when it has an open one.
