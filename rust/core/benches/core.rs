@@ -7,11 +7,13 @@ use std::hint::black_box;
 
 use aws_lc_rs::hmac;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use flx_core::admission::{Admission, By, Policy, Token};
+use flx_core::admission::{Admission, Ask, By, Policy, Token, TokenRoom, Toll};
+use flx_core::error::Unusable;
 use flx_core::jwt::TokenVerifier;
 use flx_core::jwt::claims::Expected;
 use flx_core::jwt::keys::KeySet;
-use flx_core::limit::{Rate, SlidingWindow};
+use flx_core::jwt::revocation::Revocations;
+use flx_core::limit::{Heap, Rate, SlidingWindow};
 use flx_core::meter::Meter;
 
 /// HS256 over `{"sub":"ann","iss":"flx","aud":"flx-api","roles":["admin"],"tenant":"t","jti":"x","exp":4102444800}`.
@@ -53,10 +55,19 @@ fn tokens(criterion: &mut Criterion) {
         shadow: false,
     };
     let policies = vec![policy("ip", By::Ip), policy("subject", By::Subject), policy("slow", By::Subject)];
-    let mut admission = Admission::new(self::verifier(), policies, 1 << 26, (1, 2)).expect("admission");
+    let tolls = (0..policies.len()).map(|policy| Toll { policy, cost: 1 }).collect();
+    let room = TokenRoom { verified: 0, refused: 0 };
+    let memory = |rate: Rate| Heap::zeroed(rate.words(1 << 24)?).ok_or(Unusable("memory"));
+    let verifier = std::sync::Arc::new(self::verifier());
+    let mut admission = Admission::new(verifier, policies, vec![tolls], room, memory, (1, 2)).expect("admission");
+    let revocations = Revocations::new((3, 4));
     group.bench_function("admit: verify and three windows", |bencher| {
         bencher.iter(|| {
-            admission.admit(Token::Presented(Ok(black_box(token.as_bytes()))), "10.0.0.1", 1e9, 1_000_000_000).status()
+            let token = Token::Presented(Ok(black_box(token.as_bytes())));
+            let client = "10.0.0.1";
+            let now_ns = 1_000_000_000;
+            let ask = Ask { class: 0, token, client, api_key: None, revocations: &revocations, now_s: 1e9, now_ns };
+            admission.admit(&ask, None, |_| ()).status()
         });
     });
     group.finish();

@@ -82,6 +82,10 @@ reasons! {
     Revoked = "revoked",
     /// A window that applies is used up.
     RateLimited = "rate_limited",
+    /// A strict policy needs a lease that is not there yet: ask again after the next sync.
+    LeaseAwaited = "lease_awaited",
+    /// A strict policy needs a lease, and none can be had.
+    LeaseUnavailable = "lease_unavailable",
     /// No Host, two of them, or one that is not served here.
     InvalidHost = "invalid_host",
     /// The path is in doubt or leads nowhere.

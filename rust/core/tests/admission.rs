@@ -3,12 +3,16 @@
 
 use std::fmt::Write as _;
 
+use std::sync::Arc;
+
 use aws_lc_rs::hmac;
-use flx_core::admission::{Admission, By, Decision, Policy, Token};
-use flx_core::error::Reason;
+use flx_core::admission::{Admission, Ask, By, Decision, Policy, Token, TokenRoom, Toll};
+use flx_core::error::{Reason, Unusable};
 use flx_core::jwt::TokenVerifier;
 use flx_core::jwt::claims::Expected;
 use flx_core::jwt::keys::KeySet;
+use flx_core::jwt::revocation::{Kind, Revocation, Revocations};
+use flx_core::limit::{Heap, Rate, lease};
 
 const SECRET: &[u8] = b"0123456789abcdef0123456789ABCDEF";
 const K: &str = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlBQkNERUY";
@@ -35,13 +39,34 @@ fn policy(name: &str, by: By, limit: u32) -> Policy {
     Policy { name: name.into(), by, limit, window_ms: 1_000, cost: 1, shadow: false }
 }
 
-fn admission(policies: Vec<Policy>) -> Admission {
+fn built(policies: Vec<Policy>, tolls: Vec<Vec<Toll>>) -> Result<Gate, Unusable> {
     let keys = KeySet::parse(format!(r#"{{"keys":[{{"kty":"oct","k":"{K}"}}]}}"#).as_bytes()).unwrap();
     let expected = Expected { required: vec!["sub".into(), "exp".into()], ..Expected::default() };
-    Admission::new(TokenVerifier::new(keys, expected).unwrap(), policies, 1 << 20, (1, 2)).unwrap()
+    let verifier = Arc::new(TokenVerifier::new(keys, expected).unwrap());
+    let memory = |rate: Rate| Heap::zeroed(rate.words(1 << 20)?).ok_or(Unusable("memory"));
+    let room = TokenRoom { verified: 1 << 16, refused: 1 << 12 };
+    Ok(Gate { core: Admission::new(verifier, policies, tolls, room, memory, (1, 2))?, revocations: Revocations::new((3, 4)) })
 }
 
-fn ask(admission: &mut Admission, token: Result<&str, Reason>, ip: &str, now_ns: u64) -> Decision {
+/// One class that passes every policy at its cost.
+fn admission(policies: Vec<Policy>) -> Gate {
+    let tolls = policies.iter().enumerate().map(|(policy, it)| Toll { policy, cost: it.cost }).collect();
+    built(policies, vec![tolls]).unwrap()
+}
+
+struct Gate {
+    core: Admission<Heap, ()>,
+    revocations: Revocations,
+}
+
+impl Gate {
+    fn admit(&mut self, token: Token<'_>, client: &str, now_s: f64, now_ns: u64) -> Decision<()> {
+        let Self { core, revocations } = self;
+        core.admit(&Ask { class: 0, token, client, api_key: None, revocations, now_s, now_ns }, None, |_| ())
+    }
+}
+
+fn ask(admission: &mut Gate, token: Result<&str, Reason>, ip: &str, now_ns: u64) -> Decision<()> {
     admission.admit(Token::Presented(token.map(str::as_bytes)), ip, 1_000.0, now_ns)
 }
 
@@ -50,7 +75,7 @@ fn an_acceptable_token_becomes_a_principal() {
     let mut admission = admission(vec![]);
     let decision = ask(&mut admission, Ok(&token("a", "t")), "10.0.0.1", 0);
     assert_eq!(200, decision.status());
-    let principal = decision.principal.unwrap();
+    let principal = decision.known.unwrap().principal.clone();
     assert_eq!(("a", Some("t"), 2000), (&*principal.subject, principal.tenant.as_deref(), principal.expires_at));
     assert_eq!((vec!["r".to_owned()], Some("j".to_owned())), (principal.roles, principal.token_id));
 }
@@ -67,7 +92,7 @@ fn statuses_follow_reasons() {
         assert_eq!(status, ask(&mut admission, token, "", 0).status());
     }
     let open = admission.admit(Token::NotNeeded, "", 0.0, 0);
-    assert_eq!((200, None), (open.status(), open.principal));
+    assert!(open.status() == 200 && open.known.is_none());
 }
 
 #[test]
@@ -135,8 +160,81 @@ fn unusable_policies_are_refused() {
         vec![policy("a", By::Ip, 0)],
     ];
     for policies in bad {
-        let keys = KeySet::parse(br#"{"keys":[]}"#).unwrap();
-        let verifier = TokenVerifier::new(keys, Expected::default()).unwrap();
-        assert!(Admission::new(verifier, policies, 1 << 20, (1, 2)).is_err());
+        assert!(built(policies, vec![]).is_err());
     }
+    for toll in [Toll { policy: 1, cost: 1 }, Toll { policy: 0, cost: 0 }, Toll { policy: 0, cost: 2 }] {
+        assert!(built(vec![policy("a", By::Ip, 3)], vec![vec![toll]]).is_err());
+    }
+}
+
+#[test]
+fn a_class_passes_its_own_windows_at_its_own_cost() {
+    let policies = vec![Policy { cost: 3, ..policy("dear", By::Ip, 3) }, policy("key", By::ApiKey, 1)];
+    let tolls = vec![vec![Toll { policy: 0, cost: 3 }], vec![Toll { policy: 0, cost: 1 }, Toll { policy: 1, cost: 1 }]];
+    let mut gate = built(policies, tolls).unwrap();
+    let Gate { core, revocations } = &mut gate;
+    let mut pass = |class, api_key| {
+        let ask =
+            Ask { class, token: Token::NotNeeded, client: "10.0.0.1", api_key, revocations, now_s: 1.0, now_ns: 0 };
+        core.admit(&ask, None, |_| ()).status()
+    };
+    assert_eq!(200, pass(1, None));
+    assert_eq!(429, pass(0, None));
+    assert_eq!([200, 429], [pass(1, Some(&b"k"[..])), pass(1, Some(b"k"))]);
+    assert_eq!(200, pass(1, Some(b"other")));
+    // A class that nobody drew up passes nothing.
+    assert_eq!(200, pass(7, None));
+}
+
+#[test]
+fn a_token_is_verified_once_and_forgotten_with_its_keys() {
+    let mut gate = admission(vec![]);
+    let good = token("a", "t");
+    for _ in 0..3 {
+        assert_eq!(200, ask(&mut gate, Ok(&good), "", 0).status());
+    }
+    assert_eq!((2, 1), (gate.core.tokens.hits, gate.core.tokens.misses));
+    let other = KeySet::parse(br#"{"keys":[]}"#).unwrap();
+    gate.core.tokens.replace_keys(Arc::new(TokenVerifier::new(other, Expected::default()).unwrap()));
+    assert_eq!(Some(Reason::UnknownKey), ask(&mut gate, Ok(&good), "", 0).refusal);
+    assert_eq!(1, gate.core.tokens.unknown_keys);
+}
+
+#[test]
+fn a_revocation_holds_against_remembered_tokens_too() {
+    let mut gate = admission(vec![]);
+    let (good, other) = (token("a", "t"), token("b", "t"));
+    assert_eq!(200, ask(&mut gate, Ok(&good), "", 0).status());
+    gate.revocations.apply(Revocation {
+        kind: Kind::Subject,
+        value: "a".into(),
+        tenant: "t".into(),
+        issued_before_s: None,
+        expires_at_s: None,
+    });
+    for _ in 0..2 {
+        assert_eq!(Some(Reason::Revoked), ask(&mut gate, Ok(&good), "", 0).refusal);
+    }
+    assert_eq!(200, ask(&mut gate, Ok(&other), "", 0).status());
+    gate.revocations.remove(Kind::Subject, "a", "t");
+    assert_eq!(200, ask(&mut gate, Ok(&good), "", 0).status());
+}
+
+#[test]
+fn a_strict_lease_is_waited_for() {
+    let mut gate = admission(vec![policy("few", By::Ip, 3)]);
+    let fleet = lease::Policy { name: "few".into(), limit: 3, window_ms: 1_000, mode: lease::Mode::Strict };
+    let mut book = lease::LeaseBook::new(vec![fleet], 1 << 20, 1, (5, 6), 0).unwrap();
+    let Gate { core, revocations } = &mut gate;
+    let ask = Ask {
+        class: 0,
+        token: Token::NotNeeded,
+        client: "10.0.0.1",
+        api_key: None,
+        revocations,
+        now_s: 1.0,
+        now_ns: 1 << 40,
+    };
+    let waiting = core.admit(&ask, Some(&mut book), |_| ()).refusal;
+    assert!(matches!(waiting, Some(Reason::LeaseAwaited | Reason::LeaseUnavailable)), "{waiting:?}");
 }

@@ -14,6 +14,7 @@ use flx_core::admission::path::{Access, METHODS, Method, Routes};
 use flx_core::admission::{self as core, Ask, By, Decision, Policy, Token, TokenRoom, Toll};
 use flx_core::error::{Reason, Unusable};
 use flx_core::limit::Rate;
+use flx_core::limit::lease::LeaseBook;
 use flx_core::metrics;
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
@@ -90,6 +91,8 @@ pub(crate) struct Admission {
     revocations: Py<Revocations>,
     counters: Arc<metrics::Counters<Words>>,
     answers: Arc<Answers>,
+    /// The fleet's limits, when several hosts share them.
+    leases: Option<Arc<Mutex<LeaseBook>>>,
     /// By reason.
     refusals: Vec<Option<Template>>,
     routes: Routes,
@@ -108,7 +111,8 @@ impl Admission {
     #[new]
     #[pyo3(signature = (
         verifier, revocations, counters, *, routes, commands, policies, classes, refusals, limited, not_allowed, headers,
-        hosts, proxies, proxy_header, body_limit, token_bytes=33_554_432, max_bytes=67_108_864, shared=None
+        hosts, proxies, proxy_header, body_limit, token_bytes=33_554_432, max_bytes=67_108_864, shared=None,
+        leases=None
     ))]
     #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
     fn new(
@@ -131,6 +135,7 @@ impl Admission {
         token_bytes: usize,
         max_bytes: usize,
         shared: Option<&SharedMemory>,
+        leases: Option<&crate::lease::LeaseBook>,
     ) -> PyResult<Self> {
         let policies = policies.into_iter().map(policy).collect::<PyResult<Vec<_>>>()?;
         let lanes = policies.iter().zip(limited);
@@ -172,6 +177,7 @@ impl Admission {
         };
         Ok(Self {
             core: Mutex::new(core),
+            leases: leases.map(crate::lease::LeaseBook::shared),
             revocations,
             counters: Arc::clone(counters.core()),
             answers: Arc::new(answers),
@@ -313,7 +319,8 @@ impl Admission {
             now_s: now.s,
             now_ns: now.ns,
         };
-        let decision = self.core().admit_later(&ask, admitted.known.as_deref());
+        let mut leases = self.leases.as_ref().map(|book| book.lock().unwrap_or_else(PoisonError::into_inner));
+        let decision = self.core().admit_later(&ask, leases.as_deref_mut(), admitted.known.as_deref());
         self.count_shadows(&decision);
         Ok(decision.refusal.and(decision.quota).map(|quota| (quota.policy, seconds(quota.reset_ns).max(1))))
     }
@@ -377,7 +384,8 @@ impl Admission {
         let revocations = self.revocations.get().core();
         let api_key = head.api_key.as_ref().map(AsRef::as_ref);
         let ask = Ask { class, token, client, api_key, revocations: &revocations, now_s: now.s, now_ns: now.ns };
-        let decision = self.core().admit(&ask, |_| Shell::default());
+        let mut leases = self.leases.as_ref().map(|book| book.lock().unwrap_or_else(PoisonError::into_inner));
+        let decision = self.core().admit(&ask, leases.as_deref_mut(), |_| Shell::default());
         self.count_shadows(&decision);
         decision
     }

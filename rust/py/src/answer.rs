@@ -77,8 +77,6 @@ impl Template {
 
 /// What a rate-limit policy puts into headers.
 pub(crate) struct Lane {
-    pub(crate) limit: u32,
-    pub(crate) window_s: u64,
     /// `RateLimit-Policy`, whole.
     policy: Line,
     /// `"name";r=`
@@ -92,7 +90,7 @@ impl Lane {
         let window_s = window_ms.div_ceil(1_000);
         let policy = header(py, Face::Asgi, b"ratelimit-policy", format!("\"{name}\";q={limit};w={window_s}").as_bytes())?;
         let prefix = format!("\"{name}\";r=").into_bytes();
-        Ok(Self { limit, window_s, policy: Line::new(&policy)?, prefix, refusal })
+        Ok(Self { policy: Line::new(&policy)?, prefix, refusal })
     }
 }
 

@@ -19,7 +19,6 @@ impl LeaseBook {
     }
 
     /// The book itself, for the admission core of this process.
-    #[expect(dead_code, reason = "the admission core takes it")]
     pub(crate) fn shared(&self) -> Arc<Mutex<lease::LeaseBook>> {
         Arc::clone(&self.0)
     }

@@ -37,17 +37,19 @@ impl<V> Presented<V> {
     }
 }
 
-/// The token in the value of an `Authorization` header.
+/// What follows the scheme in the value of an `Authorization` header. Whether that is a token is asked of what is not known
+/// yet ([`is_token68`]): a token that stood before is one.
 pub fn bearer(value: &[u8]) -> Result<&[u8], Reason> {
-    let end = value.iter().position(|&byte| byte == b' ').unwrap_or(value.len());
-    if !value[..end].eq_ignore_ascii_case(b"bearer") {
-        return Err(Reason::MissingToken);
+    match value.split_at_checked(6) {
+        Some((scheme, [b' ', token @ ..])) if scheme.eq_ignore_ascii_case(b"bearer") => Ok(token),
+        Some((scheme, [])) if scheme.eq_ignore_ascii_case(b"bearer") => Err(Reason::MalformedCredentials),
+        _ => Err(Reason::MissingToken),
     }
-    let token = value.get(end + 1..).unwrap_or_default();
-    if is_token68(token) { Ok(token) } else { Err(Reason::MalformedCredentials) }
 }
 
-fn is_token68(text: &[u8]) -> bool {
+/// Whether this is one token of RFC 9110 section 11.2, and nothing beside it.
+#[must_use]
+pub fn is_token68(text: &[u8]) -> bool {
     let padding = text.iter().rev().take_while(|&&byte| byte == b'=').count();
     let body = &text[..text.len() - padding];
     let allowed = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~+/".contains(byte);
@@ -62,6 +64,7 @@ mod tests {
     fn bearer_is_one_space_and_one_token() {
         for good in [&b"Bearer a.b-c_d~e+f/g=="[..], b"bearer a", b"BEARER a"] {
             assert_eq!(Ok(&good[7..]), bearer(good));
+            assert!(is_token68(&good[7..]));
         }
         for bad in [
             &b"Bearer"[..],
@@ -73,7 +76,7 @@ mod tests {
             b"Bearer a,b",
             b"Bearer \xff",
         ] {
-            assert_eq!(Err(Reason::MalformedCredentials), bearer(bad), "{bad:?}");
+            assert!(bearer(bad).map_or(true, |token| !is_token68(token)), "{bad:?}");
         }
         for other in [&b""[..], b" ", b"Basic YTpi", b"Bearerx a", b"Bearer\ta", b" Bearer a"] {
             assert_eq!(Err(Reason::MissingToken), bearer(other), "{other:?}");

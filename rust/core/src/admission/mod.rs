@@ -11,6 +11,9 @@
 //! window that all share: then what was charged is given back and the request is decided anew. The caller passes both clocks
 //! in: seconds since 1970 for tokens, monotonic nanoseconds for windows.
 //!
+//! Where several hosts share the limits, every window is a lease of the fleet's in place of one of this host's; the order is
+//! the same. A strict lease may have to be waited for: then the request is asked about again.
+//!
 //! [`path`] and [`head`] read what the request is, [`client`] whose it is, [`policy`] what it passes.
 
 pub mod client;
@@ -27,6 +30,7 @@ use crate::jwt::TokenVerifier;
 use crate::jwt::claims::Claims;
 use crate::jwt::json::Json;
 use crate::jwt::revocation::Revocations;
+use crate::limit::lease::{self, LeaseBook, Verdict};
 use crate::limit::{Charge, Check, Identity, Memory, Rate, SlidingWindow};
 use policy::Classes;
 pub use policy::{By, Policy, Toll};
@@ -151,6 +155,13 @@ impl<P> Decision<P> {
     }
 }
 
+/// What one window of a policy said and what was charged of it, here or in the fleet.
+#[derive(Debug)]
+enum Held {
+    Window(Check),
+    Lease(lease::Check),
+}
+
 /// Tokens, policies and windows of one gateway. `M` is where the windows lie, `P` what the shell makes of a principal.
 #[derive(Debug)]
 pub struct Admission<M, P> {
@@ -161,7 +172,7 @@ pub struct Admission<M, P> {
     classes: Classes,
     seed: (u64, u64),
     /// Checks of the request at hand; kept to save an allocation per request.
-    checks: Vec<(usize, Check)>,
+    checks: Vec<(usize, Held)>,
     /// And what was charged of them, in case it must be given back.
     charges: Vec<(usize, Charge)>,
     key: Vec<u8>,
@@ -205,15 +216,20 @@ impl<M: Memory, P> Admission<M, P> {
     }
 
     /// Decides about one request. `shell` makes what is kept of a principal that was not known before.
-    pub fn admit(&mut self, ask: &Ask<'_>, mut shell: impl FnMut(&Principal) -> P) -> Decision<P> {
-        self.settle_races(|admission| {
+    pub fn admit(
+        &mut self,
+        ask: &Ask<'_>,
+        mut leases: Option<&mut LeaseBook>,
+        mut shell: impl FnMut(&Principal) -> P,
+    ) -> Decision<P> {
+        self.settle_races(&mut leases, |admission, leases| {
             let mut decision = Decision::default();
-            if admission.check_open(ask, &mut decision)
+            if admission.check_open(ask, leases, &mut decision)
                 && let Token::Presented(token) = ask.token
             {
                 match token.and_then(|token| admission.who(token, ask, &mut shell)) {
                     Ok(known) => {
-                        if admission.check_closed(ask, &known, &mut decision) {
+                        if admission.check_closed(ask, leases, &known, &mut decision) {
                             decision.known = Some(known);
                         }
                     }
@@ -225,40 +241,58 @@ impl<M: Memory, P> Admission<M, P> {
     }
 
     /// Decides about what became known of a request later: the command in its body. `known` is that of its first decision.
-    pub fn admit_later(&mut self, ask: &Ask<'_>, known: Option<&Known<P>>) -> Decision<P> {
-        self.settle_races(|admission| {
+    pub fn admit_later(
+        &mut self,
+        ask: &Ask<'_>,
+        mut leases: Option<&mut LeaseBook>,
+        known: Option<&Known<P>>,
+    ) -> Decision<P> {
+        self.settle_races(&mut leases, |admission, leases| {
             let mut decision = Decision::default();
-            if admission.check_open(ask, &mut decision)
+            if admission.check_open(ask, leases, &mut decision)
                 && let Some(known) = known
             {
-                admission.check_closed(ask, known, &mut decision);
+                admission.check_closed(ask, leases, known, &mut decision);
             }
             decision
         })
     }
 
     /// Decides, and charges what was decided; anew when another worker was faster in between.
-    fn settle_races(&mut self, mut decide: impl FnMut(&mut Self) -> Decision<P>) -> Decision<P> {
+    fn settle_races(
+        &mut self,
+        leases: &mut Option<&mut LeaseBook>,
+        mut decide: impl FnMut(&mut Self, &mut Option<&mut LeaseBook>) -> Decision<P>,
+    ) -> Decision<P> {
         for _ in 0..RETRIES {
             self.checks.clear();
-            let decision = decide(self);
-            if self.charge() {
+            let decision = decide(self, leases);
+            if self.charge(leases) {
                 return decision;
             }
         }
         // The last word of the windows that were lost to others every time: as good as used up for this request.
         self.checks.clear();
-        let mut decision = decide(self);
+        let mut decision = decide(self, leases);
         self.checks.clear();
         decision.refusal = Some(Reason::RateLimited);
         decision.known = None;
         decision
     }
 
-    /// Charges every window that admitted; false, and nothing charged, when one of them has no room any more.
-    fn charge(&mut self) -> bool {
+    /// Charges every window that admitted; false, and nothing charged, when one of them has no room any more. Leases are
+    /// this process' own, so that nobody is faster.
+    fn charge(&mut self, leases: &mut Option<&mut LeaseBook>) -> bool {
         self.charges.clear();
-        for (policy, check) in &self.checks {
+        for (policy, held) in &self.checks {
+            let check = match (held, leases.as_mut()) {
+                (Held::Window(check), _) => check,
+                (Held::Lease(check), Some(book)) => {
+                    book.charge(check);
+                    continue;
+                }
+                (Held::Lease(_), None) => continue,
+            };
             match self.windows[*policy].charge(check) {
                 Ok(charge) => self.charges.push((*policy, charge)),
                 Err(_) if self.policies[*policy].shadow => {}
@@ -281,46 +315,65 @@ impl<M: Memory, P> Admission<M, P> {
     ) -> Result<Arc<Known<P>>, Reason> {
         let seed = self.seed;
         self.tokens.who(token, ask.now_s, ask.revocations, |principal, key_id| {
-            let (subject, tenant) = identities(&principal, seed);
-            Known { shell: shell(&principal), principal, key_id, subject, tenant }
+            let (key, tenant_len) = key_of(&principal);
+            let (subject, tenant) = (Identity::new(seed, &key), Identity::new(seed, &key[..tenant_len]));
+            Known { shell: shell(&principal), principal, key_id, subject, tenant, key, tenant_len }
         })
     }
 
     /// The windows that need no principal; false when one refuses.
-    fn check_open(&mut self, ask: &Ask<'_>, decision: &mut Decision<P>) -> bool {
+    fn check_open(
+        &mut self,
+        ask: &Ask<'_>,
+        leases: &mut Option<&mut LeaseBook>,
+        decision: &mut Decision<P>,
+    ) -> bool {
         let Self { policies, windows, classes, checks, key, seed, .. } = self;
         let mut address = None;
         for toll in classes.of(ask.class).0 {
             let policy = &policies[toll.policy];
-            let identity = match (policy.by, ask.api_key) {
+            let by_key = match (policy.by, ask.api_key) {
                 (By::ApiKey, None) => continue,
-                (By::ApiKey, Some(key)) => Identity::new(*seed, key),
-                _ => *address.get_or_insert_with(|| {
+                (By::ApiKey, Some(given)) => Some(given),
+                _ => None,
+            };
+            let identity = match by_key {
+                Some(given) => Identity::new(*seed, given),
+                None => *address.get_or_insert_with(|| {
                     client::write_key(ask.client, key);
                     Identity::new(*seed, key)
                 }),
             };
-            let check = windows[toll.policy].check(identity, ask.now_ns, toll.cost);
-            decision.take(toll.policy, policy.shadow, check, checks);
+            let window = &windows[toll.policy];
+            decision.pass(toll, policy.shadow, (window, identity), (leases, by_key.unwrap_or(key)), ask.now_ns, checks);
         }
         settled(decision, checks)
     }
 
     /// The windows of a principal; false when one refuses.
-    fn check_closed(&mut self, ask: &Ask<'_>, known: &Known<P>, decision: &mut Decision<P>) -> bool {
+    fn check_closed(
+        &mut self,
+        ask: &Ask<'_>,
+        leases: &mut Option<&mut LeaseBook>,
+        known: &Known<P>,
+        decision: &mut Decision<P>,
+    ) -> bool {
         let Self { policies, windows, classes, checks, .. } = self;
         for toll in classes.of(ask.class).1 {
             let policy = &policies[toll.policy];
-            let identity = if policy.by == By::Tenant { known.tenant } else { known.subject };
-            let check = windows[toll.policy].check(identity, ask.now_ns, toll.cost);
-            decision.take(toll.policy, policy.shadow, check, checks);
+            let window = &windows[toll.policy];
+            let (identity, key) = match policy.by {
+                By::Tenant => (known.tenant, &known.key[..known.tenant_len]),
+                _ => (known.subject, &known.key[..]),
+            };
+            decision.pass(toll, policy.shadow, (window, identity), (leases, key), ask.now_ns, checks);
         }
         settled(decision, checks)
     }
 }
 
 /// Whether the request may go on. A refusal by a window charges nothing at all.
-fn settled<P>(decision: &Decision<P>, checks: &mut Vec<(usize, Check)>) -> bool {
+fn settled<P>(decision: &Decision<P>, checks: &mut Vec<(usize, Held)>) -> bool {
     if decision.refusal.is_some() {
         checks.clear();
     }
@@ -328,36 +381,63 @@ fn settled<P>(decision: &Decision<P>, checks: &mut Vec<(usize, Check)>) -> bool 
 }
 
 impl<P> Decision<P> {
-    /// Takes in what one window says.
-    fn take(&mut self, policy: usize, shadow: bool, check: Check, checks: &mut Vec<(usize, Check)>) {
-        let quota = Quota { policy, remaining: check.remaining, reset_ns: check.reset_ns };
-        let refused = self.refusal.is_some();
-        if check.admitted {
-            checks.push((policy, check));
-            let tightest = self.quota.is_none_or(|known| quota.remaining < known.remaining);
-            if !shadow && !refused && tightest {
-                self.quota = Some(quota);
-            }
-        } else if shadow {
-            self.shadow.push(policy);
+    /// Asks one window, this host's or the fleet's, and takes in what it says.
+    fn pass<M: Memory>(
+        &mut self,
+        toll: &Toll,
+        shadow: bool,
+        (window, identity): (&SlidingWindow<M>, Identity),
+        (leases, key): (&mut Option<&mut LeaseBook>, &[u8]),
+        now_ns: u64,
+        checks: &mut Vec<(usize, Held)>,
+    ) {
+        let (held, refusal, remaining, reset_ns) = if let Some(book) = leases {
+            let check = book.check(toll.policy, key, now_ns, toll.cost);
+            let refusal = match check.verdict {
+                Verdict::Admitted => None,
+                Verdict::Refused => Some(Reason::RateLimited),
+                Verdict::Unknown => Some(Reason::LeaseAwaited),
+                Verdict::Unavailable => Some(Reason::LeaseUnavailable),
+            };
+            (Held::Lease(check), refusal, check.remaining, check.reset_ns)
         } else {
-            let longest = self.quota.is_none_or(|known| quota.reset_ns > known.reset_ns);
-            if !refused || longest {
-                self.quota = Some(quota);
+            let check = window.check(identity, now_ns, toll.cost);
+            let refusal = (!check.admitted).then_some(Reason::RateLimited);
+            (Held::Window(check), refusal, check.remaining, check.reset_ns)
+        };
+        self.take(Quota { policy: toll.policy, remaining, reset_ns }, shadow, refusal);
+        if refusal.is_none() {
+            checks.push((toll.policy, held));
+        }
+    }
+
+    fn take(&mut self, quota: Quota, shadow: bool, refusal: Option<Reason>) {
+        let refused = self.refusal.is_some();
+        match refusal {
+            None => {
+                let tightest = self.quota.is_none_or(|known| quota.remaining < known.remaining);
+                if !shadow && !refused && tightest {
+                    self.quota = Some(quota);
+                }
             }
-            self.refusal = Some(Reason::RateLimited);
+            Some(_) if shadow => self.shadow.push(quota.policy),
+            Some(reason) => {
+                let longest = self.quota.is_none_or(|known| quota.reset_ns > known.reset_ns);
+                if !refused || longest {
+                    self.quota = Some(quota);
+                }
+                // A window that is used up is the better answer than one that may have to be waited for.
+                if self.refusal != Some(Reason::RateLimited) {
+                    self.refusal = Some(reason);
+                }
+            }
         }
     }
 }
 
-/// What a principal is counted under, alone and with its tenant. Subjects of different tenants never share a window; neither
-/// part can contain NUL.
-fn identities(principal: &Principal, seed: (u64, u64)) -> (Identity, Identity) {
+/// What a principal is counted under, and how much of it its tenant is. Subjects of different tenants never share a window;
+/// neither part can contain NUL.
+fn key_of(principal: &Principal) -> (Box<[u8]>, usize) {
     let tenant = principal.tenant.as_deref().unwrap_or_default();
-    let mut key = Vec::with_capacity(tenant.len() + 1 + principal.subject.len());
-    key.extend_from_slice(tenant.as_bytes());
-    let alone = Identity::new(seed, &key);
-    key.push(0);
-    key.extend_from_slice(principal.subject.as_bytes());
-    (Identity::new(seed, &key), alone)
+    (format!("{tenant}\0{}", principal.subject).into_bytes().into(), tenant.len())
 }

@@ -8,6 +8,7 @@
 use std::sync::Arc;
 
 use super::Principal;
+use super::credentials::is_token68;
 use crate::error::{Reason, Unusable};
 use crate::jwt::TokenVerifier;
 use crate::jwt::cache::{Lookup, TokenCache};
@@ -26,6 +27,9 @@ pub struct Known<P> {
     pub shell: P,
     pub(super) subject: Identity,
     pub(super) tenant: Identity,
+    /// Tenant, NUL, subject: what the two are counted under in the fleet.
+    pub(super) key: Box<[u8]>,
+    pub(super) tenant_len: usize,
 }
 
 /// Bytes of an entry besides its token and its value, roughly: the principal's texts and the shell's object.
@@ -108,6 +112,9 @@ impl<P> Tokens<P> {
             Lookup::Miss => {}
         }
         self.misses += 1;
+        if !is_token68(token) {
+            return Err(Reason::MalformedCredentials);
+        }
         let accepted = match self.verifier.verify_full(token, now_s, &mut self.scratch) {
             Ok(accepted) => accepted,
             Err(reason) => {
