@@ -632,6 +632,13 @@ class Meter:
         not fetched the largest stream is given up as with `max_keys`.
         """
 
+def asgi_scope(scope: Any) -> dict[str, Any]:
+    """What ASGI calls a scope, made of one of RSGI: `headers`, `raw_path` and the rest, but no `client`.
+
+    RSGI has no raw path and leaves out headers that are not ASCII: what cannot have stood in a path is escaped again,
+    and such a header is there with a value that nothing accepts.
+    """
+
 def topic_matches(pattern: str, topic: str) -> bool:
     """Whether a subscription to `pattern` includes `topic`: an exact name, `*`, or a prefix with a trailing `.*`."""
 

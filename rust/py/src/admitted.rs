@@ -8,8 +8,8 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyTuple};
 
 use crate::answer::{Answers, Face, Parts, Told, header, line, number};
-use crate::principal::{Page, Principal, Shell};
 use crate::memory::Words;
+use crate::principal::{Page, Principal, Shell};
 
 /// A request that may go on.
 #[pyclass(frozen, module = "flx_api._core")]
@@ -63,8 +63,8 @@ impl Admitted {
             own_security |= tuple.get_borrowed_item(0)?.cast::<PyBytes>()?.as_bytes() == b"content-security-policy";
         }
         let list = PyList::empty(py);
-        for tuple in &own {
-            list.append(line(self.face, tuple)?)?;
+        for tuple in own {
+            list.append(line(self.face, &tuple)?)?;
         }
         let parts = Parts { request_id: &self.request_id, secure: self.secure, told: self.told, face: self.face };
         self.answers.finish(py, &list, &parts, own_security)?;
@@ -84,7 +84,7 @@ impl Admitted {
     ) -> PyResult<()> {
         if let Some(known) = self.known.as_deref() {
             let mut headers =
-                headers.iter().map(|it| Ok(line(self.face, it)?.unbind())).collect::<PyResult<Vec<_>>>()?;
+                headers.into_iter().map(|it| Ok(line(self.face, &it)?.unbind())).collect::<PyResult<Vec<_>>>()?;
             headers.push(length_header(py, self.face, body.as_bytes().len() as u64)?.unbind());
             known.shell.keep(Page { route: self.route, status, headers, body: body.unbind() });
         }

@@ -88,7 +88,8 @@ pub(crate) struct Lane {
 impl Lane {
     pub(crate) fn new(py: Python<'_>, name: &str, limit: u32, window_ms: u64, refusal: Template) -> PyResult<Self> {
         let window_s = window_ms.div_ceil(1_000);
-        let policy = header(py, Face::Asgi, b"ratelimit-policy", format!("\"{name}\";q={limit};w={window_s}").as_bytes())?;
+        let policy =
+            header(py, Face::Asgi, b"ratelimit-policy", format!("\"{name}\";q={limit};w={window_s}").as_bytes())?;
         let prefix = format!("\"{name}\";r=").into_bytes();
         Ok(Self { policy: Line::new(&policy)?, prefix, refusal })
     }

@@ -53,12 +53,12 @@ impl<'py> Rsgi<'py> {
         }
         let unreadable = if headers.len()? == names { Vec::new() } else { missing(&headers, &items)? };
         has_host |= unreadable.iter().any(|name| *name == "host");
-        let authority = match has_host {
-            true => None,
-            false => match scope.getattr(intern!(py, "authority"))?.cast_into::<PyString>() {
-                Ok(authority) => Some(authority),
-                Err(_) => Some(PyString::new(py, "")),
-            },
+        let authority = if has_host {
+            None
+        } else {
+            // None where there is no authority either: then the host is empty.
+            let given = scope.getattr(intern!(py, "authority"))?.cast_into::<PyString>();
+            Some(given.unwrap_or_else(|_| PyString::new(py, "")))
         };
         let decoded = text(intern!(py, "path"))?;
         Ok(Self {
