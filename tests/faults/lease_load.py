@@ -2,7 +2,7 @@
 
 Strategy: each node is a process with a `LeaseBook` and its `Leases`, and no HTTP. It asks on an open loop (as many
 requests as its share of the plan says, whatever the answers) and writes every admission into a mapped file, so that
-nothing is lost when it is killed. CLOCK_MONOTONIC is one clock for all processes of a machine: the oracle need not guess.
+nothing is lost when it is killed. CLOCK_MONOTONIC is one clock for all processes of a machine.
 
 `main()` runs one plan and returns its figures; `python -m tests.faults.lease_load --help` prints them.
 """

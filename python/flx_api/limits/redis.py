@@ -7,7 +7,8 @@ waits for Redis otherwise.
 Rules:
 - A call has one deadline and no retry: a lost call costs nothing, since the next one tells the same again.
 - A connection with an unread answer is dropped, never used again, whatever ended the call.
-- After a few losses and a quarter of a second the book goes on without Redis (`away`); here it is tried again with growing, jittered pauses.
+- After a few losses and a quarter of a second without an answer the book goes on without Redis (`away`); here it is
+  tried again with growing, jittered pauses.
 - The address is a secret: a reason names the kind of an error, never the error's text.
 """
 
