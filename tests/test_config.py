@@ -156,7 +156,7 @@ def test_toml_file_of_policies(tmp_path: Path) -> None:
     file = tmp_path / "limits.toml"
     file.write_text('[[policy]]\nname = "login"\nby = "ip"\nlimit = 5\nwindow = "1m"\n')
     (policy,) = config.load({"FLX_RATE_LIMITS": str(file)}).rate_limits
-    assert ("login", 60_000) == (policy.name, policy.window_ms)
+    assert (("login", 5, 60_000),) == policy.lanes
 
 
 def test_secrets_are_not_shown() -> None:

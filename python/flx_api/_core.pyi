@@ -20,8 +20,8 @@ not_found, method_not_allowed, two_lengths, invalid_length, payload_too_large, u
 unsupported_media_type.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal, TypedDict, final
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypeAlias, TypedDict, final
 
 __all__ = [
     "Admission",
@@ -45,8 +45,8 @@ __all__ = [
     "verify_jws",
 ]
 
-_Header = tuple[bytes, bytes]
-_Prepared = tuple[int, Sequence[_Header], bytes, bytes]
+_Header: TypeAlias = tuple[bytes, bytes]
+_Prepared: TypeAlias = tuple[int, Sequence[_Header], bytes, bytes]
 
 def verify_jws(token: bytes, jwks: bytes, *, mixed: bool = False) -> bytes:
     """The payload of a compact JWS whose signature, header and key are acceptable (RFC 7515).
@@ -201,6 +201,7 @@ class Revocations:
         """Moves with every change: a verdict that is remembered holds as long as this stays."""
 
     def __len__(self) -> int: ...
+
 class SharedMemory:
     """A mapping that all workers of one host share: the words under windows and counters, and one seed for all hashes.
 
@@ -310,9 +311,7 @@ class Counters:
         shared: The memory that workers share; None counts for this process alone.
     """
 
-    def __new__(
-        cls, *, routes: int, refusals: int, policies: int, shared: SharedMemory | None = None
-    ) -> Counters: ...
+    def __new__(cls, *, routes: int, refusals: int, policies: int, shared: SharedMemory | None = None) -> Counters: ...
     def request(self, route: int, method: str, status: int, nanoseconds: int) -> None:
         """A request is over. `method` is that of HTTP, or WEBSOCKET."""
 
@@ -413,6 +412,7 @@ class Admission:
         token_bytes: What may be remembered of tokens.
         max_bytes: What all windows together may remember, shared equally.
         shared: The memory that workers share.
+        leases: The fleet's limits in place of this host's, one policy each, in the same order.
 
     Raises:
         ValueError: Something given cannot be used; the message names the rule.
@@ -425,10 +425,10 @@ class Admission:
         counters: Counters,
         *,
         routes: Sequence[tuple[str, Sequence[tuple[str, str]], str]],
-        commands: dict[str, tuple[int, int]],
+        commands: Mapping[str, tuple[int, int]],
         policies: Sequence[tuple[str, str, int, int, int, bool]],
         classes: Sequence[Sequence[tuple[int, int]]],
-        refusals: dict[str, _Prepared],
+        refusals: Mapping[str, _Prepared],
         limited: Sequence[_Prepared],
         not_allowed: Sequence[_Prepared],
         headers: tuple[Sequence[_Header], _Header, _Header],
@@ -439,21 +439,35 @@ class Admission:
         token_bytes: int = 33554432,
         max_bytes: int = 67108864,
         shared: SharedMemory | None = None,
+        leases: LeaseBook | None = None,
     ) -> Admission: ...
     def admit(
-        self, scope: dict[str, Any], *, pages: bool = True, now_s: float | None = None, now_ns: int | None = None
-    ) -> Admitted | tuple[dict[str, Any], dict[str, Any]]:
+        self,
+        scope: dict[str, Any],
+        *,
+        pages: bool = True,
+        last: bool = True,
+        now_s: float | None = None,
+        now_ns: int | None = None,
+    ) -> Admitted | tuple[dict[str, Any], dict[str, Any]] | None:
         """Decide about an HTTP request by its ASGI scope: what was admitted, or the two messages of a whole answer.
 
-        Without `pages` nothing is answered with what a principal was given before. The clocks are read unless given.
+        Without `pages` nothing is answered with what a principal was given before. Without `last` there may be no answer
+        yet (None): a strict policy waits for the next sync of its leases. The clocks are read unless given.
 
         Raises:
             TypeError: The scope or a header is not what ASGI says.
         """
 
     def admit_rsgi(
-        self, scope: Any, *, pages: bool = True, now_s: float | None = None, now_ns: int | None = None
-    ) -> tuple[int, list[tuple[str, str]], bytes] | tuple[Admitted, dict[str, Any]]:
+        self,
+        scope: Any,
+        *,
+        pages: bool = True,
+        last: bool = True,
+        now_s: float | None = None,
+        now_ns: int | None = None,
+    ) -> tuple[int, list[tuple[str, str]], bytes] | tuple[Admitted, dict[str, Any]] | None:
         """The same by an RSGI scope: status, headers and body, or what was admitted and its scope as ASGI has it."""
 
     def admit_handshake(
@@ -471,10 +485,8 @@ class Admission:
         what is known of it in any case. `token` came another way than by `Authorization`.
         """
 
-    def admit_command(
-        self, admitted: Admitted, command: str, now_ns: int | None = None
-    ) -> tuple[int, int] | None:
-        """Decide about a command that became known in the body: the policy that refuses and the seconds to wait."""
+    def admit_command(self, admitted: Admitted, command: str, now_ns: int | None = None) -> tuple[str, int, int] | None:
+        """Decide about a command that became known in the body: why it is refused, by which policy, the seconds to wait."""
 
     def replace_keys(self, verifier: TokenVerifier) -> None:
         """Put other keys in the place of the present ones; what the old ones have verified is forgotten at once."""

@@ -15,7 +15,7 @@ import random
 import time
 from typing import TYPE_CHECKING
 
-from flx_api._core import Admission, Revocations
+from flx_api._core import Admission, LeaseBook, Revocations
 from flx_api.auth.jwks import Jwks, client, watch_unknown_keys
 from flx_api.auth.keys import ticket_key, verifier
 from flx_api.auth.revocations import RevocationFollower
@@ -28,9 +28,11 @@ from flx_api.gateway.cors import Cors
 from flx_api.gateway.dispatch import Dispatcher
 from flx_api.gateway.edge import Edge
 from flx_api.gateway.logs import LogRoute
+from flx_api.gateway.patience import Patience
 from flx_api.gateway.responses import PolicyRefusals, common_headers, not_allowed
 from flx_api.gateway.routes_fast import CommandRoutes
 from flx_api.limits.policies import lanes
+from flx_api.limits.redis import Leases
 from flx_api.observability.health import Health
 from flx_api.observability.metrics import Metrics
 from flx_api.routes.application import framework, native_routes, paths
@@ -41,6 +43,7 @@ from flx_api.websocket.connection_manager import ConnectionManager
 from flx_api.websocket.endpoint import Endpoint
 
 if TYPE_CHECKING:
+    from flx_api._core import SharedMemory
     from flx_api.config import Settings
     from flx_api.limits.policies import Lanes
     from flx_api.routes.application import NativeRoutes
@@ -54,18 +57,23 @@ class Parts:
         StartupError: a setting does not let a part be built.
     """
 
-    def __init__(self, settings: Settings, daemon: DaemonEndpoint) -> None:
+    def __init__(self, settings: Settings, daemon: DaemonEndpoint, shared: SharedMemory | None = None) -> None:
         self.settings = settings
+        self.shared = shared
         self.draining = asyncio.Event()
         self.health = Health()
         self.health.register("drain", lambda: "the service is stopping" if self.draining.is_set() else "")
         self.cors = Cors(settings.cors_origins)
-        known = native_routes(settings)
-        passed = lanes(settings.rate_limits, known.classes, known.named, COMMANDS)
-        self.metrics = Metrics(known.templates, [name for name, *_ in passed.policies])
-        self.policies = PolicyRefusals(passed.policies)
+        known, drawn = passed(settings)
+        self.metrics = Metrics(known.templates, [name for name, *_ in drawn.policies], shared)
+        self.policies = PolicyRefusals(drawn.policies)
         self.revoked = Revocations()
-        self.admission = _admission(settings, self, known, passed)
+        self.leases = _leases(settings, drawn)
+        self.admission = _admission(settings, self, known, drawn)
+        if self.leases is not None:
+            leases = self.leases
+            self.health.register("limits", lambda: "" if leases.ready or not drawn.strict else leases.reason)
+        self.patience = Patience(self.admission, self.leases)
         self.keys = _KeyFollower(settings, self.admission) if settings.jwks_address is not None else None
         if self.keys is not None:
             self.health.register("keys", lambda: self.keys.jwks.reason if self.keys is not None else "")
@@ -88,7 +96,7 @@ class Parts:
         self.manager.history = self.follower.history
 
         self.dispatcher = Dispatcher(self.upstream, settings.deadline_ms)
-        self.commands = CommandRoutes(self.dispatcher, self.admission, self.policies)
+        self.commands = CommandRoutes(self.dispatcher, self.patience, self.policies)
         self.logs = LogRoute(self.upstream, self.dispatcher, self.cors, self.draining)
         self.pages = Pages(settings, self.health, self.metrics, self.tickets)
         self.framework = framework(ResourceController(self.dispatcher))
@@ -97,6 +105,8 @@ class Parts:
         self.edge = Edge(
             settings,
             admission=self.admission,
+            patience=self.patience,
+            never_waits=self.leases is None or not drawn.strict,
             revocations=self.revocations,
             paths=self.paths,
             cors=self.cors,
@@ -106,7 +116,7 @@ class Parts:
         self.endpoint = Endpoint(
             settings,
             edge=self.edge,
-            admission=self.admission,
+            patience=self.patience,
             policies=self.policies,
             revocations=self.revocations,
             tickets=self.tickets,
@@ -121,6 +131,8 @@ class Parts:
         self.upstream.start()
         if self.keys is not None:
             self.keys.start()
+        if self.leases is not None:
+            self.leases.start()
         self.revocations.start()
         self.follower.start()
         self.manager.startup()
@@ -136,6 +148,8 @@ class Parts:
         await self.manager.shutdown()
         await self.follower.close()
         await self.revocations.close()
+        if self.leases is not None:
+            await self.leases.close()
         if self.keys is not None:
             await self.keys.close()
         await self.upstream.close()
@@ -170,16 +184,43 @@ class _KeyFollower:
         await self._http.aclose()
 
 
-def _admission(settings: Settings, parts: Parts, known: NativeRoutes, passed: Lanes) -> Admission:
+def passed(settings: Settings) -> tuple[NativeRoutes, Lanes]:
+    """The routes, and which limits their requests pass.
+
+    Raises:
+        StartupError: a policy names what does not exist.
+    """
+    known = native_routes(settings)
+    return known, lanes(settings.rate_limits, known.classes, known.named, COMMANDS)
+
+
+def _leases(settings: Settings, drawn: Lanes) -> Leases | None:
+    """The limits that all gateways share, where there is a Redis."""
+    if settings.redis_url is None:
+        return None
+    book = LeaseBook(
+        [
+            (name, limit, window_ms, mode)
+            for (name, _, limit, window_ms, _, _), mode in zip(drawn.policies, drawn.modes, strict=True)
+        ]
+    )
+    try:
+        return Leases(book, settings.redis_url)
+    except ValueError:
+        msg = "FLX_REDIS_URL: is no redis:, rediss: or unix: address"
+        raise StartupError(msg) from None
+
+
+def _admission(settings: Settings, parts: Parts, known: NativeRoutes, drawn: Lanes) -> Admission:
     try:
         return Admission(
             verifier(settings),
             parts.revoked,
             parts.metrics.counters,
             routes=known.native,
-            commands=passed.commands,
-            policies=passed.policies,
-            classes=passed.classes,
+            commands=drawn.commands,
+            policies=drawn.policies,
+            classes=drawn.classes,
             refusals=parts.policies.prepared_by_reason(),
             limited=parts.policies.prepared(),
             not_allowed=[not_allowed(allow) for allow in known.allowed],
@@ -188,6 +229,8 @@ def _admission(settings: Settings, parts: Parts, known: NativeRoutes, passed: La
             proxies=list(settings.trusted_proxies),
             proxy_header=settings.proxy_header,
             body_limit=settings.body_limit,
+            shared=parts.shared,
+            leases=None if parts.leases is None else parts.leases.book,
         )
     except ValueError as error:
         msg = f"FLX_RATE_LIMITS or FLX_TRUSTED_PROXIES: {error}"

@@ -24,15 +24,17 @@ from typing import TYPE_CHECKING
 import structlog
 
 from flx_api.config import load
-from flx_api.dependencies import Parts
+from flx_api.dependencies import Parts, passed
 from flx_api.errors import StartupError
 from flx_api.gateway.rsgi import RsgiFace
+from flx_api.limits import shared_memory
 from flx_api.observability.logging import set_up
 from flx_api.upstream.endpoints import endpoint_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from flx_api._core import SharedMemory
     from flx_api.config import Settings
     from flx_api.gateway.exchange import Message, Scope
     from flx_api.upstream.endpoints import Endpoint
@@ -46,9 +48,10 @@ _log = structlog.get_logger("flx.gateway")
 class Gateway(RsgiFace):
     """The ASGI and RSGI application. `parts` exist between start-up and shutdown."""
 
-    def __init__(self, settings: Settings, daemon: Endpoint) -> None:
+    def __init__(self, settings: Settings, daemon: Endpoint, shared: SharedMemory | None = None) -> None:
         self._settings = settings
         self._daemon = daemon
+        self._shared = shared
         self.parts: Parts | None = None
         self.wants_lane = settings.interface == "lane"
 
@@ -70,7 +73,7 @@ class Gateway(RsgiFace):
         await receive()
         set_up(self._settings.log_level)
         try:
-            self.parts = parts = Parts(self._settings, self._daemon)
+            self.parts = parts = Parts(self._settings, self._daemon, self._shared)
             await parts.start()
         except StartupError as error:
             # Raising here would make the server go on without a lifespan; it must be said.
@@ -100,9 +103,11 @@ def create_app(settings: Settings, daemon: Endpoint | None = None) -> Gateway:
         daemon: where the daemon is; by default what settings and supervisor say.
 
     Raises:
-        StartupError: no daemon is known.
+        StartupError: no daemon is known, or the limits name what does not exist.
     """
-    return Gateway(settings, daemon or endpoint_of(settings, os.environ.get(DAEMON_SOCKET)))
+    passed(settings)
+    shared = shared_memory.of_environment(os.environ.get(shared_memory.SHARED_MEMORY))
+    return Gateway(settings, daemon or endpoint_of(settings, os.environ.get(DAEMON_SOCKET)), shared)
 
 
 def app_factory() -> Gateway:

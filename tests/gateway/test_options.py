@@ -6,8 +6,8 @@ import pytest
 from tests.gateway_app import Wire, exchange, scope
 
 from flx_api.errors import InvalidRequest, ValidationFailed
-from flx_api.gateway.options import options_of, query
 from flx_api.gateway.exchange import Exchange
+from flx_api.gateway.options import options_of, query
 from flx_api.models.envelope import CommandOptions
 
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from flx_api.gateway.cors import Cors
     from flx_api.gateway.exchange import Message, Scope
     from flx_api.gateway.paths import Paths
+    from flx_api.gateway.patience import Patience
     from flx_api.gateway.responses import Headers
     from flx_api.observability.metrics import Metrics
 
@@ -60,6 +61,8 @@ class Edge:
     Args:
         settings: the limit of bodies.
         admission: paths, tokens and windows.
+        patience: waits where a lease is not there yet.
+        never_waits: no policy ever has to.
         revocations: whether tokens can be judged.
         paths: who serves which route.
         cors: who may ask from a page.
@@ -72,6 +75,8 @@ class Edge:
         settings: Settings,
         *,
         admission: Admission,
+        patience: Patience,
+        never_waits: bool,
         revocations: RevocationFollower,
         paths: Paths,
         cors: Cors,
@@ -80,6 +85,8 @@ class Edge:
     ) -> None:
         self._limit = settings.body_limit
         self._admission = admission
+        self._patience = patience
+        self._never_waits = never_waits
         self._revocations = revocations
         self._routes = paths.by_index
         self._cors = cors
@@ -90,8 +97,10 @@ class Edge:
         self, scope: Scope, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]
     ) -> None:
         """Serve one request: the request path from top to bottom."""
-        seen = self._admission.admit(scope, pages=not self._revocations.stale_refuses)
-        if type(seen) is not tuple:
+        seen = self._admission.admit(scope, pages=not self._revocations.stale_refuses, last=self._never_waits)
+        if seen is None:
+            seen = await self._patience.wait(lambda last: self._admission.admit(scope, pages=False, last=last))
+        if not isinstance(seen, tuple):
             await self.serve(scope, receive, send, seen)
             return
         start, end = seen
@@ -104,13 +113,22 @@ class Edge:
             # The client left before its answer; Granian says so by raising.
             return
 
-    def decide(self, rsgi: Any) -> tuple[Any, ...]:  # noqa: ANN401 - RSGI
-        """Decide about a request of RSGI: a whole answer (status, headers, body), or what was admitted and its scope."""
-        seen = self._admission.admit_rsgi(rsgi, pages=not self._revocations.stale_refuses)
-        if self._cors.active and type(seen[1]) is list:
+    def decide(self, rsgi: Any, *, last: bool | None = None) -> tuple[Any, ...] | None:  # noqa: ANN401 - RSGI
+        """Decide about a request of RSGI: status, headers and body of a whole answer, or what was admitted and its scope.
+
+        None when it has to be asked about again (`decide_later`); never with `last`.
+        """
+        last = self._never_waits if last is None else last
+        seen = self._admission.admit_rsgi(rsgi, pages=not self._revocations.stale_refuses, last=last)
+        if seen is not None and self._cors.active and isinstance(seen[1], list):
             origin = rsgi.headers.get("origin")
             cors = self._cors.headers(None if origin is None else origin.encode())
             seen[1].extend((name.decode(), value.decode()) for name, value in cors)
+        return seen
+
+    async def decide_later(self, rsgi: Any) -> tuple[Any, ...]:  # noqa: ANN401 - RSGI
+        """Decide about a request of RSGI that has to wait for a lease."""
+        seen: tuple[Any, ...] = await self._patience.wait(lambda last: self.decide(rsgi, last=last))
         return seen
 
     def answers_at_once(self, admitted: Admitted) -> bool:

@@ -66,6 +66,9 @@ class Lane:
             return
         try:
             seen = self._edge.decide(scope)
+            if seen is None:  # it has to wait for a lease, and waiting is an affair of the loop
+                self._ordinary(watcher)
+                return
             if len(seen) == WHOLE:
                 watcher.proto.response_bytes(*seen)
                 return

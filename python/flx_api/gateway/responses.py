@@ -22,6 +22,7 @@ from flx_api.errors import (
     RateLimited,
     TokenRejected,
     Unauthenticated,
+    Unavailable,
 )
 from flx_api.models.envelope import Problem
 
@@ -60,11 +61,18 @@ def _coded(code: str) -> Callable[[], FlxError]:
     return lambda: InvalidRequest(code=code)
 
 
+def _unavailable() -> FlxError:
+    detail = "The limits that all gateways share cannot be asked now"
+    return Unavailable(detail, retry_after_s=1)
+
+
 # Refusals of the core that are not a token's fault.
 _OF_REASON: Final[dict[str, Callable[[], FlxError]]] = {
     "missing_token": Unauthenticated,
     "invalid_request": _invalid("The Authorization header is given twice or is malformed"),
     "rate_limited": RateLimited,
+    "lease_awaited": _unavailable,
+    "lease_unavailable": _unavailable,
     "invalid_host": _coded("invalid_host"),
     "not_found": NotFound,
     "two_lengths": _invalid("Content-Length and Transfer-Encoding exclude each other"),
@@ -123,7 +131,7 @@ class PolicyRefusals:
 
     def refusal(self, reason: str, limited: tuple[int, int] | None = None) -> FlxError:
         """The error of a reason; `limited` is the index of the policy and the seconds to wait, when one was used up."""
-        if limited is not None:
+        if limited is not None and reason == "rate_limited":
             policy, retry_after_s = limited
             return RateLimited(self._details[policy], retry_after_s=retry_after_s)
         kind = _OF_REASON.get(reason)

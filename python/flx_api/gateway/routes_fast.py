@@ -18,10 +18,10 @@ from flx_api.models import strict_json
 from flx_api.models.envelope import CommandReply, ExecuteRequest, ReplyMeta
 
 if TYPE_CHECKING:
-    from flx_api._core import Admission
     from flx_api.commands import Command
     from flx_api.gateway.dispatch import Dispatcher
     from flx_api.gateway.exchange import Exchange
+    from flx_api.gateway.patience import Patience
     from flx_api.gateway.responses import Headers, PolicyRefusals
     from flx_api.models.envelope import CommandOptions
     from flx_api.proto.flx.v1.daemon_pb2 import ReplyFrame
@@ -41,9 +41,9 @@ class Response(NamedTuple):
 class CommandRoutes:
     """The handlers of the universal endpoint."""
 
-    def __init__(self, dispatcher: Dispatcher, admission: Admission, policies: PolicyRefusals) -> None:
+    def __init__(self, dispatcher: Dispatcher, patience: Patience, policies: PolicyRefusals) -> None:
         self._dispatcher = dispatcher
-        self._admission = admission
+        self._patience = patience
         self._policies = policies
 
     async def execute(self, exchange: Exchange) -> Response:
@@ -60,9 +60,10 @@ class CommandRoutes:
             raise validation_failed(error) from None
         command = find(request.command)
         # Only now it is known which command's limits apply.
-        limited = self._admission.admit_command(exchange.admitted, command.name)
-        if limited is not None:
-            raise self._policies.refusal("rate_limited", limited)
+        refused = await self._patience.command(exchange.admitted, command.name)
+        if refused is not None:
+            reason, policy, retry_after_s = refused
+            raise self._policies.refusal(reason, (policy, retry_after_s))
         options = with_key(request, exchange.headers.get(b"idempotency-key"))
         return await self._answer(exchange, command, bytes(request.args), options)
 

@@ -80,6 +80,8 @@ class RsgiFace:
             return
         edge: Edge = self.parts.edge
         seen = edge.decide(scope)
+        if seen is None:
+            seen = await edge.decide_later(scope)
         if len(seen) == WHOLE:
             protocol.response_bytes(*seen)
         else:

@@ -12,7 +12,7 @@ Rules:
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from flx_api.errors import StartupError
 
@@ -39,8 +39,14 @@ class Lanes(NamedTuple):
     """What `flx_api._core.Admission` takes. `commands`: the class of a command, and that of its second decision."""
 
     policies: list[NativePolicy]
+    modes: list[Literal["fast", "strict"]]
     classes: list[list[Toll]]
     commands: dict[str, tuple[int, int]]
+
+    @property
+    def strict(self) -> bool:
+        """Whether any policy may have to wait for a lease."""
+        return "strict" in self.modes
 
 
 def lanes(
@@ -59,12 +65,14 @@ def lanes(
     """
     _check(policies, {route.template for route in routes}, commands)
     native: list[NativePolicy] = []
+    modes: list[Literal["fast", "strict"]] = []
     lanes_of: list[list[int]] = []
     for policy in policies:
         dearest = max([policy.cost, *policy.costs.values()])
         lanes_of.append([])
         for name, limit, window_ms in policy.lanes:
             lanes_of[-1].append(len(native))
+            modes.append(policy.mode)
             native.append((name, policy.by, limit, window_ms, dearest, policy.shadow))
 
     def tolls(templates: Collection[str], command: str | None, *, late: bool | None) -> list[Toll]:
@@ -84,7 +92,7 @@ def lanes(
     for command in commands:
         known[command] = len(classes), len(classes) + 1
         classes += [tolls(named, command, late=None), tolls(execute, command, late=True)]
-    return Lanes(native, classes, known)
+    return Lanes(native, modes, classes, known)
 
 
 def _concerns(policy: RateLimit, templates: Collection[str], command: str | None) -> bool:

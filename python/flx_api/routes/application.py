@@ -103,7 +103,9 @@ def native_routes(settings: Settings) -> NativeRoutes:
     native: list[NativeRoute] = []
     classes: list[RouteClass] = []
     for route in known:
-        asks = [(method, metrics if access == "metrics" else access) for method, access in route.access.items()]
+        asks: list[tuple[str, str]] = [
+            (method, metrics if access == "metrics" else access) for method, access in route.access.items()
+        ]
         native.append((route.template, asks, kinds.get(route.template, "value")))
         late = route.template == table.EXECUTE.template
         classes.append(RouteClass(route.template, commands.get(route.template), late))

@@ -37,14 +37,14 @@ from flx_api.websocket.connection import Connection
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from flx_api._core import Admission
     from flx_api.auth.revocations import RevocationFollower
     from flx_api.auth.tickets import Tickets
     from flx_api.config import Settings
     from flx_api.gateway.cors import Cors
     from flx_api.gateway.edge import Edge
-    from flx_api.gateway.responses import PolicyRefusals
     from flx_api.gateway.exchange import Message, Scope
+    from flx_api.gateway.patience import Patience
+    from flx_api.gateway.responses import PolicyRefusals
     from flx_api.observability.metrics import Metrics
     from flx_api.websocket.connection_manager import ConnectionManager
 
@@ -68,7 +68,7 @@ class Endpoint:
         settings: Settings,
         *,
         edge: Edge,
-        admission: Admission,
+        patience: Patience,
         policies: PolicyRefusals,
         revocations: RevocationFollower,
         tickets: Tickets,
@@ -78,7 +78,7 @@ class Endpoint:
     ) -> None:
         self._origins = list(settings.cors_origins)
         self._edge = edge
-        self._admission = admission
+        self._patience = patience
         self._policies = policies
         self._route = metrics.routes.index(WEBSOCKET)
         self._revocations = revocations
@@ -94,8 +94,9 @@ class Endpoint:
         if (await receive())["type"] != "websocket.connect":
             return
         offer, fault = _offer_of(scope)
-        seen = self._admission.admit_handshake(scope, self._route, offer.token, offer.needs_token and fault is None)
-        reason, limited, admitted = seen
+        reason, limited, admitted = await self._patience.handshake(
+            scope, self._route, offer.token, needs_token=offer.needs_token and fault is None
+        )
         exchange = Exchange(scope, receive, send, admitted, _ROUTE, self._metrics)
         try:
             if reason is not None:

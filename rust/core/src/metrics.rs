@@ -11,8 +11,7 @@ use crate::error::Unusable;
 use crate::limit::Memory;
 
 /// Methods as they are told apart; see [`METHOD_NAMES`].
-pub const METHOD_NAMES: [&str; 9] =
-    ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "WEBSOCKET", "other"];
+pub const METHOD_NAMES: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "WEBSOCKET", "other"];
 /// Classes of a status: 1xx to 5xx.
 pub const CLASSES: usize = 5;
 /// The phases of the request path.
@@ -153,7 +152,7 @@ impl<M: Memory<Word = AtomicU64>> Counters<M> {
     pub fn requests(&self) -> impl Iterator<Item = (usize, usize, usize, u64)> {
         (0..self.places.durations()).filter_map(|place| {
             let count = self.get(place);
-            (count > 0).then(|| (place / (METHODS * CLASSES), place / CLASSES % METHODS, place % CLASSES, count))
+            (count > 0).then_some((place / (METHODS * CLASSES), place / CLASSES % METHODS, place % CLASSES, count))
         })
     }
 

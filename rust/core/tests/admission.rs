@@ -45,7 +45,10 @@ fn built(policies: Vec<Policy>, tolls: Vec<Vec<Toll>>) -> Result<Gate, Unusable>
     let verifier = Arc::new(TokenVerifier::new(keys, expected).unwrap());
     let memory = |rate: Rate| Heap::zeroed(rate.words(1 << 20)?).ok_or(Unusable("memory"));
     let room = TokenRoom { verified: 1 << 16, refused: 1 << 12 };
-    Ok(Gate { core: Admission::new(verifier, policies, tolls, room, memory, (1, 2))?, revocations: Revocations::new((3, 4)) })
+    Ok(Gate {
+        core: Admission::new(verifier, policies, tolls, room, memory, (1, 2))?,
+        revocations: Revocations::new((3, 4)),
+    })
 }
 
 /// One class that passes every policy at its cost.

@@ -7,7 +7,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use flx_core::admission::client::{ProxyHeader, Proxies};
+use flx_core::admission::client::{Proxies, ProxyHeader};
 use flx_core::admission::credentials;
 use flx_core::admission::head::{Body, Head};
 use flx_core::admission::path::{Access, METHODS, Method, Routes};
@@ -16,20 +16,20 @@ use flx_core::error::{Reason, Unusable};
 use flx_core::limit::Rate;
 use flx_core::limit::lease::LeaseBook;
 use flx_core::metrics;
-use pyo3::exceptions::{PyTypeError, PyValueError};
-use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyList, PyString, PyTuple};
+use pyo3::exceptions::PyValueError;
 use pyo3::intern;
-use rustix::time::{ClockId, clock_gettime};
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
 
 use crate::admitted::Admitted;
 use crate::answer::{Answers, Face, Given, Lane, Parts, Template, Told, whole};
 use crate::counters::{Counters, method_of};
-use crate::errors::{finite, unusable};
+use crate::errors::unusable;
+use crate::memory::{Regions, Words};
 use crate::principal::Shell;
+use crate::request::{Now, Value, is_http1, peer, raw_path, text, walk, without_port};
 use crate::revocation::Revocations;
 use crate::rsgi::Rsgi;
-use crate::memory::{Regions, Words};
 use crate::shared::SharedMemory;
 use crate::token::TokenVerifier;
 use crate::window::seed;
@@ -40,14 +40,11 @@ type GivenPolicy = (String, String, u32, u64, u32, bool);
 /// template, its methods and what they ask for, what its last value is: "value" or "command", at the root "dotted"
 type GivenRoute = (String, Vec<(String, String)>, String);
 
-/// Two clocks, read or given.
-#[derive(Clone, Copy)]
-struct Now {
-    s: f64,
-    ns: u64,
-}
+/// Why a handshake is refused, the policy and the seconds to wait, and what is known of it.
+type Handshake = (Option<&'static str>, Option<(usize, u64)>, Admitted);
 
 /// What a request says about itself.
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 struct Request<'a> {
     method: &'a str,
     path: &'a [u8],
@@ -57,24 +54,9 @@ struct Request<'a> {
     http1: bool,
     /// Whether it may be answered with what the principal was given before.
     pages: bool,
+    /// Whether a lease that is not there yet is a refusal: else nothing is said, and the caller asks again after a sync.
+    last: bool,
     face: Face,
-}
-
-/// A value of a header, alive for as long as it is needed.
-#[derive(Clone)]
-pub(crate) enum Value<'py> {
-    Bytes(Bound<'py, PyBytes>),
-    Text(Bound<'py, PyString>),
-}
-
-impl AsRef<[u8]> for Value<'_> {
-    fn as_ref(&self) -> &[u8] {
-        match self {
-            Self::Bytes(value) => value.as_bytes(),
-            // What is no UTF-8 has no acceptable value.
-            Self::Text(value) => value.to_str().map_or(b"\xff", str::as_bytes),
-        }
-    }
 }
 
 /// What a route is beside its methods.
@@ -114,7 +96,7 @@ impl Admission {
         hosts, proxies, proxy_header, body_limit, token_bytes=33_554_432, max_bytes=67_108_864, shared=None,
         leases=None
     ))]
-    #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
+    #[expect(clippy::too_many_arguments, clippy::needless_pass_by_value, reason = "they are keywords in Python")]
     fn new(
         py: Python<'_>,
         verifier: &TokenVerifier,
@@ -194,11 +176,12 @@ impl Admission {
     }
 
     /// Decides about an HTTP request by its ASGI scope.
-    #[pyo3(signature = (scope, *, pages=true, now_s=None, now_ns=None))]
+    #[pyo3(signature = (scope, *, pages=true, last=true, now_s=None, now_ns=None))]
     fn admit<'py>(
         &self,
         scope: &Bound<'py, PyDict>,
         pages: bool,
+        last: bool,
         now_s: Option<f64>,
         now_ns: Option<u64>,
     ) -> PyResult<Bound<'py, PyAny>> {
@@ -214,21 +197,23 @@ impl Admission {
             secure: text(scope, intern!(py, "scheme")).is_ok_and(|scheme| scheme == "https"),
             http1: is_http1(scope)?,
             pages,
+            last,
             face: Face::Asgi,
         };
-        self.decide(py, &request, &walk(&scope.get_item(intern!(py, "headers"))?)?, now)
+        self.decide(py, &request, &walk(scope.get_item(intern!(py, "headers"))?.as_ref())?, now)
     }
 
     /// Decides about an HTTP request by its RSGI scope: the three arguments of a whole answer, or what was admitted and its
     /// scope as ASGI has it.
-    #[pyo3(signature = (scope, *, pages=true, now_s=None, now_ns=None))]
+    #[pyo3(signature = (scope, *, pages=true, last=true, now_s=None, now_ns=None))]
     fn admit_rsgi<'py>(
         &self,
         scope: &Bound<'py, PyAny>,
         pages: bool,
+        last: bool,
         now_s: Option<f64>,
         now_ns: Option<u64>,
-    ) -> PyResult<Bound<'py, PyTuple>> {
+    ) -> PyResult<Option<Bound<'py, PyTuple>>> {
         let py = scope.py();
         let now = Now::of(now_s, now_ns)?;
         let it = Rsgi::read(scope)?;
@@ -239,14 +224,18 @@ impl Admission {
             secure: it.scheme == "https",
             http1: it.version.to_str()?.starts_with('1'),
             pages,
+            last,
             face: Face::Rsgi,
         };
         let mut head = Head::default();
         it.walk(|name, value| head.see(name, || value))?;
         let seen = self.decide(py, &request, &head, now)?;
+        if seen.is_none() {
+            return Ok(None);
+        }
         match seen.cast_into::<PyTuple>() {
-            Ok(answer) => Ok(answer),
-            Err(admitted) => (admitted.into_inner(), it.asgi_scope(py)?).into_pyobject(py),
+            Ok(answer) => Ok(Some(answer)),
+            Err(admitted) => (admitted.into_inner(), it.asgi_scope(py)?).into_pyobject(py).map(Some),
         }
     }
 
@@ -261,10 +250,10 @@ impl Admission {
         needs_token: bool,
         now_s: Option<f64>,
         now_ns: Option<u64>,
-    ) -> PyResult<(Option<&'static str>, Option<(usize, u64)>, Admitted)> {
+    ) -> PyResult<Handshake> {
         let py = scope.py();
         let now = Now::of(now_s, now_ns)?;
-        let head = walk(&scope.get_item(intern!(py, "headers"))?)?;
+        let head = walk(scope.get_item(intern!(py, "headers"))?.as_ref())?;
         let peer = peer(scope)?;
         let peer = peer.as_ref().map_or(Ok(""), |peer| peer.to_str())?;
         let token = match (needs_token, token) {
@@ -298,15 +287,15 @@ impl Admission {
         Ok((refusal.map(Reason::word), limited, admitted))
     }
 
-    /// Decides about a command that became known later, in the body of an admitted request: the policy that refuses and the
-    /// seconds to wait, or nothing.
+    /// Decides about a command that became known later, in the body of an admitted request: why it is refused, by which
+    /// policy and the seconds to wait, or nothing.
     #[pyo3(signature = (admitted, command, now_ns=None))]
     fn admit_command(
         &self,
         admitted: &Admitted,
         command: &str,
         now_ns: Option<u64>,
-    ) -> PyResult<Option<(usize, u64)>> {
+    ) -> PyResult<Option<(&'static str, usize, u64)>> {
         let Some(&(_, class)) = self.commands.get(command) else { return Ok(None) };
         let now = Now::of(Some(0.0), now_ns)?;
         let revocations = self.revocations.get().core();
@@ -322,7 +311,8 @@ impl Admission {
         let mut leases = self.leases.as_ref().map(|book| book.lock().unwrap_or_else(PoisonError::into_inner));
         let decision = self.core().admit_later(&ask, leases.as_deref_mut(), admitted.known.as_deref());
         self.count_shadows(&decision);
-        Ok(decision.refusal.and(decision.quota).map(|quota| (quota.policy, seconds(quota.reset_ns).max(1))))
+        let quota = decision.quota.unwrap_or(core::Quota { policy: 0, remaining: 0, reset_ns: 0 });
+        Ok(decision.refusal.map(|reason| (reason.word(), quota.policy, seconds(quota.reset_ns).max(1))))
     }
 
     /// Puts another key set in the place of the present one, at once.
@@ -373,14 +363,7 @@ impl Admission {
         self.proxies.client(peer, lines.iter().map(AsRef::as_ref))
     }
 
-    fn ask(
-        &self,
-        class: usize,
-        token: Token<'_>,
-        client: &str,
-        head: &Head<Value<'_>>,
-        now: Now,
-    ) -> Decision<Shell> {
+    fn ask(&self, class: usize, token: Token<'_>, client: &str, head: &Head<Value<'_>>, now: Now) -> Decision<Shell> {
         let revocations = self.revocations.get().core();
         let api_key = head.api_key.as_ref().map(AsRef::as_ref);
         let ask = Ask { class, token, client, api_key, revocations: &revocations, now_s: now.s, now_ns: now.ns };
@@ -441,8 +424,10 @@ impl Admission {
             let class = self.class(route, found.as_ref().map(|found| &*found.values).unwrap_or_default());
             let decision = self.ask(class, token, client, head, now);
             seen.told = decision.quota.map(told);
-            if let Some(reason) = decision.refusal {
-                return self.refuse(py, &seen, reason);
+            match decision.refusal {
+                Some(Reason::LeaseAwaited) if !request.last => return Ok(py.None().into_bound(py)),
+                Some(reason) => return self.refuse(py, &seen, reason),
+                None => {}
             }
             known = decision.known;
         }
@@ -527,6 +512,7 @@ impl Admission {
 }
 
 /// What is known of a request while it is decided upon.
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 struct Seen {
     route: usize,
     method: usize,
@@ -544,33 +530,6 @@ impl Seen {
     fn parts(&self) -> Parts<'_> {
         Parts { request_id: &self.request_id, secure: self.secure, told: self.told, face: self.face }
     }
-}
-
-impl Now {
-    fn of(s: Option<f64>, ns: Option<u64>) -> PyResult<Self> {
-        let read = |clock| {
-            let now = clock_gettime(clock);
-            (now.tv_sec, now.tv_nsec)
-        };
-        let s = match s {
-            Some(s) => finite(s)?,
-            None => {
-                let (seconds, nanoseconds) = read(ClockId::Realtime);
-                seconds as f64 + nanoseconds as f64 / 1e9
-            }
-        };
-        Ok(Self { s, ns: ns.unwrap_or_else(monotonic_ns) })
-    }
-
-    /// Nanoseconds since then; nothing where the time was given.
-    fn elapsed(then: Self) -> u64 {
-        monotonic_ns().saturating_sub(then.ns)
-    }
-}
-
-pub(crate) fn monotonic_ns() -> u64 {
-    let now = clock_gettime(ClockId::Monotonic);
-    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
 fn seconds(nanoseconds: u64) -> u64 {
@@ -592,8 +551,8 @@ fn id_prefix() -> PyResult<String> {
 
 fn policy(given: GivenPolicy) -> PyResult<Policy> {
     let (name, by, limit, window_ms, cost, shadow) = given;
-    let by = By::named(&by)
-        .ok_or_else(|| PyValueError::new_err("a policy counts by ip, api_key, subject or tenant"))?;
+    let by =
+        By::named(&by).ok_or_else(|| PyValueError::new_err("a policy counts by ip, api_key, subject or tenant"))?;
     Ok(Policy { name, by, limit, window_ms, cost, shadow })
 }
 
@@ -608,72 +567,6 @@ fn access_of(word: &str) -> PyResult<Access> {
 
 fn bearer<'a>(head: &'a Head<Value<'_>>) -> Result<&'a [u8], Reason> {
     head.authorization.only().and_then(|value| credentials::bearer(value.as_ref()))
-}
-
-fn text<'py>(scope: &Bound<'py, PyDict>, name: &Bound<'py, PyString>) -> PyResult<Bound<'py, PyString>> {
-    let value = scope.get_item(name)?.ok_or_else(|| PyTypeError::new_err("a scope without what every scope has"))?;
-    Ok(value.cast_into::<PyString>()?)
-}
-
-/// The path as it came; decoded only where the server kept nothing else.
-fn raw_path<'py>(scope: &Bound<'py, PyDict>) -> PyResult<Value<'py>> {
-    let py = scope.py();
-    if let Some(raw) = scope.get_item(intern!(py, "raw_path"))?
-        && let Ok(raw) = raw.cast_into::<PyBytes>()
-        && !raw.as_bytes().is_empty()
-    {
-        return Ok(Value::Bytes(raw));
-    }
-    text(scope, intern!(py, "path")).map(Value::Text)
-}
-
-fn peer<'py>(scope: &Bound<'py, PyDict>) -> PyResult<Option<Bound<'py, PyString>>> {
-    let client = scope.get_item(intern!(scope.py(), "client"))?.filter(|client| !client.is_none());
-    client.map(|client| Ok(client.get_item(0)?.cast_into::<PyString>()?)).transpose()
-}
-
-fn is_http1(scope: &Bound<'_, PyDict>) -> PyResult<bool> {
-    let version = scope.get_item(intern!(scope.py(), "http_version"))?;
-    version.map_or(Ok(true), |version| Ok(version.cast::<PyString>()?.to_str()?.starts_with('1')))
-}
-
-/// `1.2.3.4:5` and `[::1]:5` without the port.
-fn without_port(peer: &str) -> &str {
-    let bare = peer.rsplit_once(':').map_or(peer, |(address, _)| address);
-    bare.strip_prefix('[').and_then(|bare| bare.strip_suffix(']')).unwrap_or(if bare.contains(':') { peer } else { bare })
-}
-
-/// One walk over a header list.
-fn walk<'py>(headers: &Option<Bound<'py, PyAny>>) -> PyResult<Head<Value<'py>>> {
-    let mut head = Head::default();
-    let Some(headers) = headers else { return Ok(head) };
-    if let Ok(list) = headers.cast::<PyList>() {
-        for header in list.iter() {
-            see(&mut head, &header)?;
-        }
-    } else {
-        for header in headers.try_iter()? {
-            see(&mut head, &header?)?;
-        }
-    }
-    Ok(head)
-}
-
-/// Looks at one `(name, value)`.
-fn see<'py>(head: &mut Head<Value<'py>>, header: &Bound<'py, PyAny>) -> PyResult<()> {
-    let wrong = || PyTypeError::new_err("headers are tuples of two bytes or str objects");
-    let header = header.cast::<PyTuple>().map_err(|_| wrong())?;
-    let name = header.get_borrowed_item(0)?;
-    let value = header.get_borrowed_item(1)?;
-    if let Ok(name) = name.cast::<PyBytes>() {
-        let value = value.cast::<PyBytes>().map_err(|_| wrong())?;
-        head.see(name.as_bytes(), || Value::Bytes(value.to_owned()));
-    } else {
-        let name = name.cast::<PyString>().map_err(|_| wrong())?;
-        let value = value.cast::<PyString>().map_err(|_| wrong())?;
-        head.see(name.to_str().unwrap_or_default().as_bytes(), || Value::Text(value.to_owned()));
-    }
-    Ok(())
 }
 
 /// The words of all refusals, in the order in which they are counted.

@@ -93,7 +93,7 @@ impl Admitted {
 
     /// Counts the request as over.
     fn over(&self, status: u16) {
-        let nanoseconds = crate::admission::monotonic_ns().saturating_sub(self.started_ns);
+        let nanoseconds = crate::request::monotonic_ns().saturating_sub(self.started_ns);
         self.counters.request(self.route, self.method, status, nanoseconds);
     }
 }

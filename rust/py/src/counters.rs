@@ -48,7 +48,10 @@ impl Counters {
 
     /// Requests by (route, method, class of the status).
     fn requests(&self) -> Vec<(usize, &'static str, usize, u64)> {
-        self.core.requests().map(|(route, method, class, count)| (route, METHOD_NAMES[method], class + 1, count)).collect()
+        self.core
+            .requests()
+            .map(|(route, method, class, count)| (route, METHOD_NAMES[method], class + 1, count))
+            .collect()
     }
 
     /// The durations of each route.

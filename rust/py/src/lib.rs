@@ -22,6 +22,7 @@ mod meter;
 mod principal;
 mod process;
 mod realtime;
+mod request;
 mod revocation;
 mod rsgi;
 mod shared;
@@ -40,13 +41,11 @@ mod _core {
     #[pymodule_export]
     use crate::counters::Counters;
     #[pymodule_export]
-    use crate::principal::Principal;
-    #[pymodule_export]
-    use crate::shared::SharedMemory;
-    #[pymodule_export]
     use crate::lease::LeaseBook;
     #[pymodule_export]
     use crate::meter::Meter;
+    #[pymodule_export]
+    use crate::principal::Principal;
     #[pymodule_export]
     use crate::process::{become_subreaper, build_profile, die_with_parent};
     #[pymodule_export]
@@ -55,6 +54,8 @@ mod _core {
     use crate::revocation::Revocations;
     #[pymodule_export]
     use crate::rsgi::asgi_scope;
+    #[pymodule_export]
+    use crate::shared::SharedMemory;
     #[pymodule_export]
     use crate::token::{TokenVerifier, verify_jws};
     #[pymodule_export]

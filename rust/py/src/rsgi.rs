@@ -12,7 +12,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyString, PyTuple};
 
-use crate::admission::Value;
+use crate::request::Value;
 
 /// Refused wherever it is read, and by the right name: a token that cannot be one is still a token that was given.
 const UNREADABLE: &[u8] = b"Bearer \xff";

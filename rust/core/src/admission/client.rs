@@ -57,7 +57,8 @@ impl Proxies {
     /// Reads networks such as `10.0.0.0/8`, `::1` or `fd00::/8`.
     pub fn new<'a>(networks: impl IntoIterator<Item = &'a str>, header: ProxyHeader) -> Result<Self, Unusable> {
         let read = |text: &str| {
-            let (address, length) = text.split_once('/').map_or((text, None), |(address, length)| (address, Some(length)));
+            let (address, length) =
+                text.split_once('/').map_or((text, None), |(address, length)| (address, Some(length)));
             let ip = address.parse::<IpAddr>().ok()?;
             let (offset, most) = if ip.is_ipv4() { (96, 32) } else { (0, 128) };
             let length = length.map_or(Some(most), |length| length.parse().ok()).filter(|&length| length <= most)?;

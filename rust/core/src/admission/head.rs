@@ -261,12 +261,22 @@ mod tests {
 
     #[test]
     fn json_is_utf_8() {
-        for good in ["application/json", "Application/JSON", "application/json; charset=\"UTF-8\"", "application/json;charset=utf-8"]
-        {
+        for good in [
+            "application/json",
+            "Application/JSON",
+            "application/json; charset=\"UTF-8\"",
+            "application/json;charset=utf-8",
+        ] {
             assert!(head(&[("content-type", good)]).media_is_json(), "{good}");
         }
-        for bad in ["", "text/json", "application/json;", "application/json; charset=latin1", "application/jsonx", "application/js"]
-        {
+        for bad in [
+            "",
+            "text/json",
+            "application/json;",
+            "application/json; charset=latin1",
+            "application/jsonx",
+            "application/js",
+        ] {
             assert!(!head(&[("content-type", bad)]).media_is_json(), "{bad}");
         }
         assert!(!head(&[("content-type", "application/json"), ("content-type", "application/json")]).media_is_json());

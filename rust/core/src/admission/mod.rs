@@ -322,12 +322,7 @@ impl<M: Memory, P> Admission<M, P> {
     }
 
     /// The windows that need no principal; false when one refuses.
-    fn check_open(
-        &mut self,
-        ask: &Ask<'_>,
-        leases: &mut Option<&mut LeaseBook>,
-        decision: &mut Decision<P>,
-    ) -> bool {
+    fn check_open(&mut self, ask: &Ask<'_>, leases: &mut Option<&mut LeaseBook>, decision: &mut Decision<P>) -> bool {
         let Self { policies, windows, classes, checks, key, seed, .. } = self;
         let mut address = None;
         for toll in classes.of(ask.class).0 {

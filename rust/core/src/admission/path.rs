@@ -91,7 +91,7 @@ pub struct Routes {
     nodes: Vec<Node>,
     /// Paths without values lead straight to their route.
     exact: HashMap<Box<[u8]>, usize>,
-    routes: Vec<Route>,
+    all: Vec<Route>,
 }
 
 /// Where a path leads.
@@ -105,7 +105,7 @@ pub struct Found<'a> {
 
 impl Default for Routes {
     fn default() -> Self {
-        Self { nodes: vec![Node::default()], exact: HashMap::new(), routes: Vec::new() }
+        Self { nodes: vec![Node::default()], exact: HashMap::new(), all: Vec::new() }
     }
 }
 
@@ -133,12 +133,12 @@ impl Routes {
         if values > MAX_VALUES || self.nodes[at].route.is_some() {
             return Err(Unusable("routes have templates of their own with at most four values"));
         }
-        let index = self.routes.len();
+        let index = self.all.len();
         self.nodes[at].route = Some(index);
         if values == 0 {
             self.exact.insert(template.as_bytes().into(), index);
         }
-        self.routes.push(Route { access, values, dotted });
+        self.all.push(Route { access, values, dotted });
         Ok(index)
     }
 
@@ -152,19 +152,19 @@ impl Routes {
     /// The route of this index.
     #[must_use]
     pub fn route(&self, index: usize) -> &Route {
-        &self.routes[index]
+        &self.all[index]
     }
 
     /// How many routes there are.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.routes.len()
+        self.all.len()
     }
 
     /// Whether there is none.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.routes.is_empty()
+        self.all.is_empty()
     }
 
     /// Where `path` (without its query) leads; none when it is refused or unknown.
@@ -179,16 +179,15 @@ impl Routes {
         let mut values = Vec::new();
         for segment in path[1..].split('/') {
             let node = &self.nodes[at];
-            at = match node.literal.get(segment.as_bytes()) {
-                Some(&next) => next,
-                None => {
-                    values.push(decoded(segment)?);
-                    node.value?
-                }
+            at = if let Some(&next) = node.literal.get(segment.as_bytes()) {
+                next
+            } else {
+                values.push(decoded(segment)?);
+                node.value?
             };
         }
         let route = self.nodes[at].route?;
-        if self.routes[route].dotted && !values.last().is_some_and(|name| name.contains('.')) {
+        if self.all[route].dotted && !values.last().is_some_and(|name| name.contains('.')) {
             return None;
         }
         Some(Found { route, values })

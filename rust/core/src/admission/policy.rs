@@ -95,9 +95,8 @@ struct Class {
 
 impl Classes {
     pub(super) fn new(classes: Vec<Vec<Toll>>, policies: &[Policy]) -> Result<Self, Unusable> {
-        let sound = |toll: &Toll| {
-            policies.get(toll.policy).is_some_and(|policy| (1..=policy.cost).contains(&toll.cost))
-        };
+        let sound =
+            |toll: &Toll| policies.get(toll.policy).is_some_and(|policy| (1..=policy.cost).contains(&toll.cost));
         let mut made = Vec::with_capacity(classes.len());
         for mut tolls in classes {
             if !tolls.iter().all(sound) {

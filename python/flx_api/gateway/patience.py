@@ -1,0 +1,85 @@
+"""Admission that may have to wait: a strict policy of a fleet answers a cold key only after the next sync of its leases.
+
+Everything else is decided at once. What waits is asked about again after each sync, for a bounded time; then what there is
+counts as the last word.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from flx_api._core import Admission, Admitted
+    from flx_api.gateway.exchange import Scope
+    from flx_api.limits.redis import Leases
+
+WAIT_S: Final = 0.05
+_AWAITED: Final = "lease_awaited"
+
+Handshake = tuple[str | None, tuple[int, int] | None, "Admitted"]
+
+
+class Patience:
+    """Waits for leases on behalf of requests.
+
+    Args:
+        admission: what is asked.
+        leases: what is waited for; None where limits are this host's alone, and nothing ever has to wait.
+    """
+
+    def __init__(self, admission: Admission, leases: Leases | None) -> None:
+        self._admission = admission
+        self._leases = leases
+
+    async def wait(self, ask: Callable[[bool], Any]) -> Any:  # noqa: ANN401 - whatever `ask` gives
+        """Ask again after each sync, until there is an answer.
+
+        Args:
+            ask: gives None as long as it has to wait; called with True it must not.
+        """
+        try:
+            async with asyncio.timeout(WAIT_S):
+                while self._leases is not None and await self._leases.wait():
+                    answer = ask(False)  # noqa: FBT003 - whether it is the last time
+                    if answer is not None:
+                        return answer
+        except TimeoutError:
+            pass
+        return ask(True)  # noqa: FBT003 - as above
+
+    async def handshake(self, scope: Scope, route: int, token: bytes | None, *, needs_token: bool) -> Handshake:
+        """Decide about a WebSocket handshake: as `flx_api._core.Admission.admit_handshake`."""
+
+        def ask(last: bool) -> Handshake | None:  # noqa: FBT001 - see `wait`
+            seen = self._admission.admit_handshake(scope, route, token, needs_token)
+            return None if seen[0] == _AWAITED and not last else seen
+
+        seen = ask(self._leases is None)
+        if seen is None:
+            seen = await self.wait(ask)
+        return seen
+
+    async def command(self, admitted: Admitted, command: str) -> tuple[str, int, int] | None:
+        """Decide about a command that became known in the body: why it is refused, by which policy, and how long."""
+        refused = self._admission.admit_command(admitted, command)
+        if refused is None or refused[0] != _AWAITED:
+            return refused
+        # A command that is admitted has no answer; it is wrapped, so that it does not look like one to be waited for.
+        found: tuple[tuple[str, int, int] | None] = await self.wait(
+            lambda last: self._once_more(admitted, command, last)
+        )
+        return found[0]
+
+    def _once_more(
+        self,
+        admitted: Admitted,
+        command: str,
+        last: bool,  # noqa: FBT001 - see `wait`
+    ) -> tuple[tuple[str, int, int] | None] | None:
+        refused = self._admission.admit_command(admitted, command)
+        if refused is not None and refused[0] == _AWAITED and not last:
+            return None
+        return (refused,)

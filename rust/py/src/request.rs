@@ -1,0 +1,130 @@
+//! A request as ASGI tells it: the clocks, the scope and one walk over its headers.
+
+use flx_core::admission::head::Head;
+use pyo3::exceptions::PyTypeError;
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict, PyList, PyString, PyTuple};
+use rustix::time::{ClockId, clock_gettime};
+
+use crate::errors::finite;
+
+/// Two clocks, read or given.
+#[derive(Clone, Copy)]
+pub(crate) struct Now {
+    pub(crate) s: f64,
+    pub(crate) ns: u64,
+}
+
+/// A value of a header, alive for as long as it is needed.
+#[derive(Clone)]
+pub(crate) enum Value<'py> {
+    Bytes(Bound<'py, PyBytes>),
+    Text(Bound<'py, PyString>),
+}
+
+impl AsRef<[u8]> for Value<'_> {
+    fn as_ref(&self) -> &[u8] {
+        match self {
+            Self::Bytes(value) => value.as_bytes(),
+            // What is no UTF-8 has no acceptable value.
+            Self::Text(value) => value.to_str().map_or(b"\xff", str::as_bytes),
+        }
+    }
+}
+
+impl Now {
+    pub(crate) fn of(s: Option<f64>, ns: Option<u64>) -> PyResult<Self> {
+        let read = |clock| {
+            let now = clock_gettime(clock);
+            (now.tv_sec, now.tv_nsec)
+        };
+        let s = if let Some(s) = s {
+            finite(s)?
+        } else {
+            let (seconds, nanoseconds) = read(ClockId::Realtime);
+            seconds as f64 + nanoseconds as f64 / 1e9
+        };
+        Ok(Self { s, ns: ns.unwrap_or_else(monotonic_ns) })
+    }
+
+    /// Nanoseconds since then; nothing where the time was given.
+    pub(crate) fn elapsed(then: Self) -> u64 {
+        monotonic_ns().saturating_sub(then.ns)
+    }
+}
+
+pub(crate) fn monotonic_ns() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+pub(crate) fn text<'py>(scope: &Bound<'py, PyDict>, name: &Bound<'py, PyString>) -> PyResult<Bound<'py, PyString>> {
+    let value = scope.get_item(name)?.ok_or_else(|| PyTypeError::new_err("a scope without what every scope has"))?;
+    Ok(value.cast_into::<PyString>()?)
+}
+
+/// The path as it came; decoded only where the server kept nothing else.
+pub(crate) fn raw_path<'py>(scope: &Bound<'py, PyDict>) -> PyResult<Value<'py>> {
+    let py = scope.py();
+    if let Some(raw) = scope.get_item(intern!(py, "raw_path"))?
+        && let Ok(raw) = raw.cast_into::<PyBytes>()
+        && !raw.as_bytes().is_empty()
+    {
+        return Ok(Value::Bytes(raw));
+    }
+    text(scope, intern!(py, "path")).map(Value::Text)
+}
+
+pub(crate) fn peer<'py>(scope: &Bound<'py, PyDict>) -> PyResult<Option<Bound<'py, PyString>>> {
+    let client = scope.get_item(intern!(scope.py(), "client"))?.filter(|client| !client.is_none());
+    client.map(|client| Ok(client.get_item(0)?.cast_into::<PyString>()?)).transpose()
+}
+
+pub(crate) fn is_http1(scope: &Bound<'_, PyDict>) -> PyResult<bool> {
+    let version = scope.get_item(intern!(scope.py(), "http_version"))?;
+    version.map_or(Ok(true), |version| Ok(version.cast::<PyString>()?.to_str()?.starts_with('1')))
+}
+
+/// `1.2.3.4:5` and `[::1]:5` without the port.
+pub(crate) fn without_port(peer: &str) -> &str {
+    let bare = peer.rsplit_once(':').map_or(peer, |(address, _)| address);
+    bare.strip_prefix('[').and_then(|bare| bare.strip_suffix(']')).unwrap_or(if bare.contains(':') {
+        peer
+    } else {
+        bare
+    })
+}
+
+/// One walk over a header list.
+pub(crate) fn walk<'py>(headers: Option<&Bound<'py, PyAny>>) -> PyResult<Head<Value<'py>>> {
+    let mut head = Head::default();
+    let Some(headers) = headers else { return Ok(head) };
+    if let Ok(list) = headers.cast::<PyList>() {
+        for header in list.iter() {
+            see(&mut head, &header)?;
+        }
+    } else {
+        for header in headers.try_iter()? {
+            see(&mut head, &header?)?;
+        }
+    }
+    Ok(head)
+}
+
+/// Looks at one `(name, value)`.
+fn see<'py>(head: &mut Head<Value<'py>>, header: &Bound<'py, PyAny>) -> PyResult<()> {
+    let wrong = || PyTypeError::new_err("headers are tuples of two bytes or str objects");
+    let header = header.cast::<PyTuple>().map_err(|_| wrong())?;
+    let name = header.get_borrowed_item(0)?;
+    let value = header.get_borrowed_item(1)?;
+    if let Ok(name) = name.cast::<PyBytes>() {
+        let value = value.cast::<PyBytes>().map_err(|_| wrong())?;
+        head.see(name.as_bytes(), || Value::Bytes(value.to_owned()));
+    } else {
+        let name = name.cast::<PyString>().map_err(|_| wrong())?;
+        let value = value.cast::<PyString>().map_err(|_| wrong())?;
+        head.see(name.to_str().unwrap_or_default().as_bytes(), || Value::Text(value.to_owned()));
+    }
+    Ok(())
+}
