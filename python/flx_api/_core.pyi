@@ -34,6 +34,7 @@ __all__ = [
     "SharedMemory",
     "SlidingWindow",
     "TokenVerifier",
+    "asgi_scope",
     "become_subreaper",
     "build_profile",
     "die_with_parent",
@@ -202,6 +203,7 @@ class Revocations:
 
     def __len__(self) -> int: ...
 
+@final
 class SharedMemory:
     """A mapping that all workers of one host share: the words under windows and counters, and one seed for all hashes.
 
@@ -217,7 +219,7 @@ class SharedMemory:
         ValueError: the memory is too small, marked already, or laid out in another way.
     """
 
-    def __new__(cls, fd: int, *, layout: int = 0, create: bool = False) -> SharedMemory: ...  # noqa: PYI034
+    def __new__(cls, fd: int, *, layout: int = 0, create: bool = False) -> SharedMemory: ...
     @property
     def bytes(self) -> int:
         """Bytes that can be lent out."""
