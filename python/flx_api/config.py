@@ -384,15 +384,19 @@ def _check(settings: Settings) -> None:
     if settings.environment == "production":
         _check_production(settings)
     if settings.enable_ssl:
-        for name in ("ssl_cert_file", "ssl_key_file"):
-            path = getattr(settings, name)
-            if not path or not Path(path).is_file():
-                raise StartupError(f"FLX_{name.upper()}: FLX_ENABLE_SSL needs a readable file here")
+        _check_certificate(settings)
     if settings.database_url and not settings.database_url.startswith("sqlite:///"):
         raise StartupError("FLX_DATABASE_URL: only sqlite:/// is supported by this version")
     for name in ("cancel_grace_s", "max_staleness_s"):
         if not math.isfinite(getattr(settings, name)):
             raise StartupError(f"FLX_{name.upper()}: is not a number of seconds")
+
+
+def _check_certificate(settings: Settings) -> None:
+    for name in ("ssl_cert_file", "ssl_key_file"):
+        path = getattr(settings, name)
+        if not path or not Path(path).is_file():
+            raise StartupError(f"FLX_{name.upper()}: FLX_ENABLE_SSL needs a readable file here")
 
 
 def _is_address(text: str) -> bool:
