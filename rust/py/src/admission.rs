@@ -277,6 +277,7 @@ impl Admission {
             values: PyTuple::empty(py).unbind(),
             request_id: self.request_id(&head),
             client: client.to_owned(),
+            api_key: api_key(&head),
             length: Some(0),
             started_ns: now.ns,
             method: method_of("WEBSOCKET"),
@@ -303,7 +304,7 @@ impl Admission {
             class,
             token: Token::NotNeeded,
             client: &admitted.client,
-            api_key: None,
+            api_key: admitted.api_key.as_deref(),
             revocations: &revocations,
             now_s: now.s,
             now_ns: now.ns,
@@ -465,6 +466,7 @@ impl Admission {
             route: seen.route,
             values: PyTuple::new(py, values.iter().map(AsRef::<str>::as_ref))?.unbind(),
             client: client.to_owned(),
+            api_key: api_key(head),
             length,
             started_ns: now.ns,
             method: seen.method,
@@ -567,6 +569,10 @@ fn access_of(word: &str) -> PyResult<Access> {
 
 fn bearer<'a>(head: &'a Head<Value<'_>>) -> Result<&'a [u8], Reason> {
     head.authorization.only().and_then(|value| credentials::bearer(value.as_ref()))
+}
+
+fn api_key(head: &Head<Value<'_>>) -> Option<Box<[u8]>> {
+    head.api_key.as_ref().map(|key| key.as_ref().into())
 }
 
 /// The words of all refusals, in the order in which they are counted.
