@@ -54,9 +54,7 @@ class Policy(NamedTuple):
     shadow: bool = False
 
 
-def token(
-    subject: str = "ann", tenant: str | None = None, header: dict[str, str] | None = None, **more: object
-) -> bytes:
+def token(subject: str = "ann", tenant: str | None = None, header: dict[str, str] | None = None, **more: Any) -> bytes:
     """A token that is acceptable at `NOW` unless it says otherwise."""
     claims: dict[str, object] = {"sub": subject, "exp": NOW + 60, "iss": "flx", "aud": "flx-api", "roles": ["viewer"]}
     if tenant is not None:
@@ -64,7 +62,7 @@ def token(
     return jwt.encode({**claims, **more}, SECRET, "HS256", header).encode()
 
 
-def bearer(subject: str = "ann", tenant: str | None = None, **more: object) -> Headers:
+def bearer(subject: str = "ann", tenant: str | None = None, **more: Any) -> Headers:
     """The header with such a token."""
     return [(b"authorization", b"Bearer " + token(subject, tenant, **more))]
 
@@ -149,7 +147,7 @@ class Small:
         self.policies = policies
         self.counters = Counters(routes=NOWHERE + 1, refusals=len(reasons()), policies=len(policies), shared=shared)
         self.revocations = Revocations()
-        words = PolicyRefusals([tuple(policy) for policy in policies])
+        words = PolicyRefusals([(*policy,) for policy in policies])
         self.admission = Admission(
             TokenVerifier(JWKS, issuer="flx", audience="flx-api"),
             self.revocations,

@@ -354,9 +354,7 @@ def test_handshakes_and_late_commands_pass_the_same_windows(
         if reason is not None or not names or not good:
             continue
         name = names[number % len(names)]
-        late = ask._replace(
-            tolls=classes[COMMANDS[name][1]] if name in COMMANDS else [], later_fault=None, api_key=None
-        )
+        late = ask._replace(tolls=classes[COMMANDS[name][1]] if name in COMMANDS else [], later_fault=None)
         before = small.counters.shadows()
         refusal = small.admission.admit_command(known, name, now_ns)
         assert (refusal and refusal[0]) in twin.reasons(late)

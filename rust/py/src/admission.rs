@@ -286,6 +286,7 @@ impl Admission {
             values: PyTuple::empty(py).unbind(),
             request_id: this.request_id(&head),
             client: Client::Told(client.to_owned()),
+            api_key: api_key(&head),
             length: Some(0),
             started_ns: now.ns,
             method: method_of("WEBSOCKET"),
@@ -313,7 +314,7 @@ impl Admission {
             class,
             token: Token::NotNeeded,
             client: admitted.client.text(py)?,
-            api_key: None,
+            api_key: admitted.api_key.as_deref(),
             revocations: &revocations,
             now_s: now.s,
             now_ns: now.ns,
@@ -500,6 +501,7 @@ impl Admission {
                 Some(text) if std::ptr::eq(client, request.peer) => Client::Peer(text.clone_ref(py)),
                 _ => Client::Told(client.to_owned()),
             },
+            api_key: api_key(head),
             length,
             started_ns: now.ns,
             method: seen.method,
@@ -603,6 +605,10 @@ fn access_of(word: &str) -> PyResult<Access> {
 
 fn bearer<'a>(head: &'a Head<Value<'_>>) -> Result<&'a [u8], Reason> {
     head.authorization.only().and_then(|value| credentials::bearer(value.as_ref()))
+}
+
+fn api_key(head: &Head<Value<'_>>) -> Option<Box<[u8]>> {
+    head.api_key.as_ref().map(|key| key.as_ref().into())
 }
 
 /// The words of all refusals, in the order in which they are counted.

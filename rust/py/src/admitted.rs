@@ -71,6 +71,8 @@ pub(crate) struct Admitted {
     pub(crate) values: Py<PyTuple>,
     pub(crate) request_id: RequestId,
     pub(crate) client: Client,
+    /// Its `X-API-Key`, for what is decided about it later.
+    pub(crate) api_key: Option<Box<[u8]>>,
     /// Bytes of its body: 0 when there is none, None when it ends when it ends.
     #[pyo3(get)]
     pub(crate) length: Option<u64>,
