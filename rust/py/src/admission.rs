@@ -11,7 +11,7 @@ use flx_core::admission::client::{Proxies, ProxyHeader};
 use flx_core::admission::credentials;
 use flx_core::admission::head::{Body, Head};
 use flx_core::admission::path::{Access, METHODS, Method, Routes};
-use flx_core::admission::{self as core, Ask, By, Decision, Policy, Token, TokenRoom, Toll};
+use flx_core::admission::{self as core, Ask, Decision, Token, TokenRoom};
 use flx_core::error::{Reason, Unusable};
 use flx_core::limit::Rate;
 use flx_core::limit::lease::LeaseBook;
@@ -25,6 +25,7 @@ use crate::admitted::{Admitted, Client, RequestId};
 use crate::answer::{Answers, Face, Given, Lane, Parts, Template, Told, whole};
 use crate::counters::{Counters, method_of};
 use crate::errors::unusable;
+use crate::given::{GivenPolicy, GivenRoute, access_of, policy, toll};
 use crate::memory::{Regions, Words};
 use crate::principal::Shell;
 use crate::request::{Now, Value, is_http1, peer, raw_path, text, walk, without_port};
@@ -38,11 +39,6 @@ use crate::window::seed;
 const TIMED: u64 = 16;
 
 type Core = core::Admission<Words, Shell>;
-/// name, by, limit, `window_ms`, cost, shadow
-type GivenPolicy = (String, String, u32, u64, u32, bool);
-/// template, its methods and what they ask for, what its last value is: "value" or "command", at the root "dotted"
-type GivenRoute = (String, Vec<(String, String)>, String);
-
 /// Why a handshake is refused, the policy and the seconds to wait, and what is known of it.
 type Handshake = (Option<&'static str>, Option<(usize, u64)>, Admitted);
 
@@ -578,29 +574,9 @@ fn told(quota: core::Quota) -> Told {
     Told { policy: quota.policy, remaining: quota.remaining, reset_s: seconds(quota.reset_ns) }
 }
 
-fn toll((policy, cost): (usize, u32)) -> Toll {
-    Toll { policy, cost }
-}
-
 fn id_prefix() -> PyResult<String> {
     let (random, _) = seed()?;
     Ok(format!("{:012x}", random >> 16))
-}
-
-fn policy(given: GivenPolicy) -> PyResult<Policy> {
-    let (name, by, limit, window_ms, cost, shadow) = given;
-    let by =
-        By::named(&by).ok_or_else(|| PyValueError::new_err("a policy counts by ip, api_key, subject or tenant"))?;
-    Ok(Policy { name, by, limit, window_ms, cost, shadow })
-}
-
-fn access_of(word: &str) -> PyResult<Access> {
-    Ok(match word {
-        "public" => Access::Public,
-        "probe" => Access::Probe,
-        "token" => Access::Token,
-        _ => return Err(PyValueError::new_err("a route is public, probe or token")),
-    })
 }
 
 fn bearer<'a>(head: &'a Head<Value<'_>>) -> Result<&'a [u8], Reason> {
@@ -609,17 +585,4 @@ fn bearer<'a>(head: &'a Head<Value<'_>>) -> Result<&'a [u8], Reason> {
 
 fn api_key(head: &Head<Value<'_>>) -> Option<Box<[u8]>> {
     head.api_key.as_ref().map(|key| key.as_ref().into())
-}
-
-/// The words of all refusals, in the order in which they are counted.
-#[pyfunction]
-pub(crate) fn reasons() -> Vec<&'static str> {
-    Reason::ALL.iter().map(|reason| reason.word()).collect()
-}
-
-/// The segments of a path, decoded; None when there is something to suspect about it.
-#[pyfunction]
-pub(crate) fn segments(path: &[u8]) -> Option<Vec<String>> {
-    let path = flx_core::admission::path::sound(path)?;
-    path[1..].split('/').map(|segment| Some(flx_core::admission::path::decoded(segment)?.into_owned())).collect()
 }
