@@ -11,12 +11,10 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from typing import TYPE_CHECKING
 
 from flx_api._core import Admission, LeaseBook, Revocations
-from flx_api.auth.jwks import Jwks, client, watch_unknown_keys
 from flx_api.auth.keys import ticket_key, verifier
 from flx_api.auth.revocations import RevocationFollower
 from flx_api.auth.tickets import Tickets
@@ -32,7 +30,6 @@ from flx_api.gateway.patience import Patience
 from flx_api.gateway.responses import PolicyRefusals, common_headers, not_allowed
 from flx_api.gateway.routes_fast import CommandRoutes
 from flx_api.limits.policies import lanes
-from flx_api.limits.redis import Leases
 from flx_api.observability.health import Health
 from flx_api.observability.metrics import Metrics
 from flx_api.routes.application import framework, native_routes, paths
@@ -44,8 +41,10 @@ from flx_api.websocket.endpoint import Endpoint
 
 if TYPE_CHECKING:
     from flx_api._core import SharedMemory
+    from flx_api.auth.jwks import KeyFollower
     from flx_api.config import Settings
     from flx_api.limits.policies import Lanes
+    from flx_api.limits.redis import Leases
     from flx_api.routes.application import NativeRoutes
     from flx_api.upstream.endpoints import Endpoint as DaemonEndpoint
 
@@ -74,7 +73,7 @@ class Parts:
             leases = self.leases
             self.health.register("limits", lambda: "" if leases.ready or not drawn.strict else leases.reason)
         self.patience = Patience(self.admission, self.leases)
-        self.keys = _KeyFollower(settings, self.admission) if settings.jwks_address is not None else None
+        self.keys = _key_follower(settings, self.admission)
         if self.keys is not None:
             self.health.register("keys", lambda: self.keys.jwks.reason if self.keys is not None else "")
         self.tickets = Tickets(ticket_key(settings), self.revoked)
@@ -156,34 +155,6 @@ class Parts:
         await self.framework.stop()  # type: ignore[no-untyped-call]
 
 
-class _KeyFollower:
-    """The keys of another issuer, from their address into the admission."""
-
-    def __init__(self, settings: Settings, admission: Admission) -> None:
-        self._http = client()
-        self._admission = admission
-        self._watch: asyncio.Task[None] | None = None
-        self.jwks = Jwks(
-            settings.jwks_address or "",
-            lambda keys: admission.replace_keys(verifier(settings, keys)),
-            http=self._http,
-            monotonic=time.monotonic,
-            jitter=random.random,
-        )
-
-    def start(self) -> None:
-        self.jwks.start()
-        watch = watch_unknown_keys(lambda: self._admission.unknown_keys, self.jwks)
-        self._watch = asyncio.create_task(watch, name="unknown-keys")
-
-    async def close(self) -> None:
-        if self._watch is not None:
-            self._watch.cancel()
-            await asyncio.gather(self._watch, return_exceptions=True)
-        await self.jwks.close()
-        await self._http.aclose()
-
-
 def passed(settings: Settings) -> tuple[NativeRoutes, Lanes]:
     """The routes, and which limits their requests pass.
 
@@ -192,6 +163,19 @@ def passed(settings: Settings) -> tuple[NativeRoutes, Lanes]:
     """
     known = native_routes(settings)
     return known, lanes(settings.rate_limits, known.classes, known.named, COMMANDS)
+
+
+def _key_follower(settings: Settings, admission: Admission) -> KeyFollower | None:
+    """The keys of another issuer, where they are fetched from an address."""
+    if settings.jwks_address is None:
+        return None
+    from flx_api.auth.jwks import KeyFollower  # noqa: PLC0415 - an HTTP client costs a tenth of a start without it
+
+    return KeyFollower(
+        settings.jwks_address,
+        lambda keys: admission.replace_keys(verifier(settings, keys)),
+        lambda: admission.unknown_keys,
+    )
 
 
 def _leases(settings: Settings, drawn: Lanes) -> Leases | None:
@@ -204,6 +188,8 @@ def _leases(settings: Settings, drawn: Lanes) -> Leases | None:
             for (name, _, limit, window_ms, _, _), mode in zip(drawn.policies, drawn.modes, strict=True)
         ]
     )
+    from flx_api.limits.redis import Leases  # noqa: PLC0415 - Redis' client costs a tenth of a start without it
+
     try:
         return Leases(book, settings.redis_url)
     except ValueError:

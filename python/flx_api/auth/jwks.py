@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import re
 import ssl
+import time
 from typing import TYPE_CHECKING, Final
 
 import httpx
@@ -169,3 +171,32 @@ async def watch_unknown_keys(count: Callable[[], int], jwks: Jwks) -> None:
         if (now := count()) != seen:
             seen = now
             jwks.unknown_key()
+
+
+class KeyFollower:
+    """The keys of another issuer, with everything that keeps them fresh.
+
+    Args:
+        address: where they are.
+        changed: as for `Jwks`.
+        unknown: how many tokens named a key that is not known.
+    """
+
+    def __init__(self, address: str, changed: Callable[[bytes], None], unknown: Callable[[], int]) -> None:
+        self._http = client()
+        self._unknown = unknown
+        self._watch: asyncio.Task[None] | None = None
+        self.jwks = Jwks(address, changed, http=self._http, monotonic=time.monotonic, jitter=random.random)
+
+    def start(self) -> None:
+        """Fetch and watch in the background."""
+        self.jwks.start()
+        self._watch = asyncio.create_task(watch_unknown_keys(self._unknown, self.jwks), name="unknown-keys")
+
+    async def close(self) -> None:
+        """Stop."""
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.gather(self._watch, return_exceptions=True)
+        await self.jwks.close()
+        await self._http.aclose()
