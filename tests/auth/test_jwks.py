@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from jwt.algorithms import ECAlgorithm
-from tests.gateway_app import settings
+from tests.gateway_app import running, settings
 
 from flx_api.auth.jwks import DEFAULT_AGE_S, MAX_AGE_S, MIN_AGE_S, UNKNOWN_KEY_PAUSE_S, Jwks, client
 from flx_api.auth.keys import verifier
@@ -105,8 +105,8 @@ def run(story: Any) -> None:
     asyncio.run(told())
 
 
-def token(issuer: str = "them") -> bytes:
-    claims = {"iss": issuer, "aud": "flx-api", "sub": "anna", "exp": 1000}
+def token(issuer: str = "them", exp: int = 1000) -> bytes:
+    claims = {"iss": issuer, "aud": "flx-api", "sub": "anna", "exp": exp}
     return jwt.encode(claims, KEY, algorithm="ES256", headers={"kid": "k1"}).encode()
 
 
@@ -228,3 +228,31 @@ def test_an_unknown_key_causes_one_fetch_in_half_a_minute() -> None:
         assert case.address.requests.empty()
 
     run(story)
+
+
+def test_a_gateway_takes_fetched_keys_and_forgets_what_an_old_set_has_verified() -> None:
+    async def story() -> None:
+        address = Address()
+        server = await asyncio.start_server(address.serve, "127.0.0.1", 0)
+        address.port = server.sockets[0].getsockname()[1]
+        address.status = 503
+        mine = {"authorization": f"Bearer {token(exp=4_000_000_000).decode()}"}
+        async with server, running(jwt_jwks=address.url, jwt_jwks_issuer="them") as gateway:
+            keys = gateway.parts.keys
+            assert keys is not None
+            await address.requests.get()
+            while not keys.jwks.wait_s:  # noqa: ASYNC110 - a number, not an event
+                await asyncio.sleep(0)
+            assert "has no keys yet" in (await gateway.client.get("/ready")).text
+            assert 401 == (await gateway.client.get("/v1/auth/whoami", headers=mine)).status_code
+            address.status, address.body = 200, GOOD
+            await keys.jwks.refresh()
+            for _ in range(2):
+                assert 200 == (await gateway.client.get("/v1/auth/whoami", headers=mine)).status_code
+            assert 200 == (await gateway.client.get("/ready")).status_code
+            address.body = key_set(jwk(ec.generate_private_key(ec.SECP256R1()), kid="k2"))
+            await keys.jwks.refresh()
+            assert 401 == (await gateway.client.get("/v1/auth/whoami", headers=mine)).status_code
+            assert 2 <= gateway.parts.admission.unknown_keys
+
+    asyncio.run(story())
