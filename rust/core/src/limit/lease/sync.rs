@@ -14,8 +14,9 @@ use crate::error::Unusable;
 
 /// How long a request that was refused for want of a lease may wait before a call is made for it alone.
 pub(super) const TICK_NS: u64 = 25 * MS;
-/// Keys that are due within this go along with a call that is made anyway.
-const COALESCE_NS: u64 = 20 * MS;
+/// Keys that are due within this go along with a call that is made anyway; where quota has to grow first, hardly earlier.
+const COALESCE_NS: u64 = 250 * MS;
+const COALESCE_BLOCKED_NS: u64 = 8 * MS;
 /// A node without news says as often that it is there.
 const BEAT_NS: u64 = 500 * MS;
 /// More units are asked for when those held last less than this.
@@ -76,7 +77,7 @@ impl LeaseBook {
         }
         self.latest = self.latest.max(now_ns);
         let now = self.latest;
-        let mut reports = Vec::new();
+        let (mut reports, mut early) = (Vec::new(), Vec::new());
         // A stranger to the fleet only says hello; what it has to tell waits for the fleet's seed.
         while self.epoch != 0 && self.step_us == 0 && reports.len() < max {
             let Some(&Reverse((when, index))) = self.queue.peek() else { break };
@@ -85,10 +86,16 @@ impl LeaseBook {
             }
             self.queue.pop();
             let entry = &self.entries[index as usize];
-            if entry.due == when && !entry.flying {
+            if entry.due != when || entry.flying {
+                continue;
+            }
+            if when > now + COALESCE_BLOCKED_NS && entry.blocked_until > now {
+                early.push(Reverse((when, index)));
+            } else {
                 reports.push(self.report(index, now));
             }
         }
+        self.queue.extend(early);
         self.call += 1;
         self.sent_ns = now;
         self.flying = true;
