@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.service import ROOT
 
-from flx_api.config import describe
+from flx_api.config import describe, load
+from flx_api.dependencies import passed
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from types import ModuleType
 
 
@@ -33,13 +35,34 @@ def test_reference_is_up_to_date(page: str) -> None:
     assert GENERATOR._NOTE + GENERATOR.PAGES[page]() == kept, "run `make docs`"
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/operations.md"])
+PROSE = [
+    "README.md",
+    "CONTRIBUTING.md",
+    *(f"docs/{name}.md" for name in ("architecture", "operations", "protocol", "security")),
+]
+
+
+@pytest.mark.parametrize("page", PROSE)
 def test_settings_and_files_that_prose_names_exist(page: str) -> None:
     text = (ROOT / page).read_text("utf-8")
     known = {setting.name for setting in describe()} | {"FLX_URL", "FLX_TOKEN"}
     assert set() == set(re.findall(r"\bFLX_[A-Z_]+\b", text)) - known
     links = [link for link in re.findall(r"\]\(([^)#]+)", text) if not link.startswith("http")]
     assert [] == [link for link in links if not (ROOT / page).parent.joinpath(link).exists()]
+
+
+def test_policies_that_prose_shows_are_policies(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "operations.md").read_text("utf-8")
+    (table,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    (document,) = re.findall(r"^FLX_RATE_LIMITS='(.*)'$", text, re.MULTILINE)
+    file = tmp_path / "limits.toml"
+    file.write_text(table, encoding="utf-8")
+    for value, names in (
+        (str(file), ["per-subject", "per-subject-1d", "login", "runs", "work"]),
+        (document, ["per-client"]),
+    ):
+        _, lanes = passed(load({"FLX_RATE_LIMITS": value}))
+        assert names == [name for name, *_ in lanes.policies]
 
 
 def test_make_targets_that_prose_names_exist() -> None:

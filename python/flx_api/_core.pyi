@@ -34,6 +34,7 @@ __all__ = [
     "SharedMemory",
     "SlidingWindow",
     "TokenVerifier",
+    "asgi_scope",
     "become_subreaper",
     "build_profile",
     "die_with_parent",
@@ -202,6 +203,7 @@ class Revocations:
 
     def __len__(self) -> int: ...
 
+@final
 class SharedMemory:
     """A mapping that all workers of one host share: the words under windows and counters, and one seed for all hashes.
 
@@ -379,7 +381,7 @@ class Admitted:
         """
 
     def keep(self, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> None:
-        """Remember a whole answer that depends on nothing but the principal: the next GET of this route gets it at once."""
+        """Remember an answer that depends on nothing but the principal: the next GET of this route gets it at once."""
 
     def over(self, status: int) -> None:
         """Count the request as over."""
@@ -389,7 +391,8 @@ class Admission:
     """Paths, tokens, windows and prepared answers of one gateway: one call decides about a request.
 
     The windows that apply are all checked first, and charged only when all admit. A request refused for its token, its
-    path or its body is charged to the windows that need no principal; those are checked before any signature.
+    Host or its path is charged to the windows that need no principal, which are checked before any signature; one
+    refused for its body is charged to all.
 
     Args:
         verifier: The keys and what their tokens must say.
@@ -398,8 +401,8 @@ class Admission:
         routes: Template; `(method, "public" | "probe" | "token")` each; and what its last value is: "value", "command"
             (the request's class is then the command's), or "dotted" (as "command"; without a dot the path is unknown).
         commands: The class of each command, and the one of its second decision (`admit_command`).
-        policies: `(name, by, limit, window_ms, cost, shadow)` each: `by` is "ip", "api_key", "subject" or "tenant", `cost`
-            the most one request costs. A shadow policy never refuses.
+        policies: `(name, by, limit, window_ms, cost, shadow)` each: `by` is "ip", "api_key", "subject" or "tenant",
+            `cost` the most one request costs. A shadow policy never refuses.
         classes: What the requests of a class pass, as `(policy, cost)`; the routes first, then what leads nowhere.
         refusals: By reason: status, headers, and the body before and after the request id.
         limited: The same for each policy.
@@ -452,8 +455,8 @@ class Admission:
     ) -> Admitted | tuple[dict[str, Any], dict[str, Any]] | None:
         """Decide about an HTTP request by its ASGI scope: what was admitted, or the two messages of a whole answer.
 
-        Without `pages` nothing is answered with what a principal was given before. Without `last` there may be no answer
-        yet (None): a strict policy waits for the next sync of its leases. The clocks are read unless given.
+        Without `pages` nothing is answered with what a principal was given before. Without `last` there may be no
+        answer yet (None): a strict policy waits for the next sync of its leases. The clocks are read unless given.
 
         Raises:
             TypeError: The scope or a header is not what ASGI says.
@@ -461,7 +464,7 @@ class Admission:
 
     def admit_rsgi(
         self,
-        scope: Any,
+        scope: Any,  # noqa: ANN401 - RSGI
         *,
         pages: bool = True,
         last: bool = True,
@@ -486,7 +489,7 @@ class Admission:
         """
 
     def admit_command(self, admitted: Admitted, command: str, now_ns: int | None = None) -> tuple[str, int, int] | None:
-        """Decide about a command that became known in the body: why it is refused, by which policy, the seconds to wait."""
+        """Decide about a command that became known in the body: why it is refused, the policy, the seconds to wait."""
 
     def replace_keys(self, verifier: TokenVerifier) -> None:
         """Put other keys in the place of the present ones; what the old ones have verified is forgotten at once."""
@@ -644,7 +647,7 @@ class Meter:
         not fetched the largest stream is given up as with `max_keys`.
         """
 
-def asgi_scope(scope: Any) -> dict[str, Any]:
+def asgi_scope(scope: Any) -> dict[str, Any]:  # noqa: ANN401 - RSGI
     """What ASGI calls a scope, made of one of RSGI: `headers`, `raw_path` and the rest, but no `client`.
 
     RSGI has no raw path and leaves out headers that are not ASCII: what cannot have stood in a path is escaped again,

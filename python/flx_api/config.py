@@ -74,13 +74,17 @@ class RateLimit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def lanes(self) -> tuple[tuple[str, int, int], ...]:
         """Name, limit and milliseconds of each window. Raises ValueError when they are not given as they should be."""
         if (self.limit is None) != (self.window is None) or (self.limit is None) == (not self.windows):
-            msg = "a policy has limit and window, or windows"
+            msg = "window: a policy has limit and window, or windows"
             raise ValueError(msg)
         windows = self.windows or (Window(self.limit or 0, self.window or ""),)
         names = [self.name, *(f"{self.name}-{window.window}" for window in windows[1:])]
-        return tuple(
-            (name, window.limit, duration_ms(window.window)) for name, window in zip(names, windows, strict=True)
-        )
+        try:
+            lengths = [duration_ms(window.window) for window in windows]
+        except ValueError as error:
+            msg = f"window: {error}"
+            raise ValueError(msg) from None
+        limits = [window.limit for window in windows]
+        return tuple(zip(names, limits, lengths, strict=True))
 
 
 class Retention(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -380,15 +384,19 @@ def _check(settings: Settings) -> None:
     if settings.environment == "production":
         _check_production(settings)
     if settings.enable_ssl:
-        for name in ("ssl_cert_file", "ssl_key_file"):
-            path = getattr(settings, name)
-            if not path or not Path(path).is_file():
-                raise StartupError(f"FLX_{name.upper()}: FLX_ENABLE_SSL needs a readable file here")
+        _check_certificate(settings)
     if settings.database_url and not settings.database_url.startswith("sqlite:///"):
         raise StartupError("FLX_DATABASE_URL: only sqlite:/// is supported by this version")
     for name in ("cancel_grace_s", "max_staleness_s"):
         if not math.isfinite(getattr(settings, name)):
             raise StartupError(f"FLX_{name.upper()}: is not a number of seconds")
+
+
+def _check_certificate(settings: Settings) -> None:
+    for name in ("ssl_cert_file", "ssl_key_file"):
+        path = getattr(settings, name)
+        if not path or not Path(path).is_file():
+            raise StartupError(f"FLX_{name.upper()}: FLX_ENABLE_SSL needs a readable file here")
 
 
 def _is_address(text: str) -> bool:
@@ -450,7 +458,7 @@ def _check_limits(policies: tuple[RateLimit, ...]) -> None:
         try:
             lanes = policy.lanes
         except ValueError as error:
-            raise StartupError(f"FLX_RATE_LIMITS: [{index}]: {error}") from None
+            raise StartupError(f"FLX_RATE_LIMITS: [{index}].{error}") from None
         dearest = max([policy.cost, *policy.costs.values()])
         for name, limit, _ in lanes:
             if name in names:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 from tests.gateway_app import Wire, exchange, scope
 
 from flx_api.errors import InvalidRequest, ValidationFailed
-from flx_api.gateway.exchange import Exchange
 from flx_api.gateway.options import options_of, query
 from flx_api.models.envelope import CommandOptions
+
+if TYPE_CHECKING:
+    from flx_api.gateway.exchange import Exchange
 
 
 def asked(text: str = "", **headers: str) -> Exchange:

@@ -1,198 +1,365 @@
-"""Admission against its naive twin: exact logs per key and the rules written out one after another."""
+"""Admission against its naive twin: any policies, any requests, and what is answered, charged and counted."""
 
 from __future__ import annotations
 
-import base64
-import ipaddress
-import json
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-import jwt
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.properties.naive_admission import EXACT, Ask, Twin, Who
+from tests.small_admission import (
+    BODY_LIMIT,
+    CLASSES,
+    COMMANDS,
+    NOW,
+    NOWHERE,
+    WEBSOCKET,
+    Headers,
+    Policy,
+    RsgiScope,
+    Small,
+    bearer,
+    scope,
+    token,
+)
 
-from flx_api._core import Admission, Decision, Principal
+from flx_api._core import Admitted
 
-SECRET = b"0123456789abcdef0123456789ABCDEF"
-JWKS = json.dumps({"keys": [{"kty": "oct", "k": base64.urlsafe_b64encode(SECRET).rstrip(b"=").decode()}]}).encode()
-NOW = 1_700_000_000
-SECOND = 10**9
-FIXED = settings(derandomize=True, deadline=None, database=None, max_examples=100)
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
+FIXED = settings(derandomize=True, deadline=None, database=None, max_examples=150)
+START = 10**15
 
-def token(subject: str, tenant: str | None = None) -> bytes:
-    claims: dict[str, object] = {"sub": subject, "exp": NOW + 60, "iss": "flx", "aud": "flx-api", "roles": ["viewer"]}
-    if tenant is not None:
-        claims["tenant"] = tenant
-    return jwt.encode(claims, SECRET, "HS256").encode()
-
-
-GOOD = {(subject, tenant): token(subject, tenant) for subject in ("ann", "bob") for tenant in (None, "t")}
 ADDRESSES = ["10.0.0.1", "::ffff:10.0.0.1", "10.0.0.2", "2001:db8::1", "2001:db8::2", "2001:db8:0:1::1"]
+PRINCIPALS = [Who("ann", None), Who("ann", "t"), Who("bob", "t")]
+GOOD = {who: bearer(*who) for who in PRINCIPALS}
+_ANN = token()
+TOKEN_FAULTS: Final[dict[str, tuple[Headers, str]]] = {
+    "none": ([], "missing_token"),
+    "basic": ([(b"authorization", b"Basic YTpi")], "missing_token"),
+    "empty": ([(b"authorization", b"Bearer")], "malformed_credentials"),
+    "spaces": ([(b"authorization", b"Bearer  x y")], "malformed_credentials"),
+    "no parts": ([(b"authorization", b"Bearer x")], "malformed_token"),
+    "long": ([(b"authorization", b"Bearer " + b"x" * 9000)], "token_too_large"),
+    "forged": ([(b"authorization", b"Bearer " + _ANN[:-4] + b"AAAA")], "invalid_signature"),
+    "old": (bearer(exp=NOW), "expired"),
+    "revoked": (bearer(jti="gone"), "revoked"),
+    "stranger": ([(b"authorization", b"Bearer " + token(header={"kid": "other"}))], "unknown_key"),
+    "twice": ([(b"authorization", b"Bearer " + _ANN)] * 2, "invalid_request"),
+}
+# Route and values.
+PATHS: Final[dict[str, tuple[int, tuple[str, ...]] | None]] = {
+    "/open": (0, ()),
+    "/closed": (1, ()),
+    "/closed?a=/%2e": (1, ()),
+    "/probe": (2, ()),
+    "/things/a%20b": (3, ("a b",)),
+    "/run/dear.one": (4, ("dear.one",)),
+    "/run/unknown": (4, ("unknown",)),
+    "/cheap.one": (5, ("cheap.one",)),
+    "/": None,
+    "/nodot": None,
+    "/closed/": None,
+    "//closed": None,
+    "/CLOSED": None,
+    "/things/%2e%2e": None,
+    "/things": None,
+}
+ACCESS = [
+    {"GET": "public", "POST": "public"},
+    {"GET": "token", "POST": "token"},
+    {"GET": "probe"},
+    {"GET": "token"},
+    {"POST": "token"},
+    {"POST": "token"},
+]
+_JSON = (b"content-type", b"application/json")
+# Headers, what is wrong with them, and the length.
+BODIES: Final[dict[str, tuple[Headers, str | None, int | None]]] = {
+    "none": ([], None, 0),
+    "empty": ([(b"content-length", b"0")], None, 0),
+    "json": ([(b"content-length", b"%d" % BODY_LIMIT), _JSON], None, BODY_LIMIT),
+    "large": ([(b"content-length", b"%d" % (BODY_LIMIT + 1)), _JSON], "payload_too_large", None),
+    "nonsense": ([(b"content-length", b"+2"), _JSON], "invalid_length", None),
+    "twice": ([(b"content-length", b"2"), (b"content-length", b"2"), _JSON], "two_lengths", None),
+    "both": ([(b"content-length", b"2"), (b"transfer-encoding", b"chunked"), _JSON], "two_lengths", None),
+    "chunked": ([(b"transfer-encoding", b"chunked")], None, None),
+    "zipped": ([(b"content-encoding", b"gzip"), (b"content-length", b"2"), _JSON], "unsupported_encoding", None),
+    "text": ([(b"content-type", b"text/plain"), (b"content-length", b"2")], "unsupported_media_type", None),
+}
+HOSTS: Final[dict[str, list[bytes]]] = {
+    "good": [b"Gateway:8000"],
+    "strange": [b"elsewhere"],
+    "none": [],
+    "twice": [b"gateway", b"gateway"],
+    "bad": [b"gate way"],
+}
+STATUS = {
+    "missing_token": 401,
+    "invalid_request": 400,
+    "rate_limited": 429,
+    "invalid_host": 400,
+    "not_found": 404,
+    "method_not_allowed": 405,
+    "two_lengths": 400,
+    "invalid_length": 400,
+    "payload_too_large": 413,
+    "unsupported_encoding": 415,
+    "unsupported_media_type": 415,
+}
 
 
-class Policy(NamedTuple):
-    name: str
-    by: str
-    limit: int
-    window_ms: int
-    cost: int
-    shadow: bool
+class Sent(NamedTuple):
+    """A request as it is drawn."""
+
+    step_ns: int
+    method: str
+    path: str
+    address: str
+    credentials: Who | str
+    api_key: str | None
+    host: str
+    body: str
+
+    def scope(self) -> dict[str, Any]:
+        """As the server hands it over."""
+        proof = GOOD[self.credentials] if isinstance(self.credentials, Who) else TOKEN_FAULTS[self.credentials][0]
+        headers = [(b"host", host) for host in HOSTS[self.host]]
+        headers += [*proof, *BODIES[self.body][0], (b"x-authorization", b"Bearer x")]
+        if self.api_key is not None:
+            headers.append((b"x-api-key", self.api_key.encode()))
+        return scope(self.method, self.path, headers, host=None, client=self.address)
+
+    @property
+    def found(self) -> tuple[int, tuple[str, ...]] | None:
+        """Route and values."""
+        return PATHS[self.path]
+
+    @property
+    def access(self) -> str | None:
+        """What is asked of it; None where the path does not have the method."""
+        if self.found is None:
+            return None
+        if self.method == "OPTIONS":
+            return "public"
+        return ACCESS[self.found[0]].get("GET" if self.method == "HEAD" else self.method)
+
+    @property
+    def early_fault(self) -> str | None:
+        """What is wrong before anybody asks for a token."""
+        if self.host != "good":
+            return "invalid_host"
+        if self.found is None:
+            return "not_found"
+        return "method_not_allowed" if self.access is None else None
+
+    @property
+    def request_class(self) -> int:
+        """The class: the route's, or that of the command in the path."""
+        if self.found is None:
+            return NOWHERE
+        route, values = self.found
+        return COMMANDS.get(values[0], (route,))[0] if route in {4, 5} else route
+
+    def ask(self, classes: Sequence[list[tuple[int, int]]], now_ns: int) -> Ask:
+        """What the twin judges."""
+        judged = self.early_fault is None and self.access == "token"
+        return Ask(
+            tolls=[] if self.early_fault is None and self.access == "probe" else classes[self.request_class],
+            address=self.address,
+            api_key=self.api_key,
+            who=self.credentials if judged and isinstance(self.credentials, Who) else None,
+            token_fault=TOKEN_FAULTS[self.credentials][1] if judged and isinstance(self.credentials, str) else None,
+            later_fault=self.early_fault or BODIES[self.body][1],
+            now_ns=now_ns,
+        )
 
 
-class Twin:
-    """The rules, slowly."""
+@st.composite
+def drawn_policies(draw: st.DrawFn) -> tuple[list[Policy], list[list[tuple[int, int]]]]:
+    """Policies, several of which may be windows of one, and what each class passes."""
+    policies: list[Policy] = []
+    for index in range(draw(st.integers(0, 5))):
+        limit = draw(st.one_of(st.integers(1, 6), st.sampled_from([EXACT, EXACT + 1, 100])))
+        by = draw(st.sampled_from(["ip", "subject", "tenant", "api_key"]))
+        window = draw(st.sampled_from([64, 640, 5000]))
+        cost = draw(st.integers(max(1, limit // 4), max(1, limit // 2)))
+        policies.append(Policy(f"p{index}", by, limit, window, cost, draw(st.booleans())))
+    classes = []
+    for _ in range(CLASSES):
+        passed = draw(st.lists(st.sampled_from(range(len(policies))), unique=True)) if policies else []
+        classes.append([(index, draw(st.sampled_from([1, policies[index].cost]))) for index in passed])
+    return policies, classes
 
-    def __init__(self, policies: list[Policy]) -> None:
-        self.policies = policies
-        self.charged: dict[tuple[str, str], list[int]] = {}
+
+def often(usual: list[Any], rest: list[Any]) -> st.SearchStrategy[Any]:
+    """Mostly the usual: a window is used up only by requests that come through."""
+    return st.one_of(st.sampled_from(usual), st.sampled_from(usual), st.sampled_from(rest))
+
+
+drawn_requests = st.lists(
+    st.builds(
+        Sent,
+        step_ns=st.one_of(st.integers(0, 3), st.sampled_from([10**7, 64 * 10**6, 65 * 10**6]), st.integers(0, 10**9)),
+        method=often(["GET", "POST"], ["HEAD", "DELETE", "OPTIONS", "BREW"]),
+        path=often(["/closed", "/open", "/run/dear.one"], list(PATHS)),
+        address=often(ADDRESSES[:2], ADDRESSES),
+        credentials=often(PRINCIPALS, list(TOKEN_FAULTS)),
+        api_key=st.sampled_from([None, "a", "b"]),
+        host=often(["good"], list(HOSTS)),
+        body=often(["none"], list(BODIES)),
+    ),
+    max_size=50,
+)
+
+
+def header(headers: Headers, name: bytes) -> bytes | None:
+    """The one value of a header."""
+    found = [value for key, value in headers if key == name]
+    assert len(found) <= 1, name
+    return found[0] if found else None
+
+
+def seconds(nanoseconds: int) -> int:
+    return -(-nanoseconds // 10**9)
+
+
+class Pair:
+    """The core under both faces, and the twin."""
+
+    def __init__(self, policies: list[Policy], classes: list[list[tuple[int, int]]]) -> None:
+        self.policies, self.classes = policies, classes
+        self.asgi, self.rsgi = (Small(policies, classes, hosts=[b"gateway"]) for _ in range(2))
+        self.twin = Twin(policies)
+        for small in (self.asgi, self.rsgi):
+            small.revocations.apply("jti", "gone", "default")
+
+    def check(self, sent: Sent, now_ns: int) -> None:
+        """Ask everybody, and compare."""
+        ask = sent.ask(self.classes, now_ns)
+        request = sent.scope()
+        refused, shadows = self.asgi.refused, self.asgi.counters.shadows()
+        seen = self.asgi.admission.admit(request, now_s=NOW, now_ns=now_ns)
+        assert seen is not None
+        new = list((self.asgi.refused - refused).elements())
+        reason = new[0] if new else None
+        assert reason in self.twin.reasons(ask), (sent, new)
+        assert len(new) == (not isinstance(seen, Admitted))
+        said = {i for i, (old, now) in enumerate(zip(shadows, self.asgi.counters.shadows(), strict=True)) if now > old}
+        exact = all(self.policies[policy].limit <= EXACT for policy, _ in ask.tolls)
+        quota = self.twin.quota(ask) if exact else None
+        self.twin.take(ask, reason, said)
+        if isinstance(seen, Admitted):
+            headers = self._admitted(sent, ask, seen)
+        else:
+            start, _ = seen
+            headers = start["headers"]
+            assert STATUS.get(reason or "", 401) == start["status"]
+            closes = reason in {"payload_too_large", "invalid_host"} or sent.body in {"twice", "both"}
+            assert (b"close" if closes else None) == header(headers, b"connection")
+        if exact:
+            self._told(headers, quota, limited=reason == "rate_limited")
+        self._same_by_rsgi(request, seen, now_ns)
 
     @staticmethod
-    def address(text: str) -> str:
-        ip = ipaddress.ip_address(text)
-        if isinstance(ip, ipaddress.IPv6Address):
-            return str(ip.ipv4_mapped or ipaddress.ip_network((int(ip) >> 64 << 64, 64)))
-        return str(ip)
+    def _admitted(sent: Sent, ask: Ask, seen: Admitted) -> Headers:
+        assert sent.found is not None
+        length = BODIES[sent.body][2]
+        bodiless = sent.method in {"GET", "HEAD", "OPTIONS"}
+        assert (*sent.found, sent.address, 0 if bodiless and length is None else length) == (
+            seen.route,
+            seen.values,
+            seen.client,
+            seen.length,
+        )
+        who = seen.principal
+        assert ask.who == (who and Who(who.subject, who.tenant))
+        return seen.headers([], 0)
 
-    def fits(self, policy: Policy, key: str, now_ns: int) -> bool:
-        times = self.charged.get((policy.name, key), [])
-        used = sum(1 for at in times if now_ns - at < policy.window_ms * 10**6)
-        return used + policy.cost <= policy.limit
+    def _told(self, headers: Headers, quota: tuple[int, int, int] | None, *, limited: bool) -> None:
+        """What the headers say about windows, which are exact here."""
+        if quota is None:
+            assert None is header(headers, b"ratelimit") is header(headers, b"ratelimit-policy")
+            return
+        index, remaining, reset_ns = quota
+        name, _, limit, window_ms, *_ = self.policies[index]
+        assert f'"{name}";q={limit};w={-(-window_ms // 1000)}'.encode() == header(headers, b"ratelimit-policy")
+        assert f'"{name}";r={remaining};t={seconds(reset_ns)}'.encode() == header(headers, b"ratelimit")
+        if limited:
+            assert str(seconds(reset_ns)).encode() == header(headers, b"retry-after")
 
-    def status(self, address: str, who: tuple[str, str | None] | None, now_ns: int, fault: int | None) -> int:
-        """What to answer to a request by `who`, or with the `fault` its credentials have."""
-        keys = {"ip": self.address(address)}
-        wanted = [policy for policy in self.policies if policy.by == "ip"]
-        if any(not self.fits(policy, keys["ip"], now_ns) for policy in wanted if not policy.shadow):
-            return 429
-        if who is not None:
-            keys["subject"] = repr(who)
-            own = [policy for policy in self.policies if policy.by == "subject"]
-            if any(not self.fits(policy, keys["subject"], now_ns) for policy in own if not policy.shadow):
-                return 429
-            wanted += own
-        for policy in wanted:
-            if self.fits(policy, keys[policy.by], now_ns):
-                self.charged.setdefault((policy.name, keys[policy.by]), []).extend([now_ns] * policy.cost)
-        return fault or 200
-
-
-policies = st.lists(
-    st.builds(
-        Policy,
-        name=st.uuids().map(str),
-        by=st.sampled_from(["ip", "subject"]),
-        limit=st.integers(2, 6),
-        window_ms=st.sampled_from([100, 1000]),
-        cost=st.integers(1, 2),
-        shadow=st.booleans(),
-    ),
-    max_size=4,
-)
-FAULTS: dict[str, tuple[list[tuple[bytes, bytes]], int]] = {
-    "none": ([], 401),
-    "basic": ([(b"authorization", b"Basic YTpi")], 401),
-    "empty": ([(b"authorization", b"Bearer")], 401),
-    "spaces": ([(b"authorization", b"Bearer  x y")], 401),
-    "forged": ([(b"authorization", b"Bearer " + GOOD["ann", None][:-4] + b"AAAA")], 401),
-    "twice": ([(b"authorization", b"Bearer " + GOOD["ann", None])] * 2, 400),
-}
-requests = st.lists(
-    st.tuples(
-        st.integers(0, 150 * 10**6),
-        st.sampled_from(ADDRESSES),
-        st.one_of(st.sampled_from(list(GOOD)), st.sampled_from(list(FAULTS)), st.just(None)),
-    ),
-    max_size=60,
-)
-
-
-def built(policies: list[Policy]) -> Admission:
-    return Admission(JWKS, issuer="flx", audience="flx-api", policies=policies)
-
-
-@given(policies=policies, asked=requests)
-@FIXED
-def test_statuses_agree_with_the_rules(
-    policies: list[Policy], asked: list[tuple[int, str, tuple[str, str | None] | str | None]]
-) -> None:
-    """Checked first and charged only together; bad tokens cost the address alone; shadows never refuse."""
-    admission, twin, now_ns = built(policies), Twin(policies), 0
-    for step, address, what in asked:
-        now_ns += step
-        headers = [(b"host", b"x"), (b"x-authorization", b"Bearer x")]
-        if isinstance(what, tuple):
-            headers.append((b"Authorization", b"bearer " + GOOD[what]))
-            expected = twin.status(address, what, now_ns, None)
-        elif what is not None:
-            headers += FAULTS[what][0]
-            expected = twin.status(address, None, now_ns, FAULTS[what][1])
+    def _same_by_rsgi(self, request: dict[str, Any], seen: Any, now_ns: int) -> None:
+        other = self.rsgi.admission.admit_rsgi(RsgiScope(request), now_s=NOW, now_ns=now_ns)
+        assert other is not None
+        assert self.asgi.refused == self.rsgi.refused
+        assert self.asgi.counters.shadows() == self.rsgi.counters.shadows()
+        if isinstance(seen, Admitted):
+            admitted, as_asgi = other  # type: ignore[misc]
+            assert isinstance(admitted, Admitted)
+            assert (request["method"], request["path"]) == (as_asgi["method"], as_asgi["path"])
+            for name in ("route", "values", "client", "length", "principal"):
+                assert getattr(seen, name) == getattr(admitted, name)
+            mine, others = seen.headers([], 3), admitted.headers([], 3)
         else:
-            expected = twin.status(address, None, now_ns, None)
-        decision = admission.admit(headers, address, what is not None, NOW, now_ns)
-        assert decision.status == expected
-        who = decision.principal and (decision.principal.subject, decision.principal.tenant)
-        assert who == (what if isinstance(what, tuple) and expected == 200 else None)
-        assert (decision.reason is None) == (expected == 200)
-        assert (decision.retry_after_s > 0) == (expected == 429)
+            status, others, body = other  # type: ignore[misc]
+            start, end = seen
+            mine = start["headers"]
+            ids = [dict(mine)[b"x-request-id"], dict(others)["x-request-id"].encode()]
+            assert (start["status"], end["body"].replace(ids[0], b"")) == (status, body.replace(ids[1], b""))
+        plain = [pair for pair in mine if pair[0] != b"x-request-id"]
+        assert plain == [(k.encode(), v.encode()) for k, v in others if k != "x-request-id"]
 
 
-def test_a_decision_carries_what_headers_need() -> None:
-    """Seconds are rounded up, the tightest window speaks, and the longest wait when refused."""
-    admission = built([Policy("wide", "ip", 9, 60_000, 1, False), Policy("tight", "subject", 1, 1500, 1, False)])
-    headers = [(b"authorization", b"Bearer " + GOOD["ann", "t"])]
-
-    def told(decision: Decision) -> tuple[object, ...]:
-        return decision.policy, decision.limit, decision.remaining, decision.window_s, decision.reset_s
-
-    first = admission.admit(headers, "10.0.0.1", True, NOW, 0)
-    assert (first.status, first.shadow, *told(first)) == (200, (), "tight", 1, 0, 2, 2)
-    assert first.principal == Principal(subject="ann", tenant="t", roles=("viewer",), expires_at=NOW + 60)
-    second = admission.admit(tuple(headers), "10.0.0.1", True, NOW, SECOND)
-    assert (second.status, second.reason, second.retry_after_s) == (429, "rate_limited", 1)
-    assert told(second) == ("tight", 1, 0, 2, 1)
-    open_route = admission.admit(headers, "10.0.0.1", False, NOW, SECOND)
-    assert (open_route.status, open_route.principal, open_route.policy, open_route.remaining) == (200, None, "wide", 7)
+@given(drawn=drawn_policies(), requests=drawn_requests)
+@FIXED
+def test_every_request_is_answered_by_the_rules(
+    drawn: tuple[list[Policy], list[list[tuple[int, int]]]], requests: list[Sent]
+) -> None:
+    """Checked first and charged only together; shadows never refuse; a bad token costs the open windows alone."""
+    pair, now_ns = Pair(*drawn), START
+    for sent in requests:
+        now_ns += sent.step_ns
+        pair.check(sent, now_ns)
 
 
-def test_a_token_may_come_another_way() -> None:
-    admission = built([])
-    good = admission.admit_token(GOOD["bob", None], "10.0.0.1", NOW, 0)
-    assert (good.status, good.policy, good.limit) == (200, None, 0)
-    assert admission.admit_token(None, "10.0.0.1", NOW, 0).reason == "missing_token"
-    assert admission.admit_token(b"x", "10.0.0.1", NOW, 0).reason == "malformed_token"
-    assert admission.admit_token(GOOD["bob", None], "10.0.0.1", NOW + 60, 0).reason == "expired"
+@given(drawn=drawn_policies(), requests=drawn_requests, names=st.lists(st.sampled_from([*COMMANDS, "unknown"])))
+@settings(FIXED, max_examples=60)
+def test_handshakes_and_late_commands_pass_the_same_windows(
+    drawn: tuple[list[Policy], list[list[tuple[int, int]]]], requests: list[Sent], names: list[str]
+) -> None:
+    """A handshake is of its own class; a command in a body is decided about by its second class."""
+    policies, classes = drawn
+    small, twin, now_ns = Small(policies, classes), Twin(policies), START
+    small.revocations.apply("jti", "gone", "default")
+    for number, sent in enumerate(requests):
+        now_ns += sent.step_ns
+        good = isinstance(sent.credentials, Who)
+        ask = Ask(
+            classes[WEBSOCKET],
+            sent.address,
+            sent.api_key,
+            sent.credentials if isinstance(sent.credentials, Who) else None,
+            None if isinstance(sent.credentials, Who) else TOKEN_FAULTS[sent.credentials][1],
+            None if sent.host in {"good", "strange"} else "invalid_host",
+            now_ns,
+        )
+        request = sent.scope() | {"scheme": "wss"}
+        before = small.counters.shadows()
+        reason, limited, known = small.admission.admit_handshake(request, WEBSOCKET, now_s=NOW, now_ns=now_ns)
+        assert reason in twin.reasons(ask), sent
+        assert (reason == "rate_limited") == (limited is not None)
+        twin.take(ask, reason, _grown(before, small.counters.shadows()))
+        assert known.client == sent.address
+        if reason is not None or not names or not good:
+            continue
+        name = names[number % len(names)]
+        late = ask._replace(tolls=classes[COMMANDS[name][1]] if name in COMMANDS else [], later_fault=None)
+        before = small.counters.shadows()
+        refusal = small.admission.admit_command(known, name, now_ns)
+        assert (refusal and refusal[0]) in twin.reasons(late)
+        twin.take(late, refusal and refusal[0], _grown(before, small.counters.shadows()))
 
 
-def test_principals_are_values() -> None:
-    """Made with keywords by tickets and tests, equal by content, frozen."""
-    principal = Principal(subject="a", roles=("x", "y"), token_id="j")
-    assert (principal.tenant, principal.roles, principal.token_id, principal.expires_at) == (None, ("x", "y"), "j", 0)
-    assert {principal} == {Principal(subject="a", roles=["x", "y"], token_id="j")}
-    assert principal != Principal(subject="a")
-    assert repr(Principal(subject="a")) == "Principal(subject='a', tenant=None, roles=())"
-    with pytest.raises(AttributeError):
-        principal.subject = "b"  # type: ignore[misc]
-
-
-@pytest.mark.parametrize(
-    "policy",
-    [
-        ("a", "tenant", 1, 1, 1, False),
-        ("", "ip", 1, 1, 1, False),
-        ("a", "ip", 1, 1, 2, False),
-        ("a", "ip", 0, 1, 1, False),
-    ],
-)
-def test_unusable_policies_are_refused(policy: tuple[str, str, int, int, int, bool]) -> None:
-    with pytest.raises(ValueError, match=r"polic|limit"):
-        Admission(JWKS, issuer=None, audience=None, policies=[policy])
-
-
-def test_wrong_arguments_are_errors_and_not_decisions() -> None:
-    admission = built([])
-    with pytest.raises(TypeError, match="headers"):
-        admission.admit([("authorization", "Bearer x")], "", True, NOW, 0)  # type: ignore[list-item]
-    with pytest.raises(ValueError, match="now_s"):
-        admission.admit([], "", True, float("nan"), 0)
+def _grown(before: list[int], after: list[int]) -> set[int]:
+    return {index for index, (old, new) in enumerate(zip(before, after, strict=True)) if new > old}

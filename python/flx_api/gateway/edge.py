@@ -1,8 +1,8 @@
 """The edge: the one callable that the server calls, and the request path in its order.
 
     receive     who is speaking how: request id, Host, path, method; nothing is decided by a path that is in doubt
-    admit       one call into the native core, for `receive` too: then token, all windows, and what the body is said to be;
-                what is refused comes back as a whole answer; then the body, counted while it comes
+    admit       one call into the native core, for `receive` too: then token, all windows, and what the body is said to
+                be; what is refused comes back as a whole answer; then the body, counted while it comes
     authorise   the permission of the command (in `flx_api.gateway.dispatch`)
     dispatch    the command route, without the framework; everything else goes to the framework
     upstream    the command travels to the daemon and its reply back
@@ -114,7 +114,7 @@ class Edge:
             return
 
     def decide(self, rsgi: Any, *, last: bool | None = None) -> tuple[Any, ...] | None:  # noqa: ANN401 - RSGI
-        """Decide about a request of RSGI: status, headers and body of a whole answer, or what was admitted and its scope.
+        """Decide about a request of RSGI: the three parts of a whole answer, or what was admitted and its scope.
 
         None when it has to be asked about again (`decide_later`); never with `last`.
         """

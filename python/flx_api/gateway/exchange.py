@@ -24,7 +24,7 @@ class StreamCut(Exception):
 class Exchange:
     """One admitted request. Phases fill it in from top to bottom."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0917 - a request's own three, as ASGI has them, and what is known of it
         self,
         scope: Scope,
         receive: Callable[[], Awaitable[Message]],

@@ -1,7 +1,7 @@
 """The body of a request: counted while it comes, and only of the kind that is understood.
 
-What the headers say about it (two lengths, an encoding, a length over the limit, another media type) was judged when the
-request was admitted.
+What the headers say about it (two lengths, an encoding, a length over the limit, another media type) was judged when
+the request was admitted.
 
 Rules:
 - A body that says it is too large is refused before it is read, one that does not say as soon as it is.

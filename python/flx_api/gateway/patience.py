@@ -1,7 +1,7 @@
-"""Admission that may have to wait: a strict policy of a fleet answers a cold key only after the next sync of its leases.
+"""Admission that may have to wait: a strict policy of a fleet answers a cold key only after its leases' next sync.
 
-Everything else is decided at once. What waits is asked about again after each sync, for a bounded time; then what there is
-counts as the last word.
+Everything else is decided at once. What waits is asked about again after each sync, for a bounded time; then what there
+is counts as the last word.
 """
 
 from __future__ import annotations

@@ -83,8 +83,8 @@ def paths(commands: CommandRoutes, logs: LogRoute, pages: Pages) -> Paths:
 class NativeRoutes(NamedTuple):
     """The routes as `flx_api._core.Admission` and `flx_api.limits.policies` take them, all in the order of `paths`.
 
-    `classes` goes on beyond the routes: what leads nowhere, and WebSocket handshakes. `named` are the templates whose last
-    value is a command's name; `allowed` are the values of the Allow header.
+    `classes` goes on beyond the routes: what leads nowhere, and WebSocket handshakes. `named` are the templates whose
+    last value is a command's name; `allowed` are the values of the Allow header.
     """
 
     templates: list[str]

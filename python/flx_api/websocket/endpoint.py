@@ -98,11 +98,10 @@ class Endpoint:
             scope, self._route, offer.token, needs_token=offer.needs_token and fault is None
         )
         exchange = Exchange(scope, receive, send, admitted, _ROUTE, self._metrics)
+        refusal = fault if reason is None else self._policies.refusal(reason, limited)
         try:
-            if reason is not None:
-                raise self._policies.refusal(reason, limited)
-            if fault is not None:
-                raise fault
+            if refusal is not None:
+                raise refusal  # noqa: TRY301 - one place answers all errors
             connection, subprotocol = self._admit(exchange, offer)
             self._manager.connect(connection)
         except FlxError as error:

@@ -273,6 +273,24 @@ fn evicted(rate: Rate) -> Scene {
     Scene { rate, before: others(rate, 16, 100), workers }
 }
 
+/// A charge at 105 is stopped before its snapshot, one at 165 after it published its tick. A third worker looks through the
+/// ticks between; then the first goes on, and a fourth charges 165, whose snapshot counts the first one's units.
+fn overtaken() -> Scene {
+    let key: &'static [u8] = b"key";
+    let workers = vec![vec![(key, 105, 69)], vec![(key, 165, 1)], vec![(key, 165, 1)], vec![(key, 166, 69)]];
+    Scene { rate: LARGE, before: vec![(key.to_vec(), 100, 1)], workers }
+}
+
+#[test]
+fn what_was_missed_is_not_noted() {
+    let scene = overtaken();
+    for (slow, published) in (50..90).flat_map(|slow| (6..20).map(move |published| (slow, published))) {
+        let script = [(0, slow), (1, published), (3, 30), (0, u32::MAX), (2, u32::MAX), (3, u32::MAX)];
+        let (_, admitted) = scene.run(&script, &[]);
+        scene.judge(&admitted, &script);
+    }
+}
+
 #[test]
 fn two_switches_of_newcomers() {
     for rate in [SMALL, LARGE] {

@@ -11,7 +11,7 @@ use flx_core::admission::client::{Proxies, ProxyHeader};
 use flx_core::admission::credentials;
 use flx_core::admission::head::{Body, Head};
 use flx_core::admission::path::{Access, METHODS, Method, Routes};
-use flx_core::admission::{self as core, Ask, By, Decision, Policy, Token, TokenRoom, Toll};
+use flx_core::admission::{self as core, Ask, Decision, Token, TokenRoom};
 use flx_core::error::{Reason, Unusable};
 use flx_core::limit::Rate;
 use flx_core::limit::lease::LeaseBook;
@@ -19,12 +19,13 @@ use flx_core::metrics;
 use pyo3::exceptions::PyValueError;
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
+use pyo3::types::{PyBytes, PyDict, PyList, PyString, PyTuple};
 
-use crate::admitted::Admitted;
+use crate::admitted::{Admitted, Client, RequestId};
 use crate::answer::{Answers, Face, Given, Lane, Parts, Template, Told, whole};
 use crate::counters::{Counters, method_of};
 use crate::errors::unusable;
+use crate::given::{GivenPolicy, GivenRoute, access_of, policy, toll};
 use crate::memory::{Regions, Words};
 use crate::principal::Shell;
 use crate::request::{Now, Value, is_http1, peer, raw_path, text, walk, without_port};
@@ -34,12 +35,10 @@ use crate::shared::SharedMemory;
 use crate::token::TokenVerifier;
 use crate::window::seed;
 
-type Core = core::Admission<Words, Shell>;
-/// name, by, limit, `window_ms`, cost, shadow
-type GivenPolicy = (String, String, u32, u64, u32, bool);
-/// template, its methods and what they ask for, what its last value is: "value" or "command", at the root "dotted"
-type GivenRoute = (String, Vec<(String, String)>, String);
+/// Of so many requests one tells how long its head took.
+const TIMED: u64 = 16;
 
+type Core = core::Admission<Words, Shell>;
 /// Why a handshake is refused, the policy and the seconds to wait, and what is known of it.
 type Handshake = (Option<&'static str>, Option<(usize, u64)>, Admitted);
 
@@ -49,6 +48,8 @@ struct Request<'a> {
     method: &'a str,
     path: &'a [u8],
     peer: &'a str,
+    /// The peer, where the server has exactly that.
+    peer_text: Option<&'a Py<PyString>>,
     secure: bool,
     /// HTTP/1: a connection can be closed, and a body announces itself.
     http1: bool,
@@ -72,7 +73,7 @@ pub(crate) struct Admission {
     core: Mutex<Core>,
     revocations: Py<Revocations>,
     counters: Arc<metrics::Counters<Words>>,
-    answers: Arc<Answers>,
+    answers: Answers,
     /// The fleet's limits, when several hosts share them.
     leases: Option<Arc<Mutex<LeaseBook>>>,
     /// By reason.
@@ -86,6 +87,8 @@ pub(crate) struct Admission {
     body_limit: u64,
     id_prefix: String,
     next_id: AtomicU64,
+    /// How many requests were decided upon; a few lost ones do not matter.
+    decided: AtomicU64,
 }
 
 #[pymethods]
@@ -162,7 +165,7 @@ impl Admission {
             leases: leases.map(crate::lease::LeaseBook::shared),
             revocations,
             counters: Arc::clone(counters.core()),
-            answers: Arc::new(answers),
+            answers,
             refusals: templates,
             routes: known,
             infos,
@@ -172,13 +175,14 @@ impl Admission {
             body_limit,
             id_prefix: id_prefix()?,
             next_id: AtomicU64::new(1),
+            decided: AtomicU64::new(0),
         })
     }
 
     /// Decides about an HTTP request by its ASGI scope.
     #[pyo3(signature = (scope, *, pages=true, last=true, now_s=None, now_ns=None))]
     fn admit<'py>(
-        &self,
+        slf: &Bound<'py, Self>,
         scope: &Bound<'py, PyDict>,
         pages: bool,
         last: bool,
@@ -194,20 +198,21 @@ impl Admission {
             method: method.to_str()?,
             path: path.as_ref(),
             peer: peer.as_ref().map_or(Ok(""), |peer| peer.to_str())?,
+            peer_text: peer.as_ref().map(Bound::as_unbound),
             secure: text(scope, intern!(py, "scheme")).is_ok_and(|scheme| scheme == "https"),
             http1: is_http1(scope)?,
             pages,
             last,
             face: Face::Asgi,
         };
-        self.decide(py, &request, &walk(scope.get_item(intern!(py, "headers"))?.as_ref())?, now)
+        Self::decide(slf, &request, &walk(scope.get_item(intern!(py, "headers"))?.as_ref())?, now)
     }
 
     /// Decides about an HTTP request by its RSGI scope: the three arguments of a whole answer, or what was admitted and its
     /// scope as ASGI has it.
     #[pyo3(signature = (scope, *, pages=true, last=true, now_s=None, now_ns=None))]
     fn admit_rsgi<'py>(
-        &self,
+        slf: &Bound<'py, Self>,
         scope: &Bound<'py, PyAny>,
         pages: bool,
         last: bool,
@@ -221,6 +226,7 @@ impl Admission {
             method: it.method.to_str()?,
             path: &it.path,
             peer: without_port(it.client.to_str()?),
+            peer_text: None,
             secure: it.scheme == "https",
             http1: it.version.to_str()?.starts_with('1'),
             pages,
@@ -229,7 +235,7 @@ impl Admission {
         };
         let mut head = Head::default();
         it.walk(|name, value| head.see(name, || value))?;
-        let seen = self.decide(py, &request, &head, now)?;
+        let seen = Self::decide(slf, &request, &head, now)?;
         if seen.is_none() {
             return Ok(None);
         }
@@ -243,7 +249,7 @@ impl Admission {
     /// `token` came another way than by `Authorization`; without `needs_token` none is looked at.
     #[pyo3(signature = (scope, route, token=None, needs_token=true, now_s=None, now_ns=None))]
     fn admit_handshake(
-        &self,
+        slf: &Bound<'_, Self>,
         scope: &Bound<'_, PyDict>,
         route: usize,
         token: Option<&[u8]>,
@@ -251,7 +257,7 @@ impl Admission {
         now_s: Option<f64>,
         now_ns: Option<u64>,
     ) -> PyResult<Handshake> {
-        let py = scope.py();
+        let (py, this) = (scope.py(), slf.get());
         let now = Now::of(now_s, now_ns)?;
         let head = walk(scope.get_item(intern!(py, "headers"))?.as_ref())?;
         let peer = peer(scope)?;
@@ -261,22 +267,22 @@ impl Admission {
             (true, Some(token)) => Token::Presented(Ok(token)),
             (true, None) => Token::Presented(bearer(&head)),
         };
-        let client = self.client(&head, peer);
-        let decision = self.ask(route, token, client, &head, now);
-        let refusal = decision.refusal.or((!head.host_is_sound(&self.hosts)).then_some(Reason::InvalidHost));
+        let client = this.client(&head, peer);
+        let decision = this.ask(route, token, client, &head, now);
+        let refusal = decision.refusal.or((!head.host_is_sound(&this.hosts)).then_some(Reason::InvalidHost));
         if let Some(reason) = refusal {
-            self.counters.refusal(reason as usize);
+            this.counters.refusal(reason as usize);
         }
         let limited = decision.quota.filter(|_| refusal == Some(Reason::RateLimited));
         let limited = limited.map(|quota| (quota.policy, seconds(quota.reset_ns).max(1)));
         let admitted = Admitted {
-            answers: Arc::clone(&self.answers),
-            counters: Arc::clone(&self.counters),
+            by: slf.clone().unbind(),
             known: decision.known,
             route,
             values: PyTuple::empty(py).unbind(),
-            request_id: self.request_id(&head),
-            client: client.to_owned(),
+            request_id: this.request_id(&head),
+            client: Client::Told(client.to_owned()),
+            api_key: api_key(&head),
             length: Some(0),
             started_ns: now.ns,
             method: method_of("WEBSOCKET"),
@@ -292,6 +298,7 @@ impl Admission {
     #[pyo3(signature = (admitted, command, now_ns=None))]
     fn admit_command(
         &self,
+        py: Python<'_>,
         admitted: &Admitted,
         command: &str,
         now_ns: Option<u64>,
@@ -302,8 +309,8 @@ impl Admission {
         let ask = Ask {
             class,
             token: Token::NotNeeded,
-            client: &admitted.client,
-            api_key: None,
+            client: admitted.client.text(py)?,
+            api_key: admitted.api_key.as_deref(),
             revocations: &revocations,
             now_s: now.s,
             now_ns: now.ns,
@@ -345,11 +352,31 @@ impl Admission {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn request_id(&self, head: &Head<Value<'_>>) -> String {
-        head.sane_request_id().map_or_else(
-            || format!("{}-{:x}", self.id_prefix, self.next_id.fetch_add(1, Ordering::Relaxed)),
-            str::to_owned,
-        )
+    pub(crate) fn answers(&self) -> &Answers {
+        &self.answers
+    }
+
+    pub(crate) fn counters(&self) -> &metrics::Counters<Words> {
+        &self.counters
+    }
+
+    pub(crate) fn id_prefix(&self) -> &str {
+        &self.id_prefix
+    }
+
+    fn request_id(&self, head: &Head<Value<'_>>) -> RequestId {
+        match (head.sane_request_id(), &head.request_id) {
+            (Some(_), Some(Value::Bytes(given))) => RequestId::Given(given.clone().unbind()),
+            (Some(text), _) => RequestId::Told(text.to_owned()),
+            (None, _) => RequestId::New(self.next_id.fetch_add(1, Ordering::Relaxed)),
+        }
+    }
+
+    /// Whether this request's head is timed: reading it takes hardly longer than reading a clock does.
+    fn is_timed(&self) -> bool {
+        let decided = self.decided.load(Ordering::Relaxed);
+        self.decided.store(decided.wrapping_add(1), Ordering::Relaxed);
+        decided.is_multiple_of(TIMED)
     }
 
     fn client<'a>(&self, head: &'a Head<Value<'_>>, peer: &'a str) -> &'a str {
@@ -380,19 +407,19 @@ impl Admission {
     }
 
     fn decide<'py>(
-        &self,
-        py: Python<'py>,
+        slf: &Bound<'py, Self>,
         request: &Request<'_>,
         head: &Head<Value<'py>>,
         now: Now,
     ) -> PyResult<Bound<'py, PyAny>> {
+        let (py, this) = (slf.py(), slf.get());
         let (method, is_head) = Method::of(request.method.as_bytes());
         let end = request.path.iter().position(|&byte| byte == b'?').unwrap_or(request.path.len());
-        let found = self.routes.find(&request.path[..end]);
+        let found = this.routes.find(&request.path[..end]);
         let route = found.as_ref().map(|found| found.route);
-        let access = route.and_then(|route| self.routes.route(route).access[method as usize]);
+        let access = route.and_then(|route| this.routes.route(route).access[method as usize]);
         let access = if method == Method::Options { Some(Access::Public) } else { access };
-        let fault = if !head.host_is_sound(&self.hosts) {
+        let fault = if !head.host_is_sound(&this.hosts) {
             Some(Reason::InvalidHost)
         } else if found.is_none() {
             Some(Reason::NotFound)
@@ -401,12 +428,14 @@ impl Admission {
         } else {
             None
         };
-        self.counters.phase(0, Now::elapsed(now));
-        let client = self.client(head, request.peer);
+        if this.is_timed() {
+            this.counters.phase(0, Now::elapsed(now));
+        }
+        let client = this.client(head, request.peer);
         let mut seen = Seen {
-            route: route.unwrap_or(self.infos.len()),
+            route: route.unwrap_or(this.infos.len()),
             method: method_of(request.method),
-            request_id: self.request_id(head),
+            request_id: this.request_id(head),
             told: None,
             now,
             secure: request.secure,
@@ -421,50 +450,54 @@ impl Admission {
                 Some(Access::Token) if fault.is_none() => Token::Presented(bearer(head)),
                 _ => Token::NotNeeded,
             };
-            let class = self.class(route, found.as_ref().map(|found| &*found.values).unwrap_or_default());
-            let decision = self.ask(class, token, client, head, now);
+            let class = this.class(route, found.as_ref().map(|found| &*found.values).unwrap_or_default());
+            let decision = this.ask(class, token, client, head, now);
             seen.told = decision.quota.map(told);
             match decision.refusal {
                 Some(Reason::LeaseAwaited) if !request.last => return Ok(py.None().into_bound(py)),
-                Some(reason) => return self.refuse(py, &seen, reason),
+                Some(reason) => return this.refuse(py, &seen, reason),
                 None => {}
             }
             known = decision.known;
         }
         if let Some(reason) = fault {
-            return self.refuse(py, &seen, reason);
+            return this.refuse(py, &seen, reason);
         }
         let streams = !request.http1;
         let bodiless = matches!(method, Method::Get | Method::Options);
-        let length = match head.body(self.body_limit, streams) {
+        let length = match head.body(this.body_limit, streams) {
             Ok(Body::Streamed) if bodiless => Some(0),
             Ok(Body::Streamed) => None,
             Ok(Body::Absent) => Some(0),
             Ok(Body::Sized(length)) => Some(length),
-            Err(reason) => return self.refuse(py, &seen, reason),
+            Err(reason) => return this.refuse(py, &seen, reason),
         };
         if let Some(known) = &known
             && request.pages
             && method == Method::Get
             && let Some(answer) = known.shell.page(seen.route, |page| {
                 let list = PyList::new(py, &page.headers)?;
-                self.answers.finish(py, &list, &seen.parts(), false)?;
+                let request_id = seen.request_id.text(py, &this.id_prefix);
+                this.answers.finish(py, &list, &seen.parts(&request_id), false)?;
                 let body = if is_head { PyBytes::new(py, b"") } else { page.body.bind(py).clone() };
                 whole(py, request.face, page.status, &list, &body).map(|answer| (page.status, answer))
             })
         {
             let (status, answer) = answer?;
-            self.over(&seen, status);
+            this.over(&seen, status);
             return Ok(answer.into_any());
         }
         let values = found.map(|found| found.values).unwrap_or_default();
         let admitted = Admitted {
-            answers: Arc::clone(&self.answers),
-            counters: Arc::clone(&self.counters),
+            by: slf.clone().unbind(),
             known,
             route: seen.route,
             values: PyTuple::new(py, values.iter().map(AsRef::<str>::as_ref))?.unbind(),
-            client: client.to_owned(),
+            client: match request.peer_text {
+                Some(text) if std::ptr::eq(client, request.peer) => Client::Peer(text.clone_ref(py)),
+                _ => Client::Told(client.to_owned()),
+            },
+            api_key: api_key(head),
             length,
             started_ns: now.ns,
             method: seen.method,
@@ -473,7 +506,7 @@ impl Admission {
             face: seen.face,
             request_id: seen.request_id,
         };
-        self.counters.phase(1, Now::elapsed(now));
+        this.counters.phase(1, Now::elapsed(now));
         Ok(Bound::new(py, admitted)?.into_any())
     }
 
@@ -500,7 +533,8 @@ impl Admission {
         // The rest of the body, or whatever follows on the connection, is not worth reading, or to be believed.
         let done_for = seen.two_lengths || matches!(reason, Reason::PayloadTooLarge | Reason::InvalidHost);
         let close = seen.http1 && done_for;
-        let answer = self.answers.problem(py, template, &seen.parts(), retry, close, seen.is_head)?;
+        let request_id = seen.request_id.text(py, &self.id_prefix);
+        let answer = self.answers.problem(py, template, &seen.parts(&request_id), retry, close, seen.is_head)?;
         Ok(answer.into_any())
     }
 
@@ -516,7 +550,7 @@ impl Admission {
 struct Seen {
     route: usize,
     method: usize,
-    request_id: String,
+    request_id: RequestId,
     told: Option<Told>,
     now: Now,
     secure: bool,
@@ -527,8 +561,8 @@ struct Seen {
 }
 
 impl Seen {
-    fn parts(&self) -> Parts<'_> {
-        Parts { request_id: &self.request_id, secure: self.secure, told: self.told, face: self.face }
+    fn parts<'a>(&self, request_id: &'a str) -> Parts<'a> {
+        Parts { request_id, secure: self.secure, told: self.told, face: self.face }
     }
 }
 
@@ -540,44 +574,15 @@ fn told(quota: core::Quota) -> Told {
     Told { policy: quota.policy, remaining: quota.remaining, reset_s: seconds(quota.reset_ns) }
 }
 
-fn toll((policy, cost): (usize, u32)) -> Toll {
-    Toll { policy, cost }
-}
-
 fn id_prefix() -> PyResult<String> {
     let (random, _) = seed()?;
     Ok(format!("{:012x}", random >> 16))
-}
-
-fn policy(given: GivenPolicy) -> PyResult<Policy> {
-    let (name, by, limit, window_ms, cost, shadow) = given;
-    let by =
-        By::named(&by).ok_or_else(|| PyValueError::new_err("a policy counts by ip, api_key, subject or tenant"))?;
-    Ok(Policy { name, by, limit, window_ms, cost, shadow })
-}
-
-fn access_of(word: &str) -> PyResult<Access> {
-    Ok(match word {
-        "public" => Access::Public,
-        "probe" => Access::Probe,
-        "token" => Access::Token,
-        _ => return Err(PyValueError::new_err("a route is public, probe or token")),
-    })
 }
 
 fn bearer<'a>(head: &'a Head<Value<'_>>) -> Result<&'a [u8], Reason> {
     head.authorization.only().and_then(|value| credentials::bearer(value.as_ref()))
 }
 
-/// The words of all refusals, in the order in which they are counted.
-#[pyfunction]
-pub(crate) fn reasons() -> Vec<&'static str> {
-    Reason::ALL.iter().map(|reason| reason.word()).collect()
-}
-
-/// The segments of a path, decoded; None when there is something to suspect about it.
-#[pyfunction]
-pub(crate) fn segments(path: &[u8]) -> Option<Vec<String>> {
-    let path = flx_core::admission::path::sound(path)?;
-    path[1..].split('/').map(|segment| Some(flx_core::admission::path::decoded(segment)?.into_owned())).collect()
+fn api_key(head: &Head<Value<'_>>) -> Option<Box<[u8]>> {
+    head.api_key.as_ref().map(|key| key.as_ref().into())
 }

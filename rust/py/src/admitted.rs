@@ -1,21 +1,67 @@
 //! `Admitted`: a request that may go on, with everything admission has learned about it.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use flx_core::admission::Known;
-use flx_core::metrics;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyList, PyTuple};
+use pyo3::types::{PyBytes, PyList, PyString, PyTuple};
 
-use crate::answer::{Answers, Face, Parts, Told, header, line, number};
-use crate::memory::Words;
+use crate::admission::Admission;
+use crate::answer::{Face, Parts, Told, header, line, number};
 use crate::principal::{Page, Principal, Shell};
+
+/// The id of a request, written out when somebody asks for it.
+pub(crate) enum RequestId {
+    /// The client's own.
+    Given(Py<PyBytes>),
+    /// The same, where it did not come as bytes.
+    Told(String),
+    /// A new one, by its number.
+    New(u64),
+}
+
+impl RequestId {
+    pub(crate) fn text<'a>(&'a self, py: Python<'a>, prefix: &str) -> Cow<'a, str> {
+        match self {
+            // It was found to be plain ASCII.
+            Self::Given(bytes) => Cow::Borrowed(str::from_utf8(bytes.as_bytes(py)).unwrap_or_default()),
+            Self::Told(text) => Cow::Borrowed(text),
+            Self::New(number) => {
+                let mut text = String::with_capacity(prefix.len() + 17);
+                text.push_str(prefix);
+                text.push('-');
+                let digits = (u64::BITS - number.leading_zeros()).div_ceil(4).max(1);
+                for digit in (0..digits).rev() {
+                    text.push(char::from(b"0123456789abcdef"[(number >> (4 * digit) & 15) as usize]));
+                }
+                Cow::Owned(text)
+            }
+        }
+    }
+}
+
+/// The client's address.
+pub(crate) enum Client {
+    /// The peer's, as the server has it.
+    Peer(Py<PyString>),
+    /// What a proxy or another face says.
+    Told(String),
+}
+
+impl Client {
+    pub(crate) fn text<'a>(&'a self, py: Python<'a>) -> PyResult<&'a str> {
+        match self {
+            Self::Peer(text) => text.to_str(py),
+            Self::Told(text) => Ok(text),
+        }
+    }
+}
 
 /// A request that may go on.
 #[pyclass(frozen, module = "flx_api._core")]
 pub(crate) struct Admitted {
-    pub(crate) answers: Arc<Answers>,
-    pub(crate) counters: Arc<metrics::Counters<Words>>,
+    pub(crate) by: Py<Admission>,
     pub(crate) known: Option<Arc<Known<Shell>>>,
     /// Index of its route.
     #[pyo3(get)]
@@ -23,12 +69,10 @@ pub(crate) struct Admitted {
     /// The values in its path, decoded.
     #[pyo3(get)]
     pub(crate) values: Py<PyTuple>,
-    /// Its id: the client's own, or a new one.
-    #[pyo3(get)]
-    pub(crate) request_id: String,
-    /// The client's address.
-    #[pyo3(get)]
-    pub(crate) client: String,
+    pub(crate) request_id: RequestId,
+    pub(crate) client: Client,
+    /// Its `X-API-Key`, for what is decided about it later.
+    pub(crate) api_key: Option<Box<[u8]>>,
     /// Bytes of its body: 0 when there is none, None when it ends when it ends.
     #[pyo3(get)]
     pub(crate) length: Option<u64>,
@@ -43,6 +87,21 @@ pub(crate) struct Admitted {
 
 #[pymethods]
 impl Admitted {
+    /// Its id: the client's own, or a new one.
+    #[getter]
+    fn request_id<'a>(&'a self, py: Python<'a>) -> Cow<'a, str> {
+        self.request_id.text(py, self.by.get().id_prefix())
+    }
+
+    /// The client's address.
+    #[getter]
+    fn client<'py>(&self, py: Python<'py>) -> Bound<'py, PyString> {
+        match &self.client {
+            Client::Peer(text) => text.bind(py).clone(),
+            Client::Told(text) => PyString::new(py, text),
+        }
+    }
+
     /// Who asks; None when nobody had to say.
     #[getter]
     fn principal(&self, py: Python<'_>) -> PyResult<Option<Py<Principal>>> {
@@ -66,8 +125,9 @@ impl Admitted {
         for tuple in own {
             list.append(line(self.face, &tuple)?)?;
         }
-        let parts = Parts { request_id: &self.request_id, secure: self.secure, told: self.told, face: self.face };
-        self.answers.finish(py, &list, &parts, own_security)?;
+        let request_id = self.request_id(py);
+        let parts = Parts { request_id: &request_id, secure: self.secure, told: self.told, face: self.face };
+        self.by.get().answers().finish(py, &list, &parts, own_security)?;
         if let Some(length) = length {
             list.append(length_header(py, self.face, length)?)?;
         }
@@ -94,7 +154,7 @@ impl Admitted {
     /// Counts the request as over.
     fn over(&self, status: u16) {
         let nanoseconds = crate::request::monotonic_ns().saturating_sub(self.started_ns);
-        self.counters.request(self.route, self.method, status, nanoseconds);
+        self.by.get().counters().request(self.route, self.method, status, nanoseconds);
     }
 }
 

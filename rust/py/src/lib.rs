@@ -16,6 +16,7 @@ mod admitted;
 mod answer;
 mod counters;
 mod errors;
+mod given;
 mod lease;
 mod memory;
 mod meter;
@@ -35,11 +36,13 @@ use pyo3::prelude::*;
 #[pymodule]
 mod _core {
     #[pymodule_export]
-    use crate::admission::{Admission, reasons, segments};
+    use crate::admission::Admission;
     #[pymodule_export]
     use crate::admitted::Admitted;
     #[pymodule_export]
     use crate::counters::Counters;
+    #[pymodule_export]
+    use crate::given::{reasons, segments};
     #[pymodule_export]
     use crate::lease::LeaseBook;
     #[pymodule_export]

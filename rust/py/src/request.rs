@@ -1,5 +1,7 @@
 //! A request as ASGI tells it: the clocks, the scope and one walk over its headers.
 
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
 use flx_core::admission::head::Head;
 use pyo3::exceptions::PyTypeError;
 use pyo3::intern;
@@ -34,18 +36,14 @@ impl AsRef<[u8]> for Value<'_> {
 }
 
 impl Now {
-    pub(crate) fn of(s: Option<f64>, ns: Option<u64>) -> PyResult<Self> {
-        let read = |clock| {
-            let now = clock_gettime(clock);
-            (now.tv_sec, now.tv_nsec)
+    pub(crate) fn of(s: Option<f64>, given: Option<u64>) -> PyResult<Self> {
+        let ns = given.unwrap_or_else(monotonic_ns);
+        let s = match (s, given) {
+            (Some(s), _) => finite(s)?,
+            (None, Some(_)) => read(ClockId::Realtime) as f64 / 1e9,
+            (None, None) => wall_s(ns),
         };
-        let s = if let Some(s) = s {
-            finite(s)?
-        } else {
-            let (seconds, nanoseconds) = read(ClockId::Realtime);
-            seconds as f64 + nanoseconds as f64 / 1e9
-        };
-        Ok(Self { s, ns: ns.unwrap_or_else(monotonic_ns) })
+        Ok(Self { s, ns })
     }
 
     /// Nanoseconds since then; nothing where the time was given.
@@ -55,8 +53,27 @@ impl Now {
 }
 
 pub(crate) fn monotonic_ns() -> u64 {
-    let now = clock_gettime(ClockId::Monotonic);
+    read(ClockId::Monotonic)
+}
+
+fn read(clock: ClockId) -> u64 {
+    let now = clock_gettime(clock);
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// For how long the distance of the two clocks is believed: a step of the wall clock is noticed within this.
+const CLOCKS_AGREE_NS: u64 = 50_000_000;
+/// What the wall clock is ahead of the monotonic one, and when, by the latter, that was found.
+static AHEAD_NS: AtomicU64 = AtomicU64::new(0);
+static FOUND_NS: AtomicU64 = AtomicU64::new(0);
+
+/// Seconds since 1970 at a monotonic time of this moment, without reading a second clock each time.
+fn wall_s(ns: u64) -> f64 {
+    if ns.wrapping_sub(FOUND_NS.load(Relaxed)) >= CLOCKS_AGREE_NS {
+        AHEAD_NS.store(read(ClockId::Realtime).wrapping_sub(ns), Relaxed);
+        FOUND_NS.store(ns, Relaxed);
+    }
+    ns.wrapping_add(AHEAD_NS.load(Relaxed)) as f64 / 1e9
 }
 
 pub(crate) fn text<'py>(scope: &Bound<'py, PyDict>, name: &Bound<'py, PyString>) -> PyResult<Bound<'py, PyString>> {
@@ -78,7 +95,11 @@ pub(crate) fn raw_path<'py>(scope: &Bound<'py, PyDict>) -> PyResult<Value<'py>> 
 
 pub(crate) fn peer<'py>(scope: &Bound<'py, PyDict>) -> PyResult<Option<Bound<'py, PyString>>> {
     let client = scope.get_item(intern!(scope.py(), "client"))?.filter(|client| !client.is_none());
-    client.map(|client| Ok(client.get_item(0)?.cast_into::<PyString>()?)).transpose()
+    let first = |client: Bound<'py, PyAny>| match client.cast::<PyTuple>() {
+        Ok(pair) => pair.get_item(0),
+        Err(_) => client.get_item(0),
+    };
+    client.map(|client| Ok(first(client)?.cast_into::<PyString>()?)).transpose()
 }
 
 pub(crate) fn is_http1(scope: &Bound<'_, PyDict>) -> PyResult<bool> {
@@ -116,8 +137,7 @@ pub(crate) fn walk<'py>(headers: Option<&Bound<'py, PyAny>>) -> PyResult<Head<Va
 fn see<'py>(head: &mut Head<Value<'py>>, header: &Bound<'py, PyAny>) -> PyResult<()> {
     let wrong = || PyTypeError::new_err("headers are tuples of two bytes or str objects");
     let header = header.cast::<PyTuple>().map_err(|_| wrong())?;
-    let name = header.get_borrowed_item(0)?;
-    let value = header.get_borrowed_item(1)?;
+    let [name, value, ..] = header.as_slice() else { return Err(wrong()) };
     if let Ok(name) = name.cast::<PyBytes>() {
         let value = value.cast::<PyBytes>().map_err(|_| wrong())?;
         head.see(name.as_bytes(), || Value::Bytes(value.to_owned()));

@@ -1,6 +1,6 @@
 //! `verify_jws` and `TokenVerifier`.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use flx_core::jwt::claims::Expected;
 use flx_core::jwt::json::{Json, Members};
@@ -30,9 +30,9 @@ pub(crate) fn verify_jws<'py>(
     Ok(PyBytes::new(py, verified.payload))
 }
 
-/// Keys together with what the tokens they sign must say.
+/// Keys together with what the tokens they sign must say, and where tokens are decoded to.
 #[pyclass(frozen, module = "flx_api._core")]
-pub(crate) struct TokenVerifier(pub(crate) Arc<jwt::TokenVerifier>);
+pub(crate) struct TokenVerifier(pub(crate) Arc<jwt::TokenVerifier>, Mutex<Scratch>);
 
 /// Of a realm: keys, issuer, audience, leeway, typ, algorithms, whether secrets are accepted.
 type Realm = (Vec<u8>, Option<String>, Option<String>, u32, Option<String>, Option<Vec<String>>, bool);
@@ -61,7 +61,7 @@ impl TokenVerifier {
     ) -> PyResult<Self> {
         let expected = Expected { issuer, audience, leeway_s, required, typ };
         let verifier = jwt::TokenVerifier::new(jwk_set(jwks, algorithms, mixed)?, expected).map_err(unusable)?;
-        Ok(Self(Arc::new(verifier)))
+        Ok(Self(Arc::new(verifier), Mutex::default()))
     }
 
     /// A verifier of several realms; `exp` and `sub` are required in each.
@@ -73,7 +73,7 @@ impl TokenVerifier {
             let required = vec!["exp".to_owned(), "sub".to_owned()];
             made.push((keys, Expected { issuer, audience, leeway_s, required, typ }));
         }
-        Ok(Self(Arc::new(jwt::TokenVerifier::of(made).map_err(unusable)?)))
+        Ok(Self(Arc::new(jwt::TokenVerifier::of(made).map_err(unusable)?), Mutex::default()))
     }
 
     /// How many keys are usable.
@@ -84,8 +84,7 @@ impl TokenVerifier {
 
     /// The claims of an acceptable token at `now_s`.
     fn verify<'py>(&self, py: Python<'py>, token: &[u8], now_s: f64) -> PyResult<Bound<'py, PyDict>> {
-        let mut scratch = Scratch::default();
-        object(py, &self.accepted(py, token, now_s, &mut scratch)?.claims.0)
+        self.accepted(py, token, now_s, |accepted| object(py, &accepted.claims.0))
     }
 
     /// The same, and the `kid` of the key it was verified with.
@@ -95,21 +94,23 @@ impl TokenVerifier {
         token: &[u8],
         now_s: f64,
     ) -> PyResult<(Bound<'py, PyDict>, Option<&str>)> {
-        let mut scratch = Scratch::default();
-        let accepted = self.accepted(py, token, now_s, &mut scratch)?;
-        Ok((object(py, &accepted.claims.0)?, accepted.kid))
+        self.accepted(py, token, now_s, |accepted| Ok((object(py, &accepted.claims.0)?, accepted.kid)))
     }
 }
 
 impl TokenVerifier {
-    fn accepted<'k, 'b>(
+    /// `used` makes Python objects, and so may let another thread in here: that one has a scratch of its own.
+    fn accepted<'k, T>(
         &'k self,
         py: Python<'_>,
         token: &[u8],
         now_s: f64,
-        scratch: &'b mut Scratch,
-    ) -> PyResult<Accepted<'k, 'b>> {
-        self.0.verify_full(token, finite(now_s)?, scratch).map_err(|reason| token_rejected(py, reason))
+        used: impl FnOnce(&Accepted<'k, '_>) -> PyResult<T>,
+    ) -> PyResult<T> {
+        let (mut kept, mut fresh) = (self.1.try_lock(), Scratch::default());
+        let scratch = kept.as_deref_mut().unwrap_or(&mut fresh);
+        let accepted = self.0.verify_full(token, finite(now_s)?, scratch);
+        used(&accepted.map_err(|reason| token_rejected(py, reason))?)
     }
 }
 

@@ -116,7 +116,7 @@ impl<V: AsRef<[u8]>> Head<V> {
     #[must_use]
     pub fn sane_request_id(&self) -> Option<&str> {
         let text = std::str::from_utf8(self.request_id.as_ref()?.as_ref()).ok()?;
-        let sane = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+        let sane = |byte: u8| IN_NAMES[usize::from(byte)];
         (!text.is_empty() && text.len() <= 128 && text.bytes().all(sane)).then_some(text)
     }
 
@@ -177,6 +177,17 @@ impl<V: AsRef<[u8]>> Head<V> {
     }
 }
 
+/// The bytes of a host's name, and of a request's id.
+static IN_NAMES: [bool; 256] = {
+    let mut found = [false; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        found[byte] = (byte as u8).is_ascii_alphanumeric() || matches!(byte as u8, b'.' | b'_' | b'-');
+        byte += 1;
+    }
+    found
+};
+
 /// A host without its port, when it is a name, an IPv4 address, or an IPv6 address in brackets.
 fn bare_host(text: &[u8]) -> Option<&[u8]> {
     let end = match text {
@@ -189,10 +200,7 @@ fn bare_host(text: &[u8]) -> Option<&[u8]> {
             (2..=45).contains(&inner.len())
                 && inner.iter().all(|byte| byte.is_ascii_hexdigit() || matches!(byte, b':' | b'.'))
         }
-        name => {
-            (1..=253).contains(&name.len())
-                && name.iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
-        }
+        name => (1..=253).contains(&name.len()) && name.iter().all(|&byte| IN_NAMES[usize::from(byte)]),
     };
     let port_is_sound = match port {
         [] => true,

@@ -8,7 +8,8 @@
 //! - a literal segment is preferred to a value, and there is no way back from it.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+
+use hashbrown::HashMap;
 
 use crate::error::Unusable;
 

@@ -18,6 +18,26 @@ const TABLE: [u8; 256] = {
     table
 };
 
+/// A bit that no good group of four has.
+const BAD_GROUP: u32 = 1 << 24;
+
+/// What a character adds to the 24 bits of its group, by its place in it.
+static GROUPS: [[u32; 256]; 4] = {
+    let mut groups = [[BAD_GROUP; 256]; 4];
+    let mut place = 0;
+    while place < 4 {
+        let mut byte = 0;
+        while byte < 256 {
+            if TABLE[byte] != BAD {
+                groups[place][byte] = (TABLE[byte] as u32) << (18 - 6 * place);
+            }
+            byte += 1;
+        }
+        place += 1;
+    }
+    groups
+};
+
 /// Decodes `text`, or refuses it.
 pub fn decode(text: &[u8]) -> Result<Vec<u8>, Reason> {
     let mut out = Vec::new();
@@ -43,14 +63,18 @@ pub fn decode_slice(text: &[u8], out: &mut [u8]) -> Result<usize, Reason> {
     let out = out.get_mut(..length).ok_or(Reason::InvalidBase64)?;
     let mut groups = text.chunks_exact(4);
     let mut triples = out.chunks_exact_mut(3);
-    // BAD has its top bits set and no good value has: one test at the end finds any bad character.
+    // One test at the end finds any bad character.
     let mut seen = 0;
+    let [first, second, third, fourth] = &GROUPS;
     for (group, triple) in groups.by_ref().zip(triples.by_ref()) {
-        let [a, b, c, d] = [group[0], group[1], group[2], group[3]].map(|byte| TABLE[byte as usize]);
-        seen |= a | b | c | d;
-        triple.copy_from_slice(&[a << 2 | b >> 4, b << 4 | c >> 2, c << 6 | d]);
+        let bits = first[usize::from(group[0])]
+            | second[usize::from(group[1])]
+            | third[usize::from(group[2])]
+            | fourth[usize::from(group[3])];
+        seen |= bits;
+        triple.copy_from_slice(&bits.to_be_bytes()[1..]);
     }
-    if seen & 0xc0 != 0 {
+    if seen & BAD_GROUP != 0 {
         return Err(Reason::InvalidBase64);
     }
     match (groups.remainder(), triples.into_remainder()) {

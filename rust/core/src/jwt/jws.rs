@@ -18,19 +18,29 @@ pub const MAX_TOKEN_BYTES: usize = 8 * 1024;
 /// Bytes of the longest signature: RSA with 8192 bits.
 const MAX_SIGNATURE_BYTES: usize = 1024;
 
-/// Where the parts of a token are decoded to. Keep it to spare allocations; its content means nothing between calls.
+/// Where the parts of a token are decoded to. Keep it to spare allocations, and to read a header but once that many tokens
+/// share; whose keys they are held to does not matter.
 #[derive(Debug, Default)]
 pub struct Scratch {
+    known: Option<KnownHeader>,
     header: Vec<u8>,
     payload: Vec<u8>,
+    signature: Vec<u8>,
+}
+
+/// The header that was read last, as it was encoded, which is the only way to encode it.
+#[derive(Debug)]
+struct KnownHeader {
+    text: Box<[u8]>,
+    header: Header,
 }
 
 /// The names of a header that matter here.
 #[derive(Debug)]
-struct Header<'a> {
+struct Header {
     algorithm: Algorithm,
-    kid: Option<Cow<'a, str>>,
-    typ: Option<Cow<'a, str>>,
+    kid: Option<String>,
+    typ: Option<String>,
 }
 
 /// A JWS whose signature stood.
@@ -41,7 +51,7 @@ pub struct Verified<'k, 'b> {
     /// The key's place in its set.
     pub(super) place: usize,
     /// `typ`
-    pub typ: Option<Cow<'b, str>>,
+    pub typ: Option<&'b str>,
     /// The decoded payload.
     pub payload: &'b [u8],
 }
@@ -60,20 +70,25 @@ pub fn verify<'k, 'b>(token: &[u8], keys: &'k KeySet, scratch: &'b mut Scratch) 
     if header.is_empty() || payload.is_empty() {
         return Err(Reason::MalformedToken);
     }
-    base64url::decode_into(header, &mut scratch.header)?;
-    let header = read_header(&scratch.header)?;
+    let known = match scratch.known.take() {
+        Some(known) if *known.text == *header => known,
+        _ => {
+            base64url::decode_into(header, &mut scratch.header)?;
+            KnownHeader { text: header.into(), header: read_header(&scratch.header)? }
+        }
+    };
+    let header = &scratch.known.insert(known).header;
     if signature.len() > MAX_SIGNATURE_BYTES / 3 * 4 + 2 {
         return Err(Reason::InvalidSignature);
     }
-    let mut decoded = [0; MAX_SIGNATURE_BYTES];
-    let length = base64url::decode_slice(signature, &mut decoded)?;
-    let (place, key) = signing_key(&header, keys, signed, &decoded[..length])?;
+    base64url::decode_into(signature, &mut scratch.signature)?;
+    let (place, key) = signing_key(header, keys, signed, &scratch.signature)?;
     base64url::decode_into(payload, &mut scratch.payload)?;
-    Ok(Verified { key, place, typ: header.typ, payload: &scratch.payload })
+    Ok(Verified { key, place, typ: header.typ.as_deref(), payload: &scratch.payload })
 }
 
 fn signing_key<'k>(
-    header: &Header<'_>,
+    header: &Header,
     keys: &'k KeySet,
     signed: &[u8],
     signature: &[u8],
@@ -95,7 +110,7 @@ fn signing_key<'k>(
     Err(refusal)
 }
 
-fn read_header(text: &[u8]) -> Result<Header<'_>, Reason> {
+fn read_header(text: &[u8]) -> Result<Header, Reason> {
     let Ok(Json::Object(members)) = json::parse(text) else {
         return Err(Reason::InvalidHeader);
     };
@@ -114,7 +129,7 @@ fn read_header(text: &[u8]) -> Result<Header<'_>, Reason> {
     }
     let alg = alg.ok_or(Reason::InvalidHeader)?;
     let algorithm = Algorithm::named(&alg).ok_or(Reason::UnsupportedAlgorithm)?;
-    Ok(Header { algorithm, kid, typ })
+    Ok(Header { algorithm, kid: kid.map(Cow::into_owned), typ: typ.map(Cow::into_owned) })
 }
 
 #[cfg(test)]
@@ -149,7 +164,7 @@ pub(crate) mod tests {
         let keys = KeySet::parse(format!(r#"{{"keys":[{{"kty":"oct","k":"{k}"}}]}}"#).as_bytes()).unwrap();
         assert_eq!(
             Some("JWT".to_owned()),
-            verify(token.as_bytes(), &keys, &mut Scratch::default()).unwrap().typ.map(Cow::into_owned)
+            verify(token.as_bytes(), &keys, &mut Scratch::default()).unwrap().typ.map(str::to_owned)
         );
     }
 

@@ -81,7 +81,7 @@ impl TokenVerifier {
     ) -> Result<Accepted<'k, 'b>, Reason> {
         let jws = jws::verify(token, &self.keys, scratch)?;
         let expected = &self.realms[self.realm_of[jws.place]];
-        expected.typ_matches(jws.typ.as_deref())?;
+        expected.typ_matches(jws.typ)?;
         let (claims, ends_at_s) = expected.read(jws.payload, now_s)?;
         Ok(Accepted { claims, kid: jws.key.kid(), ends_at_s })
     }

@@ -24,6 +24,11 @@
 //! holds for a reader's swap later on: it succeeds only if the count is still the one it read.
 //! A snapshot written late by a slow worker holds an older, smaller count: units then seem younger, never older.
 //!
+//! A reader that had to look far for `f` notes it (`oldest`, with its own `T`), and later ones begin there. It does so only
+//! while `head` is still the one it read. So a charge `n` whose snapshot `q < f` it has missed swaps `head` after `f` was
+//! seen to stand; `f`'s count was read before that, hence is below `n`, and `n` is counted. Whoever is at an earlier tick
+//! than the note looks for himself: he has more ticks to see to than were looked at.
+//!
 //! Times never run backwards: what an entry has seen last counts as now. `floor` carries that over when an entry changes
 //! hands. `returned` holds units given back (a later window refused the same request): a credit that lapses no later than
 //! the charge it belongs to. Two credits become one that lapses with the older, and there is a most that is remembered.
@@ -42,6 +47,9 @@ pub(super) const HEAD: usize = 0;
 const FLOOR: usize = 1;
 const RETURNED: usize = 2;
 const REST: usize = 3;
+/// Ring: where the oldest snapshot was found, and by whom; the snapshots follow.
+const OLDEST: usize = REST;
+const SNAPSHOTS: usize = OLDEST + 1;
 
 /// `head`: how often the entry changed hands, whether that is under way, and the count.
 const COUNT_BITS: u32 = 30;
@@ -54,6 +62,12 @@ pub(super) const SHORT_GENERATION: u64 = 0xffff;
 /// A snapshot: the tick modulo a number that has no factor in common with the ring, plus one (0: none yet); the count.
 /// The same place and tag come back after 65 * 2^34 ticks, six months of one-millisecond windows.
 const TAGS: u64 = (1 << (u64::BITS - COUNT_BITS)) - 1;
+
+/// `oldest`: the tick of whoever looked, and how many ticks before it the snapshot lies.
+const BEHIND_BITS: u32 = 7;
+const BEHIND: u64 = (1 << BEHIND_BITS) - 1;
+/// Fewer ticks are looked through anew rather than noted.
+const FAR: u64 = 4;
 
 /// `returned`: the tick of the oldest charge given back, and how many units.
 const CREDIT_BITS: u32 = 20;
@@ -143,7 +157,7 @@ impl Shape {
     pub(super) const fn words(self) -> usize {
         match self.form {
             Form::Log { places, .. } => REST + places as usize,
-            Form::Ring => REST + RING as usize,
+            Form::Ring => SNAPSHOTS + RING as usize,
         }
     }
 
@@ -195,13 +209,18 @@ impl Shape {
             if newest < first {
                 return nothing;
             }
-            let Some((oldest, base)) = snapshots(&entry[REST..], first, newest).next() else {
+            let note = entry[OLDEST].load();
+            let start = noted(note, stamp).map_or(first, |oldest| oldest.max(first));
+            let Some((oldest, base)) = snapshots(&entry[SNAPSHOTS..], start, newest).next() else {
                 if entry[FLOOR].load() <= stamp {
                     return nothing;
                 }
                 continue;
             };
             if entry[FLOOR].load() <= stamp {
+                if oldest - start > FAR && entry[HEAD].load() == head {
+                    entry[OLDEST].swap_if(note, stamp << BEHIND_BITS | (stamp - oldest));
+                }
                 let raw = (head & COUNT).wrapping_sub(base) & COUNT;
                 let used = raw.saturating_sub(credit(entry, stamp, TICKS));
                 return Reading { used, raw, now_ns, stamp, oldest, base, newest };
@@ -220,7 +239,7 @@ impl Shape {
             }
             Form::Ring => {
                 let mut holder = reading.oldest;
-                for (tick, count) in snapshots(&entry[REST..], reading.oldest + 1, reading.newest) {
+                for (tick, count) in snapshots(&entry[SNAPSHOTS..], reading.oldest + 1, reading.newest) {
                     let left = count.wrapping_sub(reading.base) & COUNT;
                     if left >= units && left <= reading.raw {
                         break;
@@ -312,6 +331,13 @@ const fn before(count: u64, places: u64) -> u64 {
     if place == 0 { places - 1 } else { place - 1 }
 }
 
+/// The oldest snapshot by a note that somebody at `tick` or before has made.
+#[inline]
+fn noted(note: u64, tick: u64) -> Option<u64> {
+    let looked = note >> BEHIND_BITS;
+    (looked <= tick).then(|| looked.saturating_sub(note & BEHIND))
+}
+
 const fn tag(tick: u64) -> u64 {
     tick % TAGS + 1
 }
@@ -335,7 +361,7 @@ fn begin<W: Word>(entry: &[W], tick: u64, count: u64) -> bool {
     if entry[FLOOR].load() < tick {
         entry[FLOOR].raise(tick);
     }
-    let slot = &entry[REST + (tick % RING) as usize];
+    let slot = &entry[SNAPSHOTS + (tick % RING) as usize];
     loop {
         let seen = slot.load();
         if seen >> COUNT_BITS == tag(tick) {

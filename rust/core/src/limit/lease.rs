@@ -411,9 +411,7 @@ impl LeaseBook {
                 entry.demand = entry.demand.saturating_add(cost);
             }
             Source::Debt => {
-                let owed = entry.owed_at(now, rules.window_ns());
-                entry.debt_sent = entry.debt_sent.min(owed);
-                entry.debt = owed + cost;
+                entry.debt = entry.owed_at(now, rules.window_ns()) + cost;
                 entry.debt_at = now;
                 self.counts.owed += u64::from(cost);
             }

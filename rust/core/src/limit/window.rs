@@ -1,7 +1,7 @@
 //! Many keys under one limit, for any number of workers at once.
 //!
 //! Strategy: [`table`](super::table) says which entry is a key's, [`history`](super::history) what it holds; this file asks
-//! and charges. A check only reads. A charge is one compare-and-swap of the word that the check judged by; when somebody was
+//! and charges. A check counts nothing. A charge is one compare-and-swap of the word that the check judged by; when somebody was
 //! faster, the key is judged anew. Rules:
 //! - time is an argument, the same clock for all workers of a table; on one entry it never runs backwards;
 //! - only admitted units are counted: refused requests cannot keep a client out for ever;
@@ -156,7 +156,7 @@ impl<M: Memory> SlidingWindow<M> {
         self.charge(&self.check(self.identify(key), now_ns, cost))
     }
 
-    /// Says whether `cost` units fit, counting nothing and writing nothing.
+    /// Says whether `cost` units fit, counting nothing.
     #[inline]
     pub fn check(&self, identity: Identity, now_ns: u64, cost: u32) -> Check {
         let now_ns = now_ns.min(MAX_NOW);

@@ -135,8 +135,6 @@ impl LeaseBook {
             let spare = ((ahead * 4.0).ceil() as u32).saturating_add(1).min(rules.limit);
             extra = if idle && contested { 0 } else { spare.saturating_sub(keep + need) };
         }
-        entry.debt = entry.owed_at(now, rules.window_ns());
-        entry.debt_sent = entry.debt;
         entry.held = keep;
         entry.sent = entry.spent;
         entry.flying = true;
@@ -228,11 +226,6 @@ impl LeaseBook {
         let jitter = self.jitter % JITTER_NS;
         let entry = &mut self.entries[index];
         let rules = &self.policies[entry.policy as usize];
-        if grant.units > 0 || grant.free > 0 {
-            // What was owed is counted and fitted: it is as good as leased. The same goes for all that was told before.
-            entry.debt = entry.debt.saturating_sub(entry.debt_sent);
-        }
-        entry.debt_sent = 0;
         entry.held = entry.held.saturating_add(grant.units);
         entry.expiry = self.sent_ns + rules.lease_ns();
         entry.free = grant.free;
