@@ -411,7 +411,9 @@ impl LeaseBook {
                 entry.demand = entry.demand.saturating_add(cost);
             }
             Source::Debt => {
-                entry.debt = entry.owed_at(now, rules.window_ns()) + cost;
+                let owed = entry.owed_at(now, rules.window_ns());
+                entry.debt_sent = entry.debt_sent.min(owed);
+                entry.debt = owed + cost;
                 entry.debt_at = now;
                 self.counts.owed += u64::from(cost);
             }

@@ -30,7 +30,7 @@ const JITTER_NS: u64 = 8 * MS;
 
 impl Policy {
     /// How far ahead a node asks for what it will surely spend.
-    fn horizon_ns(&self) -> u64 {
+    pub(super) fn horizon_ns(&self) -> u64 {
         (self.slot_us() * 1_000).clamp(50 * MS, 500 * MS)
     }
 }
@@ -135,6 +135,8 @@ impl LeaseBook {
             let spare = ((ahead * 4.0).ceil() as u32).saturating_add(1).min(rules.limit);
             extra = if idle && contested { 0 } else { spare.saturating_sub(keep + need) };
         }
+        entry.debt = entry.owed_at(now, rules.window_ns());
+        entry.debt_sent = entry.debt;
         entry.held = keep;
         entry.sent = entry.spent;
         entry.flying = true;
@@ -183,6 +185,7 @@ impl LeaseBook {
         self.clock = head.clock;
         self.judged = head.status == Status::Doubt && !jumped;
         if !jumped {
+            let moved = if self.anchor.is_none() { self.first_us(&head) } else { moved };
             if moved != 0 {
                 self.rebase(moved);
             }
@@ -226,6 +229,11 @@ impl LeaseBook {
         let jitter = self.jitter % JITTER_NS;
         let entry = &mut self.entries[index];
         let rules = &self.policies[entry.policy as usize];
+        if grant.units > 0 || grant.free > 0 {
+            // What was owed is counted and fitted: it is as good as leased. The same goes for all that was told before.
+            entry.debt = entry.debt.saturating_sub(entry.debt_sent);
+        }
+        entry.debt_sent = 0;
         entry.held = entry.held.saturating_add(grant.units);
         entry.expiry = self.sent_ns + rules.lease_ns();
         entry.free = grant.free;
@@ -279,6 +287,11 @@ impl LeaseBook {
         } else {
             0
         }
+    }
+
+    /// From this node's own clock, by which its slots went until the first answer, to the fleet's.
+    fn first_us(&self, head: &Head) -> i64 {
+        head.now_us.cast_signed() + 1 - (self.sent_ns / 1_000).cast_signed()
     }
 
     /// The fleet's clock is another one: everything remembered is moved along.
