@@ -178,7 +178,7 @@ class Script:
         leaving += [held.expiry + window for held in key.leases.values() if held.units > 0]
         retry = max(0, min(leaving) - now) if leaving else 0
         if others > 0:
-            retry = min(retry, slot_us)
+            retry = min(retry, math.floor(now / slot_us + 1.5) * slot_us - now)
         key.leases[node] = Lease(spent, keep + grant, now + lease)
         key.gone_at = wall_us + 1000 * (math.ceil(2 * (window + lease) / 1000) + 10_000)
         return struct.pack("<IIQ", grant, free - grant, retry)

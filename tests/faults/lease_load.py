@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import mmap
 import random
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,6 +60,12 @@ class Plan:
     """Of a sync; more than the default, so that a busy machine does not make Redis look lost."""
     seed: int = 1
 
+    def bound(self, *, away: bool) -> int:
+        """The most over the limit in any window while Redis keeps its data; `away`: nodes went on alone in between."""
+        if self.mode == "strict":
+            return 0
+        return self.nodes * (-(-self.limit // 64) + (max(1, self.limit // self.nodes) if away else 0))
+
     def factor(self, key: int) -> float:
         """How much of its limit a key is asked for."""
         return 20.0 if self.load == "overload" else 0.5 + 1.5 * key / max(1, self.keys - 1)
@@ -75,10 +83,8 @@ class Node:
         self.asked = [0] * plan.keys
         self.waits: list[int] = []
         self.names = [b"key-%d" % key for key in range(plan.keys)]
-        with (folder / f"node-{number}").open("w+b") as file:
-            file.truncate(RECORD.size * (1 << 18))
-            self.log = mmap.mmap(file.fileno(), 0)
-        self.at = 0
+        self.log, self.arrivals = mapped(folder / f"node-{number}"), mapped(folder / f"asked-{number}")
+        self.at = self.arrived = 0
         self.draw = random.Random(plan.seed * 1000 + number)
         self.tasks: set[asyncio.Task[None]] = set()
 
@@ -118,6 +124,8 @@ class Node:
             done += owing
             for key in draw.choices(keys, weights, k=owing):
                 self.asked[key] += 1
+                RECORD.pack_into(self.arrivals, self.arrived, time.monotonic_ns(), key)
+                self.arrived += RECORD.size
                 verdict = self.hit(key)
                 if verdict == UNKNOWN:
                     task = asyncio.create_task(self.wait(key))
@@ -142,6 +150,26 @@ class Node:
         }
 
 
+def mapped(file: Path) -> mmap.mmap:
+    """Room for records that outlive their process."""
+    with file.open("w+b") as opened:
+        opened.truncate(RECORD.size * (1 << 20))
+        return mmap.mmap(opened.fileno(), 0)
+
+
+def central(times: Sequence[int], limit: int, window_ns: int) -> int:
+    """How many of these arrivals one exact limiter admits that sees them all at once."""
+    log: deque[int] = deque()
+    admitted = 0
+    for at in times:
+        while log and log[0] <= at - window_ns:
+            log.popleft()
+        if len(log) < limit:
+            log.append(at)
+            admitted += 1
+    return admitted
+
+
 def worst_window(times: Sequence[int], window_ns: int) -> tuple[int, int]:
     """The most admissions that any true window held, and the time of the last of them."""
     most = left = when = 0
@@ -154,8 +182,9 @@ def worst_window(times: Sequence[int], window_ns: int) -> tuple[int, int]:
 
 
 def read_log(file: Path) -> list[tuple[int, int]]:
-    """The (time, key) of every admission of a node."""
-    return [record for record in RECORD.iter_unpack(file.read_bytes()) if record[0]]
+    """The (time, key) of everything that a node wrote down."""
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as records:
+        return list(itertools.takewhile(lambda record: record[0], RECORD.iter_unpack(records)))
 
 
 def main(plan: Plan) -> dict[str, Any]:
@@ -211,42 +240,45 @@ def _tell(
     return told
 
 
-def _judge(plan: Plan, folder: Path, begin_ns: int, told: list[dict[str, Any]]) -> dict[str, Any]:
-    window_ns = int(plan.window_s * S)
+def _merged(plan: Plan, folder: Path, name: str) -> dict[int, list[int]]:
+    """What all nodes wrote down, by key and in order of time."""
     times: dict[int, list[int]] = {key: [] for key in range(plan.keys)}
     for number in range(plan.nodes):
-        for at, key in read_log(folder / f"node-{number}"):
+        for at, key in read_log(folder / f"{name}-{number}"):
             times[key].append(at)
+    for found in times.values():
+        found.sort()
+    return times
+
+
+def _judge(plan: Plan, folder: Path, begin_ns: int, told: list[dict[str, Any]]) -> dict[str, Any]:
+    window_ns = int(plan.window_s * S)
+    times, arrivals = (_merged(plan, folder, name) for name in ("node", "asked"))
     worst = {}
     for key, found in times.items():
-        found.sort()
         worst[key] = worst_window(found, window_ns)
     over, where, key = max((most - plan.limit, when, key) for key, (most, when) in worst.items())
-    # Use: of what was asked for or allowed, whichever is less, from the second window on.
-    span = (plan.windows - 1) * window_ns
+    # Use: of what an exact central limiter would have admitted of the same arrivals; more than that for a key adds nothing.
+    could = {key: central(found, plan.limit, window_ns) for key, found in arrivals.items()}
+    used = sum(min(len(times[key]), most) for key, most in could.items())
+    away = sum(node["away"] for node in told)
     asked_total = sum(sum(node["asked"]) for node in told)
-    used = could = 0.0
-    for number, found in times.items():
-        asked = sum(node["asked"][number] for node in told) * (plan.windows - 1) / plan.windows
-        allowed = plan.limit * span / window_ns
-        if asked >= allowed:
-            used += sum(1 for at in found if at >= begin_ns + window_ns)
-            could += allowed
     calls = sum(node["calls"] for node in told)
     after = begin_ns + (max((at for at, _ in plan.faults), default=0.0) + 1.0) * window_ns
     later = max(worst_window([at for at in found if at >= after], window_ns)[0] for found in times.values())
     return {
         "asked": asked_total,
+        "bound": plan.bound(away=away > 0),
         "admitted": sum(len(found) for found in times.values()),
         "over": over,
         "over_at": (where - begin_ns) / window_ns,
         "over_key": key,
         "over_later": later - plan.limit,
-        "use": used / could if could else None,
+        "use": used / sum(could.values()),
         "calls": calls,
         "requests_per_call": asked_total / max(1, calls),
         "losses": sum(node["losses"] for node in told),
-        "away": sum(node["away"] for node in told),
+        "away": away,
         "verdicts": [sum(node["verdicts"][which] for node in told) for which in range(4)],
         "owed": sum(node["counts"][2] for node in told),
         "alone": sum(node["counts"][3] for node in told),

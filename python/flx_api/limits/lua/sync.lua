@@ -151,7 +151,8 @@ for index = 4, #KEYS do
   end
   if frees then retry = math.min(retry or frees, frees) end
   retry = retry and math.max(0, retry - now) or 0
-  if others > 0 then retry = math.min(retry, rule.slot) end -- they may return some before
+  -- Others may return some before; asking at the ends of slots lets all keys of a policy go in one call.
+  if others > 0 then retry = math.min(retry, math.floor(now / rule.slot + 1.5) * rule.slot - now) end
   for _, field in ipairs({ node, spent, keep + grant, now + rule.lease }) do kept[#kept + 1] = field end
 
   local lives_ms = math.ceil(2 * (rule.window + rule.lease) / 1000) + 10000

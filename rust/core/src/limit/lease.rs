@@ -392,7 +392,8 @@ impl LeaseBook {
         if check.verdict != Verdict::Admitted {
             entry.pending = entry.pending.saturating_add(cost).min(rules.limit);
         }
-        self.ask(index, if urgent { now } else { now + sync::TICK_NS });
+        let when = if urgent { now } else { now + entry.calm_ns(rules.horizon_ns()).max(sync::TICK_NS) };
+        self.ask(index, when);
         check
     }
 
@@ -410,7 +411,9 @@ impl LeaseBook {
                 entry.demand = entry.demand.saturating_add(cost);
             }
             Source::Debt => {
-                entry.debt = entry.owed_at(now, rules.window_ns()) + cost;
+                let owed = entry.owed_at(now, rules.window_ns());
+                entry.debt_sent = entry.debt_sent.min(owed);
+                entry.debt = owed + cost;
                 entry.debt_at = now;
                 self.counts.owed += u64::from(cost);
             }
@@ -422,7 +425,7 @@ impl LeaseBook {
         entry.ring.add(cost);
         let low = entry.rate * sync::LEAD_S;
         if (entry.held as f32) < low && !self.away {
-            let when = now.max(entry.blocked_until);
+            let when = (now + entry.calm_ns(rules.horizon_ns())).max(entry.blocked_until);
             self.ask(index, when);
         } else if entry.due == u64::MAX {
             // Spent units may stay unreported for as long as their lease counts anyway.

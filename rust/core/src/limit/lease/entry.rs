@@ -15,9 +15,11 @@ pub(super) struct Entry {
     /// As far as Redis is known to have counted, and as far as the call under way tells.
     pub(super) acked: u64,
     pub(super) sent: u64,
-    /// Spent without a lease within one window of `debt_at`.
+    /// Spent without a lease within one window of `debt_at`, and not known to have fitted.
     pub(super) debt: u32,
     pub(super) debt_at: u64,
+    /// What of it the call under way tells.
+    pub(super) debt_sent: u32,
     /// Units that the fleet had left when it was last asked; the limit before that.
     pub(super) free: u32,
     /// When quota grows next, as far as known.
@@ -51,6 +53,7 @@ impl Entry {
             sent: floor,
             debt: 0,
             debt_at: 0,
+            debt_sent: 0,
             free: limit,
             next_at: 0,
             blocked_until: 0,
@@ -69,6 +72,11 @@ impl Entry {
     /// Units that may be spent at `now`.
     pub(super) fn held_at(&self, now: u64) -> u32 {
         if now < self.expiry { self.held } else { 0 }
+    }
+
+    /// How long a request is rather improbable: a fifth of the time between two of them.
+    pub(super) fn calm_ns(&self, most: u64) -> u64 {
+        ((2e8 / self.rate.max(0.1)) as u64).min(most)
     }
 
     /// Units owed within the window; all of them until the last has left it.

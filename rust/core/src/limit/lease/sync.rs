@@ -14,8 +14,9 @@ use crate::error::Unusable;
 
 /// How long a request that was refused for want of a lease may wait before a call is made for it alone.
 pub(super) const TICK_NS: u64 = 25 * MS;
-/// Keys that are due within this go along with a call that is made anyway.
-const COALESCE_NS: u64 = 20 * MS;
+/// Keys that are due within this go along with a call that is made anyway; where quota has to grow first, hardly earlier.
+const COALESCE_NS: u64 = 250 * MS;
+const COALESCE_BLOCKED_NS: u64 = 8 * MS;
 /// A node without news says as often that it is there.
 const BEAT_NS: u64 = 500 * MS;
 /// More units are asked for when those held last less than this.
@@ -29,7 +30,7 @@ const JITTER_NS: u64 = 8 * MS;
 
 impl Policy {
     /// How far ahead a node asks for what it will surely spend.
-    fn horizon_ns(&self) -> u64 {
+    pub(super) fn horizon_ns(&self) -> u64 {
         (self.slot_us() * 1_000).clamp(50 * MS, 500 * MS)
     }
 }
@@ -76,7 +77,7 @@ impl LeaseBook {
         }
         self.latest = self.latest.max(now_ns);
         let now = self.latest;
-        let mut reports = Vec::new();
+        let (mut reports, mut early) = (Vec::new(), Vec::new());
         // A stranger to the fleet only says hello; what it has to tell waits for the fleet's seed.
         while self.epoch != 0 && self.step_us == 0 && reports.len() < max {
             let Some(&Reverse((when, index))) = self.queue.peek() else { break };
@@ -85,10 +86,16 @@ impl LeaseBook {
             }
             self.queue.pop();
             let entry = &self.entries[index as usize];
-            if entry.due == when && !entry.flying {
+            if entry.due != when || entry.flying {
+                continue;
+            }
+            if when > now + COALESCE_BLOCKED_NS && entry.blocked_until > now {
+                early.push(Reverse((when, index)));
+            } else {
                 reports.push(self.report(index, now));
             }
         }
+        self.queue.extend(early);
         self.call += 1;
         self.sent_ns = now;
         self.flying = true;
@@ -128,6 +135,8 @@ impl LeaseBook {
             let spare = ((ahead * 4.0).ceil() as u32).saturating_add(1).min(rules.limit);
             extra = if idle && contested { 0 } else { spare.saturating_sub(keep + need) };
         }
+        entry.debt = entry.owed_at(now, rules.window_ns());
+        entry.debt_sent = entry.debt;
         entry.held = keep;
         entry.sent = entry.spent;
         entry.flying = true;
@@ -176,6 +185,7 @@ impl LeaseBook {
         self.clock = head.clock;
         self.judged = head.status == Status::Doubt && !jumped;
         if !jumped {
+            let moved = if self.anchor.is_none() { self.first_us(&head) } else { moved };
             if moved != 0 {
                 self.rebase(moved);
             }
@@ -219,6 +229,11 @@ impl LeaseBook {
         let jitter = self.jitter % JITTER_NS;
         let entry = &mut self.entries[index];
         let rules = &self.policies[entry.policy as usize];
+        if grant.units > 0 || grant.free > 0 {
+            // What was owed is counted and fitted: it is as good as leased. The same goes for all that was told before.
+            entry.debt = entry.debt.saturating_sub(entry.debt_sent);
+        }
+        entry.debt_sent = 0;
         entry.held = entry.held.saturating_add(grant.units);
         entry.expiry = self.sent_ns + rules.lease_ns();
         entry.free = grant.free;
@@ -272,6 +287,11 @@ impl LeaseBook {
         } else {
             0
         }
+    }
+
+    /// From this node's own clock, by which its slots went until the first answer, to the fleet's.
+    fn first_us(&self, head: &Head) -> i64 {
+        head.now_us.cast_signed() + 1 - (self.sent_ns / 1_000).cast_signed()
     }
 
     /// The fleet's clock is another one: everything remembered is moved along.

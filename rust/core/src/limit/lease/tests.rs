@@ -97,8 +97,8 @@ fn debt_ends_where_the_fleet_has_nothing_left() {
     let mut book = book(Mode::Fast, 640, 1 << 20);
     greet(&mut book, S);
     assert_eq!(Verdict::Admitted, book.hit(0, b"key", S, 4).verdict, "10 units may be owed");
-    lease(&mut book, S + 25 * MS, 0, 0);
-    assert_eq!(Verdict::Refused, book.hit(0, b"key", S + 25 * MS, 1).verdict);
+    lease(&mut book, S + 500 * MS, 0, 0);
+    assert_eq!(Verdict::Refused, book.hit(0, b"key", S + 500 * MS, 1).verdict);
 }
 
 #[test]
@@ -128,4 +128,46 @@ fn a_ring_counts_65_slots_and_moves_with_the_clock() {
     ring.remove(1);
     ring.advance(566);
     assert_eq!(0, ring.total());
+}
+
+#[test]
+fn a_debt_that_fitted_is_forgiven_and_one_that_did_not_is_not() {
+    for (units, free, expected) in [(0, 100, Verdict::Admitted), (1, 0, Verdict::Refused), (0, 0, Verdict::Refused)] {
+        let mut book = book(Mode::Fast, 640, 1 << 20);
+        greet(&mut book, S);
+        assert_eq!(Verdict::Admitted, book.hit(0, b"key", S, 10).verdict, "10 units may be owed");
+        assert_eq!(Verdict::Refused, book.hit(0, b"key", S, 1).verdict);
+        lease(&mut book, S + 500 * MS, units, free);
+        assert_eq!(expected, book.hit(0, b"key", S + 500 * MS, 10).verdict, "{units} granted, {free} free");
+    }
+}
+
+#[test]
+fn what_was_owed_before_the_first_answer_is_told_in_the_slots_of_the_fleet() {
+    let mut book = book(Mode::Fast, 640, 1 << 20);
+    assert_eq!(Verdict::Admitted, book.hit(0, b"key", S, 10).verdict);
+    assert!(book.collect(S, 10, b"sha").is_some());
+    book.apply(&answer(1, 1_700_000_000_000_000, &[]), S).expect("an answer");
+    let call = book.collect(S, 10, b"sha").expect("a report of the debt");
+    // The report ends with its pairs: how many, then (slots back, units).
+    assert!(call.ends_with(&[1, 0, 10, 0, 0, 0, b'\r', b'\n']), "10 units of now");
+}
+
+#[test]
+fn crowding_gives_a_key_over_its_limit_no_fresh_window() {
+    let mut book = book(Mode::Fast, 64, 16 * 1024);
+    greet(&mut book, S);
+    assert_eq!(Verdict::Admitted, book.hit(0, b"key", S, 1).verdict, "its debt");
+    let mut now = S;
+    for key in 0..1_000_u32 {
+        now += 30 * MS;
+        book.hit(0, &key.to_le_bytes(), now, 1);
+        if let Some(call) = book.collect(now, 256, b"sha") {
+            let reports = call.windows(10).filter(|words| words == b"{flx}:key:").count();
+            book.apply(&answer(0, now / 1_000, &vec![(0, 0, 60_000_000); reports]), now).expect("an answer");
+        }
+    }
+    assert!(book.find(book.identify(0, b"key")).is_none(), "others have its place");
+    assert_eq!(Verdict::Refused, book.hit(0, b"key", now, 1).verdict);
+    assert_eq!(Verdict::Refused, book.hit(0, b"key", now + 29 * S, 1).verdict);
 }
