@@ -258,7 +258,8 @@ def _judge(plan: Plan, folder: Path, begin_ns: int, told: list[dict[str, Any]]) 
     for key, found in times.items():
         worst[key] = worst_window(found, window_ns)
     over, where, key = max((most - plan.limit, when, key) for key, (most, when) in worst.items())
-    # Use: of what an exact central limiter would have admitted of the same arrivals; more than that for a key adds nothing.
+    # Use: of what an exact central limiter would have admitted of the same arrivals;
+    # more than that for a key adds nothing.
     could = {key: central(found, plan.limit, window_ns) for key, found in arrivals.items()}
     used = sum(min(len(times[key]), most) for key, most in could.items())
     away = sum(node["away"] for node in told)
