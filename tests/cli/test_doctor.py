@@ -5,6 +5,8 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING
 
+from tests.redis_server import RedisServer
+
 from flx_api.cli import doctor, runtime
 from flx_api.config import Settings
 
@@ -64,9 +66,23 @@ def test_a_taken_port_is_broken(tmp_path: Path) -> None:
 def test_a_redis_that_is_not_there_is_broken(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    settings = Settings(project=str(tmp_path), redis_url=f"redis://127.0.0.1:{port}/0")
+    settings = Settings(project=str(tmp_path), redis_url=f"redis://:w0rd@127.0.0.1:{port}/0")
     (finding,) = doctor._run(doctor.redis, settings)
-    assert "broken" == finding.state
+    assert ("broken", "FLX_REDIS_URL: no Redis there (ConnectionError)") == (finding.state, finding.what)
+
+
+def test_a_redis_at_a_socket_is_found_and_its_password_tried(tmp_path: Path) -> None:
+    server = RedisServer(tmp_path)
+    server.start()
+    try:
+        (finding,) = doctor._run(doctor.redis, Settings(redis_url=server.url))
+        assert ("good", "FLX_REDIS_URL: Redis answers") == (finding.state, finding.what)
+        server.ask(b"CONFIG", b"SET", b"requirepass", b"w0rd")
+        for url, state in ((server.url, "broken"), (f"{server.url}?password=w0rd", "good")):
+            (finding,) = doctor._run(doctor.redis, Settings(redis_url=url))
+            assert (state, False) == (finding.state, "w0rd" in finding.what)
+    finally:
+        server.kill()
 
 
 def test_another_meltano_is_remarked(tmp_path: Path) -> None:

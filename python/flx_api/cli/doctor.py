@@ -7,7 +7,6 @@ Nothing is changed, and nothing waits for long.
 from __future__ import annotations
 
 import shutil
-import socket
 import subprocess
 import sys
 from typing import TYPE_CHECKING, NamedTuple
@@ -159,17 +158,23 @@ def redis(settings: Settings) -> Iterator[Finding]:
     """Redis, when one is configured."""
     if settings.redis_url is None:
         return
-    from urllib.parse import urlsplit  # noqa: PLC0415 - only here
+    from redis import AuthenticationError, Redis, RedisError  # noqa: PLC0415 - only where one is used
+    from redis.backoff import NoBackoff  # noqa: PLC0415
+    from redis.retry import Retry  # noqa: PLC0415
 
-    place = urlsplit(settings.redis_url)
-    with socket.create_connection((place.hostname or "127.0.0.1", place.port or 6379), timeout=3) as connection:
-        connection.sendall(b"PING\r\n")
-        answer = connection.recv(64)
-    # A server that asks for a password is there all the same.
-    good = answer.startswith((b"+PONG", b"-NOAUTH"))
-    yield Finding(
-        "good" if good else "broken", "FLX_REDIS_URL: Redis answers" if good else "FLX_REDIS_URL: no Redis there"
-    )
+    once = Retry(NoBackoff(), 0)
+    client = Redis.from_url(settings.redis_url, socket_timeout=3, socket_connect_timeout=3, retry=once)
+    try:
+        client.ping()
+    except AuthenticationError:
+        yield Finding("broken", "FLX_REDIS_URL: Redis does not accept the name or password")
+    except (RedisError, OSError) as error:
+        # The error's text may hold the address, which may hold a password.
+        yield Finding("broken", f"FLX_REDIS_URL: no Redis there ({type(error).__name__})")
+    else:
+        yield Finding("good", "FLX_REDIS_URL: Redis answers")
+    finally:
+        client.close()
 
 
 CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (

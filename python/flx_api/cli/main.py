@@ -195,7 +195,9 @@ def config_check(project: ProjectOption = None) -> None:
     from flx_api.cli import runtime  # noqa: PLC0415
     from flx_api.config import describe  # noqa: PLC0415
 
-    runtime.check_project(_settings(project=project))
+    settings = _settings(project=project)
+    runtime.check_project(settings)
+    runtime.check_limits(settings)
     known = {setting.name for setting in describe()} | {"FLX_URL", "FLX_TOKEN"}
     for name in sorted(name for name in os.environ if name.startswith("FLX_") and name not in known):
         print(f"{name}: is no setting of this version, and has no effect", file=sys.stderr)
