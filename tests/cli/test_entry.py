@@ -1,4 +1,4 @@
-"""The entry of the command line: a service without options starts as one with options does, only without their parser."""
+"""The entry of the command line: `flx serve` alone does what it does with options, only without their parser."""
 
 from __future__ import annotations
 

@@ -165,8 +165,8 @@ async def _live(settings: Settings, address: Address, ready: Callable[[], None],
         await _tell(journal, SystemEvent("started", "The daemon accepts commands."))
         log.info("daemon ready", epoch=journal.epoch, seq=journal.seq)
         ready()
-        # Last: Meltano's import takes a core for a second or more, and nobody who waits for us waits for that. The gateway,
-        # which is about to say that all is ready, gets its answers first.
+        # Last: Meltano's import takes a core for a second or more, and nobody who waits for us waits for that. The
+        # gateway, which is about to say that all is ready, gets its answers first.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_HEAD_START_S):
                 await stop.wait()
