@@ -48,6 +48,7 @@ from flx_api.daemon.users import Users
 from flx_api.errors import FlxError, ProjectInvalid, StartupError
 from flx_api.models.event import SystemEvent
 from flx_api.observability.logging import set_up
+from flx_api.proto import http2
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -157,6 +158,7 @@ async def _live(settings: Settings, address: Address, ready: Callable[[], None],
         stack.push_async_callback(dispatcher.close, _CHANGES_END_S)
         daemon = DaemonService(services, dispatcher, _trust(settings, address, revocations))
         guarded, health = services_of(daemon)
+        http2.install()
         server = Server(guarded)
         await _listen(server, address)
         stack.push_async_callback(_stop_serving, server, address)

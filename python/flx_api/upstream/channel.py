@@ -27,6 +27,7 @@ import structlog
 from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 
 from flx_api.errors import DeadlineExceeded, Unavailable
+from flx_api.proto import http2
 from flx_api.proto.flx.v1.daemon_grpc import DaemonStub
 from flx_api.proto.flx.v1.daemon_pb2 import CommandBatch, CommandFrame, Principal, ReplyBatch, ReplyFrame
 
@@ -117,6 +118,7 @@ class Upstream:
 
     def start(self) -> None:
         """Connect in the background and stay connected."""
+        http2.install()
         self._task = asyncio.create_task(self._run(), name="upstream")
 
     async def close(self) -> None:
