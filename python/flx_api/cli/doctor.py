@@ -7,7 +7,6 @@ Nothing is changed, and nothing waits for long.
 from __future__ import annotations
 
 import shutil
-import socket
 import subprocess
 import sys
 from typing import TYPE_CHECKING, NamedTuple
@@ -25,6 +24,7 @@ _MIN_PYTHON, _PAST_PYTHON = (3, 11), (3, 15)
 _LOW_DISK_GIB = 1.0
 _MELTANO = "4.4.1"
 _TIMEOUT_S = 20
+_REDIS_TIMEOUT_S = 3
 
 
 class Finding(NamedTuple):
@@ -156,20 +156,30 @@ def service(settings: Settings) -> Iterator[Finding]:
 
 
 def redis(settings: Settings) -> Iterator[Finding]:
-    """Redis, when one is configured."""
+    """Redis, when one is configured: asked with the whole address, as the gateways ask. An error's text may hold it."""
     if settings.redis_url is None:
         return
-    from urllib.parse import urlsplit  # noqa: PLC0415 - only here
+    from redis import Redis  # noqa: PLC0415 - only here
+    from redis.backoff import NoBackoff  # noqa: PLC0415
+    from redis.exceptions import AuthenticationError, RedisError, ResponseError  # noqa: PLC0415
+    from redis.retry import Retry  # noqa: PLC0415
 
-    place = urlsplit(settings.redis_url)
-    with socket.create_connection((place.hostname or "127.0.0.1", place.port or 6379), timeout=3) as connection:
-        connection.sendall(b"PING\r\n")
-        answer = connection.recv(64)
-    # A server that asks for a password is there all the same.
-    good = answer.startswith((b"+PONG", b"-NOAUTH"))
-    yield Finding(
-        "good" if good else "broken", "FLX_REDIS_URL: Redis answers" if good else "FLX_REDIS_URL: no Redis there"
-    )
+    wait_s, once = _REDIS_TIMEOUT_S, Retry(NoBackoff(), 0)
+    try:
+        with Redis.from_url(
+            settings.redis_url, protocol=3, socket_timeout=wait_s, socket_connect_timeout=wait_s, retry=once
+        ) as client:
+            client.ping()
+    except (TypeError, ValueError):  # the former for an option that no connection has
+        yield Finding("broken", "FLX_REDIS_URL: is no redis:, rediss: or unix: address")
+    except AuthenticationError:
+        yield Finding("broken", "FLX_REDIS_URL: Redis refuses the user or the password")
+    except ResponseError as error:
+        yield Finding("broken", f"FLX_REDIS_URL: Redis refuses what the address says ({type(error).__name__})")
+    except (RedisError, OSError) as error:
+        yield Finding("broken", f"FLX_REDIS_URL: Redis does not answer ({type(error).__name__})")
+    else:
+        yield Finding("good", "FLX_REDIS_URL: Redis answers")
 
 
 CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (
