@@ -15,11 +15,11 @@ import contextlib
 import secrets
 from typing import TYPE_CHECKING, TypeVar
 
-from sqlalchemy import delete, func, insert, select
+from sqlalchemy import bindparam, delete, exists, func, insert, select
 from sqlalchemy.exc import DBAPIError
 
 from flx_api.daemon.journal.database import bring_to_head, engine_of, is_storage_fault, storage_error
-from flx_api.daemon.journal.tables import events, idempotency, identity, revocations
+from flx_api.daemon.journal.tables import events, executions, idempotency, identity, revocations, topic_heads
 from flx_api.daemon.journal.tail import EventRow, Tail
 from flx_api.daemon.journal.writer import Group, Pending, Tx, Writer
 from flx_api.errors import FlxError, Unavailable
@@ -33,6 +33,7 @@ T = TypeVar("T")
 
 _TAIL_ROWS = 4096
 _PRUNE_STEP = 1000
+_EXECUTION = "execution."
 
 
 class Journal:
@@ -175,8 +176,9 @@ class Journal:
         return self.seq
 
     async def prune(self, before_us: int, keep_rows: int) -> int:
-        """Remove events and idempotency keys older than a time, events beyond a number, and revocations that are over.
+        """Remove events and idempotency keys older than a time, events beyond a number, and what is then of no use.
 
+        That is revocations that are over, and the heads of topics of executions that are over and have no events left.
         All of it in small steps.
 
         Args:
@@ -193,6 +195,8 @@ class Journal:
         while await self.write(lambda tx: _prune_keys(tx.connection, before_us)):
             pass
         while await self.write(_prune_revocations):
+            pass
+        while await self.write(_prune_heads):
             pass
         return removed
 
@@ -277,6 +281,25 @@ def _prune_events(connection: Connection, before_us: int, up_to_seq: int) -> _St
         return None
     connection.execute(delete(events).where(events.c.seq < oldest[count][0]))
     return _Step(count, oldest[count][0])
+
+
+def _prune_heads(tx: Tx) -> int:
+    """Remove up to a step of heads that no event will follow: of executions that are over, their own events gone.
+
+    Only such topics grow in number. One that could go on must keep its head: an event without one before it begins a
+    topic.
+    """
+    oldest = select(func.min(events.c.seq)).scalar_subquery()
+    rest = func.substr(topic_heads.c.topic, len(_EXECUTION) + 1)
+    going_on = exists().where(
+        executions.c.id == func.substr(rest, 1, func.instr(rest, ".") - 1), executions.c.finished_us.is_(None)
+    )
+    place = (topic_heads.c.tenant, topic_heads.c.project_id, topic_heads.c.topic)
+    query = select(*place).where(topic_heads.c.seq < oldest, topic_heads.c.topic.startswith(_EXECUTION), ~going_on)
+    over = [row._asdict() for row in tx.connection.execute(query.limit(_PRUNE_STEP))]
+    if over:
+        tx.connection.execute(delete(topic_heads).where(*(column == bindparam(column.name) for column in place)), over)
+    return len(over)
 
 
 def _prune_keys(connection: Connection, before_us: int) -> int:
