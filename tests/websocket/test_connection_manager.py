@@ -88,7 +88,7 @@ def test_an_event_comes_once_to_everyone_who_may_hear_it() -> None:
         assert seqs(both) == [1, 3]
         assert hub.metrics.subscriptions == 4
         for connection in (both, other, deaf, star):
-            hub.manager.disconnect(connection, CloseCode.BYE)
+            hub.manager.disconnect(connection, CloseCode.GONE)
         assert (hub.metrics.subscriptions, hub.metrics.connections) == (0, 0)
 
     run(story)
