@@ -86,6 +86,34 @@ def test_an_epoch_and_the_sequence_outlive_a_restart(tmp_path: Path) -> None:
     asyncio.run(story())
 
 
+def test_a_database_that_was_put_back_is_another_history(tmp_path: Path) -> None:
+    """Its numbers are given again, for other events: nobody may take them for what was there before."""
+
+    async def story() -> None:
+        async with opened(tmp_path) as journal:
+            epoch = journal.epoch
+            await journal.write(emit())
+            with (
+                closing(sqlite3.connect(tmp_path / "flx.db")) as here,
+                closing(sqlite3.connect(tmp_path / "b")) as there,
+            ):
+                here.backup(there)
+            await journal.write(emit())
+        (tmp_path / "b").replace(tmp_path / "flx.db")
+        async with opened(tmp_path) as journal:
+            assert journal.seq == 1
+            assert journal.epoch != epoch
+            epoch = journal.epoch
+            assert await journal.write(emit()) == 2
+        async with opened(tmp_path) as journal:
+            assert (journal.epoch, journal.seq) == (epoch, 2)
+        (tmp_path / "flx.db-mark").unlink()
+        async with opened(tmp_path) as journal:
+            assert journal.epoch != epoch, "one that comes without its mark may have been anywhere"
+
+    asyncio.run(story())
+
+
 def test_a_failing_change_raises_to_its_caller_and_disturbs_no_neighbour(tmp_path: Path) -> None:
     def fails(tx: Tx) -> None:
         add_user(tx, "lost")

@@ -6,6 +6,8 @@ own, since an indexed read of a file in the page cache costs microseconds and WA
 Rules:
 - A `with journal.read()` block must not await.
 - Sequence numbers are dense within an epoch. Retention removes events from the old end only and never the newest.
+- A database that has lost events (it was put back from a backup) begins a new epoch: positions in the old one are no
+  longer good.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from typing import TYPE_CHECKING, TypeVar
 from sqlalchemy import bindparam, delete, exists, func, insert, select
 from sqlalchemy.exc import DBAPIError
 
-from flx_api.daemon.journal.database import bring_to_head, engine_of, is_storage_fault, storage_error
+from flx_api.daemon.journal.database import bring_to_head, engine_of, file_of, is_storage_fault, storage_error
+from flx_api.daemon.journal.mark import Mark
 from flx_api.daemon.journal.tables import events, executions, idempotency, identity, revocations, topic_heads
 from flx_api.daemon.journal.tail import EventRow, Tail
 from flx_api.daemon.journal.writer import Group, Pending, Tx, Writer
@@ -72,6 +75,8 @@ class Journal:
         self._closed = False
         self._reading = 0
         self._opened: asyncio.Future[int] = self._loop.create_future()
+        database = file_of(url)
+        self._mark = Mark(database.with_name(database.name + "-mark"))
         self._writer = Writer(
             self._connect,
             self._reconnect,
@@ -209,6 +214,7 @@ class Journal:
         # The thread's last delivery was scheduled before it ended; by now it has run.
         self._news.set()
         self._reader.close()
+        self._mark.close()
 
     # In the writer thread:
 
@@ -216,13 +222,15 @@ class Journal:
         connection = engine_of(self._url, read_only=False, busy_timeout_ms=self._busy_timeout_ms).connect()
         bring_to_head(connection)
         with connection.begin():
-            epoch = connection.execute(select(identity.c.epoch)).scalar()
-            if epoch is None:
-                epoch = secrets.token_hex(8)
-                connection.execute(insert(identity), {"id": 1, "epoch": epoch, "created_us": self._clock()})
             # Retention never removes the newest event, so this is the last number ever given.
             seq = connection.execute(select(func.max(events.c.seq))).scalar() or 0
+            epoch = connection.execute(select(identity.c.epoch)).scalar()
+            if epoch is None or not self._mark.allows(epoch, seq):
+                epoch = secrets.token_hex(8)
+                connection.execute(delete(identity))
+                connection.execute(insert(identity), {"id": 1, "epoch": epoch, "created_us": self._clock()})
         self.epoch = epoch
+        self._mark.set(epoch, seq)
         return connection, seq
 
     def _reconnect(self) -> Connection:
@@ -232,6 +240,8 @@ class Journal:
         self._call_soon(lambda: self._opened.set_exception(error) if error else self._opened.set_result(seq))
 
     def _deliver(self, group: Group) -> None:
+        if group.events:
+            self._mark.set(self.epoch, group.seq)
         self._call_soon(lambda: self._settle(group))
 
     def _call_soon(self, callback: Callable[[], None]) -> None:
