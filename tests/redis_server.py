@@ -84,6 +84,12 @@ class RedisServer:
             self.process.wait()
             self.process = None
 
+    def forget(self) -> None:
+        """Take away what a killed one has on disk."""
+        assert self.process is None
+        for kept in self.folder.glob("appendonly*"):
+            shutil.rmtree(kept) if kept.is_dir() else kept.unlink()
+
     def freeze(self) -> None:
         """Let it hang."""
         assert self.process is not None

@@ -18,11 +18,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import jwt
 import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 ROOT = Path(__file__).resolve().parent.parent
 PLUGIN_KINDS = ("extractors", "loaders", "utilities")
@@ -63,6 +66,11 @@ def processes_of(folder: Path) -> list[str]:
     return found
 
 
+def _children(pid: int) -> list[int]:
+    """The child processes of a process."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 class Service:
     """One running service."""
 
@@ -98,6 +106,32 @@ class Service:
         """The supervisor's process id."""
         assert self._process is not None
         return self._process.pid
+
+    def child(self, module: str) -> int:
+        """The process of the supervisor's child that runs a module."""
+        (found,) = [pid for pid in _children(self.pid) if module in Path(f"/proc/{pid}/cmdline").read_text()]
+        return found
+
+    @property
+    def workers(self) -> list[int]:
+        """The processes of the gateway's workers; none while it is being started again."""
+        try:
+            return _children(self.child("gateway_process"))
+        except (OSError, ValueError):
+            return []
+
+    def workers_at(self, ports: Iterable[int]) -> dict[int, int]:
+        """The worker that holds the other end of a client's connection, by the client's port."""
+        listed = (line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:])
+        # Our end names the same ports the other way round, so only the remote one is looked at.
+        inodes = {f"socket:[{words[9]}]": int(words[2].rpartition(":")[2], 16) for words in listed}
+        wanted = set(ports)
+        return {
+            port: pid
+            for pid in self.workers
+            for descriptor in Path(f"/proc/{pid}/fd").iterdir()
+            if descriptor.is_symlink() and (port := inodes.get(str(descriptor.readlink()), 0)) in wanted
+        }
 
     @property
     def endpoints(self) -> dict[str, Any]:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from redis.asyncio.connection import ConnectionPool
+from tests.small_admission import Small
 
 from flx_api import config
 from flx_api.errors import StartupError
@@ -14,6 +19,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 KEY = "k" * 32
+_NETWORKS = st.builds(
+    lambda address, length, form: form.format(
+        ip_network((address, length % (address.max_prefixlen + 1)), strict=False)
+    ),
+    st.ip_addresses(),
+    st.integers(0, 128),
+    st.sampled_from(["{0}", "{0.network_address}", "{0.with_netmask}", "{0.network_address}%1/{0.prefixlen}"]),
+)
 
 
 def test_defaults_need_nothing() -> None:
@@ -95,6 +108,20 @@ def test_environment_and_overrides() -> None:
             "FLX_JWT_JWKS: http: is for loopback addresses in development",
         ),
         ({"FLX_JWT_JWKS": "/nowhere/keys.json"}, "FLX_JWT_JWKS: the file cannot be read"),
+        (
+            {"FLX_RATE_LIMITS": '[{"name":"a","by":"ip","limit":1,"window":"367d"}]'},
+            "FLX_RATE_LIMITS: [0].window: is longer than 366 days",
+        ),
+        (
+            {"FLX_RATE_LIMITS": '[{"name":"a","by":"ip","limit":1,"window":"1s","two\\nlines":2}]'},
+            "FLX_RATE_LIMITS[0]: unknown field two lines",
+        ),
+        ({"FLX_TRUSTED_PROXIES": "::1,10.0.0.1/8"}, "FLX_TRUSTED_PROXIES[1]: is no address and no network"),
+        ({"FLX_TRUSTED_HOSTS": "api.example:8000"}, "FLX_TRUSTED_HOSTS[0]: is no name of a host"),
+        ({"FLX_REDIS_URL": "http://:word@host"}, "FLX_REDIS_URL: is no redis:, rediss: or unix: address"),
+        ({"FLX_REDIS_URL": "redis://host/first"}, "FLX_REDIS_URL: the database is a number"),
+        ({"FLX_REDIS_URL": "redis://host?protocol=2"}, "FLX_REDIS_URL: the address knows no such option"),
+        ({"FLX_REDIS_URL": "redis://host?ssl_cert_reqs=none"}, "FLX_REDIS_URL: the address knows no such option"),
         ({"FLX_RETENTION": '{"days": 0}'}, "FLX_RETENTION.days: expected `int` >= 1"),
         ({"FLX_MAX_STALENESS_S": "1"}, "FLX_MAX_STALENESS_S: expected `float` >= 3"),
         ({"FLX_MAX_STALENESS_S": "nan"}, "FLX_MAX_STALENESS_S: "),
@@ -159,6 +186,43 @@ def test_toml_file_of_policies(tmp_path: Path) -> None:
     assert (("login", 5, 60_000),) == policy.lanes
 
 
+def test_a_toml_file_of_another_table_is_no_absence_of_limits(tmp_path: Path) -> None:
+    """A misspelt table is named; a file without any is nobody's limit on purpose."""
+    file = tmp_path / "limits.toml"
+    file.write_text('[[policies]]\nname = "login"\nby = "ip"\nlimit = 5\nwindow = "1m"\n')
+    with pytest.raises(StartupError, match=r"^FLX_RATE_LIMITS: unknown field policies$"):
+        config.load({"FLX_RATE_LIMITS": str(file)})
+    file.write_text("")
+    assert () == config.load({"FLX_RATE_LIMITS": str(file)}).rate_limits
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://host",
+        "redis://me:w%3Ard@[::1]:6380/3",
+        "redis://host?db=3&password=word",
+        "rediss://:word@host:6380/0?ssl_ca_certs=/ca.pem&ssl_cert_reqs=optional&ssl_check_hostname=no",
+        "unix:///run/redis.sock?db=2&username=me",
+        "unix://me:word@/run/redis.sock",
+    ],
+)
+def test_addresses_of_redis_are_those_its_client_takes(url: str) -> None:
+    """What is accepted makes a connection (which is not opened here)."""
+    assert url == config.load({"FLX_REDIS_URL": url}).redis_url
+    assert ConnectionPool.from_url(url).make_connection() is not None  # type: ignore[no-untyped-call]
+
+
+@given(st.one_of(st.from_regex(r"[0-9a-f:./%]{1,24}", fullmatch=True), _NETWORKS))
+def test_the_core_takes_every_network_that_is_accepted(text: str) -> None:
+    """So that no worker stops at a setting that the service has started with."""
+    try:
+        config.load({"FLX_TRUSTED_PROXIES": text})
+    except StartupError:
+        return
+    Small(proxies=[text])
+
+
 def test_secrets_are_not_shown() -> None:
     """`shown` says that a secret is set, not what it is."""
     shown = config.shown(config.load({"FLX_JWT_SECRET_KEY": KEY}))
@@ -189,7 +253,7 @@ def test_durations(text: str, expected: int) -> None:
     assert expected == config.duration_ms(text)
 
 
-@pytest.mark.parametrize("text", ["", "5", "0s", "-1s", "1.5s", "1 s", "1y"])
+@pytest.mark.parametrize("text", ["", "5", "0s", "-1s", "1.5s", "1 s", "1y", "1s\n", "\u0661s"])
 def test_what_is_no_duration(text: str) -> None:
     """Anything else is refused."""
     with pytest.raises(ValueError, match="whole number"):

@@ -39,6 +39,11 @@ def test_rejected_token_tells_the_client_nothing() -> None:
     assert b"signature" not in msgspec.json.encode(error.body)
 
 
+def test_a_startup_error_is_one_line_whatever_it_quotes() -> None:
+    """Values from outside may hold line ends."""
+    assert "FLX_X: is no a b c" == str(errors.StartupError("FLX_X: is no a\nb\u2028c\r\n"))
+
+
 @pytest.mark.parametrize("code", sorted(errors.CODES))
 def test_statuses_are_sane(code: str) -> None:
     """HTTP statuses are errors, gRPC statuses exist, and a client's fault is not ours."""

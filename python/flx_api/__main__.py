@@ -1,5 +1,5 @@
 """`python -m flx_api` is `flx`."""
 
-from flx_api.cli.main import main
+from flx_api.cli.entry import main
 
 main()

@@ -18,7 +18,7 @@ import re
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
 from msgspec import Meta
@@ -39,8 +39,23 @@ ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
 MAX_KEY_SET_BYTES = 256 * 1024
 _MIN_SECRET_BYTES = 32
 _SECRETS = frozenset({"jwt_secret_key", "database_url", "redis_url"})
-_WINDOW = re.compile(r"^(\d+)(ms|s|m|h|d)$")
+_WINDOW = re.compile(r"([0-9]{1,15})(ms|s|m|h|d)")
 _UNIT_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
+_LONGEST_WINDOW_MS = 366 * _UNIT_MS["d"]
+_HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]")
+# What an address of Redis may say after its question mark. Its client would take more, and let it undo what we rely on.
+_REDIS_OPTIONS = frozenset({"db", "username", "password"})
+_REDIS_TLS_OPTIONS = frozenset(
+    {
+        "ssl_ca_certs",
+        "ssl_ca_path",
+        "ssl_certfile",
+        "ssl_keyfile",
+        "ssl_password",
+        "ssl_cert_reqs",
+        "ssl_check_hostname",
+    }
+)
 
 
 class Window(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -83,6 +98,9 @@ class RateLimit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         except ValueError as error:
             msg = f"window: {error}"
             raise ValueError(msg) from None
+        if max(lengths) > _LONGEST_WINDOW_MS:
+            msg = "window: is longer than 366 days"
+            raise ValueError(msg)
         limits = [window.limit for window in windows]
         return tuple(zip(names, limits, lengths, strict=True))
 
@@ -97,7 +115,7 @@ class Retention(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def duration_ms(text: str) -> int:
     """Milliseconds of a duration such as `500ms`, `60s`, `5m`, `1h` or `1d`. Raises ValueError for anything else."""
-    found = _WINDOW.match(text)
+    found = _WINDOW.fullmatch(text)
     if not found or int(found[1]) == 0:
         msg = "a duration is a whole number and a unit, such as 500ms, 60s, 5m, 1h or 1d"
         raise ValueError(msg)
@@ -374,7 +392,13 @@ def _document(name: str, text: str) -> Any:  # noqa: ANN401 - the shape is check
     except (OSError, ValueError):
         msg = f"{setting}: is neither JSON nor a readable TOML file"
         raise StartupError(msg) from None
-    return table.get("policy", []) if name == "rate_limits" else table
+    if name != "rate_limits":
+        return table
+    unknown = sorted(table.keys() - {"policy"})
+    if unknown:
+        # A word that is nearly right must not leave a service without its limits.
+        raise StartupError(f"{setting}: unknown field {unknown[0]}")
+    return table.get("policy", [])
 
 
 def _check(settings: Settings) -> None:
@@ -387,6 +411,9 @@ def _check(settings: Settings) -> None:
     if len(set(settings.jwt_algorithms)) != len(settings.jwt_algorithms):
         raise StartupError("FLX_JWT_ALGORITHMS: names an algorithm twice")
     _check_jwks(settings)
+    _check_peers(settings)
+    if settings.redis_url is not None:
+        _check_redis(settings.redis_url)
     if settings.environment == "production":
         _check_production(settings)
     if settings.enable_ssl:
@@ -458,6 +485,45 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def _check_peers(settings: Settings) -> None:
+    """Hold that the native core takes these networks and that a Host can be one of these names."""
+    for index, text in enumerate(settings.trusted_proxies):
+        address, slash, length = text.partition("/")
+        try:
+            ipaddress.ip_network(text)
+        except ValueError:
+            address = ""
+        if not address or "%" in address or (slash and not length.isdigit()):
+            msg = f"FLX_TRUSTED_PROXIES[{index}]: is no address and no network such as 10.0.0.0/8"
+            raise StartupError(msg)
+    for index, name in enumerate(settings.trusted_hosts):
+        if not _HOST.fullmatch(name):
+            raise StartupError(f"FLX_TRUSTED_HOSTS[{index}]: is no name of a host (without a port, IPv6 in brackets)")
+
+
+def _check_redis(url: str) -> None:
+    no_address = "FLX_REDIS_URL: is no redis:, rediss: or unix: address"
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+        options = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+    except ValueError:
+        raise StartupError(no_address) from None
+    place = {"redis": host, "rediss": host, "unix": parts.path}.get(parts.scheme)
+    if not place or parts.fragment:
+        raise StartupError(no_address)
+    told = dict(options)
+    known = _REDIS_OPTIONS | (_REDIS_TLS_OPTIONS if parts.scheme == "rediss" else frozenset())
+    if not told.keys() <= known or len(told) < len(options):
+        # A name that is not known may be a part of a password.
+        raise StartupError("FLX_REDIS_URL: the address knows no such option, or has one twice")
+    databases = [told.get("db", "0"), "0" if parts.scheme == "unix" else parts.path.removeprefix("/") or "0"]
+    if not all(re.fullmatch(r"[0-9]{1,9}", database) for database in databases):
+        raise StartupError("FLX_REDIS_URL: the database is a number")
+    if told.get("ssl_cert_reqs", "required") not in {"required", "optional", "none"}:
+        raise StartupError("FLX_REDIS_URL: ssl_cert_reqs is required, optional or none")
+
+
 def _check_limits(policies: tuple[RateLimit, ...]) -> None:
     names: set[str] = set()
     for index, policy in enumerate(policies):
@@ -492,7 +558,7 @@ def _sentence(error: msgspec.ValidationError) -> str:
     text = str(error)
     found = re.search(r" - at `\$\.?([a-z_]*)(.*)`$", text)
     reason = text[: found.start()] if found else text
-    unknown = re.match(r"Object contains unknown field `(.*)`", reason)
+    unknown = re.match(r"Object contains unknown field `(.*)`", reason, re.DOTALL)
     setting = f"FLX_{found[1].upper()}{found[2]}" if found and found[1] else "settings"
     return f"{setting}: unknown field {unknown[1]}" if unknown else f"{setting}: {reason[:1].lower()}{reason[1:]}"
 

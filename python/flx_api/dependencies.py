@@ -219,5 +219,6 @@ def _admission(settings: Settings, parts: Parts, known: NativeRoutes, drawn: Lan
             leases=None if parts.leases is None else parts.leases.book,
         )
     except ValueError as error:
-        msg = f"FLX_RATE_LIMITS or FLX_TRUSTED_PROXIES: {error}"
+        # Networks and hosts are judged with the settings.
+        msg = f"FLX_RATE_LIMITS: {error}"
         raise StartupError(msg) from None

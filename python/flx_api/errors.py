@@ -262,6 +262,10 @@ class Internal(FlxError):
 class StartupError(Exception):
     """The service cannot start. `str()` is one line naming the setting or part; the command exits with 2."""
 
+    def __init__(self, line: str) -> None:
+        # Values from outside may be quoted in it.
+        super().__init__(" ".join(line.splitlines()))
+
 
 _CLASS_OF: dict[str, type[FlxError]] = {
     code: next(

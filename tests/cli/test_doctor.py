@@ -92,6 +92,7 @@ def test_a_redis_is_asked_with_all_that_the_setting_says(redis: RedisServer) -> 
     for url, expected in [
         (f"unix://:open%20sesame@{redis.socket}?db=1", ("good", "FLX_REDIS_URL: Redis answers")),
         (f"unix://:closed@{redis.socket}", refused),
+        (f"{redis.url}?password=open%20sesame", ("good", "FLX_REDIS_URL: Redis answers")),
         (f"unix://nobody:open%20sesame@{redis.socket}", refused),
         (redis.url, refused),
     ]:
@@ -147,8 +148,6 @@ def test_a_redis_that_is_not_there_is_broken(tmp_path: Path) -> None:
     lost = ("broken", "FLX_REDIS_URL: Redis does not answer (ConnectionError)")
     assert lost == _redis(f"redis://:secret@127.0.0.1:{port}/0")
     assert lost == _redis(f"unix://{tmp_path}/nothing")
-    for url in ("http://127.0.0.1", "redis://127.0.0.1:port", "redis://127.0.0.1?fast=1"):
-        assert ("broken", "FLX_REDIS_URL: is no redis:, rediss: or unix: address") == _redis(url)
 
 
 def test_another_meltano_is_remarked(tmp_path: Path) -> None:

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from flx_api.cli import runtime
-from flx_api.config import Settings
+from flx_api.config import RateLimit, Settings
 from flx_api.errors import StartupError
+from flx_api.routes.application import native_routes
+from flx_api.routes.table import templates
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,6 +60,15 @@ def test_a_data_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
 def test_a_folder_without_meltano_yml_is_no_project(tmp_path: Path) -> None:
     with pytest.raises(StartupError, match=r"^FLX_PROJECT: .* no meltano\.yml$"):
         runtime.check_project(_settings(tmp_path))
+
+
+def test_policies_are_held_against_the_names_that_the_gateway_knows(tmp_path: Path) -> None:
+    known = native_routes(_settings(tmp_path))
+    assert {route.template for route in known.classes} == templates()
+    for glob in (*templates(), "/v1/pipelines*"):
+        runtime.check_limits(_settings(tmp_path, rate_limits=(RateLimit("few", "ip", 5, "1s", routes=(glob,)),)))
+    with pytest.raises(StartupError, match=r"^FLX_RATE_LIMITS: \[0\]\.costs: no command fits"):
+        runtime.check_limits(_settings(tmp_path, rate_limits=(RateLimit("few", "ip", 5, "1s", costs={"no.*": 2}),)))
 
 
 def test_port_0_takes_a_free_one_and_a_taken_one_is_named(tmp_path: Path) -> None:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import random
 import struct
-from importlib import resources
 from typing import TYPE_CHECKING
 
 import pytest
 from redis import Redis
 from tests.lease_script import Script
+from tests.leased_windows import SCRIPT, resp, script_on_a_set_clock
 from tests.redis_server import RedisServer
 
 from flx_api._core import LeaseBook
@@ -21,8 +21,6 @@ from flx_api._core import LeaseBook
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-CLOCK = 'redis.call("TIME")'
-SCRIPT = resources.files("flx_api.limits").joinpath("lua", "sync.lua").read_text("utf-8")
 LIMITS = [(10, 1_000), (100, 6_400), (1000, 60_000), (7, 999)]
 
 
@@ -34,11 +32,6 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
     yield client
     client.close()
     server.kill()
-
-
-def resp(*parts: bytes) -> bytes:
-    """A RESP command."""
-    return b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in parts)
 
 
 def random_call(draw: random.Random, node: int, number: int, now_us: int, told: dict[str, int]) -> list[bytes]:
@@ -75,8 +68,7 @@ def random_call(draw: random.Random, node: int, number: int, now_us: int, told: 
 @pytest.mark.parametrize("seed", range(6))
 def test_the_script_answers_as_its_twin(redis: Redis, seed: int) -> None:
     redis.flushall()
-    assert SCRIPT.count(CLOCK) == 1
-    sha = redis.script_load(SCRIPT.replace(CLOCK, "{ ARGV[2], ARGV[3] }"))
+    sha = script_on_a_set_clock(redis)
     draw, twin, wall_us = random.Random(seed), Script(), 1_700_000_000_000_000
     told = {"epoch": 0, "clock": 0, "spent": 1000}
     numbers = dict.fromkeys(range(1, 6), 0)

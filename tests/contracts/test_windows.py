@@ -1,6 +1,10 @@
-"""What every kind of window promises, on each of the memories it can live in.
+"""What every kind of window promises, on each of the memories it can live in: the heap, shared memory, Redis.
 
-A backend is a function that makes workers' windows over one memory. Heap windows cannot be shared: one worker there.
+A backend makes workers' windows over one memory. Heap windows cannot be shared: one worker there. On Redis the workers
+are nodes of a fleet with strict leases, at a time that the test says (`tests/leased_windows.py`).
+
+The upper bound, what costs, what a refusal tells and when quota is back is one contract. What is promised of a window
+that sees every hit itself, and cannot be of leases, has tests of its own with the reason.
 """
 
 from __future__ import annotations
@@ -11,17 +15,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from itertools import count, cycle
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import pytest
+from redis import Redis
+from tests import leased_windows
+from tests.redis_server import RedisServer
 
 from flx_api._core import SlidingWindow
 from flx_api.limits import shared_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
 MS = 1_000_000
@@ -31,7 +37,11 @@ class Window(Protocol):
     def hit(self, key: bytes, now_ns: int, cost: int = 1) -> tuple[bool, int, int]: ...
 
 
-Backend = Callable[[int, int], "Sequence[Window]"]
+class Backend(NamedTuple):
+    """`workers`: of a limit and a window. `back_ms`: when units are back for certain, from when they were spent."""
+
+    workers: Callable[[int, int], Sequence[Window]]
+    back_ms: Callable[[int], float]
 
 
 def in_memory(limit: int, window_ms: int) -> Sequence[Window]:
@@ -47,47 +57,129 @@ def in_shared_memory(limit: int, window_ms: int) -> Sequence[Window]:
         os.close(descriptor)
 
 
-@pytest.fixture(params=[in_memory, in_shared_memory])
-def backend(request: pytest.FixtureRequest) -> Backend:
-    chosen: Backend = request.param
-    return chosen
+LOCAL = {
+    "memory": Backend(in_memory, lambda window_ms: window_ms * 65 / 64),
+    "shared": Backend(in_shared_memory, lambda window_ms: window_ms * 65 / 64),
+}
+
+
+@pytest.fixture(scope="module")
+def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    client = Redis(unix_socket_path=str(server.socket))
+    yield client
+    client.close()
+    server.kill()
+
+
+@pytest.fixture(params=[*LOCAL, "redis"])
+def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    if request.param in LOCAL:
+        yield LOCAL[request.param]
+        return
+    client: Redis = request.getfixturevalue("redis")
+    made: list[leased_windows.LeasedWindow] = []
+
+    def leased(limit: int, window_ms: int) -> Sequence[Window]:
+        made.extend(leased_windows.fleet(client, limit, window_ms, nodes=4))
+        return made[-4:]
+
+    # A lease counts until its end and one window longer, whether or not it was spent.
+    yield Backend(leased, lambda window_ms: window_ms * 66 / 64 + leased_windows.lease_ms(window_ms))
+    for window in made:
+        window.close(client)
+
+
+@pytest.fixture(params=LOCAL)
+def local(request: pytest.FixtureRequest) -> Backend:
+    return LOCAL[request.param]
 
 
 @pytest.mark.parametrize("limit", [1, 7, 64, 65, 500])
 def test_overload_admits_exactly_the_limit(backend: Backend, limit: int) -> None:
-    workers = cycle(backend(limit, 1000))
+    workers = cycle(backend.workers(limit, 1000))
     assert limit == sum(next(workers).hit(b"key", now)[0] for now in range(3 * limit))
+
+
+def timeline(seed: int, steps: int) -> Iterator[tuple[int, int]]:
+    """Times and costs: bursts, and pauses that end at the edges of slots and windows of 64 ms."""
+    dice, now = random.Random(seed), 10**12
+    for _ in range(steps):
+        now += dice.choice([0, 0, 1, MS - 1, MS, 10 * MS, 63 * MS, 64 * MS]) if dice.random() < 0.3 else 0
+        yield now, dice.randint(1, 3)
 
 
 @pytest.mark.parametrize("limit", [7, 130])
 def test_no_true_window_holds_more_than_the_limit(backend: Backend, limit: int) -> None:
-    dice = random.Random(4)
-    workers, now, log = cycle(backend(limit, 64)), 10**12, list[tuple[int, int]]()
-    for _ in range(4000):
-        now += dice.choice([0, 0, 1, MS - 1, MS, 10 * MS, 63 * MS, 64 * MS]) if dice.random() < 0.3 else 0
-        cost = dice.randint(1, 3)
-        used = sum(units for at, units in log if now - at < 64 * MS)
-        recently = sum(units for at, units in log if now - at <= 65 * MS)
+    workers, log = cycle(backend.workers(limit, 64)), list[tuple[int, int]]()
+    for now, cost in timeline(4, 4000):
+        used = sum(units for at, units in log[-limit:] if now - at < 64 * MS)
         if next(workers).hit(b"key", now, cost)[0]:
             assert used + cost <= limit
+            log.append((now, cost))
+    assert sum(units for _, units in log) > 5 * limit
+
+
+@pytest.mark.parametrize("limit", [1, 7, 130])
+def test_the_whole_limit_is_back_when_it_is_promised(backend: Backend, limit: int) -> None:
+    """Nothing leaks, and refused requests are not counted: time after time exactly the limit is admitted."""
+    workers, now = cycle(backend.workers(limit, 64)), 10**12
+    for _ in range(5):
+        assert limit == sum(next(workers).hit(b"key", now)[0] for _ in range(3 * limit + 4))
+        now += round(backend.back_ms(64) * MS)
+
+
+def test_costs_add_up(backend: Backend) -> None:
+    """What does not fit is refused whole, and what fits beside it is admitted."""
+    workers = cycle(backend.workers(10, 1000))
+    assert [True, True, False, False] == [next(workers).hit(b"key", 5, 4)[0] for _ in range(4)]
+    assert 2 == sum(next(workers).hit(b"key", 6)[0] for _ in range(8))
+    assert not any(next(workers).hit(b"other", 7, 11)[0] for _ in range(4)), "more than the limit never fits"
+
+
+def test_who_comes_back_at_the_reset_gets_in(backend: Backend) -> None:
+    """Before it a request is refused again; whoever keeps to it is admitted by the time units are back for certain."""
+    workers = backend.workers(100, 64)
+    spent, turn = 5 * MS + 400, cycle(workers)
+    assert 100 == sum(next(turn).hit(b"key", 5 * MS + unit)[0] for unit in range(400))
+    for worker in workers:
+        now = 30 * MS
+        admitted, remaining, reset_ns = worker.hit(b"key", now)
+        while not admitted:
+            assert 0 == remaining
+            assert not worker.hit(b"key", now + reset_ns - 1)[0]
+            now += reset_ns
+            assert now <= spent + backend.back_ms(64) * MS
+            admitted, remaining, reset_ns = worker.hit(b"key", now)
+
+
+def test_keys_do_not_meet(backend: Backend) -> None:
+    workers = cycle(backend.workers(1, 1000))
+    assert all(next(workers).hit(str(key).encode(), 5)[0] for key in range(100))
+    assert not any(next(workers).hit(str(key).encode(), 6)[0] for key in range(100))
+
+
+@pytest.mark.parametrize("limit", [7, 130])
+def test_a_refusal_means_that_the_limit_was_used(local: Backend, limit: int) -> None:
+    """Of leases it may also mean that other nodes hold what is left, until these end."""
+    workers, log = cycle(local.workers(limit, 64)), list[tuple[int, int]]()
+    for now, cost in timeline(4, 4000):
+        recently = sum(units for at, units in log[-2 * limit :] if now - at <= 65 * MS)
+        if next(workers).hit(b"key", now, cost)[0]:
             log.append((now, cost))
         else:
             assert recently + cost > limit
 
 
-def test_reset_is_when_it_fits(backend: Backend) -> None:
-    workers = cycle(backend(100, 64))
+def test_reset_is_when_it_fits(local: Backend) -> None:
+    """Of leases it is when asking again may help: other nodes may have returned some, or have been faster."""
+    workers = cycle(local.workers(100, 64))
     assert all(next(workers).hit(b"key", 5 * MS + unit)[0] for unit in range(100))
     admitted, remaining, reset_ns = next(workers).hit(b"key", 30 * MS)
     assert (False, 0) == (admitted, remaining)
     assert not next(workers).hit(b"key", 30 * MS + reset_ns - 1)[0]
     assert next(workers).hit(b"key", 30 * MS + reset_ns)[0]
-
-
-def test_keys_do_not_meet(backend: Backend) -> None:
-    workers = cycle(backend(1, 1000))
-    assert all(next(workers).hit(str(key).encode(), 5)[0] for key in range(100))
-    assert not any(next(workers).hit(str(key).encode(), 6)[0] for key in range(100))
 
 
 _WORKER = """
@@ -109,7 +201,10 @@ while True:
 
 @pytest.mark.parametrize(("limit", "keys"), [(20, 2), (300, 2), (2, 3000)])
 def test_processes_stopped_and_killed_at_random(tmp_path: Path, limit: int, keys: int) -> None:
-    """Four workers under 20 kills and 40 stops: the bound holds, nobody is wedged, and nothing stays leaked."""
+    """Four workers under 20 kills and 40 stops: the bound holds, nobody is wedged, and nothing stays leaked.
+
+    Of shared memory alone: heap windows have one process, and what nodes on Redis do is in `tests/faults`.
+    """
     window_ms, dice = 200, random.Random(limit)
     descriptor = shared_memory.create(300_000)
     environ = os.environ | {shared_memory.SHARED_MEMORY: str(descriptor)}

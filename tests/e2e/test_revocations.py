@@ -43,14 +43,8 @@ def _body(answer: httpx.Response) -> dict[str, Any]:
     return {name: value for name, value in answer.json().items() if name != "request_id"}
 
 
-def _child_of(service: Service, module: str) -> int:
-    children = Path(f"/proc/{service.pid}/task/{service.pid}/children").read_text().split()
-    (found,) = [pid for pid in children if module in Path(f"/proc/{pid}/cmdline").read_text()]
-    return int(found)
-
-
 def _kill(service: Service, module: str) -> None:
-    pid = _child_of(service, module)
+    pid = service.child(module)
     os.kill(pid, signal.SIGKILL)
     _wait_for(lambda: str(pid) not in Path(f"/proc/{service.pid}/task/{service.pid}/children").read_text(), module)
 
@@ -81,18 +75,7 @@ def _workers(service: Service, clients: list[httpx.Client]) -> set[int]:
     # All at once: one after the other they would all go to the worker that happens to be awake.
     with ThreadPoolExecutor(len(clients)) as pool:
         ports = set(pool.map(port, clients))
-    inodes = set()
-    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
-        words = line.split()
-        if int(words[2].rsplit(":", 1)[1], 16) in ports:
-            inodes.add(f"socket:[{words[9]}]")
-    found = set()
-    gateway = _child_of(service, "gateway_process")
-    for pid in Path(f"/proc/{gateway}/task/{gateway}/children").read_text().split():
-        links = [os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir() if entry.is_symlink()]  # noqa: PTH115
-        if inodes & set(links):
-            found.add(int(pid))
-    return found
+    return set(service.workers_at(ports).values())
 
 
 def test_a_revoked_token_is_refused_at_once_like_any_other_fault(service: Service) -> None:
@@ -189,7 +172,7 @@ def test_a_gateway_that_may_have_missed_some_refuses_tokens_when_it_is_told_to(s
         return service.http.post("/v1/ws-ticket")
 
     assert 201 == ticket().status_code
-    daemon = _child_of(service, "daemon_process")
+    daemon = service.child("daemon_process")
     os.kill(daemon, signal.SIGSTOP)
     try:
         began = time.monotonic()

@@ -7,7 +7,6 @@ import signal
 import stat
 import subprocess
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
@@ -22,13 +21,6 @@ if TYPE_CHECKING:
     Start = Callable[..., Service]
 
 pytestmark = pytest.mark.e2e
-
-
-def _pid_of(service: Service, module: str) -> int:
-    """The supervisor's child that runs a module."""
-    children = Path(f"/proc/{service.pid}/task/{service.pid}/children").read_text().split()
-    (found,) = [pid for pid in children if module in Path(f"/proc/{pid}/cmdline").read_text()]
-    return int(found)
 
 
 def _wait_for(condition: Callable[[], bool], what: str, timeout_s: float = 20) -> None:
@@ -85,15 +77,15 @@ def test_a_second_service_on_the_same_folder_is_refused(start_service: Start) ->
 
 def test_killed_parts_are_started_again(start_service: Start) -> None:
     service = start_service()
-    gateway = _pid_of(service, "gateway_process")
+    gateway = service.child("gateway_process")
     os.kill(gateway, signal.SIGKILL)
     # The listening socket is the supervisor's: the connection waits, it is not refused.
     assert httpx.get(f"{service.url}/health", timeout=20).status_code == 200
-    assert gateway != _pid_of(service, "gateway_process")
-    daemon = _pid_of(service, "daemon_process")
+    assert gateway != service.child("gateway_process")
+    daemon = service.child("daemon_process")
     os.kill(daemon, signal.SIGKILL)
     _wait_for(lambda: _ready(service) and service.http.get("/v1/pipelines").is_success, "the daemon is not back")
-    assert daemon != _pid_of(service, "daemon_process")
+    assert daemon != service.child("daemon_process")
 
 
 def test_nothing_outlives_a_killed_supervisor(start_service: Start) -> None:

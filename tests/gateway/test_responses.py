@@ -56,6 +56,13 @@ def test_every_reason_has_an_answer_and_all_token_faults_the_same() -> None:
     ]
 
 
+def test_where_leases_cannot_be_had_the_answer_says_when_to_come_again() -> None:
+    prepared = PolicyRefusals([]).prepared_by_reason()
+    for word in ("lease_awaited", "lease_unavailable"):
+        status, headers, *_ = prepared[word]
+        assert (503, b"1") == (status, dict(headers).get(b"retry-after"))
+
+
 def test_every_response_is_hardened() -> None:
     parts = built()
     headers = dict(exchange(Wire(), scope(headers={"x-request-id": "r1"}), parts).admitted.headers([], 3))

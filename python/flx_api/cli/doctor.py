@@ -170,8 +170,6 @@ def redis(settings: Settings) -> Iterator[Finding]:
             settings.redis_url, protocol=3, socket_timeout=wait_s, socket_connect_timeout=wait_s, retry=once
         ) as client:
             client.ping()
-    except (TypeError, ValueError):  # the former for an option that no connection has
-        yield Finding("broken", "FLX_REDIS_URL: is no redis:, rediss: or unix: address")
     except AuthenticationError:
         yield Finding("broken", "FLX_REDIS_URL: Redis refuses the user or the password")
     except ResponseError as error:

@@ -1,8 +1,7 @@
 """The commands of `flx`, one function each; what a command needs is imported when it is called.
 
 Rules:
-- A `StartupError` is one line on stderr and exit code 2, a refusal of the service one line and exit code 1; a traceback
-  is a bug.
+- What goes wrong is raised; `flx_api.cli.entry` makes a line and an exit code of it.
 - Options override settings (FLX_ variables) and have no defaults of their own; `flx config show` says what is in force.
 """
 
@@ -15,7 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flx_api.errors import FlxError, StartupError
+from flx_api.cli import entry
+from flx_api.cli.entry import say
+from flx_api.errors import StartupError
 
 if TYPE_CHECKING:
     from flx_api.cli.client import Client
@@ -39,33 +40,6 @@ app.add_typer(config_app, name="config")
 ProjectOption = Annotated[str | None, typer.Option("--project", help="The Meltano project's folder (FLX_PROJECT).")]
 UrlOption = Annotated[str | None, typer.Option("--url", help="A service elsewhere (FLX_URL).")]
 TokenOption = Annotated[str | None, typer.Option("--token", help="A token for it (FLX_TOKEN).")]
-_COMPLAINTS = 1
-_STARTUP = 2
-_INTERRUPTED = 130
-
-
-def main() -> None:
-    """Run the command line, and turn what goes wrong into one line and an exit code."""
-    try:
-        app()
-    except StartupError as error:
-        print(error, file=sys.stderr)
-        raise SystemExit(_STARTUP) from None
-    except FlxError as error:
-        print(f"{error.code}: {error.detail}", file=sys.stderr)
-        raise SystemExit(_COMPLAINTS) from None
-    except BrokenPipeError:  # `flx logs … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(_COMPLAINTS) from None
-    except KeyboardInterrupt:
-        raise SystemExit(_INTERRUPTED) from None
-    except Exception as error:
-        from flx_api.cli.client import CommandFailed  # noqa: PLC0415 - only what fails needs to know
-
-        if not isinstance(error, CommandFailed):
-            raise
-        print(error, file=sys.stderr)
-        raise SystemExit(_COMPLAINTS) from None
 
 
 @app.command()
@@ -76,10 +50,7 @@ def serve(
     workers: Annotated[int | None, typer.Option(help="Gateway processes (FLX_WORKERS).")] = None,
 ) -> None:
     """Serve a Meltano project until Ctrl-C."""
-    from flx_api.cli.supervisor import Supervisor  # noqa: PLC0415
-
-    overrides: dict[str, object] = {"project": project, "api_host": host, "api_port": port, "workers": workers}
-    raise SystemExit(Supervisor(_settings(**overrides), overrides, _say).run())
+    entry.serve({"project": project, "api_host": host, "api_port": port, "workers": workers})
 
 
 @app.command()
@@ -94,7 +65,7 @@ def daemon(
     settings = _settings(project=project)
     runtime.check_project(settings)
     runtime.prepare_data_folder(settings)
-    folder = meltano.ensure(meltano.environment_folder(settings), _say)
+    folder = meltano.ensure(meltano.environment_folder(settings), say)
     settings = _settings(project=project, meltano=str(folder))
     place = socket or runtime.make_runtime_dir(settings, dict(os.environ)) / "daemon.sock"
     raise SystemExit(run_daemon(settings, socket_path=place, ready_fd=None, environ=os.environ))
@@ -110,7 +81,7 @@ def demo(
     from flx_api.cli import demo_folder  # noqa: PLC0415
 
     if prepare_only:
-        demo_folder.prepare(folder.resolve(), _say, fresh=False)
+        demo_folder.prepare(folder.resolve(), say, fresh=False)
         return
     from flx_api.cli.demo import Demo  # noqa: PLC0415
 
@@ -206,7 +177,7 @@ def user_add(
     else:
         password = typer.prompt("Password", hide_input=True, confirmation_prompt=True)
     add(_settings(project=project), name, role, password)
-    _say(f"user {name} may log in ({', '.join(role)})")
+    say(f"user {name} may log in ({', '.join(role)})")
 
 
 @config_app.command("show")
@@ -224,7 +195,9 @@ def config_check(project: ProjectOption = None) -> None:
     from flx_api.cli import runtime  # noqa: PLC0415
     from flx_api.config import describe  # noqa: PLC0415
 
-    runtime.check_project(_settings(project=project))
+    settings = _settings(project=project)
+    runtime.check_project(settings)
+    runtime.check_limits(settings)
     known = {setting.name for setting in describe()} | {"FLX_URL", "FLX_TOKEN"}
     for name in sorted(name for name in os.environ if name.startswith("FLX_") and name not in known):
         print(f"{name}: is no setting of this version, and has no effect", file=sys.stderr)
@@ -265,7 +238,3 @@ def _client(project: str | None, url: str | None, token: str | None) -> Client:
     from flx_api.cli.client import Client  # noqa: PLC0415
 
     return Client.find(_settings(project=project), url, token)
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)

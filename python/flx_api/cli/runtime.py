@@ -61,6 +61,23 @@ def check_project(settings: Settings) -> None:
         raise StartupError(msg)
 
 
+def check_limits(settings: Settings) -> None:
+    """Hold that the routes and commands exist that policies name.
+
+    The gateway holds the same; here nothing has been started yet, and nothing else has been said.
+
+    Raises:
+        StartupError: a policy names what does not exist.
+    """
+    if any(policy.routes or policy.commands or policy.costs for policy in settings.rate_limits):
+        # Names have to be known for few policies, and the default ones are not among them.
+        from flx_api.commands import COMMANDS  # noqa: PLC0415
+        from flx_api.limits import policies  # noqa: PLC0415
+        from flx_api.routes.table import templates  # noqa: PLC0415
+
+        policies.check(settings.rate_limits, templates(), COMMANDS)
+
+
 def prepare_data_folder(settings: Settings) -> Path:
     """Make the data folder, readable by nobody else; in development also the key, when none is given.
 

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 # Everything is over within 10 s: 3 for open requests, the cancel grace (5 by default), the rest for the daemon itself.
 _GATEWAY_STOP_S = 3.0
 _DAEMON_STOP_S = 1.7
-_PROBE_PAUSE_S = 0.02
+_PROBE_PAUSE_S = 0.01
 _STARTUP_EXIT = 2
 
 
@@ -76,6 +76,7 @@ class Supervisor:
         Raises:
             StartupError: nothing was started; the line names the setting.
         """
+        runtime.check_limits(self._settings)
         other = runtime.running_service(self._settings)
         if other is not None:
             msg = f"FLX_DATA_DIR: a service (process {other.pid}) already uses {self._settings.data_path}"

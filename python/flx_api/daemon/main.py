@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from flx_api.daemon.project import ProjectModel
     from flx_api.daemon.trust import Trust
 
+_HEAD_START_S = 0.1
 _CHANGES_END_S = 2.0
 # Meltano's name for states in its own database, which is also its default.
 _SYSTEM_DATABASE = "systemdb"
@@ -164,7 +165,11 @@ async def _live(settings: Settings, address: Address, ready: Callable[[], None],
         await _tell(journal, SystemEvent("started", "The daemon accepts commands."))
         log.info("daemon ready", epoch=journal.epoch, seq=journal.seq)
         ready()
-        # Last: Meltano's import takes a core for a second or more, and nobody who waits for us waits for that.
+        # Last: Meltano's import takes a core for a second or more, and nobody who waits for us waits for that. The
+        # gateway, which is about to say that all is ready, gets its answers first.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_HEAD_START_S):
+                await stop.wait()
         await executor.start()
         # The first request that needs the model should find it read; a broken project is told when it is asked for.
         with contextlib.suppress(ProjectInvalid):

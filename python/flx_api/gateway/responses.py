@@ -155,8 +155,10 @@ def prepared(error: FlxError, *more: tuple[bytes, bytes]) -> Prepared:
     """The problem document of an error with a gap for the request id, as the core takes it."""
     status, headers, body = problem(error, _GAP)
     before, after = body.split(_GAP.encode())
-    # How long to wait is known only when it happens.
-    return status, [*(pair for pair in headers if pair[0] != b"retry-after"), *more], before, after
+    if isinstance(error, RateLimited):
+        # How long to wait is known only when it happens; the core says it then.
+        headers = [pair for pair in headers if pair[0] != b"retry-after"]
+    return status, [*headers, *more], before, after
 
 
 def common_headers() -> tuple[Headers, tuple[bytes, bytes], tuple[bytes, bytes]]:

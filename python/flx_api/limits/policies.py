@@ -63,7 +63,7 @@ def lanes(
     Raises:
         StartupError: a policy names what does not exist.
     """
-    _check(policies, {route.template for route in routes}, commands)
+    check(policies, {route.template for route in routes}, commands)
     native: list[NativePolicy] = []
     modes: list[Literal["fast", "strict"]] = []
     lanes_of: list[list[int]] = []
@@ -95,6 +95,27 @@ def lanes(
     return Lanes(native, modes, classes, known)
 
 
+def check(policies: Sequence[RateLimit], templates: Collection[str], commands: Collection[str]) -> None:
+    """Hold that what the policies name exists.
+
+    Args:
+        policies: of the settings.
+        templates: of all routes.
+        commands: all commands.
+
+    Raises:
+        StartupError: a pattern fits none of them.
+    """
+    for index, policy in enumerate(policies):
+        named = (("routes", policy.routes, templates), ("commands", policy.commands, commands))
+        for field, globs, known in (*named, ("costs", tuple(policy.costs), commands)):
+            for glob in globs:
+                if not any(fnmatchcase(name, glob) for name in known):
+                    what = "route" if field == "routes" else "command"
+                    msg = f"FLX_RATE_LIMITS: [{index}].{field}: no {what} fits one of its patterns"
+                    raise StartupError(msg)
+
+
 def _concerns(policy: RateLimit, templates: Collection[str], command: str | None) -> bool:
     by_route = not policy.routes or any(fnmatchcase(name, glob) for name in templates for glob in policy.routes)
     by_command = not policy.commands or (
@@ -109,14 +130,3 @@ def _cost(policy: RateLimit, command: str | None) -> int:
             if fnmatchcase(command, glob):
                 return cost
     return policy.cost
-
-
-def _check(policies: Sequence[RateLimit], templates: Collection[str], commands: Collection[str]) -> None:
-    for index, policy in enumerate(policies):
-        named = (("routes", policy.routes, templates), ("commands", policy.commands, commands))
-        for field, globs, known in (*named, ("costs", tuple(policy.costs), commands)):
-            for glob in globs:
-                if not any(fnmatchcase(name, glob) for name in known):
-                    what = "route" if field == "routes" else "command"
-                    msg = f"FLX_RATE_LIMITS: [{index}].{field}: no {what} fits one of its patterns"
-                    raise StartupError(msg)

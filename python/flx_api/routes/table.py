@@ -90,3 +90,10 @@ KEYS: Final = Page("GET", "/.well-known/jwks.json", "Public keys that verify our
 PAGES: Final[tuple[Page, ...]] = (
     EXECUTE, COMMAND, ROOT_COMMAND, LOGS, WHOAMI, TICKET, ROOT, HEALTH, READY, METRICS, DOCS, ASSETS, OPENAPI, KEYS,
 )  # fmt: skip
+
+
+def templates() -> frozenset[str]:
+    """What a limit may be about: all routes, what leads nowhere, and WebSocket handshakes."""
+    from flx_api.observability.metrics import UNMATCHED, WEBSOCKET  # noqa: PLC0415 - the table itself stays light
+
+    return frozenset({*(of.template for of in RESOURCES), *(of.template for of in PAGES), UNMATCHED, WEBSOCKET})
