@@ -5,7 +5,9 @@ load; the difference of the two, over the difference of their replies, is a requ
 Virtual machines rarely offer counters of their own to `perf stat`, and CPU time is too coarse for three hundredths.
 
 Rules:
-- Instructions of the worker's user space, all threads; the kernel's are the same on both sides.
+- Server and worker are those of production, Granian's supervisor included; the worker's count is what is read.
+- Instructions of the worker's user space, all threads. What the kernel does is not counted, nor the reading of clocks,
+  which valgrind turns into calls of the kernel.
 - Without them, the route is open as a probe is and no phase is timed; the request's own counters, a few instructions
   of the core, are on both sides.
 - Ten clients, so that tokens are remembered: the steady state of a gateway.
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 RATIO = 1.03
 SHORT_S, LONG_S = 1, 6
 _NAME = "cost of JWT, limits and metrics"
-_METRIC = "instructions per request, user space of the worker"
+_METRIC = "instructions per request, counted by valgrind in Granian's worker (user space, all threads)"
 
 
 def measure(suite: Suite, peers: Peers, folder: Path) -> None:

@@ -191,7 +191,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     database_url: Annotated[
         str | None, Meta(description="SQLAlchemy URL of the daemon's database; SQLite in the data folder by default")
     ] = None
-    redis_url: Annotated[str | None, Meta(description="Redis, when one is used; `flx doctor` checks it")] = None
+    redis_url: Annotated[
+        str | None,
+        Meta(
+            description="Redis, through which the gateways of all hosts share rate limits: "
+            "`redis:`, `rediss:` or `unix:`; without it each host counts for itself"
+        ),
+    ] = None
     rate_limits: Annotated[
         tuple[RateLimit, ...], Meta(description="policies as JSON, or the path of a TOML file with `[[policy]]` tables")
     ] = _DEFAULT_LIMITS

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import socketserver
+import ssl
+import threading
 from typing import TYPE_CHECKING
 
+import pytest
+import trustme
 from tests.redis_server import RedisServer
 
 from flx_api.cli import doctor, runtime
 from flx_api.config import Settings
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
-
-    import pytest
 
 
 def _project(folder: Path, text: str = "plugins: {}\n") -> Settings:
@@ -63,26 +68,86 @@ def test_a_taken_port_is_broken(tmp_path: Path) -> None:
     assert ("broken", True) == (finding.state, finding.what.startswith("FLX_API_PORT"))
 
 
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path)
+    server.start()
+    yield server
+    server.kill()
+
+
+def _redis(url: str) -> tuple[str, str]:
+    (finding,) = doctor.redis(Settings(redis_url=url))
+    return finding.state, finding.what
+
+
+def test_a_redis_is_asked_with_all_that_the_setting_says(redis: RedisServer) -> None:
+    assert ("good", "FLX_REDIS_URL: Redis answers") == _redis(redis.url)
+    assert ("good", "FLX_REDIS_URL: Redis answers") == _redis(f"{redis.url}?db=15")
+    assert ("broken", "FLX_REDIS_URL: Redis refuses what the address says (ResponseError)") == _redis(
+        f"{redis.url}?db=99"
+    )
+    redis.ask(b"CONFIG", b"SET", b"requirepass", b"open sesame")
+    refused = ("broken", "FLX_REDIS_URL: Redis refuses the user or the password")
+    for url, expected in [
+        (f"unix://:open%20sesame@{redis.socket}?db=1", ("good", "FLX_REDIS_URL: Redis answers")),
+        (f"unix://:closed@{redis.socket}", refused),
+        (f"{redis.url}?password=open%20sesame", ("good", "FLX_REDIS_URL: Redis answers")),
+        (f"unix://nobody:open%20sesame@{redis.socket}", refused),
+        (redis.url, refused),
+    ]:
+        assert expected == _redis(url)
+
+
+def test_a_redis_behind_tls_is_asked_over_tls(redis: RedisServer, tmp_path: Path) -> None:
+    authority, port = trustme.CA(), 0
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    with _Tls(("127.0.0.1", 0), str(redis.socket), context) as front:
+        port = front.server_address[1]
+        threading.Thread(target=front.serve_forever, args=(0.01,), daemon=True).start()
+        trusting = f"rediss://127.0.0.1:{port}/2?ssl_ca_certs={tmp_path / 'ca.pem'}"
+        answers = [_redis(url) for url in (trusting, f"rediss://127.0.0.1:{port}/2", f"redis://127.0.0.1:{port}/2")]
+        front.shutdown()
+    lost = ("broken", "FLX_REDIS_URL: Redis does not answer (ConnectionError)")
+    assert [("good", "FLX_REDIS_URL: Redis answers"), lost, lost] == answers
+
+
+class _Tls(socketserver.ThreadingTCPServer):
+    """TLS in front of a Unix socket."""
+
+    daemon_threads = True
+
+    def __init__(self, place: tuple[str, int], behind: str, context: ssl.SSLContext) -> None:
+        super().__init__(place, _Pass)
+        self.behind = behind
+        self.context = context
+
+
+class _Pass(socketserver.BaseRequestHandler):
+    """Passes one command and its answer at a time, which is how the doctor asks."""
+
+    server: _Tls
+
+    def handle(self) -> None:
+        with (
+            contextlib.suppress(OSError),
+            self.server.context.wrap_socket(self.request, server_side=True) as front,
+            socket.socket(socket.AF_UNIX) as back,
+        ):
+            back.connect(self.server.behind)
+            while asked := front.recv(1 << 16):
+                back.sendall(asked)
+                front.sendall(back.recv(1 << 16))
+
+
 def test_a_redis_that_is_not_there_is_broken(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    settings = Settings(project=str(tmp_path), redis_url=f"redis://:w0rd@127.0.0.1:{port}/0")
-    (finding,) = doctor._run(doctor.redis, settings)
-    assert ("broken", "FLX_REDIS_URL: no Redis there (ConnectionError)") == (finding.state, finding.what)
-
-
-def test_a_redis_at_a_socket_is_found_and_its_password_tried(tmp_path: Path) -> None:
-    server = RedisServer(tmp_path)
-    server.start()
-    try:
-        (finding,) = doctor._run(doctor.redis, Settings(redis_url=server.url))
-        assert ("good", "FLX_REDIS_URL: Redis answers") == (finding.state, finding.what)
-        server.ask(b"CONFIG", b"SET", b"requirepass", b"w0rd")
-        for url, state in ((server.url, "broken"), (f"{server.url}?password=w0rd", "good")):
-            (finding,) = doctor._run(doctor.redis, Settings(redis_url=url))
-            assert (state, False) == (finding.state, "w0rd" in finding.what)
-    finally:
-        server.kill()
+    lost = ("broken", "FLX_REDIS_URL: Redis does not answer (ConnectionError)")
+    assert lost == _redis(f"redis://:secret@127.0.0.1:{port}/0")
+    assert lost == _redis(f"unix://{tmp_path}/nothing")
 
 
 def test_another_meltano_is_remarked(tmp_path: Path) -> None:

@@ -107,7 +107,8 @@ def test_a_topic_without_a_start_begins_where_it_first_did(monkeypatch: pytest.M
 
 def test_an_error_message_ends_it() -> None:
     def handler(connection: ServerConnection) -> None:
-        connection.recv()
+        for _ in ("subscribe", "ping"):
+            connection.recv()
         connection.send(json.dumps({"type": "error", "code": "forbidden", "message": "not yours"}))
 
     with _server(handler) as client, pytest.raises(CommandFailed, match=r"^forbidden: not yours$"):

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from sqlalchemy import insert, select
 
 from flx_api.daemon.journal import DEFAULT_TENANT, Journal
-from flx_api.daemon.journal.tables import events, users
+from flx_api.daemon.journal.tables import events, executions, topic_heads, users
 from flx_api.errors import FlxError, Unavailable
 from flx_api.models.event import PipelineEvent
 
@@ -40,6 +40,13 @@ class Clock:
     def __call__(self) -> int:
         self.now += 1
         return self.now
+
+
+def add_execution(tx: Tx, execution_id: str, *, finished_us: int | None) -> None:
+    row = {"id": execution_id, "tenant": DEFAULT_TENANT, "project_id": "project", "pipeline": "p", "status": "running"}
+    row |= {"trigger": "api", "triggered_by": "me", "refresh": "incremental"}
+    whole = {**row, "tasks": b"[]", "state_ids": b"[]", "warnings": b"[]", "queued_us": 1, "finished_us": finished_us}
+    tx.connection.execute(insert(executions), whole)
 
 
 @asynccontextmanager
@@ -75,6 +82,34 @@ def test_an_epoch_and_the_sequence_outlive_a_restart(tmp_path: Path) -> None:
             assert (journal.epoch, journal.seq) == (epoch, 1)
             assert await journal.write(emit()) == 2
             assert [row.prev for row in journal.events_after(0, 10)] == [0, 1]
+
+    asyncio.run(story())
+
+
+def test_a_database_that_was_put_back_is_another_history(tmp_path: Path) -> None:
+    """Its numbers are given again, for other events: nobody may take them for what was there before."""
+
+    async def story() -> None:
+        async with opened(tmp_path) as journal:
+            epoch = journal.epoch
+            await journal.write(emit())
+            with (
+                closing(sqlite3.connect(tmp_path / "flx.db")) as here,
+                closing(sqlite3.connect(tmp_path / "b")) as there,
+            ):
+                here.backup(there)
+            await journal.write(emit())
+        (tmp_path / "b").replace(tmp_path / "flx.db")
+        async with opened(tmp_path) as journal:
+            assert journal.seq == 1
+            assert journal.epoch != epoch
+            epoch = journal.epoch
+            assert await journal.write(emit()) == 2
+        async with opened(tmp_path) as journal:
+            assert (journal.epoch, journal.seq) == (epoch, 2)
+        (tmp_path / "flx.db-mark").unlink()
+        async with opened(tmp_path) as journal:
+            assert journal.epoch != epoch, "one that comes without its mark may have been anywhere"
 
     asyncio.run(story())
 
@@ -177,6 +212,43 @@ def test_retention_removes_from_the_old_end_and_never_the_newest(tmp_path: Path)
             # The chain goes on, although the topic's event before is gone.
             await journal.write(emit("t0"))
             assert journal.events_after(2500, 1)[0].prev == 2500
+
+    asyncio.run(story())
+
+
+def test_retention_forgets_the_heads_of_what_is_over(tmp_path: Path) -> None:
+    """Topics of an execution go with its last event; those that go on, or always exist, keep the chain."""
+
+    def heads(journal: Journal) -> list[str]:
+        with journal.read() as connection:
+            return sorted(connection.execute(select(topic_heads.c.topic)).scalars())
+
+    async def story() -> None:
+        async with opened(tmp_path) as journal:
+            await journal.write(lambda tx: add_execution(tx, "over", finished_us=5))
+            await journal.write(lambda tx: add_execution(tx, "on", finished_us=None))
+            topics = ["execution.over.status", "execution.over.metric", "execution.gone.status", "execution.on.status"]
+            for topic in (*topics, "system_events", "execution.over.status"):
+                await journal.write(emit(topic))
+            await journal.prune(before_us=0, keep_rows=2)
+            assert heads(journal) == ["execution.on.status", "execution.over.status", "system_events"]
+            await journal.write(emit("execution_events"))
+            await journal.prune(before_us=0, keep_rows=1)
+            assert heads(journal) == ["execution.on.status", "execution_events", "system_events"]
+        async with opened(tmp_path) as journal:
+            await journal.write(emit("execution.on.status"))
+            assert journal.events_after(7, 1)[0].prev == 4
+
+    asyncio.run(story())
+
+
+def test_retention_forgets_many_heads_in_steps(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with opened(tmp_path) as journal:
+            await asyncio.gather(*(journal.write(emit(f"execution.{number}.status")) for number in range(2500)))
+            await journal.prune(before_us=0, keep_rows=1)
+            with journal.read() as connection:
+                assert connection.execute(select(topic_heads.c.seq)).scalars().all() == [2500]
 
     asyncio.run(story())
 

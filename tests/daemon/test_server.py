@@ -66,15 +66,14 @@ async def raw(channel: Channel, data: bytes) -> Any:
     return await method(Bytes(data))
 
 
-# The header says {"kid":"k1"}.
-GOOD = "eyJraWQiOiJrMSJ9.e30.x"
+GOOD = "header.claims.signature"
 
 
-def verify(token: bytes, _now_s: float) -> dict[str, Any]:
+def verify(token: bytes, _now_s: float) -> tuple[dict[str, Any], str | None]:
     if token != GOOD.encode():
         reason = "malformed_token"
         raise TokenRejected(reason)
-    return {"sub": "bob", "tenant": "default", "roles": ["viewer"], "exp": 2e9}
+    return {"sub": "bob", "tenant": "default", "roles": ["viewer"], "exp": 2e9}, "k1"
 
 
 TCP = TokenTrust(b"shared", verify, lambda: 1e9, Revocations())

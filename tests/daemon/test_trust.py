@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
+import jwt
+import msgspec
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from jwt.algorithms import ECAlgorithm
 
-from flx_api._core import Revocations
+from flx_api._core import Revocations, TokenVerifier
 from flx_api.daemon.principal import Principal
 from flx_api.daemon.trust import Gateway, Nobody, SocketTrust, TokenTrust, principal_of
 from flx_api.errors import TokenRejected, Unauthenticated
 from flx_api.proto.flx.v1.daemon_pb2 import Principal as Named
 
-# The header says {"kid":"k1"}.
-GOOD = "eyJraWQiOiJrMSJ9.e30.x"
+GOOD = "header.claims.signature"
 CLAIMS = {"sub": "bob", "tenant": "t", "roles": ["viewer"], "exp": 100.5, "jti": "j", "sid": "s", "iat": 40.5}
 NAMED = Named(subject="root", tenant="x", roles=["admin"])
+
+KEY, OTHER = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+JWKS = [{**ECAlgorithm.to_jwk(key.public_key(), as_dict=True), "kid": kid} for key, kid in ((OTHER, "k2"), (KEY, "k1"))]
+VERIFIER = TokenVerifier(msgspec.json.encode({"keys": JWKS}))
 
 
 class Now:
@@ -25,11 +32,11 @@ class Now:
         return self.s
 
 
-def verify(token: bytes, _now_s: float) -> dict[str, Any]:
+def verify(token: bytes, _now_s: float) -> tuple[dict[str, Any], str | None]:
     if token != GOOD.encode():
         reason = "malformed_token"
         raise TokenRejected(reason)
-    return dict(CLAIMS)
+    return dict(CLAIMS), "k1"
 
 
 def trust(
@@ -93,6 +100,36 @@ def test_a_revoked_token_is_refused_at_once_and_on_a_stream_that_is_open(
             made.caller({"authorization": f"Bearer {GOOD}"})
     else:
         assert caller.principal(None) is not None
+
+
+@pytest.mark.parametrize("header", [{}, {"kid": "k1"}])
+def test_a_key_is_revoked_for_the_tokens_it_verified_whether_they_name_it_or_not(header: dict[str, str]) -> None:
+    made = TokenTrust(None, VERIFIER.verify_full, Now(), revocations := Revocations())
+    shown = {"authorization": "Bearer " + jwt.encode(CLAIMS, KEY, algorithm="ES256", headers=header)}
+    revocations.apply("key", "k2", "default")
+    caller = made.caller(shown)
+    assert caller.principal(None) == Principal("bob", "t", ("viewer",), "j", "s", 100)
+    revocations.apply("key", "k1", "default")
+    with pytest.raises(TokenRejected):
+        caller.principal(None)
+    with pytest.raises(TokenRejected):
+        made.caller(shown)
+
+
+def test_the_name_that_a_token_gives_its_key_counts_for_nothing() -> None:
+    def verify_with(_token: bytes, _now_s: float) -> tuple[dict[str, Any], str | None]:
+        return dict(CLAIMS), verified_with
+
+    made = TokenTrust(None, verify_with, Now(), revocations := Revocations())
+    shown = {"authorization": "Bearer " + jwt.encode(CLAIMS, KEY, algorithm="ES256", headers={"kid": "k1"})}
+    revocations.apply("key", "k2", "default")
+    verified_with: str | None = "k2"
+    with pytest.raises(TokenRejected):
+        made.caller(shown)
+    revocations.apply("key", "k1", "default")
+    # A key in PEM has no name; it answers for every name that no other key has.
+    verified_with = None
+    assert made.caller(shown).principal(None) is not None
 
 
 def test_no_token_is_nobody_and_a_bad_one_is_refused() -> None:

@@ -47,7 +47,7 @@ def test_frames_leave_in_order_and_a_full_queue_ends_the_connection() -> None:
             connection.send(chunk)
         assert connection.closing.result() is CloseCode.TOO_SLOW
         connection.send("after the end")
-        connection.end(CloseCode.BYE)
+        connection.end(CloseCode.GONE)
         assert connection.closing.result() is CloseCode.TOO_SLOW
         writer.cancel()
         await asyncio.gather(writer, return_exceptions=True)

@@ -44,15 +44,28 @@ class Hub:
         return connection
 
     def publish(self, topic: str = "pipeline_events", tenant: str = "default", size: int = 1) -> None:
+        self.journal(topic, tenant, size)
+        self.follow()
+
+    def journal(self, topic: str = "pipeline_events", tenant: str = "default", size: int = 1) -> None:
+        """What the daemon has and this gateway has not heard yet."""
         seq = len(self.all) + 1
         event = Event(seq=seq, prev=seq - 1, topic=topic, tenant=tenant, data=b'"' + b"x" * size + b'"')
         self.all.append(event)
-        heard = self.memory.add(event)
-        if heard is not None:
-            self.manager.event(heard)
+
+    def follow(self) -> None:
+        for event in self.all[self.memory.seq :]:
+            heard = self.memory.add(event)
+            if heard is not None:
+                self.manager.event(heard)
 
     async def history(self, topics: list[str], position: Position) -> AsyncGenerator[EventBatch, None]:
+        """As the daemon's Watch: the first batch at once, even empty."""
         assert topics
+        if position.seq > len(self.all):
+            yield EventBatch(epoch="e", journal_seq=len(self.all), gap_reason="epoch")
+        elif position.seq == len(self.all):
+            yield EventBatch(epoch="e", journal_seq=position.seq)
         for event in self.all[position.seq :]:
             yield EventBatch(epoch="e", events=[event], journal_seq=event.seq)
 
@@ -88,7 +101,7 @@ def test_an_event_comes_once_to_everyone_who_may_hear_it() -> None:
         assert seqs(both) == [1, 3]
         assert hub.metrics.subscriptions == 4
         for connection in (both, other, deaf, star):
-            hub.manager.disconnect(connection, CloseCode.BYE)
+            hub.manager.disconnect(connection, CloseCode.GONE)
         assert (hub.metrics.subscriptions, hub.metrics.connections) == (0, 0)
 
     run(story)
@@ -202,11 +215,36 @@ def test_what_cannot_be_told_is_a_gap() -> None:
 def test_a_client_from_a_gateway_that_was_ahead_hears_nothing_twice() -> None:
     async def story() -> None:
         hub = Hub()
+        hub.journal()
+        hub.journal()
         connection = hub.connect()
         await hub.manager.subscribe(connection, "*", encode(Position("e", 2, {})))
+        hub.publish()
+        assert seqs(connection) == [3]
+        assert hub.metrics.gaps == {}
+
+    run(story)
+
+
+@pytest.mark.parametrize("logs", [{}, {"x": 7}])
+def test_a_position_that_the_daemon_never_reached_is_of_another_history(logs: dict[str, int]) -> None:
+    """As after a database was restored: the client hears of it, and then all that is new."""
+
+    async def story() -> None:
+        hub = Hub()
         for _ in range(3):
             hub.publish()
-        assert seqs(connection) == [3]
+        connection = hub.connect()
+        await hub.manager.subscribe(connection, "*", encode(Position("e", 50, logs)))
+        gap = frames(connection)[-1]
+        assert (gap["code"], gap["reason"], gap["pos"]) == ("gap", "epoch", encode(hub.memory.position))
+        hub.publish()
+        assert seqs(connection) == [4]
+        log = Event(seq=1, topic="execution.x.log", tenant="default", data=b'"line"')
+        heard = hub.memory.add(log)
+        assert heard is not None
+        hub.manager.event(heard)
+        assert frames(connection)[-1]["event"] == "execution.x.log"
 
     run(story)
 

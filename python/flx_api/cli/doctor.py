@@ -24,6 +24,7 @@ _MIN_PYTHON, _PAST_PYTHON = (3, 11), (3, 15)
 _LOW_DISK_GIB = 1.0
 _MELTANO = "4.4.1"
 _TIMEOUT_S = 20
+_REDIS_TIMEOUT_S = 3
 
 
 class Finding(NamedTuple):
@@ -155,26 +156,28 @@ def service(settings: Settings) -> Iterator[Finding]:
 
 
 def redis(settings: Settings) -> Iterator[Finding]:
-    """Redis, when one is configured."""
+    """Redis, when one is configured: asked with the whole address, as the gateways ask. An error's text may hold it."""
     if settings.redis_url is None:
         return
-    from redis import AuthenticationError, Redis, RedisError  # noqa: PLC0415 - only where one is used
+    from redis import Redis  # noqa: PLC0415 - only here
     from redis.backoff import NoBackoff  # noqa: PLC0415
+    from redis.exceptions import AuthenticationError, RedisError, ResponseError  # noqa: PLC0415
     from redis.retry import Retry  # noqa: PLC0415
 
-    once = Retry(NoBackoff(), 0)
-    client = Redis.from_url(settings.redis_url, socket_timeout=3, socket_connect_timeout=3, retry=once)
+    wait_s, once = _REDIS_TIMEOUT_S, Retry(NoBackoff(), 0)
     try:
-        client.ping()
+        with Redis.from_url(
+            settings.redis_url, protocol=3, socket_timeout=wait_s, socket_connect_timeout=wait_s, retry=once
+        ) as client:
+            client.ping()
     except AuthenticationError:
-        yield Finding("broken", "FLX_REDIS_URL: Redis does not accept the name or password")
+        yield Finding("broken", "FLX_REDIS_URL: Redis refuses the user or the password")
+    except ResponseError as error:
+        yield Finding("broken", f"FLX_REDIS_URL: Redis refuses what the address says ({type(error).__name__})")
     except (RedisError, OSError) as error:
-        # The error's text may hold the address, which may hold a password.
-        yield Finding("broken", f"FLX_REDIS_URL: no Redis there ({type(error).__name__})")
+        yield Finding("broken", f"FLX_REDIS_URL: Redis does not answer ({type(error).__name__})")
     else:
         yield Finding("good", "FLX_REDIS_URL: Redis answers")
-    finally:
-        client.close()
 
 
 CHECKS: tuple[Callable[[Settings], Iterator[Finding]], ...] = (

@@ -227,7 +227,7 @@ def _trust(settings: Settings, address: Address, revocations: Revocations) -> Tr
     revoked = NativeRevocations()
     revocations.learn(revoked)
     # A key file of another issuer counts here too; an address does not, since the daemon fetches nothing.
-    return TokenTrust(_shared_token(settings.grpc_token_file), verifier(settings).verify, time.time, revoked)
+    return TokenTrust(_shared_token(settings.grpc_token_file), verifier(settings).verify_full, time.time, revoked)
 
 
 def _shared_token(file: str | None) -> bytes | None:

@@ -7,17 +7,15 @@ the principal, whatever its frames say. A client with neither may only use publi
 Rules:
 - A secret is compared in constant time. A wrong shared token is refused, never passed on as "no token".
 - A token is verified when its stream opens; its end and its revocation are looked at with each command.
+- A key is revoked by the `kid` of the key that verified the token; what the token's header names proves nothing.
 """
 
 from __future__ import annotations
 
-import base64
 import hmac
 import math
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
-
-import msgspec
 
 from flx_api.daemon.journal import DEFAULT_TENANT
 from flx_api.daemon.principal import Principal
@@ -31,15 +29,6 @@ if TYPE_CHECKING:
 
 GATEWAY_TOKEN = "x-flx-gateway-token"  # noqa: S105 - the name of the metadata
 _BEARER = "bearer "
-
-
-class _Header(msgspec.Struct):
-    """What of a token's header is looked at here."""
-
-    kid: str | None = None
-
-
-_header = msgspec.json.Decoder(_Header)
 
 
 class Caller(Protocol):
@@ -131,7 +120,8 @@ class TokenTrust:
 
     Args:
         gateway_token: the shared token; None: no gateway can be trusted here.
-        verify: the claims of an acceptable JWT at a moment; raises TokenRejected.
+        verify: the claims of an acceptable JWT at a moment, and the `kid` of the key that verified it; raises
+            TokenRejected.
         now_s: seconds since the epoch.
         revocations: what is asked about every acceptable JWT.
     """
@@ -139,7 +129,7 @@ class TokenTrust:
     def __init__(
         self,
         gateway_token: bytes | None,
-        verify: Callable[[bytes, float], dict[str, Any]],
+        verify: Callable[[bytes, float], tuple[dict[str, Any], str | None]],
         now_s: Callable[[], float],
         revocations: Revocations,
     ) -> None:
@@ -166,7 +156,7 @@ class TokenTrust:
         scheme, token = str(credentials)[: len(_BEARER)], str(credentials)[len(_BEARER) :]
         if scheme.lower() != _BEARER:
             raise Unauthenticated(code="invalid_token")
-        claims = self._verify(token.encode(), self._now_s())
+        claims, key_id = self._verify(token.encode(), self._now_s())
         principal = principal_of(claims)
         issued_at = claims.get("iat")
         revoked = partial(
@@ -175,7 +165,7 @@ class TokenTrust:
             tenant=principal.tenant,
             token_id=principal.token_id,
             session=principal.session,
-            key_id=_key_id(token),
+            key_id=key_id,
             issued_at=None if issued_at is None else math.floor(issued_at),
         )
         client = Client(principal, float(claims["exp"]), self._now_s, revoked)
@@ -202,12 +192,6 @@ def principal_of(claims: Mapping[str, Any]) -> Principal:
         session if isinstance(session, str) else None,
         math.floor(claims["exp"]) if "exp" in claims else None,
     )
-
-
-def _key_id(token: str) -> str | None:
-    """The `kid` in the header of a token that was verified."""
-    header = token.partition(".")[0]
-    return _header.decode(base64.urlsafe_b64decode(header + "=" * (-len(header) % 4))).kid
 
 
 class Trust(Protocol):

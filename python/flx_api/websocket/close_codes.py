@@ -12,14 +12,12 @@ from enum import IntEnum
 class CloseCode(IntEnum):
     """A close code; `reason` is what the Close frame says."""
 
-    BYE = 1000
     GONE = 1005
     POLICY = 1008
     TOO_LARGE = 1009
     INTERNAL = 1011
     RESTARTING = 1012
     TOKEN_ENDED = 4401
-    FORBIDDEN = 4403
     TOO_SLOW = 4408
     TOO_MANY = 4429
 
@@ -35,14 +33,12 @@ class CloseCode(IntEnum):
 
 
 _REASONS: dict[CloseCode, str] = {
-    CloseCode.BYE: "bye",
     CloseCode.GONE: "the peer went away",
     CloseCode.POLICY: "too many messages that are not acceptable",
     CloseCode.TOO_LARGE: "a message is longer than 64 KiB",
     CloseCode.INTERNAL: "something broke on our side",
     CloseCode.RESTARTING: "restarting; come back and resume",
     CloseCode.TOKEN_ENDED: "the token has expired",
-    CloseCode.FORBIDDEN: "no longer allowed",
     CloseCode.TOO_SLOW: "too slow; come back and resume",
     CloseCode.TOO_MANY: "too many connections",
 }

@@ -256,9 +256,11 @@ class ConnectionManager:
                         break
                     held = due[count - 1].order
                     await connection.room()
-        except (TimeoutError, Unavailable, _Evicted) as error:
-            reason = "evicted" if isinstance(error, _Evicted) else "upstream_unavailable"
-            self._tell_gap(connection, reason, encode(memory.position))
+        except (TimeoutError, Unavailable, _Gone) as error:
+            reason = error.reason if isinstance(error, _Gone) else "upstream_unavailable"
+            # What follows is new from here on, also for a reader that came with a position of another history.
+            position = memory.position
+            self._tell_gap(connection, reason, encode(position))
         finally:
             # From the last look at the memory to here nothing is awaited, so no event can fall in between.
             connection.suspended = False
@@ -278,14 +280,16 @@ class ConnectionManager:
         def wanted(topic: str) -> bool:
             return topic_matches(pattern, topic)
 
-        if memory.missing(position, wanted, born_from):
+        # A position ahead of this process comes from a gateway that has heard more, or from a history that a restored
+        # database has lost: the daemon knows.
+        if position.seq > memory.seq or memory.missing(position, wanted, born_from):
             if self.history is None:
                 raise Unavailable
             batches = self.history([pattern], position)
             try:
                 async for batch in batches:
                     if batch.gap_reason or batch.epoch != position.epoch:
-                        raise _Evicted
+                        raise _Gone(batch.gap_reason or "epoch")
                     position = self._deliver_batch(connection, batch, position, wanted)
                     await connection.room()
                     settled = len(batch.events) < _FULL_EVENTS and batch.ByteSize() < _FULL_BYTES
@@ -359,8 +363,12 @@ class ConnectionManager:
                 connection.send(heartbeat)
 
 
-class _Evicted(Exception):
-    """The daemon no longer has what a position asks for."""
+class _Gone(Exception):
+    """The daemon does not have what a position asks for: `reason` is that of the gap."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 def _owner(principal: Principal) -> _Owner:

@@ -18,23 +18,9 @@ from flx_api.models.execution import ExecutionListArgs, ExecutionLogsArgs
 from flx_api.models.pipeline import PipelineRunArgs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
-    from pathlib import Path
+    from collections.abc import Callable
 
     from flx_api.daemon.journal import Tx
-
-
-@pytest.fixture
-def play(tmp_path: Path) -> Callable[..., None]:
-    """Run a story on a new stage."""
-
-    def run(story: Callable[[Stage], Coroutine[Any, Any, None]], **options: Any) -> None:
-        async def staged() -> None:
-            await story(Stage(tmp_path, **options))
-
-        asyncio.run(staged())
-
-    return run
 
 
 def end_record(code: int, streams: dict[str, int]) -> dict[str, Any]:

@@ -24,7 +24,6 @@ from flx_api.models.pipeline import PipelineRunArgs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
-    from pathlib import Path
 
     import msgspec
 
@@ -32,12 +31,11 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def play(tmp_path: Path) -> Callable[..., None]:
+def play(play: Callable[..., None]) -> Callable[..., None]:
     """Run a story with a context on a new stage."""
 
     def run(story: Callable[[Stage, Executions, Context], Coroutine[Any, Any, None]]) -> None:
-        async def staged() -> None:
-            stage = Stage(tmp_path)
+        async def with_context(stage: Stage) -> None:
             async with stage.daemon() as executions:
                 nothing = cast("Any", None)
                 services = Services(
@@ -53,7 +51,7 @@ def play(tmp_path: Path) -> Callable[..., None]:
                 )
                 await story(stage, executions, Context(ALICE, services))
 
-        asyncio.run(staged())
+        play(with_context)
 
     return run
 

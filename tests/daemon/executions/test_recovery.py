@@ -13,21 +13,8 @@ from flx_api.daemon.journal import DEFAULT_TENANT
 from flx_api.errors import Conflict
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable
     from pathlib import Path
-
-
-@pytest.fixture
-def play(tmp_path: Path) -> Callable[..., None]:
-    """Run a story on a new stage."""
-
-    def run(story: Callable[[Stage], Coroutine[Any, Any, None]], **options: Any) -> None:
-        async def staged() -> None:
-            await story(Stage(tmp_path, **options))
-
-        asyncio.run(staged())
-
-    return run
 
 
 def test_a_run_that_lives_is_adopted_and_its_log_goes_on(play: Callable[..., None]) -> None:

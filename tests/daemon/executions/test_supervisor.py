@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any
 
-import pytest
 from tests.daemon.executions.fake_runs import Stage, StorageFault, over, submit
 
 from flx_api.daemon.executions.store import Store
 from flx_api.daemon.executions.supervisor import Supervisor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
-    from pathlib import Path
+    from collections.abc import Callable
+
+    import pytest
 
     from flx_api.daemon.executors import ExitRecord
     from flx_api.daemon.journal import Tx
-
-
-@pytest.fixture
-def play(tmp_path: Path) -> Callable[..., None]:
-    """Run a story on a new stage."""
-
-    def run(story: Callable[[Stage], Coroutine[Any, Any, None]]) -> None:
-        async def staged() -> None:
-            await story(Stage(tmp_path))
-
-        asyncio.run(staged())
-
-    return run
 
 
 def test_the_last_counts_are_told_although_the_end_had_to_be_written_twice(

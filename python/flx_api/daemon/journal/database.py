@@ -15,7 +15,7 @@ import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Column, MetaData, String, Table, create_engine, event, insert, inspect, select
+from sqlalchemy import Column, MetaData, String, Table, create_engine, event, insert, inspect, make_url, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
@@ -55,6 +55,11 @@ def engine_of(url: str, *, read_only: bool, busy_timeout_ms: int = 2000) -> Engi
         connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
 
     return engine
+
+
+def file_of(url: str) -> Path:
+    """The file that a URL names."""
+    return Path(make_url(url).database or "")
 
 
 def bring_to_head(connection: Connection) -> None:

@@ -6,6 +6,8 @@ own, since an indexed read of a file in the page cache costs microseconds and WA
 Rules:
 - A `with journal.read()` block must not await.
 - Sequence numbers are dense within an epoch. Retention removes events from the old end only and never the newest.
+- A database that has lost events (it was put back from a backup) begins a new epoch: positions in the old one are no
+  longer good.
 """
 
 from __future__ import annotations
@@ -15,11 +17,12 @@ import contextlib
 import secrets
 from typing import TYPE_CHECKING, TypeVar
 
-from sqlalchemy import delete, func, insert, select
+from sqlalchemy import bindparam, delete, exists, func, insert, select
 from sqlalchemy.exc import DBAPIError
 
-from flx_api.daemon.journal.database import bring_to_head, engine_of, is_storage_fault, storage_error
-from flx_api.daemon.journal.tables import events, idempotency, identity, revocations
+from flx_api.daemon.journal.database import bring_to_head, engine_of, file_of, is_storage_fault, storage_error
+from flx_api.daemon.journal.mark import Mark
+from flx_api.daemon.journal.tables import events, executions, idempotency, identity, revocations, topic_heads
 from flx_api.daemon.journal.tail import EventRow, Tail
 from flx_api.daemon.journal.writer import Group, Pending, Tx, Writer
 from flx_api.errors import FlxError, Unavailable
@@ -33,6 +36,7 @@ T = TypeVar("T")
 
 _TAIL_ROWS = 4096
 _PRUNE_STEP = 1000
+_EXECUTION = "execution."
 
 
 class Journal:
@@ -71,6 +75,8 @@ class Journal:
         self._closed = False
         self._reading = 0
         self._opened: asyncio.Future[int] = self._loop.create_future()
+        database = file_of(url)
+        self._mark = Mark(database.with_name(database.name + "-mark"))
         self._writer = Writer(
             self._connect,
             self._reconnect,
@@ -175,8 +181,9 @@ class Journal:
         return self.seq
 
     async def prune(self, before_us: int, keep_rows: int) -> int:
-        """Remove events and idempotency keys older than a time, events beyond a number, and revocations that are over.
+        """Remove events and idempotency keys older than a time, events beyond a number, and what is then of no use.
 
+        That is revocations that are over, and the heads of topics of executions that are over and have no events left.
         All of it in small steps.
 
         Args:
@@ -194,6 +201,8 @@ class Journal:
             pass
         while await self.write(_prune_revocations):
             pass
+        while await self.write(_prune_heads):
+            pass
         return removed
 
     async def close(self) -> None:
@@ -205,6 +214,7 @@ class Journal:
         # The thread's last delivery was scheduled before it ended; by now it has run.
         self._news.set()
         self._reader.close()
+        self._mark.close()
 
     # In the writer thread:
 
@@ -212,13 +222,15 @@ class Journal:
         connection = engine_of(self._url, read_only=False, busy_timeout_ms=self._busy_timeout_ms).connect()
         bring_to_head(connection)
         with connection.begin():
-            epoch = connection.execute(select(identity.c.epoch)).scalar()
-            if epoch is None:
-                epoch = secrets.token_hex(8)
-                connection.execute(insert(identity), {"id": 1, "epoch": epoch, "created_us": self._clock()})
             # Retention never removes the newest event, so this is the last number ever given.
             seq = connection.execute(select(func.max(events.c.seq))).scalar() or 0
+            epoch = connection.execute(select(identity.c.epoch)).scalar()
+            if epoch is None or not self._mark.allows(epoch, seq):
+                epoch = secrets.token_hex(8)
+                connection.execute(delete(identity))
+                connection.execute(insert(identity), {"id": 1, "epoch": epoch, "created_us": self._clock()})
         self.epoch = epoch
+        self._mark.set(epoch, seq)
         return connection, seq
 
     def _reconnect(self) -> Connection:
@@ -228,6 +240,8 @@ class Journal:
         self._call_soon(lambda: self._opened.set_exception(error) if error else self._opened.set_result(seq))
 
     def _deliver(self, group: Group) -> None:
+        if group.events:
+            self._mark.set(self.epoch, group.seq)
         self._call_soon(lambda: self._settle(group))
 
     def _call_soon(self, callback: Callable[[], None]) -> None:
@@ -277,6 +291,25 @@ def _prune_events(connection: Connection, before_us: int, up_to_seq: int) -> _St
         return None
     connection.execute(delete(events).where(events.c.seq < oldest[count][0]))
     return _Step(count, oldest[count][0])
+
+
+def _prune_heads(tx: Tx) -> int:
+    """Remove up to a step of heads that no event will follow: of executions that are over, their own events gone.
+
+    Only such topics grow in number. One that could go on must keep its head: an event without one before it begins a
+    topic.
+    """
+    oldest = select(func.min(events.c.seq)).scalar_subquery()
+    rest = func.substr(topic_heads.c.topic, len(_EXECUTION) + 1)
+    going_on = exists().where(
+        executions.c.id == func.substr(rest, 1, func.instr(rest, ".") - 1), executions.c.finished_us.is_(None)
+    )
+    place = (topic_heads.c.tenant, topic_heads.c.project_id, topic_heads.c.topic)
+    query = select(*place).where(topic_heads.c.seq < oldest, topic_heads.c.topic.startswith(_EXECUTION), ~going_on)
+    over = [row._asdict() for row in tx.connection.execute(query.limit(_PRUNE_STEP))]
+    if over:
+        tx.connection.execute(delete(topic_heads).where(*(column == bindparam(column.name) for column in place)), over)
+    return len(over)
 
 
 def _prune_keys(connection: Connection, before_us: int) -> int:

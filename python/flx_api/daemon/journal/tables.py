@@ -68,7 +68,8 @@ topic_heads = Table(
     Column("topic", String(255), primary_key=True),
     Column("seq", BigInteger, nullable=False),
 )
-"""The last sequence number of each topic within a tenant; it stays when retention removes the events themselves."""
+"""The last sequence number of each topic within a tenant. It stays when retention removes the events themselves, as
+long as the topic can go on."""
 
 users = Table(
     "users",

@@ -5,8 +5,9 @@
 //! - a leased unit is spent before the lease's expiry, counted from *before* the call that brought it was sent; Redis
 //!   counts the lease until expiry + one window, so it outlives everything spent from it;
 //! - spent units are told as one number that only grows, so a call that is lost or repeated counts nothing twice;
-//! - `fast` never waits: without a lease a node may owe up to [`Policy::debt`] units per key and window, unless the fleet is
-//!   known to have none left; with Redis away it goes on within its share of the limit, less what it spent in the window;
+//! - `fast` never waits: without a lease a node may owe up to [`Policy::debt`] units per key, until an answer says that they
+//!   fitted, and none while the fleet is known to have none left; with Redis away it goes on within its share of the
+//!   limit, less what it spent in the window;
 //! - `strict` spends nothing but leases: [`Verdict::Unknown`] asks the caller to wait for the next sync;
 //! - memory is bounded. An entry whose units are all reported may make room, since Redis remembers them; until one window
 //!   later newcomers then get neither debt nor share, so that crowding gives nobody quota back.
@@ -70,7 +71,7 @@ pub struct Policy {
 }
 
 impl Policy {
-    /// Units that a node may owe per key and window before its first lease arrives (0 when strict).
+    /// Units that a node may owe per key without knowing whether they fitted (0 when strict).
     #[must_use]
     pub fn debt(&self) -> u32 {
         if self.mode == Mode::Fast { self.limit.div_ceil(64) } else { 0 }
