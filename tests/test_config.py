@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from ipaddress import ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,10 @@ from redis.asyncio.connection import ConnectionPool
 from tests.small_admission import Small
 
 from flx_api import config
+from flx_api.dependencies import Parts
 from flx_api.errors import StartupError
+from flx_api.limits import shared_memory
+from flx_api.upstream.endpoints import Endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -184,6 +188,28 @@ def test_toml_file_of_policies(tmp_path: Path) -> None:
     file.write_text('[[policy]]\nname = "login"\nby = "ip"\nlimit = 5\nwindow = "1m"\n')
     (policy,) = config.load({"FLX_RATE_LIMITS": str(file)}).rate_limits
     assert (("login", 5, 60_000),) == policy.lanes
+
+
+def test_so_many_windows_and_no_more(tmp_path: Path) -> None:
+    """All windows of all policies share the memory, so they are counted together, and what is accepted can be made."""
+    file = tmp_path / "limits.toml"
+    # The largest entries there are: a small limit that one request may use up.
+    pair = ", ".join(f'{{ limit = 64, window = "{seconds}s" }}' for seconds in (1, 2))
+    policies = [
+        f'[[policy]]\nname = "p{number}"\nby = "ip"\ncost = 64\nwindows = [{pair}]\n'
+        for number in range(config.MAX_WINDOWS // 2)
+    ]
+    file.write_text("\n".join(policies))
+    settings = config.load({"FLX_RATE_LIMITS": str(file), "FLX_JWT_SECRET_KEY": KEY})
+    assert config.MAX_WINDOWS == sum(len(policy.lanes) for policy in settings.rate_limits)
+    memory = shared_memory.create()
+    try:
+        Parts(settings, Endpoint(path="/nonexistent.sock"), shared_memory.of_environment(str(memory)))
+    finally:
+        os.close(memory)
+    file.write_text("\n".join([*policies, policies[0].replace("p0", "other")]))
+    with pytest.raises(StartupError, match=r"^FLX_RATE_LIMITS: its policies have 258 windows, 256 is the most$"):
+        config.load({"FLX_RATE_LIMITS": str(file)})
 
 
 def test_a_toml_file_of_another_table_is_no_absence_of_limits(tmp_path: Path) -> None:

@@ -37,24 +37,20 @@ Algorithm = Literal[
 ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
 
 MAX_KEY_SET_BYTES = 256 * 1024
+# All windows share 64 MiB: with so many, each still has 256 KiB, which is room for hundreds of clients. A policy for
+# every route and every command, by subject and by tenant, would need fewer.
+MAX_WINDOWS = 256
 _MIN_SECRET_BYTES = 32
 _SECRETS = frozenset({"jwt_secret_key", "database_url", "redis_url"})
 _WINDOW = re.compile(r"([0-9]{1,15})(ms|s|m|h|d)")
 _UNIT_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _LONGEST_WINDOW_MS = 366 * _UNIT_MS["d"]
+_SWITCH = {**dict.fromkeys(("1", "true", "yes", "on"), True), **dict.fromkeys(("0", "false", "no", "off"), False)}
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]")
 # What an address of Redis may say after its question mark. Its client would take more, and let it undo what we rely on.
 _REDIS_OPTIONS = frozenset({"db", "username", "password"})
 _REDIS_TLS_OPTIONS = frozenset(
-    {
-        "ssl_ca_certs",
-        "ssl_ca_path",
-        "ssl_certfile",
-        "ssl_keyfile",
-        "ssl_password",
-        "ssl_cert_reqs",
-        "ssl_check_hostname",
-    }
+    f"ssl_{name}" for name in ("ca_certs", "ca_path", "certfile", "keyfile", "password", "cert_reqs", "check_hostname")
 )
 
 
@@ -366,16 +362,7 @@ def _parse(name: str, text: str) -> Any:  # noqa: ANN401 - the shape is checked 
     if name in {"rate_limits", "retention"}:
         return _document(name, text)
     if name == "enable_ssl":
-        return {
-            "1": True,
-            "true": True,
-            "yes": True,
-            "on": True,
-            "0": False,
-            "false": False,
-            "no": False,
-            "off": False,
-        }.get(text.lower(), text)
+        return _SWITCH.get(text.lower(), text)
     return text
 
 
@@ -538,6 +525,8 @@ def _check_limits(policies: tuple[RateLimit, ...]) -> None:
             if dearest > limit:
                 raise StartupError(f"FLX_RATE_LIMITS: [{index}].cost: is above a limit of its policy")
             names.add(name)
+    if len(names) > MAX_WINDOWS:
+        raise StartupError(f"FLX_RATE_LIMITS: its policies have {len(names)} windows, {MAX_WINDOWS} is the most")
 
 
 def _check_production(settings: Settings) -> None:
