@@ -249,6 +249,57 @@ def test_the_core_takes_every_network_that_is_accepted(text: str) -> None:
     Small(proxies=[text])
 
 
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "https://app.example.com",
+        "http://localhost:5173",
+        "http://app:443",
+        "https://[::1]:8443",
+        "tauri://localhost",
+        "chrome-extension://abcdefghijklmnop",
+    ],
+)
+def test_an_origin_is_what_a_browser_sends(origin: str) -> None:
+    """Origins are compared as they are sent, so that only what can be sent is accepted."""
+    assert (origin, "*") == config.load({"FLX_CORS_ORIGINS": f"{origin}, *"}).cors_origins
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "nonsense",
+        "null",
+        "app.example.com",
+        "//app.example.com",
+        "https://",
+        "https://app.example.com/",
+        "https://app.example.com/path",
+        "https://app.example.com?x",
+        "https://me@app.example.com",
+        "https://*.example.com",
+        "https://App.example.com",
+        "HTTPS://app.example.com",
+        "https://app.example.com:https",
+        "https://app.example.com:",
+        "https://app.example.com:0",
+        "https://app.example.com:080",
+        "https://app.example.com:65536",
+        "https://app.example.com:443",
+        "http://app.example.com:80",
+        "https://[::1",
+        "https://[0::1]",
+        "https://::1",
+        "https://b\u00fccher.example",
+        "https://app.example.com\nhttp://x",
+    ],
+)
+def test_what_no_browser_sends_is_no_origin(origin: str) -> None:
+    """It would never match, and whoever wrote it would look for the reason elsewhere."""
+    with pytest.raises(StartupError, match=r"^FLX_CORS_ORIGINS\[1\]: is no origin as browsers send it"):
+        config.load({"FLX_CORS_ORIGINS": f"https://app.example.com,{origin}"})
+
+
 def test_secrets_are_not_shown() -> None:
     """`shown` says that a secret is set, not what it is."""
     shown = config.shown(config.load({"FLX_JWT_SECRET_KEY": KEY}))

@@ -28,7 +28,8 @@ from flx_api.errors import StartupError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-Port = Annotated[int, Meta(ge=0, le=65535)]
+_LAST_PORT = 65535
+Port = Annotated[int, Meta(ge=0, le=_LAST_PORT)]
 Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$(?!\n)")]
 
 Algorithm = Literal[
@@ -47,6 +48,8 @@ _UNIT_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _LONGEST_WINDOW_MS = 366 * _UNIT_MS["d"]
 _SWITCH = {**dict.fromkeys(("1", "true", "yes", "on"), True), **dict.fromkeys(("0", "false", "no", "off"), False)}
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]")
+_ORIGIN = re.compile(r"([a-z][a-z0-9+.-]{0,30})://([a-z0-9._-]{1,253}|\[[0-9a-f:.]{2,45}\])(?::([1-9][0-9]{0,4}))?")
+_OWN_PORTS = {"http": "80", "https": "443"}
 # What an address of Redis may say after its question mark. Its client would take more, and let it undo what we rely on.
 _REDIS_OPTIONS = frozenset({"db", "username", "password"})
 _REDIS_TLS_OPTIONS = frozenset(
@@ -197,7 +200,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     rate_limits: Annotated[
         tuple[RateLimit, ...], Meta(description="policies as JSON, or the path of a TOML file with `[[policy]]` tables")
     ] = _DEFAULT_LIMITS
-    cors_origins: Annotated[tuple[str, ...], Meta(description="exact origins, separated by commas")] = ()
+    cors_origins: Annotated[
+        tuple[str, ...],
+        Meta(description="exact origins such as `https://app.example.com`, separated by commas; `*` in development"),
+    ] = ()
     trusted_proxies: Annotated[
         tuple[str, ...],
         Meta(description="networks of proxies whose word about a client's address is believed, separated by commas"),
@@ -473,7 +479,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _check_peers(settings: Settings) -> None:
-    """Hold that the native core takes these networks and that a Host can be one of these names."""
+    """Hold that the native core takes these networks, that a Host can be one of these names, an Origin one of these."""
     for index, text in enumerate(settings.trusted_proxies):
         address, slash, length = text.partition("/")
         try:
@@ -486,6 +492,25 @@ def _check_peers(settings: Settings) -> None:
     for index, name in enumerate(settings.trusted_hosts):
         if not _HOST.fullmatch(name):
             raise StartupError(f"FLX_TRUSTED_HOSTS[{index}]: is no name of a host (without a port, IPv6 in brackets)")
+    for index, origin in enumerate(settings.cors_origins):
+        if origin != "*" and not _is_origin(origin):
+            msg = (
+                "is no origin as browsers send it (scheme://host, or scheme://host:port; small letters, no slash after)"
+            )
+            raise StartupError(f"FLX_CORS_ORIGINS[{index}]: {msg}")
+
+
+def _is_origin(text: str) -> bool:
+    found = _ORIGIN.fullmatch(text)
+    if not found:
+        return False
+    scheme, host, port = found.groups()
+    try:
+        written = f"[{ipaddress.IPv6Address(host[1:-1])}]" if host.startswith("[") else host
+    except ValueError:
+        return False
+    # Browsers leave out the port that a scheme has anyway, and shorten addresses.
+    return host == written and port != _OWN_PORTS.get(scheme, "") and int(port or 1) <= _LAST_PORT
 
 
 def _check_redis(url: str) -> None:

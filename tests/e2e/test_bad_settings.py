@@ -72,6 +72,8 @@ OTHERS = {
     "another-header": ("FLX_PROXY_HEADER", "x-real-ip", "invalid enum value"),
     "a-host-with-a-port": ("FLX_TRUSTED_HOSTS", "api.example:8000", "is no name of a host"),
     "hosts-by-pattern": ("FLX_TRUSTED_HOSTS", "api.example,*.example", "is no name of a host"),
+    "an-origin-of-nothing": ("FLX_CORS_ORIGINS", "nonsense", "is no origin as browsers send it"),
+    "an-origin-with-a-path": ("FLX_CORS_ORIGINS", f"https://app.example/{WORD}", "is no origin as browsers send it"),
     "redis-of-another-scheme": ("FLX_REDIS_URL", f"http://:{WORD}@host:6379", "is no redis:, rediss: or unix: address"),
     "redis-without-a-scheme": ("FLX_REDIS_URL", WORD, "is no redis:, rediss: or unix: address"),
     "redis-at-no-port": ("FLX_REDIS_URL", f"redis://:{WORD}@host:port", "is no redis:, rediss: or unix: address"),
