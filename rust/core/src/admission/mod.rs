@@ -29,12 +29,11 @@ use crate::error::{Reason, Unusable};
 use crate::jwt::TokenVerifier;
 use crate::jwt::claims::Claims;
 use crate::jwt::json::Json;
-use crate::jwt::revocation::Revocations;
 use crate::limit::lease::{self, LeaseBook, Verdict};
-use crate::limit::{Charge, Check, Identity, Memory, Rate, SlidingWindow};
+use crate::limit::{Check, Identity, Memory, Rate, SlidingWindow};
 use policy::Classes;
 pub use policy::{By, Policy, Toll};
-pub use tokens::{Known, Tokens};
+pub use tokens::{InForce, Known, Tokens};
 
 /// Races with other workers that are decided anew; more in a row mean that the window is used up in all but name.
 const RETRIES: usize = 4;
@@ -105,7 +104,7 @@ pub enum Token<'a> {
 }
 
 /// One request, as far as admission cares.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Ask<'a> {
     /// What it is: index of its class.
     pub class: usize,
@@ -116,7 +115,7 @@ pub struct Ask<'a> {
     /// Its `X-API-Key`.
     pub api_key: Option<&'a [u8]>,
     /// What is in force against tokens.
-    pub revocations: &'a Revocations,
+    pub revocations: &'a dyn InForce,
     /// Seconds since 1970.
     pub now_s: f64,
     /// Monotonic nanoseconds.
@@ -171,10 +170,9 @@ pub struct Admission<M, P> {
     windows: Vec<SlidingWindow<M>>,
     classes: Classes,
     seed: (u64, u64),
+    addresses: client::Addresses,
     /// Checks of the request at hand; kept to save an allocation per request.
     checks: Vec<(usize, Held)>,
-    /// And what was charged of them, in case it must be given back.
-    charges: Vec<(usize, Charge)>,
     key: Vec<u8>,
 }
 
@@ -206,7 +204,16 @@ impl<M: Memory, P> Admission<M, P> {
         }
         let classes = Classes::new(classes, &policies)?;
         let tokens = Tokens::new(verifier, room.verified, room.refused, seed)?;
-        Ok(Self { tokens, policies, windows, classes, seed, checks: Vec::new(), charges: Vec::new(), key: Vec::new() })
+        Ok(Self {
+            tokens,
+            policies,
+            windows,
+            classes,
+            seed,
+            addresses: client::Addresses::new(seed),
+            checks: Vec::new(),
+            key: Vec::new(),
+        })
     }
 
     /// The policy a [`Quota`] speaks of.
@@ -283,25 +290,26 @@ impl<M: Memory, P> Admission<M, P> {
     /// Charges every window that admitted; false, and nothing charged, when one of them has no room any more. Leases are
     /// this process' own, so that nobody is faster.
     fn charge(&mut self, leases: &mut Option<&mut LeaseBook>) -> bool {
-        self.charges.clear();
-        for (policy, held) in &self.checks {
-            let check = match (held, leases.as_mut()) {
-                (Held::Window(check), _) => check,
+        let Self { checks, windows, policies, .. } = self;
+        for at in 0..checks.len() {
+            let (policy, held) = &mut checks[at];
+            let fits = match (held, leases.as_mut()) {
+                (Held::Window(check), _) => windows[*policy].take(check) || policies[*policy].shadow,
                 (Held::Lease(check), Some(book)) => {
                     book.charge(check);
-                    continue;
+                    true
                 }
-                (Held::Lease(_), None) => continue,
+                (Held::Lease(_), None) => true,
             };
-            match self.windows[*policy].charge(check) {
-                Ok(charge) => self.charges.push((*policy, charge)),
-                Err(_) if self.policies[*policy].shadow => {}
-                Err(_) => {
-                    for (policy, charge) in &self.charges {
-                        self.windows[*policy].refund(charge);
+            if !fits {
+                for (policy, held) in &checks[..at] {
+                    if let Held::Window(check) = held
+                        && check.admitted
+                    {
+                        windows[*policy].give_back(check);
                     }
-                    return false;
                 }
+                return false;
             }
         }
         true
@@ -323,9 +331,17 @@ impl<M: Memory, P> Admission<M, P> {
 
     /// The windows that need no principal; false when one refuses.
     fn check_open(&mut self, ask: &Ask<'_>, leases: &mut Option<&mut LeaseBook>, decision: &mut Decision<P>) -> bool {
-        let Self { policies, windows, classes, checks, key, seed, .. } = self;
+        let Self { policies, windows, classes, checks, key, seed, addresses, .. } = self;
+        let tolls = classes.of(ask.class).0;
+        if tolls.is_empty() {
+            return true;
+        }
+        if leases.is_some() {
+            // The fleet knows it by its key.
+            client::write_key(ask.client, key);
+        }
         let mut address = None;
-        for toll in classes.of(ask.class).0 {
+        for toll in tolls {
             let policy = &policies[toll.policy];
             let by_key = match (policy.by, ask.api_key) {
                 (By::ApiKey, None) => continue,
@@ -334,10 +350,7 @@ impl<M: Memory, P> Admission<M, P> {
             };
             let identity = match by_key {
                 Some(given) => Identity::new(*seed, given),
-                None => *address.get_or_insert_with(|| {
-                    client::write_key(ask.client, key);
-                    Identity::new(*seed, key)
-                }),
+                None => *address.get_or_insert_with(|| addresses.identity(ask.client, *seed, key)),
             };
             let window = &windows[toll.policy];
             decision.pass(toll, policy.shadow, (window, identity), (leases, by_key.unwrap_or(key)), ask.now_ns, checks);
@@ -396,7 +409,10 @@ impl<P> Decision<P> {
             };
             (Held::Lease(check), refusal, check.remaining, check.reset_ns)
         } else {
-            let check = window.check(identity, now_ns, toll.cost);
+            // The tightest of those that admit is told of.
+            let mute = shadow || self.refusal.is_some();
+            let tell_below = self.quota.map_or(u64::MAX, |quota| u64::from(quota.remaining));
+            let check = window.look(identity, now_ns, toll.cost, if mute { 0 } else { tell_below });
             let refusal = (!check.admitted).then_some(Reason::RateLimited);
             (Held::Window(check), refusal, check.remaining, check.reset_ns)
         };
