@@ -21,7 +21,7 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyString, PyTuple};
 
-use crate::admitted::{Admitted, Client, RequestId};
+use crate::admitted::{Admitted, Client, RequestId, values_of};
 use crate::answer::{Answers, Face, Given, Lane, Parts, Template, Told, whole};
 use crate::counters::{Counters, method_of};
 use crate::errors::unusable;
@@ -147,7 +147,7 @@ impl Admission {
             let words = rate.words(share)?;
             regions.take(words).map_err(|_| Unusable("the memory of the windows is too small"))
         };
-        let core = Core::new(Arc::clone(&verifier.0), policies, classes, room, memory, seed).map_err(unusable)?;
+        let core = Core::new(Arc::clone(&verifier.core), policies, classes, room, memory, seed).map_err(unusable)?;
         let mut templates: Vec<Option<Template>> = Vec::new();
         for reason in Reason::ALL {
             let given: Option<Given<'_>> =
@@ -329,7 +329,7 @@ impl Admission {
 
     /// Puts another key set in the place of the present one, at once.
     fn replace_keys(&self, verifier: &TokenVerifier) {
-        self.core().tokens.replace_keys(Arc::clone(&verifier.0));
+        self.core().tokens.replace_keys(Arc::clone(&verifier.core));
     }
 
     /// What is remembered of tokens: (answered from memory, verified, bytes, tokens).
@@ -497,11 +497,7 @@ impl Admission {
             by: slf.clone().unbind(),
             known,
             route: seen.route,
-            values: if values.is_empty() {
-                PyTuple::empty(py).unbind()
-            } else {
-                PyTuple::new(py, values.iter().map(AsRef::<str>::as_ref))?.unbind()
-            },
+            values: values_of(py, &values)?,
             client: match request.peer_text {
                 Some(text) if std::ptr::eq(client, request.peer) => Client::Peer(text.clone_ref(py)),
                 _ => Client::Told(client.to_owned()),

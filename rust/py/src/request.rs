@@ -142,7 +142,7 @@ pub(crate) fn without_port(peer: &str) -> &str {
 /// One walk over a header list.
 pub(crate) fn walk<'py>(head: &mut Head<Value<'py>>, scope: &Bound<'py, PyDict>) -> PyResult<()> {
     let Some(headers) = scope.get_item(intern!(scope.py(), "headers"))? else { return Ok(()) };
-    let list = headers.cast_into::<PyList>().or_else(|other| listed(other.into_inner()))?;
+    let list = headers.cast_into::<PyList>().or_else(|other| listed(&other.into_inner()))?;
     for header in list.iter() {
         let header = header.cast::<PyTuple>().map_err(|_| wrong())?;
         let [name, value, ..] = header.as_slice() else { return Err(wrong()) };
@@ -162,7 +162,7 @@ pub(crate) fn walk<'py>(head: &mut Head<Value<'py>>, scope: &Bound<'py, PyDict>)
 }
 
 #[cold]
-fn listed(headers: Bound<'_, PyAny>) -> PyResult<Bound<'_, PyList>> {
+fn listed<'py>(headers: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyList>> {
     PyList::new(headers.py(), headers.try_iter()?.collect::<PyResult<Vec<_>>>()?)
 }
 

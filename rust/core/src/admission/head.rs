@@ -124,19 +124,14 @@ impl Field {
     #[must_use]
     #[inline]
     pub fn of(name: &[u8]) -> Option<Self> {
-        let wanted = WANTED[usize::from(name.first()? & 0x1f)].checked_shr(name.len() as u32)?;
         // Nearly all names end here, without a comparison.
-        if wanted & 1 == 0 { None } else { Self::among(name) }
-    }
-
-    #[inline(never)]
-    fn among(name: &[u8]) -> Option<Self> {
-        let same = |lower: &[u8]| name == lower || name.eq_ignore_ascii_case(lower);
-        FIELDS.iter().find(|(lower, _)| lower.len() == name.len() && same(lower)).map(|&(_, field)| field)
+        let place = PLACES.get(usize::from(name.first()? & 0x1f) << 5 | name.len())?;
+        let (lower, field) = FIELDS.get(usize::from(*place))?;
+        (name == *lower || name.eq_ignore_ascii_case(lower)).then_some(*field)
     }
 }
 
-/// The fields by their names in lower case, as nearly all servers send them; the usual ones first.
+/// The fields by their names in lower case, as nearly all servers send them.
 static FIELDS: [(&[u8], Field); 11] = [
     (b"host", Field::Host),
     (b"authorization", Field::Authorization),
@@ -151,15 +146,16 @@ static FIELDS: [(&[u8], Field); 11] = [
     (b"transfer-encoding", Field::Chunked),
 ];
 
-/// The lengths, as bits, of the fields that begin with a letter, by its place in the alphabet.
-static WANTED: [u32; 32] = {
-    let (mut wanted, mut at) = ([0; 32], 0);
+/// Which field it may be, by the place of its first letter in the alphabet and its length; no two have both in common, and
+/// none is longer than 31.
+static PLACES: [u8; 1 << 10] = {
+    let (mut places, mut at) = ([u8::MAX; 1 << 10], 0);
     while at < FIELDS.len() {
         let name = FIELDS[at].0;
-        wanted[(name[0] & 0x1f) as usize] |= 1 << name.len();
+        places[((name[0] & 0x1f) as usize) << 5 | name.len()] = at as u8;
         at += 1;
     }
-    wanted
+    places
 };
 
 impl<V: AsRef<[u8]>> Head<V> {

@@ -154,11 +154,20 @@ impl<P> Decision<P> {
     }
 }
 
-/// What one window of a policy said and what was charged of it, here or in the fleet.
-#[derive(Debug)]
-enum Held {
-    Window(Check),
-    Lease(lease::Check),
+/// What the windows of the request at hand said when they admitted, here or in the fleet; kept to save an allocation per
+/// request. Apart, so that neither is copied to look like the other.
+#[derive(Debug, Default)]
+struct Checks {
+    /// With the policy.
+    windows: Vec<(usize, Check)>,
+    leases: Vec<lease::Check>,
+}
+
+impl Checks {
+    fn clear(&mut self) {
+        self.windows.clear();
+        self.leases.clear();
+    }
 }
 
 /// Tokens, policies and windows of one gateway. `M` is where the windows lie, `P` what the shell makes of a principal.
@@ -171,8 +180,7 @@ pub struct Admission<M, P> {
     classes: Classes,
     seed: (u64, u64),
     addresses: client::Addresses,
-    /// Checks of the request at hand; kept to save an allocation per request.
-    checks: Vec<(usize, Held)>,
+    checks: Checks,
     key: Vec<u8>,
 }
 
@@ -211,7 +219,7 @@ impl<M: Memory, P> Admission<M, P> {
             classes,
             seed,
             addresses: client::Addresses::new(seed),
-            checks: Vec::new(),
+            checks: Checks::default(),
             key: Vec::new(),
         })
     }
@@ -271,46 +279,40 @@ impl<M: Memory, P> Admission<M, P> {
         leases: &mut Option<&mut LeaseBook>,
         mut decide: impl FnMut(&mut Self, &mut Option<&mut LeaseBook>) -> Decision<P>,
     ) -> Decision<P> {
-        for _ in 0..RETRIES {
+        let mut retries = RETRIES;
+        loop {
             self.checks.clear();
-            let decision = decide(self, leases);
+            let mut decision = decide(self, leases);
+            if retries == 0 {
+                // The last word of the windows that were lost to others every time: as good as used up for this request.
+                self.checks.clear();
+                decision.refusal = Some(Reason::RateLimited);
+                decision.known = None;
+                return decision;
+            }
             if self.charge(leases) {
                 return decision;
             }
+            retries -= 1;
         }
-        // The last word of the windows that were lost to others every time: as good as used up for this request.
-        self.checks.clear();
-        let mut decision = decide(self, leases);
-        self.checks.clear();
-        decision.refusal = Some(Reason::RateLimited);
-        decision.known = None;
-        decision
     }
 
     /// Charges every window that admitted; false, and nothing charged, when one of them has no room any more. Leases are
     /// this process' own, so that nobody is faster.
     fn charge(&mut self, leases: &mut Option<&mut LeaseBook>) -> bool {
         let Self { checks, windows, policies, .. } = self;
-        for at in 0..checks.len() {
-            let (policy, held) = &mut checks[at];
-            let fits = match (held, leases.as_mut()) {
-                (Held::Window(check), _) => windows[*policy].take(check) || policies[*policy].shadow,
-                (Held::Lease(check), Some(book)) => {
-                    book.charge(check);
-                    true
-                }
-                (Held::Lease(_), None) => true,
-            };
-            if !fits {
-                for (policy, held) in &checks[..at] {
-                    if let Held::Window(check) = held
-                        && check.admitted
-                    {
-                        windows[*policy].give_back(check);
-                    }
-                }
-                return false;
+        for at in 0..checks.windows.len() {
+            let (policy, check) = &mut checks.windows[at];
+            if windows[*policy].take(check) || policies[*policy].shadow {
+                continue;
             }
+            for (policy, check) in checks.windows[..at].iter().filter(|(_, check)| check.admitted) {
+                windows[*policy].give_back(check);
+            }
+            return false;
+        }
+        if let Some(book) = leases {
+            checks.leases.iter().for_each(|check| book.charge(check));
         }
         true
     }
@@ -381,7 +383,7 @@ impl<M: Memory, P> Admission<M, P> {
 }
 
 /// Whether the request may go on. A refusal by a window charges nothing at all.
-fn settled<P>(decision: &Decision<P>, checks: &mut Vec<(usize, Held)>) -> bool {
+fn settled<P>(decision: &Decision<P>, checks: &mut Checks) -> bool {
     if decision.refusal.is_some() {
         checks.clear();
     }
@@ -390,6 +392,8 @@ fn settled<P>(decision: &Decision<P>, checks: &mut Vec<(usize, Held)>) -> bool {
 
 impl<P> Decision<P> {
     /// Asks one window, this host's or the fleet's, and takes in what it says.
+    #[expect(clippy::inline_always, reason = "its many arguments are not worth their way through memory")]
+    #[inline(always)]
     fn pass<M: Memory>(
         &mut self,
         toll: &Toll,
@@ -397,9 +401,9 @@ impl<P> Decision<P> {
         (window, identity): (&SlidingWindow<M>, Identity),
         (leases, key): (&mut Option<&mut LeaseBook>, &[u8]),
         now_ns: u64,
-        checks: &mut Vec<(usize, Held)>,
+        checks: &mut Checks,
     ) {
-        let (held, refusal, remaining, reset_ns) = if let Some(book) = leases {
+        if let Some(book) = leases {
             let check = book.check(toll.policy, key, now_ns, toll.cost);
             let refusal = match check.verdict {
                 Verdict::Admitted => None,
@@ -407,19 +411,24 @@ impl<P> Decision<P> {
                 Verdict::Unknown => Some(Reason::LeaseAwaited),
                 Verdict::Unavailable => Some(Reason::LeaseUnavailable),
             };
-            (Held::Lease(check), refusal, check.remaining, check.reset_ns)
-        } else {
-            // The tightest of those that admit is told of.
-            let mute = shadow || self.refusal.is_some();
-            let tell_below = self.quota.map_or(u64::MAX, |quota| u64::from(quota.remaining));
-            let check = window.look(identity, now_ns, toll.cost, if mute { 0 } else { tell_below });
-            let refusal = (!check.admitted).then_some(Reason::RateLimited);
-            (Held::Window(check), refusal, check.remaining, check.reset_ns)
-        };
-        self.take(Quota { policy: toll.policy, remaining, reset_ns }, shadow, refusal);
-        if refusal.is_none() {
-            checks.push((toll.policy, held));
+            let (remaining, reset_ns) = (check.remaining, check.reset_ns);
+            self.take(Quota { policy: toll.policy, remaining, reset_ns }, shadow, refusal);
+            if refusal.is_none() {
+                checks.leases.push(check);
+            }
+            return;
         }
+        // The tightest of those that admit is told of.
+        let mute = shadow || self.refusal.is_some();
+        let tell_below = self.quota.map_or(u64::MAX, |quota| u64::from(quota.remaining));
+        window.look(identity, now_ns, toll.cost, if mute { 0 } else { tell_below }, |check| {
+            let refusal = (!check.admitted).then_some(Reason::RateLimited);
+            let (remaining, reset_ns) = (check.remaining, check.reset_ns);
+            self.take(Quota { policy: toll.policy, remaining, reset_ns }, shadow, refusal);
+            if refusal.is_none() {
+                checks.windows.push((toll.policy, check));
+            }
+        });
     }
 
     fn take(&mut self, quota: Quota, shadow: bool, refusal: Option<Reason>) {

@@ -173,6 +173,7 @@ impl Shape {
         }
     }
 
+    #[inline(never)]
     fn read_log<W: Word>(self, entry: &[W], head: u64, now_ns: u64, reach: u64, places: u64) -> Reading {
         let log = &entry[REST..];
         let last = before(head & COUNT, places);
@@ -201,7 +202,8 @@ impl Shape {
         Reading { used: net, raw: used, now_ns, stamp: now_ns, oldest: 0, base: 0, newest: 0 }
     }
 
-    #[inline]
+    #[expect(clippy::inline_always, reason = "what it returns is large, and the hot path has one caller of it")]
+    #[inline(always)]
     fn read_ring<W: Word>(self, entry: &[W], head: u64, now_ns: u64) -> Reading {
         // One check of the length in place of one for each word.
         let entry = &entry[..SNAPSHOTS + RING as usize];
@@ -388,6 +390,24 @@ fn begin<W: Word>(entry: &[W], tick: u64, count: u64) -> bool {
         }
         if slot.swap_if(seen, tag(tick) << COUNT_BITS | count) {
             return true;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn ticks_are_divided_exactly(window_ms in 1_u64..=366 * 24 * 3_600_000, now_ns: u64, whole: u32, beside in 0_u64..3) {
+            let shape = Shape::new(100, window_ms * 1_000_000, 1);
+            let boundary = u64::from(whole).saturating_mul(shape.tick_ns).saturating_add(1).saturating_sub(beside);
+            for now_ns in [now_ns, boundary, u64::MAX] {
+                prop_assert_eq!(now_ns / shape.tick_ns, shape.tick(now_ns));
+            }
         }
     }
 }

@@ -89,7 +89,7 @@ pub(super) struct Table<M> {
 }
 
 /// A key's own entry, open when its head was read.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(super) struct Open<'a, W> {
     pub(super) index: usize,
     pub(super) head: u64,
@@ -177,7 +177,8 @@ impl<M: Memory> Table<M> {
     }
 
     /// The key's own entry, when it has an open one.
-    #[inline]
+    #[expect(clippy::inline_always, reason = "the hot path has one caller of it")]
+    #[inline(always)]
     pub(super) fn find(&self, identity: Identity) -> Option<Open<'_, M::Word>> {
         let words = self.memory.words();
         // Nearly every key is where it prefers to be.

@@ -161,23 +161,35 @@ impl<M: Memory> SlidingWindow<M> {
     /// Says whether `cost` units fit, counting nothing.
     #[inline]
     pub fn check(&self, identity: Identity, now_ns: u64, cost: u32) -> Check {
-        self.look(identity, now_ns, cost, TELL)
+        self.look(identity, now_ns, cost, TELL, |check| check)
     }
 
     /// The same; when quota grows after an admission is worked out (else 0) only if less than `tell_below` is left: most who
-    /// ask several windows tell of the tightest.
-    #[expect(clippy::inline_always, reason = "what it returns is large, and the hot path has one caller of it")]
+    /// ask several windows tell of the tightest. `used` gets the answer where it is made: it is large, and a copy costs as
+    /// much as the rest.
+    #[expect(clippy::inline_always, reason = "what it hands over is large, and the hot path has one caller of it")]
     #[inline(always)]
-    pub(crate) fn look(&self, identity: Identity, now_ns: u64, cost: u32, tell_below: u64) -> Check {
+    pub(crate) fn look<T>(
+        &self,
+        identity: Identity,
+        now_ns: u64,
+        cost: u32,
+        tell_below: u64,
+        used: impl FnOnce(Check) -> T,
+    ) -> T {
         let now_ns = now_ns.min(MAX_NOW);
         loop {
-            let Judgement { check, is_current, .. } = match self.table.find(identity) {
-                Some(open) => self.judge(identity, now_ns, cost, open, tell_below),
-                None => self.judge_without_entry(identity, now_ns, cost),
-            };
-            // A charge finds out by itself whether it is; a refusal must be true.
-            if check.admitted || is_current {
-                return check;
+            // A charge finds out by itself whether it is current; a refusal must be true.
+            if let Some(open) = self.table.find(identity) {
+                let Judgement { check, is_current, .. } = self.judge(identity, now_ns, cost, &open, tell_below);
+                if check.admitted || is_current {
+                    return used(check);
+                }
+            } else {
+                let Judgement { check, is_current, .. } = self.judge_without_entry(identity, now_ns, cost);
+                if check.admitted || is_current {
+                    return used(check);
+                }
             }
         }
     }
@@ -226,8 +238,9 @@ impl<M: Memory> SlidingWindow<M> {
                 if claims > CLAIMS || self.table.claim(identity, now_ns) == Claim::Full {
                     let index = self.table.cell(identity);
                     let entry = self.table.entry(index);
-                    *check =
-                        self.judge(identity, now_ns, cost, Open { index, head: entry[HEAD].load(), entry }, TELL).check;
+                    *check = self
+                        .judge(identity, now_ns, cost, &Open { index, head: entry[HEAD].load(), entry }, TELL)
+                        .check;
                 } else {
                     *check = self.check(identity, now_ns, cost);
                 }
@@ -271,14 +284,21 @@ impl<M: Memory> SlidingWindow<M> {
     fn judge_cell(&self, identity: Identity, now_ns: u64, cost: u32) -> Judgement {
         let index = self.table.cell(identity);
         let entry = self.table.entry(index);
-        self.judge(identity, now_ns, cost, Open { index, head: entry[HEAD].load(), entry }, TELL)
+        self.judge(identity, now_ns, cost, &Open { index, head: entry[HEAD].load(), entry }, TELL)
     }
 
     /// What an entry says at this head, and whether it still has it.
     #[expect(clippy::inline_always, reason = "what it returns is large, and the hot path has one caller of it")]
     #[inline(always)]
-    fn judge(&self, identity: Identity, now_ns: u64, cost: u32, open: Open<'_, M::Word>, tell_below: u64) -> Judgement {
-        let Open { index, head, entry } = open;
+    fn judge(
+        &self,
+        identity: Identity,
+        now_ns: u64,
+        cost: u32,
+        open: &Open<'_, M::Word>,
+        tell_below: u64,
+    ) -> Judgement {
+        let &Open { index, head, entry } = open;
         let reading = self.shape.read(entry, head, now_ns);
         let limit = u64::from(self.rate.limit);
         let missing = (reading.used + u64::from(cost)).saturating_sub(limit);
