@@ -166,7 +166,7 @@ def _remembered(suite: Suite, signed: _Signed, folder: Path, rounds: int) -> Non
 
 
 def _window(suite: Suite, rivals: Elsewhere, floors: Elsewhere, rounds: int) -> None:
-    """Clients drawn by Zipf's law, as for the servers; one alone; all in turn, which no cache holds, beside the rivals."""
+    """Clients by Zipf's law, as for the servers; one alone; all in turn, which no cache holds, beside the rivals."""
     turns = range(_CLIENTS)
     drawn = random.Random(20260101).choices(turns, [1 / (rank + 1) for rank in turns], k=_DRAWS)
     calls = [

@@ -1,8 +1,8 @@
 """One Channel stream: many commands in, replies out in any order, batched by loop tick.
 
-Strategy: the reader begins each command of a batch as it comes; finished replies gather in an outbox, and the writer
-takes the whole outbox each time it runs, so what was finished in one tick leaves as one message. A command is
-outstanding until its reply has been handed to the transport: a client that does not read its replies stops being read.
+Strategy: the reader begins each command of a batch as it comes; finished replies gather in an outbox
+(`flx_api.proto.outbox`), so what was finished in one tick leaves as one message. A command is outstanding until its
+reply has been handed to the transport: a client that does not read its replies stops being read.
 
 Rules:
 - At most `MAX_OUTSTANDING` commands; then nothing more is read, and HTTP/2 flow control holds the client back.
@@ -15,6 +15,7 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 from flx_api.proto.flx.v1.daemon_pb2 import ReplyBatch, ReplyFrame
+from flx_api.proto.outbox import Outbox
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -46,20 +47,19 @@ class CommandChannel:
         self._stream = stream
         self._dispatcher = dispatcher
         self._caller = caller
-        self._outbox: list[ReplyFrame] = []
         self._tasks: set[asyncio.Task[ReplyFrame]] = set()
         self._outstanding = 0
-        self._ended = False
-        self._news = asyncio.Event()
+        self._outbox: Outbox[ReplyFrame] = Outbox(stream, _batches, self._left)
         self._room = asyncio.Event()
 
     async def run(self) -> None:
         """Serve the stream until the client has ended it and has its replies, or is gone."""
-        writer = asyncio.create_task(self._write())
+        await self._stream.send_initial_metadata()
+        writer = asyncio.create_task(self._outbox.write())
         reader = asyncio.create_task(self._read())
         try:
-            # Whichever fails ends the other; the reader's end alone does not, since replies are still on their way.
-            done, _ = await asyncio.wait((reader, writer), return_when=asyncio.FIRST_EXCEPTION)
+            # Whichever fails ends the other. The reader comes to its end when all replies are on their way.
+            done, _ = await asyncio.wait((reader, writer), return_when=asyncio.FIRST_COMPLETED)
             for ended in done:
                 ended.result()
         finally:
@@ -71,15 +71,17 @@ class CommandChannel:
         inline = 0
         while (batch := await self._stream.recv_message()) is not None:
             for frame in batch.frames:
-                while self._outstanding >= MAX_OUTSTANDING:
-                    self._room.clear()
-                    await self._room.wait()
+                await self._fewer_than(MAX_OUTSTANDING)
                 inline += self._begin(frame)
                 if inline >= _INLINE_TURN:
                     inline = 0
                     await asyncio.sleep(0)
-        self._ended = True
-        self._news.set()
+        await self._fewer_than(1)
+
+    async def _fewer_than(self, count: int) -> None:
+        while self._outstanding >= count:
+            self._room.clear()
+            await self._room.wait()
 
     def _begin(self, frame: CommandFrame) -> bool:
         """Begin one command; whether it was answered at once."""
@@ -102,21 +104,14 @@ class CommandChannel:
             self._answer(task.result())
 
     def _answer(self, reply: ReplyFrame) -> None:
-        self._outbox.append(reply)
-        self._news.set()
+        self._outbox.put(reply)
 
-    async def _write(self) -> None:
-        while not (self._ended and not self._outstanding):
-            await self._news.wait()
-            self._news.clear()
-            replies, self._outbox = self._outbox, []
-            for batch in _batches(replies):
-                await self._stream.send_message(ReplyBatch(frames=batch))
-                self._outstanding -= len(batch)
-                self._room.set()
+    def _left(self, count: int) -> None:
+        self._outstanding -= count
+        self._room.set()
 
 
-def _batches(replies: list[ReplyFrame]) -> list[list[ReplyFrame]]:
+def _batches(replies: list[ReplyFrame]) -> list[tuple[ReplyBatch, int]]:
     """The replies in messages of bounded size; usually one."""
     batches: list[list[ReplyFrame]] = []
     held = _BATCH_BYTES
@@ -127,4 +122,4 @@ def _batches(replies: list[ReplyFrame]) -> list[list[ReplyFrame]]:
             held = 0
         batches[-1].append(reply)
         held += size
-    return batches
+    return [(ReplyBatch(frames=batch), len(batch)) for batch in batches]

@@ -41,7 +41,6 @@ _SECURITY: Final[Headers] = [
     (b"server", b"flx"),
     (b"x-content-type-options", b"nosniff"),
     (b"cache-control", b"no-store"),
-    (b"referrer-policy", b"no-referrer"),
 ]
 # Only over TLS: over a clear connection browsers ignore it, as they must.
 _STRICT_TRANSPORT: Final = (b"strict-transport-security", b"max-age=31536000")

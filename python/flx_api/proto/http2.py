@@ -21,9 +21,12 @@ from h2.connection import ConnectionState, H2Connection
 from h2.events import DataReceived
 from h2.stream import StreamState
 
+from flx_api.proto.buffer import Buffer
+
 if TYPE_CHECKING:
     from h2.events import Event
     from h2.stream import H2Stream
+    from h2.windows import WindowManager
 
 KNOWN_VERSIONS: Final = ("4.4.",)
 _HEAD: Final = 9
@@ -105,12 +108,31 @@ class Connection(H2Connection):
         stream.outbound_flow_control_window -= size
         self._data_to_send += size.to_bytes(3, "big") + _DATA + stream_id.to_bytes(4, "big") + data
 
+    def acknowledge_received_data(self, acknowledged_size: int, stream_id: int) -> None:
+        """Hand room back to the peer; in h2's words."""
+        stream: H2Stream | None = self.streams.get(stream_id)
+        if stream is None or not stream.open or acknowledged_size < 0:
+            super().acknowledge_received_data(acknowledged_size, stream_id)
+            return
+        ours, its = self._inbound_flow_control_window_manager, stream._inbound_window_manager  # noqa: SLF001
+        if _tells(ours, acknowledged_size) or _tells(its, acknowledged_size):
+            super().acknowledge_received_data(acknowledged_size, stream_id)
+            return
+        ours._bytes_processed += acknowledged_size  # noqa: SLF001
+        its._bytes_processed += acknowledged_size  # noqa: SLF001
+
+
+def _tells(window: WindowManager, size: int) -> bool:
+    """Whether it may be time for a WINDOW_UPDATE."""
+    return window.current_window_size == 0 or window._bytes_processed + size >= window.max_window_size // 2  # noqa: SLF001
+
 
 def install() -> bool:
-    """Let grpclib make its connections of this kind from now on; whether it does."""
+    """Let grpclib use this connection and our buffer from now on; whether it does."""
     if grpclib.protocol.H2Connection is Connection:  # type: ignore[attr-defined]
         return True
     if not h2.__version__.startswith(KNOWN_VERSIONS):
         return False
     grpclib.protocol.H2Connection = Connection  # type: ignore[attr-defined]
+    grpclib.protocol.Buffer = Buffer  # type: ignore[misc, assignment]
     return True

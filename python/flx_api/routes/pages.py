@@ -150,7 +150,12 @@ class Pages:
     async def docs(self, exchange: Exchange) -> Response:
         """The page."""
         del exchange
-        headers = [(b"content-type", b"text/html; charset=utf-8"), (b"content-security-policy", _PAGE_CSP)]
+        headers = [
+            (b"content-type", b"text/html; charset=utf-8"),
+            (b"content-security-policy", _PAGE_CSP),
+            # The one answer that a browser follows links from.
+            (b"referrer-policy", b"no-referrer"),
+        ]
         return Response(200, headers, _PAGE)
 
     async def asset(self, exchange: Exchange) -> Response:

@@ -1,9 +1,8 @@
 """The upstream: one connection to the daemon and one long-lived stream that carries all commands of this worker.
 
-Strategy: a call appends a frame to the outbox and waits for a future; the writer task takes the whole outbox whenever
-it runs, so what was appended in one loop tick leaves as one message, without any linger. The reader task matches
-replies by `seq`. One task (`_run`) owns the connection: connect, probe, serve, and after a loss again with growing,
-jittered pauses.
+Strategy: a call puts a frame into the outbox (`flx_api.proto.outbox`), which leaves with the loop's tick as one message
+with all others, and waits for a future. The reader task matches replies by `seq`. One task (`_run`) owns the
+connection: connect, probe, serve, and after a loss again with growing, jittered pauses.
 
 Rules:
 - Connected means that the daemon answered a probe. Probes go on: a daemon that hangs is a daemon that is away.
@@ -30,6 +29,7 @@ from flx_api.errors import DeadlineExceeded, Unavailable
 from flx_api.proto import http2
 from flx_api.proto.flx.v1.daemon_grpc import DaemonStub
 from flx_api.proto.flx.v1.daemon_pb2 import CommandBatch, CommandFrame, Principal, ReplyBatch, ReplyFrame
+from flx_api.proto.outbox import Outbox
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,6 +60,7 @@ _MAX_BATCH_BYTES: Final = 262_144
 
 # What grpclib raises when a connection cannot be made, breaks, or the daemon ends the stream.
 LOSSES: Final = (GRPCError, StreamTerminatedError, ProtocolError, OSError, asyncio.TimeoutError)
+_BROKE: Final = "The connection to the daemon broke"
 _PROBE = Principal(subject="gateway", roles=["viewer"])
 
 _log = structlog.get_logger("flx.upstream")
@@ -101,8 +102,7 @@ class Upstream:
         self._jitter = jitter
         self._pending: dict[int, _Pending] = {}
         self._abandoned: dict[int, _Abandoned] = {}
-        self._outbox: list[CommandFrame] = []
-        self._wake = asyncio.Event()
+        self._outbox: Outbox[CommandFrame] | None = None
         self._credits = asyncio.Semaphore(_CREDITS)
         self._queued = 0
         self._waits = 0
@@ -224,8 +224,10 @@ class Upstream:
         reply: asyncio.Future[ReplyFrame] = loop.create_future()
         self._pending[seq] = _Pending(reply, deadline + _DEADLINE_GRACE_S)
         self._metrics.upstream_in_flight = len(self._pending)
-        self._outbox.append(frame)
-        self._wake.set()
+        if self._outbox is not None:
+            self._outbox.put(frame)
+        else:
+            reply.set_exception(StreamLost(_BROKE, retry_after_s=1))
         if self._sweeper is None:
             self._sweeper = loop.call_later(_SWEEP_EVERY_S, self._sweep)
         try:
@@ -283,7 +285,7 @@ class Upstream:
                 self.connected.clear()
                 self._stub = None
                 channel.close()
-                self._outbox.clear()
+                self._outbox = None
                 for seq in list(self._abandoned):
                     self._forget(seq)
                 self._fail_pending()
@@ -299,8 +301,9 @@ class Upstream:
         async with stub.Channel.open(metadata=self._endpoint.metadata) as stream:
             async with asyncio.timeout(PROBE_TIMEOUT_S):
                 await stream.send_request()
+            self._outbox = outbox = Outbox(stream, _batches)
             tasks = [
-                asyncio.create_task(self._write(stream), name="upstream-writer"),
+                asyncio.create_task(outbox.write(), name="upstream-writer"),
                 asyncio.create_task(self._read(stream), name="upstream-reader"),
                 asyncio.create_task(self._probe(stub), name="upstream-probe"),
             ]
@@ -314,14 +317,6 @@ class Upstream:
                     await stream.cancel()
             for task in done:
                 task.result()
-
-    async def _write(self, stream: Stream[CommandBatch, ReplyBatch]) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            frames, self._outbox = self._outbox, []
-            for batch in _batches(frames) if frames else ():
-                await stream.send_message(batch)
 
     async def _read(self, stream: Stream[CommandBatch, ReplyBatch]) -> None:
         loop = asyncio.get_running_loop()
@@ -352,7 +347,7 @@ class Upstream:
             await asyncio.sleep(PROBE_EVERY_S)
 
     def _fail_pending(self) -> None:
-        detail, code = "The connection to the daemon broke", "upstream_unavailable"
+        detail, code = _BROKE, "upstream_unavailable"
         if self._closing:
             detail, code = "The service is shutting down", "shutting_down"
         for pending in self._pending.values():
@@ -360,10 +355,10 @@ class Upstream:
                 pending.reply.set_exception(StreamLost(detail, code=code, retry_after_s=1))
 
 
-def _batches(frames: list[CommandFrame]) -> list[CommandBatch]:
+def _batches(frames: list[CommandFrame]) -> list[tuple[CommandBatch, int]]:
     """The frames in messages of a bearable size; one message in the usual case."""
     if len(frames) <= _MAX_FRAMES and sum(len(frame.args) for frame in frames) <= _MAX_BATCH_BYTES:
-        return [CommandBatch(frames=frames)]
+        return [(CommandBatch(frames=frames), len(frames))]
     batches: list[list[CommandFrame]] = [[]]
     size = 0
     for frame in frames:
@@ -372,4 +367,4 @@ def _batches(frames: list[CommandFrame]) -> list[CommandBatch]:
             size = 0
         batches[-1].append(frame)
         size += len(frame.args)
-    return [CommandBatch(frames=batch) for batch in batches]
+    return [(CommandBatch(frames=batch), len(batch)) for batch in batches]

@@ -138,7 +138,7 @@ impl Admission {
             infos.push(RouteInfo { names_command: kind != "value", not_allowed: Template::of(given)? });
         }
         let share = max_bytes / policies.len().max(1);
-        let room = TokenRoom { verified: token_bytes, refused: token_bytes / 32 };
+        let room = TokenRoom { verified: token_bytes, refused: token_bytes / 8 };
         let classes = classes.into_iter().map(|tolls| tolls.into_iter().map(toll).collect()).collect();
         let seed = shared.map_or_else(seed, |shared| Ok(shared.seed()))?;
         // Behind the counters, which are as long for all who share the memory.
@@ -480,16 +480,14 @@ impl Admission {
         if let Some(known) = &known
             && request.pages
             && method == Method::Get
-            && let Some(answer) = known.shell.page(seen.route, |page| {
-                let list = PyList::new(py, &page.headers)?;
-                let request_id = seen.request_id.text(py, &this.id_prefix);
-                this.answers.finish(py, &list, &seen.parts(&request_id), false)?;
-                let body = if is_head { PyBytes::new(py, b"") } else { page.body.bind(py).clone() };
-                whole(py, request.face, page.status, &list, &body).map(|answer| (page.status, answer))
-            })
+            && let Some(page) = known.shell.page(seen.route)
         {
-            let (status, answer) = answer?;
-            this.over(&seen, status);
+            let list = PyList::new(py, &page.headers)?;
+            let request_id = seen.request_id.text(py, &this.id_prefix);
+            this.answers.finish(py, &list, &seen.parts(&request_id), false)?;
+            let body = if is_head { PyBytes::new(py, b"") } else { page.body.bind(py).clone() };
+            let answer = whole(py, request.face, page.status, &list, &body)?;
+            this.over(&seen, page.status);
             return Ok(answer.into_any());
         }
         let values = found.map(|found| found.values).unwrap_or_default();

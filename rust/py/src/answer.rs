@@ -3,7 +3,11 @@
 //! Rules:
 //! - the words of an answer come from the gateway's one place for them (`flx_api.gateway.responses`), as templates with a
 //!   gap where the request id goes; here only numbers are patched in;
-//! - a header that never changes is one tuple, made once for each face: ASGI takes bytes, RSGI takes text.
+//! - a header that never changes is one tuple, made once for each face: ASGI takes bytes, RSGI takes text;
+//! - one that is the same in most refusals in a row is made anew when it is not: a flood must cost less than what it keeps
+//!   from being answered.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -53,6 +57,53 @@ pub(crate) fn line<'py>(face: Face, header: &Bound<'py, PyTuple>) -> PyResult<Bo
     PyTuple::new(header.py(), [text(0)?, text(1)?])
 }
 
+/// A header that says the same as the last time more often than not.
+#[derive(Default)]
+struct Memo {
+    last: Mutex<Option<(u64, Face, Py<PyTuple>)>>,
+}
+
+impl Memo {
+    /// The header of this number.
+    fn header<'py>(
+        &self,
+        py: Python<'py>,
+        face: Face,
+        number: u64,
+        make: impl FnOnce() -> PyResult<Bound<'py, PyTuple>>,
+    ) -> PyResult<Bound<'py, PyTuple>> {
+        if let Some((known, its_face, header)) = &*self.lock()
+            && (*known, *its_face) == (number, face)
+        {
+            return Ok(header.bind(py).clone());
+        }
+        // Without the lock: what Python makes may run Python, and that another thread, which waits for the lock.
+        let made = make()?;
+        let before = self.lock().replace((number, face, made.clone().unbind()));
+        drop(before);
+        Ok(made)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<(u64, Face, Py<PyTuple>)>> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A header whose value is the number itself.
+    fn numbered<'py>(
+        &self,
+        py: Python<'py>,
+        face: Face,
+        name: &'static [u8],
+        value: u64,
+    ) -> PyResult<Bound<'py, PyTuple>> {
+        self.header(py, face, value, || {
+            let mut digits = Vec::with_capacity(8);
+            number(&mut digits, value);
+            header(py, face, name, &digits)
+        })
+    }
+}
+
 /// (status, headers, body before the request id, body after it)
 pub(crate) type Given<'py> = (u16, Vec<Bound<'py, PyTuple>>, Vec<u8>, Vec<u8>);
 
@@ -62,12 +113,21 @@ pub(crate) struct Template {
     headers: Vec<Line>,
     before: Vec<u8>,
     after: Vec<u8>,
+    length: Memo,
+    retry_after: Memo,
 }
 
 impl Template {
     pub(crate) fn of(given: Given<'_>) -> PyResult<Self> {
         let (status, headers, before, after) = given;
-        Ok(Self { status, headers: lines(&headers)?, before, after })
+        Ok(Self {
+            status,
+            headers: lines(&headers)?,
+            before,
+            after,
+            length: Memo::default(),
+            retry_after: Memo::default(),
+        })
     }
 
     pub(crate) fn status(&self) -> u16 {
@@ -81,6 +141,8 @@ pub(crate) struct Lane {
     policy: Line,
     /// `"name";r=`
     prefix: Vec<u8>,
+    /// What it says when nothing remains.
+    used_up: Memo,
     /// The refusal of this policy.
     pub(crate) refusal: Template,
 }
@@ -91,7 +153,7 @@ impl Lane {
         let policy =
             header(py, Face::Asgi, b"ratelimit-policy", format!("\"{name}\";q={limit};w={window_s}").as_bytes())?;
         let prefix = format!("\"{name}\";r=").into_bytes();
-        Ok(Self { policy: Line::new(&policy)?, prefix, refusal })
+        Ok(Self { policy: Line::new(&policy)?, prefix, used_up: Memo::default(), refusal })
     }
 }
 
@@ -161,12 +223,17 @@ impl Answers {
         if let Some(told) = parts.told {
             let lane = &self.lanes[told.policy];
             list.append(lane.policy.of(face))?;
-            let mut value = Vec::with_capacity(lane.prefix.len() + 24);
-            value.extend_from_slice(&lane.prefix);
-            number(&mut value, u64::from(told.remaining));
-            value.extend_from_slice(b";t=");
-            number(&mut value, told.reset_s);
-            list.append(header(py, face, b"ratelimit", &value)?)?;
+            let make = || {
+                let mut value = Vec::with_capacity(lane.prefix.len() + 24);
+                value.extend_from_slice(&lane.prefix);
+                number(&mut value, u64::from(told.remaining));
+                value.extend_from_slice(b";t=");
+                number(&mut value, told.reset_s);
+                header(py, face, b"ratelimit", &value)
+            };
+            let ratelimit =
+                if told.remaining == 0 { lane.used_up.header(py, face, told.reset_s, make)? } else { make()? };
+            list.append(ratelimit)?;
         }
         Ok(())
     }
@@ -184,18 +251,14 @@ impl Answers {
         let face = parts.face;
         let list = PyList::new(py, template.headers.iter().map(|line| line.of(face)))?;
         if let Some(seconds) = retry_after_s {
-            let mut value = Vec::with_capacity(8);
-            number(&mut value, seconds);
-            list.append(header(py, face, b"retry-after", &value)?)?;
+            list.append(template.retry_after.numbered(py, face, b"retry-after", seconds)?)?;
         }
         if close {
             list.append(self.close.of(face))?;
         }
         self.finish(py, &list, parts, false)?;
         let body = [&template.before, parts.request_id.as_bytes(), &template.after].concat();
-        let mut length = Vec::with_capacity(8);
-        number(&mut length, body.len() as u64);
-        list.append(header(py, face, b"content-length", &length)?)?;
+        list.append(template.length.numbered(py, face, b"content-length", body.len() as u64)?)?;
         let body = PyBytes::new(py, if head { b"" } else { &body });
         whole(py, face, template.status, &list, &body)
     }

@@ -1,7 +1,7 @@
 //! `Principal`, and what is kept beside one.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use flx_core::admission as core;
 use pyo3::IntoPyObjectExt as _;
@@ -75,7 +75,7 @@ pub(crate) struct Page {
 /// What is kept of a principal for as long as its token is remembered.
 pub(crate) struct Shell {
     object: PyOnceLock<Py<Principal>>,
-    page: Mutex<Option<Page>>,
+    page: Mutex<Option<Arc<Page>>>,
     /// The route of that page: a look without the lock for those who have none.
     paged: AtomicUsize,
 }
@@ -99,16 +99,18 @@ impl Shell {
     /// Remembers a page; one at a time is enough.
     pub(crate) fn keep(&self, page: Page) {
         let route = page.route;
-        *self.page.lock().unwrap_or_else(PoisonError::into_inner) = Some(page);
+        let before = self.page.lock().unwrap_or_else(PoisonError::into_inner).replace(Arc::new(page));
         self.paged.store(route, Ordering::Release);
+        drop(before);
     }
 
-    /// Uses the page of a route, if there is one.
-    pub(crate) fn page<T>(&self, route: usize, used: impl FnOnce(&Page) -> T) -> Option<T> {
+    /// The page of a route, if there is one. It is used without the lock: what Python makes of it may run Python, and that
+    /// another thread, which waits for the lock.
+    pub(crate) fn page(&self, route: usize) -> Option<Arc<Page>> {
         if self.paged.load(Ordering::Acquire) != route {
             return None;
         }
         let page = self.page.lock().unwrap_or_else(PoisonError::into_inner);
-        page.as_ref().filter(|page| page.route == route).map(used)
+        page.as_ref().filter(|page| page.route == route).map(Arc::clone)
     }
 }

@@ -25,7 +25,8 @@ pub(crate) struct Rsgi<'py> {
     pub(crate) version: Bound<'py, PyString>,
     pub(crate) path: Vec<u8>,
     decoded: Bound<'py, PyString>,
-    query: Bound<'py, PyString>,
+    /// For what is only looked at when the request goes on.
+    scope: Bound<'py, PyAny>,
     items: Bound<'py, PyList>,
     unreadable: Vec<Bound<'py, PyString>>,
     /// Only where there is no Host.
@@ -66,12 +67,12 @@ impl<'py> Rsgi<'py> {
             client: text(intern!(py, "client"))?,
             scheme: text(intern!(py, "scheme"))?,
             version: text(intern!(py, "http_version"))?,
-            query: text(intern!(py, "query_string"))?,
             path: escaped(decoded.to_str()?),
             decoded,
             items,
             unreadable,
             authority,
+            scope: scope.clone(),
         })
     }
 
@@ -105,7 +106,8 @@ impl<'py> Rsgi<'py> {
         scope.set_item(intern!(py, "scheme"), &self.scheme)?;
         scope.set_item(intern!(py, "path"), &self.decoded)?;
         scope.set_item(intern!(py, "raw_path"), PyBytes::new(py, &self.path))?;
-        scope.set_item(intern!(py, "query_string"), PyBytes::new(py, self.query.to_str()?.as_bytes()))?;
+        let query = self.scope.getattr(intern!(py, "query_string"))?.cast_into::<PyString>()?;
+        scope.set_item(intern!(py, "query_string"), PyBytes::new(py, query.to_str()?.as_bytes()))?;
         scope.set_item(intern!(py, "root_path"), intern!(py, ""))?;
         scope.set_item(intern!(py, "headers"), headers)?;
         Ok(scope)

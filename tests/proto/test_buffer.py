@@ -1,0 +1,127 @@
+"""Our buffer beside grpclib's own: the same bytes come out, and no room is handed back that was not used."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from grpclib.protocol import Buffer as Judge
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flx_api.proto.buffer import Buffer
+
+chunks = st.tuples(st.binary(min_size=1, max_size=40), st.integers(0, 5))
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("add"), chunks),
+        st.tuples(st.just("read"), st.integers(0, 90)),
+        st.tuples(st.just("turn"), st.none()),
+    ),
+    max_size=30,
+)
+
+
+class Reader:
+    """A buffer, whoever reads from it, and what came of both."""
+
+    def __init__(self, kind: Any) -> None:
+        self.acked = self.added = self.padded = 0
+        self.buffer = kind(self._ack)
+        self.wanted: list[int] = []
+        self.read: list[bytes] = []
+        self._task: asyncio.Task[bytes] | None = None
+
+    def _ack(self, size: int) -> None:
+        self.acked += size
+
+    def add(self, data: bytes, padding: int) -> None:
+        self.added += len(data)
+        self.padded += padding
+        self.buffer.add(data, len(data) + padding)
+
+    async def turn(self) -> None:
+        """Let whoever waits go on."""
+        for _ in range(4):
+            if self._task is None and self.wanted:
+                self._task = asyncio.create_task(self.buffer.read(self.wanted[0]))
+            await asyncio.sleep(0)
+            if self._task is not None and self._task.done():
+                self.read.append(self._task.result())
+                self.wanted.pop(0)
+                self._task = None
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+
+
+@settings(max_examples=300, deadline=None)
+@given(steps)
+def test_it_gives_what_grpclibs_buffer_gives(story: list[tuple[str, Any]]) -> None:
+    async def told() -> None:
+        ours, judge = Reader(Buffer), Reader(Judge)
+        for what, value in story:
+            for reader in (ours, judge):
+                if what == "add":
+                    reader.add(*value)
+                elif what == "read":
+                    reader.wanted.append(value)
+                await reader.turn()
+            taken = sum(map(len, ours.read))
+            claimed = min(ours.added, taken + (ours.wanted[0] if ours.wanted else 0))
+            assert judge.read == ours.read
+            assert ours.acked <= claimed + ours.padded
+            if ours.wanted:
+                assert ours.acked >= ours.added, "whoever waits has handed everything back"
+        await ours.stop()
+        await judge.stop()
+        assert ours.added + ours.padded == ours.acked + ours.buffer.unacked_size()
+        assert 0 == ours.buffer.unacked_size()
+
+    asyncio.run(told())
+
+
+def test_the_end_is_empty_and_a_torn_end_is_an_error() -> None:
+    async def told() -> None:
+        for kind in (Buffer, Judge):
+            reader = Reader(kind)
+            reader.add(b"abc", 0)
+            reader.buffer.eof()
+            assert await reader.buffer.read(3) == b"abc"
+            assert await reader.buffer.read(5) == b""
+            torn = Reader(kind)
+            torn.add(b"abc", 0)
+            torn.buffer.eof()
+            with pytest.raises(AssertionError):
+                await torn.buffer.read(5)
+
+    asyncio.run(told())
+
+
+def test_a_reader_that_is_cancelled_leaves_all_to_the_next() -> None:
+    async def told() -> None:
+        reader = Reader(Buffer)
+        reader.add(b"abc", 0)
+        task = asyncio.create_task(reader.buffer.read(5))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        reader.add(b"de", 0)
+        assert await reader.buffer.read(5) == b"abcde"
+
+    asyncio.run(told())
+
+
+def test_a_reader_that_stops_hands_nothing_back() -> None:
+    async def told() -> None:
+        reader = Reader(Buffer)
+        for _ in range(100):
+            reader.add(b"x" * 1000, 0)
+        assert await reader.buffer.read(1000) == b"x" * 1000
+        assert reader.acked <= 1000
+
+    asyncio.run(told())
