@@ -109,7 +109,8 @@ class Metrics(Collector):
             "flx_http_request_duration_seconds", "From receive to record.", "route", durations, of_requests
         )
         phases = zip(PHASES, self.counters.phases(), strict=True)
-        yield _histograms("flx_http_phase_duration_seconds", "Time spent in each phase.", "phase", phases, of_phases)
+        text = "Time spent in each phase; `receive` and `admit` are timed in one request of sixteen."
+        yield _histograms("flx_http_phase_duration_seconds", text, "phase", phases, of_phases)
         yield _counts("flx_refusals", "Requests and connections refused, by reason.", "reason", self.refusals)
         shadows = dict(zip(self._policies, self.counters.shadows(), strict=True))
         yield _counts("flx_shadow_refusals", "Requests a shadow policy would have refused.", "policy", shadows)
