@@ -197,11 +197,11 @@ def test_after_the_first_failure_nothing_is_begun_when_asked_so(mode: str, bad: 
         (b"[]", 422, "validation_failed", ""),
         (b"{}", 422, "validation_failed", ""),
         (b'{"operations":[]}', 422, "validation_failed", "operations"),
-        (b'{"operations":[%s]}' % b",".join([b'{"command":"system.echo"}'] * 1001), 422, "validation_failed", "operations"),
+        (b'{"operations":[%s]}' % b",".join([b'{"command":"a"}'] * 1001), 422, "validation_failed", "operations"),
         (b'{"operations":[{"command":"system.echo"}],"mode":"both"}', 422, "validation_failed", "mode"),
         (b'{"operations":[{"command":"system.echo"}],"atomic":true}', 422, "validation_failed", ""),
         (b'{"operations":[{"command":"system.echo"},{}]}', 422, "validation_failed", "operations[1]"),
-        (b'{"operations":[{"command":"system.echo"},{"command":7}]}', 422, "validation_failed", "operations[1].command"),
+        (b'{"operations":[{"command":"a"},{"command":7}]}', 422, "validation_failed", "operations[1].command"),
         (b'{"operations":[{"command":"system.echo","wait_ms":-1}]}', 422, "validation_failed", "operations[0].wait_ms"),
         (b'{"operations":[{"command":"system.echo"},{"command":"system.echo","args":[]}]}', 422, "validation_failed",
          "operations[1].args"),
@@ -302,7 +302,7 @@ def test_a_reader_that_breaks_off_is_one_that_left() -> None:
 def test_a_lost_daemon_is_told_for_each_operation() -> None:
     async def story(gateway: Running) -> None:
         gateway.daemon.answers["plugin.list"] = gateway.daemon.answers["pipeline.create"] = lambda _: None
-        operations = [{"command": "plugin.list"}, {"command": "pipeline.create", "args": {}}, echo(1)]
+        operations = [{"command": "plugin.list"}, {"command": "pipeline.create"}, echo(1)]
         whole = asyncio.create_task(post(gateway, *operations))
         while len(gateway.daemon.commands()) < 3:  # noqa: ASYNC110 - the daemon's list is no event
             await asyncio.sleep(0)
@@ -320,13 +320,12 @@ def test_a_lost_daemon_is_told_for_each_operation() -> None:
 
 def test_unknown_names_are_compared_only_so_often() -> None:
     async def story(gateway: Running) -> None:
-        names = [f"pipeline.ru{number}" for number in range(1000)]
+        names = [f"pipeline.ru{number}" for number in range(999)]
         reply = await post(gateway, *({"command": name} for name in [*names, names[0]]))
         told = [bool(result["error"].get("suggestions")) for result in reply["results"]]
-        assert [True] * batch.SUGGESTED + [False] * (1000 - batch.SUGGESTED) + [True] == told
+        assert [True] * batch.SUGGESTED + [False] * (999 - batch.SUGGESTED) + [True] == told
 
-    with pytest.raises(AssertionError):
-        run(story)
+    run(story)
 
 
 def test_results_that_are_kept_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
