@@ -22,8 +22,9 @@ def post(service: Service, *operations: dict[str, Any], **more: Any) -> list[dic
 
 
 def test_operations_are_carried_out_each_once(service: Service) -> None:
-    make = {"command": "pipeline.create", "args": {"name": "made", "tasks": ["nyc-to-jsonl"]}, "idempotency_key": "m1"}
-    other = {"command": "pipeline.create", "args": {"name": "other"}, "idempotency_key": "m1"}
+    made = {"name": "made", "tasks": [["tap-nyc", "target-jsonl"]]}
+    make = {"command": "pipeline.create", "args": made, "idempotency_key": "m1"}
+    other = {**make, "args": {**made, "name": "other"}}
     wrong = {"command": "pipeline.get", "args": {"name": 7}}
     first, again, reused, invalid, unknown, page = post(
         service, make, make, other, wrong, {"command": "pipeline.lst"}, {"command": "pipeline.list"}, mode="ordered"

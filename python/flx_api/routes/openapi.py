@@ -49,7 +49,11 @@ _BATCH_EXAMPLE: Final = {
     "mode": "ordered",
     "fail_fast": True,
     "operations": [
-        {"command": "pipeline.create", "args": {"name": "nightly"}, "idempotency_key": "nightly-1"},
+        {
+            "command": "pipeline.create",
+            "args": {"name": "nightly", "extractor": "tap-csv", "loader": "target-jsonl"},
+            "idempotency_key": "nightly-1",
+        },
         {"command": "pipeline.list", "args": {"limit": 10}},
     ],
 }
