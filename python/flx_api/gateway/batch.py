@@ -26,7 +26,7 @@ import msgspec
 from flx_api.commands import COMMANDS, find
 from flx_api.commands.permissions import authorise
 from flx_api.errors import Conflict, FlxError, Internal, InvalidRequest, NotFound, ValidationFailed
-from flx_api.gateway.dispatch import Watch, error_of, frame_principal
+from flx_api.gateway.dispatch import Watch, error_of, frame_of
 from flx_api.gateway.intake import ClientGone
 from flx_api.gateway.logs import NDJSON, begin_stream
 from flx_api.gateway.options import query, validation_failed
@@ -36,13 +36,14 @@ from flx_api.gateway.routes_fast import Response
 from flx_api.models import strict_json
 from flx_api.models.envelope import BatchEnd, BatchReply, BatchRequest, BatchResult, BatchTotals, ReplyMeta
 from flx_api.observability.metrics import UNMATCHED
-from flx_api.proto.flx.v1.daemon_pb2 import ReplyFrame
+from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame, ReplyFrame
 from flx_api.upstream.channel import GROUPED
 from flx_api.upstream.group import Group
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from flx_api.commands import Command
     from flx_api.gateway.cors import Cors
     from flx_api.gateway.dispatch import Dispatcher
     from flx_api.gateway.exchange import Exchange
@@ -132,7 +133,8 @@ class _Batch:
         self._unknown: dict[str, FlxError] = {}
         self._waited_in_vain = False
         self._roles = exchange.principal.roles if exchange.principal is not None else ()
-        self._principal = frame_principal(exchange.principal)
+        self._forbidden: dict[str, FlxError | None] = {}
+        self._frame = frame_of(exchange)
         self.totals = BatchTotals(len(request.operations))
 
     def meta(self, *, replayed: bool = False) -> ReplyMeta:
@@ -181,25 +183,31 @@ class _Batch:
         command = COMMANDS.get(operation.command)
         if command is None:
             return await self._no_command(operation.command)
-        try:
-            await self._admit(command.name)
-            authorise(command, self._roles)
-        except FlxError as error:
-            return error
-        frame, deadline_s = self._route.dispatcher.frame(
-            self._exchange, command, bytes(operation.args), operation, self._principal
-        )
-        await group.begin(index, frame, deadline_s, read=command.idempotency == "read")
-        return None
-
-    async def _admit(self, command: str) -> None:
         last = self._waited_in_vain
-        refused = await self._route.patience.command(self._exchange.admitted, command, last=last)
+        refused = await self._route.patience.command(self._exchange.admitted, command.name, last=last)
         if refused is not None:
             reason, policy, retry_after_s = refused
             # One wait is enough for all operations.
             self._waited_in_vain = last or reason == AWAITED
-            raise self._route.policies.refusal(reason, (policy, retry_after_s))
+            return self._route.policies.refusal(reason, (policy, retry_after_s))
+        forbidden = self._forbids(command)
+        if forbidden is not None:
+            return forbidden
+        frame = CommandFrame()
+        frame.CopyFrom(self._frame)
+        frame, deadline_s = self._route.dispatcher.frame(frame, command, bytes(operation.args), operation)
+        await group.begin(index, frame, deadline_s, read=command.idempotency == "read")
+        return None
+
+    def _forbids(self, command: Command) -> FlxError | None:
+        """Why the principal may not call the command; found out once for each."""
+        if command.name not in self._forbidden:
+            self._forbidden[command.name] = None
+            try:
+                authorise(command, self._roles)
+            except FlxError as error:
+                self._forbidden[command.name] = error
+        return self._forbidden[command.name]
 
     async def _no_command(self, name: str) -> FlxError:
         known = self._unknown.get(name)

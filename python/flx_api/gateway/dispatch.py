@@ -66,7 +66,7 @@ class Dispatcher:
         principal = exchange.principal
         authorise(command, principal.roles if principal is not None else ())
         exchange.passed("authorise")
-        frame, deadline_s = self.frame(exchange, command, args, options, frame_principal(principal))
+        frame, deadline_s = self.frame(frame_of(exchange), command, args, options)
         exchange.passed("dispatch")
         with Watch(exchange):
             reply = await self._upstream.call(frame, deadline_s, read=command.idempotency == "read")
@@ -76,28 +76,22 @@ class Dispatcher:
         return reply
 
     def frame(
-        self,
-        exchange: Exchange,
-        command: Command,
-        args: bytes,
-        options: CommandOptions,
-        principal: FramePrincipal | None,
+        self, frame: CommandFrame, command: Command, args: bytes, options: CommandOptions
     ) -> tuple[CommandFrame, float]:
-        """A command as it travels, and the seconds after which nobody waits for its reply."""
+        """A frame that knows its request gets its command; and the seconds after which nobody waits for its reply."""
         deadline_ms = self._deadline_of(command, args, options)
-        frame = CommandFrame(
-            command=command.name,
-            args=args,
-            principal=principal,
-            idempotency_key=options.idempotency_key or "",
-            deadline_unix_ms=int(time.time() * 1000) + deadline_ms,
-            request_id=exchange.request_id,
-            traceparent=exchange.headers.get(b"traceparent", b"").decode("ascii", "replace"),
-            environment=options.environment or "",
-            dry_run=options.dry_run,
-            wait_ms=options.wait_ms or 0,
-            client_address=exchange.client,
-        )
+        frame.command = command.name
+        frame.args = args
+        frame.deadline_unix_ms = int(time.time() * 1000) + deadline_ms
+        # Most commands come without options, and a field that is not set costs nothing.
+        if options.idempotency_key is not None:
+            frame.idempotency_key = options.idempotency_key
+        if options.environment is not None:
+            frame.environment = options.environment
+        if options.dry_run:
+            frame.dry_run = True
+        if options.wait_ms:
+            frame.wait_ms = options.wait_ms
         return frame, deadline_ms / 1000
 
     def _deadline_of(self, command: Command, args: bytes, options: CommandOptions) -> int:
@@ -144,6 +138,16 @@ class Watch:
         if self._caller is not None:
             self._is_gone = True
             self._caller.cancel()
+
+
+def frame_of(exchange: Exchange) -> CommandFrame:
+    """What every frame of a request says: who asks, from where, and in which request."""
+    return CommandFrame(
+        principal=frame_principal(exchange.principal),
+        request_id=exchange.request_id,
+        traceparent=exchange.headers.get(b"traceparent", b"").decode("ascii", "replace"),
+        client_address=exchange.client,
+    )
 
 
 def frame_principal(principal: Principal | None) -> FramePrincipal | None:

@@ -89,6 +89,17 @@ class Reply(Protocol):
         ...
 
 
+class Credits(asyncio.Semaphore):
+    """How many commands may be outstanding; whoever has to wait for one gets it in turn."""
+
+    def take(self) -> bool:
+        """One without waiting, if nobody waits. The usual case, and several times cheaper than `acquire`."""
+        if self._value <= 0 or self._waiters:
+            return False
+        self._value -= 1
+        return True
+
+
 class _Pending:
     """A command that is waited for."""
 
@@ -127,8 +138,8 @@ class Upstream:
         self._pending: dict[int, _Pending] = {}
         self._abandoned: dict[int, _Abandoned] = {}
         self._outbox: Outbox[CommandFrame] | None = None
-        self._credits = asyncio.Semaphore(_CREDITS)
-        self._grouped = asyncio.Semaphore(GROUPED)
+        self._credits = Credits(_CREDITS)
+        self._grouped = Credits(GROUPED)
         self._queued = 0
         self._waits = 0
         self._seq = 0
@@ -199,6 +210,16 @@ class Upstream:
                 raise
             return await self._attempt(frame, deadline)
 
+    def begin_now(self, frame: CommandFrame, deadline_s: float, reply: Reply) -> bool:
+        """Do what `begin` does, if nothing has to be waited for; else nothing, and say so."""
+        if not self.connected.is_set() or _is_wait(frame) or not self._grouped.take():
+            return False
+        if not self._credits.take():
+            self._grouped.release()
+            return False
+        self._put(frame, asyncio.get_running_loop().time() + deadline_s, reply, "grouped")
+        return True
+
     async def begin(self, frame: CommandFrame, deadline_s: float, reply: Reply, *, patient: bool) -> None:
         """Send a command of a batch; its reply goes to `reply`, and then `end` or `abandon` has to be called.
 
@@ -240,7 +261,7 @@ class Upstream:
         """A connection, and a credit of the kind that is told."""
         if not self.connected.is_set():
             await self._connection(PATIENCE_S if patient else 0)
-        if frame.wait_ms > 0 or frame.command == _WAIT:
+        if _is_wait(frame):
             if self._waits >= _WAITS:
                 detail = "Too many callers wait for executions"
                 raise Unavailable(detail, retry_after_s=1)
@@ -275,10 +296,9 @@ class Upstream:
         if abandoned is not None:
             self._release(abandoned.kind)
 
-    async def _acquire(self, credits_: asyncio.Semaphore, *, patient: bool) -> None:
+    async def _acquire(self, credits_: Credits, *, patient: bool) -> None:
         """One of these credits, or `upstream_unavailable` when none becomes free in time."""
-        if not credits_.locked():
-            await credits_.acquire()
+        if credits_.take():
             return
         detail = "Too many commands are waiting for the daemon"
         if not patient or self._queued >= _MAX_QUEUED:
@@ -431,6 +451,11 @@ class Upstream:
         for pending in list(self._pending.values()):
             if not pending.reply.done():
                 pending.reply.set_exception(StreamLost(detail, code=code, retry_after_s=1))
+
+
+def _is_wait(frame: CommandFrame) -> bool:
+    """Whether a command waits for an execution by nature."""
+    return frame.wait_ms > 0 or frame.command == _WAIT
 
 
 def _batches(frames: list[CommandFrame]) -> list[tuple[CommandBatch, int]]:

@@ -88,7 +88,11 @@ class Group:
             read: it changes nothing, so that it may be sent twice.
         """
         until = asyncio.get_running_loop().time() + deadline_s
-        await self._send(_Member(self, index, frame, read=read, until=until))
+        member = _Member(self, index, frame, read=read, until=until)
+        if not self._upstream.begin_now(frame, deadline_s, member):
+            await self._send(member)
+        elif not member.is_done:
+            self._outstanding[frame.seq] = member
 
     async def ended(self) -> list[tuple[int, Ending]]:
         """What has ended since the last time, in that order. Waits for something, unless the group is idle."""
