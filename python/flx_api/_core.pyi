@@ -116,6 +116,19 @@ class TokenVerifier:
             ValueError: A key set or an expectation is unusable, or two realms have the same `kid`.
         """
 
+    def remembering(self, max_bytes: int) -> TokenVerifier:
+        """The same verifier, which remembers the tokens it has verified until they end.
+
+        That is for who sees one again and again. What is given out is the caller's own, to change as it likes. Whether
+        a token was revoked is not asked here, before or after.
+
+        Args:
+            max_bytes: Room for what is remembered; the token that was not asked for longest makes way.
+
+        Raises:
+            ValueError: More than 16 GiB.
+        """
+
     @property
     def key_count(self) -> int:
         """How many keys are usable."""

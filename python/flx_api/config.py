@@ -28,7 +28,8 @@ from flx_api.errors import StartupError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-Port = Annotated[int, Meta(ge=0, le=65535)]
+_LAST_PORT = 65535
+Port = Annotated[int, Meta(ge=0, le=_LAST_PORT)]
 Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$(?!\n)")]
 
 Algorithm = Literal[
@@ -37,24 +38,22 @@ Algorithm = Literal[
 ALGORITHMS: tuple[Algorithm, ...] = get_args(Algorithm)
 
 MAX_KEY_SET_BYTES = 256 * 1024
+# All windows share 64 MiB: with so many, each still has 256 KiB, which is room for hundreds of clients. A policy for
+# every route and every command, by subject and by tenant, would need fewer.
+MAX_WINDOWS = 256
 _MIN_SECRET_BYTES = 32
 _SECRETS = frozenset({"jwt_secret_key", "database_url", "redis_url"})
 _WINDOW = re.compile(r"([0-9]{1,15})(ms|s|m|h|d)")
 _UNIT_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _LONGEST_WINDOW_MS = 366 * _UNIT_MS["d"]
+_SWITCH = {**dict.fromkeys(("1", "true", "yes", "on"), True), **dict.fromkeys(("0", "false", "no", "off"), False)}
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]")
+_ORIGIN = re.compile(r"([a-z][a-z0-9+.-]{0,30})://([a-z0-9._-]{1,253}|\[[0-9a-f:.]{2,45}\])(?::([1-9][0-9]{0,4}))?")
+_OWN_PORTS = {"http": "80", "https": "443"}
 # What an address of Redis may say after its question mark. Its client would take more, and let it undo what we rely on.
 _REDIS_OPTIONS = frozenset({"db", "username", "password"})
 _REDIS_TLS_OPTIONS = frozenset(
-    {
-        "ssl_ca_certs",
-        "ssl_ca_path",
-        "ssl_certfile",
-        "ssl_keyfile",
-        "ssl_password",
-        "ssl_cert_reqs",
-        "ssl_check_hostname",
-    }
+    f"ssl_{name}" for name in ("ca_certs", "ca_path", "certfile", "keyfile", "password", "cert_reqs", "check_hostname")
 )
 
 
@@ -201,7 +200,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     rate_limits: Annotated[
         tuple[RateLimit, ...], Meta(description="policies as JSON, or the path of a TOML file with `[[policy]]` tables")
     ] = _DEFAULT_LIMITS
-    cors_origins: Annotated[tuple[str, ...], Meta(description="exact origins, separated by commas")] = ()
+    cors_origins: Annotated[
+        tuple[str, ...],
+        Meta(description="exact origins such as `https://app.example.com`, separated by commas; `*` in development"),
+    ] = ()
     trusted_proxies: Annotated[
         tuple[str, ...],
         Meta(description="networks of proxies whose word about a client's address is believed, separated by commas"),
@@ -366,16 +368,7 @@ def _parse(name: str, text: str) -> Any:  # noqa: ANN401 - the shape is checked 
     if name in {"rate_limits", "retention"}:
         return _document(name, text)
     if name == "enable_ssl":
-        return {
-            "1": True,
-            "true": True,
-            "yes": True,
-            "on": True,
-            "0": False,
-            "false": False,
-            "no": False,
-            "off": False,
-        }.get(text.lower(), text)
+        return _SWITCH.get(text.lower(), text)
     return text
 
 
@@ -486,7 +479,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def _check_peers(settings: Settings) -> None:
-    """Hold that the native core takes these networks and that a Host can be one of these names."""
+    """Hold that the native core takes these networks, that a Host can be one of these names, an Origin one of these."""
     for index, text in enumerate(settings.trusted_proxies):
         address, slash, length = text.partition("/")
         try:
@@ -499,6 +492,25 @@ def _check_peers(settings: Settings) -> None:
     for index, name in enumerate(settings.trusted_hosts):
         if not _HOST.fullmatch(name):
             raise StartupError(f"FLX_TRUSTED_HOSTS[{index}]: is no name of a host (without a port, IPv6 in brackets)")
+    for index, origin in enumerate(settings.cors_origins):
+        if origin != "*" and not _is_origin(origin):
+            msg = (
+                "is no origin as browsers send it (scheme://host, or scheme://host:port; small letters, no slash after)"
+            )
+            raise StartupError(f"FLX_CORS_ORIGINS[{index}]: {msg}")
+
+
+def _is_origin(text: str) -> bool:
+    found = _ORIGIN.fullmatch(text)
+    if not found:
+        return False
+    scheme, host, port = found.groups()
+    try:
+        written = f"[{ipaddress.IPv6Address(host[1:-1])}]" if host.startswith("[") else host
+    except ValueError:
+        return False
+    # Browsers leave out the port that a scheme has anyway, and shorten addresses.
+    return host == written and port != _OWN_PORTS.get(scheme, "") and int(port or 1) <= _LAST_PORT
 
 
 def _check_redis(url: str) -> None:
@@ -538,6 +550,8 @@ def _check_limits(policies: tuple[RateLimit, ...]) -> None:
             if dearest > limit:
                 raise StartupError(f"FLX_RATE_LIMITS: [{index}].cost: is above a limit of its policy")
             names.add(name)
+    if len(names) > MAX_WINDOWS:
+        raise StartupError(f"FLX_RATE_LIMITS: its policies have {len(names)} windows, {MAX_WINDOWS} is the most")
 
 
 def _check_production(settings: Settings) -> None:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from flx_api.config import load
-from flx_api.dependencies import Parts, passed
+from flx_api.dependencies import Parts
 from flx_api.errors import StartupError
 from flx_api.gateway.rsgi import RsgiFace
 from flx_api.limits import shared_memory
@@ -103,11 +103,13 @@ def create_app(settings: Settings, daemon: Endpoint | None = None) -> Gateway:
         daemon: where the daemon is; by default what settings and supervisor say.
 
     Raises:
-        StartupError: no daemon is known, or the limits name what does not exist.
+        StartupError: no daemon is known, or a setting does not let a part be built.
     """
-    passed(settings)
     shared = shared_memory.of_environment(os.environ.get(shared_memory.SHARED_MEMORY))
-    return Gateway(settings, daemon or endpoint_of(settings, os.environ.get(DAEMON_SOCKET)), shared)
+    daemon = daemon or endpoint_of(settings, os.environ.get(DAEMON_SOCKET))
+    # Once for nothing: what cannot be built is said here, in one line. A worker that found out would be started again.
+    Parts(settings, daemon, shared)
+    return Gateway(settings, daemon, shared)
 
 
 def app_factory() -> Gateway:

@@ -40,6 +40,7 @@ def test_it_comes_again_from_its_last_position(monkeypatch: pytest.MonkeyPatch) 
     def handler(connection: ServerConnection) -> None:
         assert "Bearer token" == (connection.request.headers["Authorization"] if connection.request else None)
         asked.append(json.loads(connection.recv()))
+        assert {"type": "ping"} == json.loads(connection.recv())
         connection.send(json.dumps({"type": "subscribed", "event": "t"}))
         connection.send(_event("t", f"pos-{len(asked)}"))
         connection.close(1012 if len(asked) == 1 else 1008)

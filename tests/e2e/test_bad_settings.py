@@ -46,6 +46,10 @@ LIMITS = {
     "window-of-too-many-digits": (policy(window="9" * 5000 + "d"), "[0].window: a duration is"),
     "window-of-no-unit": (policy(window="60"), "[0].window: a duration is"),
     "by-nothing-known": (policy(by="moon"), "[0].by: invalid enum value 'moon'"),
+    "more-policies-than-the-memory-bears": (
+        "{folder}/many.toml",
+        "its policies have 20000 windows, 256 is the most",
+    ),
     "unknown-key-of-two-lines": (policy(**{"two\nlines": 1}), "[0]: unknown field two lines"),
     "broken-json": ('[{"name": "few"', "is not valid JSON"),
     "json-of-another-shape": ('{"name": "few"}', "expected `array`"),
@@ -68,6 +72,8 @@ OTHERS = {
     "another-header": ("FLX_PROXY_HEADER", "x-real-ip", "invalid enum value"),
     "a-host-with-a-port": ("FLX_TRUSTED_HOSTS", "api.example:8000", "is no name of a host"),
     "hosts-by-pattern": ("FLX_TRUSTED_HOSTS", "api.example,*.example", "is no name of a host"),
+    "an-origin-of-nothing": ("FLX_CORS_ORIGINS", "nonsense", "is no origin as browsers send it"),
+    "an-origin-with-a-path": ("FLX_CORS_ORIGINS", f"https://app.example/{WORD}", "is no origin as browsers send it"),
     "redis-of-another-scheme": ("FLX_REDIS_URL", f"http://:{WORD}@host:6379", "is no redis:, rediss: or unix: address"),
     "redis-without-a-scheme": ("FLX_REDIS_URL", WORD, "is no redis:, rediss: or unix: address"),
     "redis-at-no-port": ("FLX_REDIS_URL", f"redis://:{WORD}@host:port", "is no redis:, rediss: or unix: address"),
@@ -91,6 +97,9 @@ def project(tmp_path: Path) -> Path:
     (folder / "meltano.yml").write_text("plugins: {}\n")
     (folder / "keys.json").write_text(json.dumps({"keys": [{"kty": "oct", "k": ENCODED}]}))
     (folder / "policies.toml").write_text('[[policies]]\nname = "few"\nby = "ip"\nlimit = 5\nwindow = "60s"\n')
+    (folder / "many.toml").write_text(
+        "".join(f'[[policy]]\nname = "few-{n}"\nby = "ip"\nlimit = 5\nwindow = "60s"\n' for n in range(20_000))
+    )
     return folder
 
 

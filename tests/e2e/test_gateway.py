@@ -25,6 +25,7 @@ from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame, ReplyFrame
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
+pytestmark = pytest.mark.e2e
 JSON = {"content-type": "application/json"}
 
 

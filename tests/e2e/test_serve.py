@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import stat
@@ -11,12 +12,14 @@ from typing import TYPE_CHECKING
 
 import httpx
 import pytest
-from tests.service import flx, processes_of
+from grpclib.server import Server
+from tests.gateway_process import free_port
+from tests.service import Service, flx, processes_of
+from tests.small_daemon import SmallDaemon, stop
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from tests.service import Service
+    from pathlib import Path
 
     Start = Callable[..., Service]
 
@@ -86,6 +89,41 @@ def test_killed_parts_are_started_again(start_service: Start) -> None:
     os.kill(daemon, signal.SIGKILL)
     _wait_for(lambda: _ready(service) and service.http.get("/v1/pipelines").is_success, "the daemon is not back")
     assert daemon != service.child("daemon_process")
+
+
+def test_it_says_what_it_waits_for_and_goes_on_when_that_comes(tmp_path: Path) -> None:
+    """A daemon elsewhere may come later, so its absence ends nothing; but nobody has to guess at it."""
+    port, api_port = free_port(), free_port()
+    environ = {
+        "FLX_GRPC_DAEMON_HOST": "127.0.0.1",
+        "FLX_GRPC_DAEMON_PORT": str(port),
+        "FLX_API_PORT": str(api_port),
+    }
+    project = tmp_path / "project"
+    project.mkdir()
+    service = Service(project, environ=environ)
+
+    async def story() -> None:
+        daemon = Server([SmallDaemon()])
+        await daemon.start("127.0.0.1", port)
+        try:
+            await asyncio.to_thread(service.until_ready)
+            assert f"http://127.0.0.1:{api_port}" == service.url
+            assert 0 == await asyncio.to_thread(service.stop)
+        finally:
+            await stop(daemon)
+
+    reason = "daemon: the daemon cannot be reached: nothing listens there"
+    line = f"flx serve: not ready yet, trying on: {reason} (FLX_GRPC_DAEMON_HOST=127.0.0.1, port {port})"
+    try:
+        service.launch()
+        service.until(lambda: line in service.log.read_text(), "it does not say what it waits for")
+        readiness = httpx.get(f"http://127.0.0.1:{api_port}/ready")
+        assert (503, reason) == (readiness.status_code, readiness.json()["reasons"][0])
+        asyncio.run(story())
+        assert 1 == service.log.read_text().count("not ready yet"), "a reason is said once"
+    finally:
+        service.kill_all()
 
 
 def test_nothing_outlives_a_killed_supervisor(start_service: Start) -> None:

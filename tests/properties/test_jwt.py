@@ -337,3 +337,35 @@ def test_unusable_key_sets_are_errors(jwks: bytes) -> None:
     """A weak or ambiguous key set stops the start; it never becomes a refusal of some tokens."""
     with pytest.raises(ValueError, match="key set"):
         TokenVerifier(jwks)
+
+
+def test_a_remembered_token_is_worth_what_it_was_and_no_longer() -> None:
+    claims = {"sub": "a", "exp": NOW + 10, "roles": ["r"], "more": {"deep": [1]}}
+    token = minted(claims)
+    plain = TokenVerifier(key_set(key(kid="k1", alg="HS256")), leeway_s=5)
+    remembering = plain.remembering(100_000)
+    for _ in range(3):
+        found, key_id = remembering.verify_full(token, NOW)
+        assert (claims, "k1") == (found, key_id)
+        # What was given out is the caller's: nobody else gets to see what became of it.
+        found["roles"].append("admin")
+        found["more"]["deep"].append(2)
+        found["sub"] = "b"
+        assert claims == remembering.verify(token, NOW + 14.9)
+    for verifier in (plain, remembering):
+        with pytest.raises(TokenRejected) as refusal:
+            verifier.verify(token, NOW + 15)
+        assert "expired" == refusal.value.reason
+    with pytest.raises(TokenRejected) as refusal:
+        remembering.verify(token[:-4] + b"AAAA", NOW)
+    assert "invalid_signature" == refusal.value.reason
+
+
+def test_memory_for_tokens_is_bounded() -> None:
+    for room in (0, 10_000):
+        remembering = TokenVerifier(key_set(key(kid="k1", alg="HS256"))).remembering(room)
+        for number in [*range(50), *range(50)]:
+            token = minted({"sub": str(number), "exp": NOW + 10})
+            assert str(number) == remembering.verify(token, NOW)["sub"]
+    with pytest.raises(ValueError, match="16 GiB"):
+        remembering.remembering(1 << 40)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import socket
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from grpclib.const import Status
+from grpclib.exceptions import GRPCError, StreamTerminatedError
 from tests.small_daemon import SmallDaemon, serving, stop
 
 from flx_api.errors import DeadlineExceeded, Unavailable
 from flx_api.observability.metrics import Metrics
 from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame, Principal, ReplyFrame
-from flx_api.upstream.channel import Upstream
+from flx_api.upstream.channel import Upstream, why_lost
 from flx_api.upstream.endpoints import TOKEN_METADATA, Endpoint
 
 if TYPE_CHECKING:
@@ -149,6 +153,27 @@ def test_without_a_daemon_the_answer_comes_within_a_second() -> None:
 
     with tempfile.TemporaryDirectory(prefix="flx") as folder:
         asyncio.run(story(Path(folder)))
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (socket.gaierror(-2, "Name or service not known"), "cannot be reached: its host name cannot be resolved"),
+        (
+            ConnectionRefusedError(111, "Connect call failed ('10.0.0.1', 50051)"),
+            "cannot be reached: nothing listens there",
+        ),
+        (OSError("Multiple exceptions: [Errno 111] …"), "cannot be reached: OSError"),
+        (OSError(errno.EHOSTUNREACH, "('10.0.0.1', 50051)"), "cannot be reached: No route to host"),
+        (FileNotFoundError(2, "No such file", "/run/secret/d.sock"), "cannot be reached: No such file or directory"),
+        (TimeoutError(), "cannot be reached: it does not answer in time"),
+        (GRPCError(Status.UNAUTHENTICATED, "A token is needed"), "refuses the connection: UNAUTHENTICATED"),
+        (StreamTerminatedError("Connection lost"), "cannot be reached: StreamTerminatedError"),
+    ],
+)
+def test_a_reason_is_in_words_and_names_no_place(error: Exception, reason: str) -> None:
+    """Everybody may read /ready."""
+    assert reason == why_lost(error)
 
 
 def test_what_was_abandoned_stays_outstanding_until_the_daemon_is_done_with_it() -> None:

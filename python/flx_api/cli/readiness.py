@@ -2,6 +2,7 @@
 
 Strategy: one `GET /ready` on a non-blocking socket. The listening socket is the supervisor's own, so the connection
 stands before the gateway does, and the answer comes the moment there is someone to give it: no closed port is polled.
+What is not ready says why, and the supervisor passes that on.
 """
 
 from __future__ import annotations
@@ -9,10 +10,17 @@ from __future__ import annotations
 import socket
 from typing import TYPE_CHECKING
 
+import msgspec
+
 if TYPE_CHECKING:
     from flx_api.config import Settings
 
 _OK = b" 200 "
+_LONGEST_ANSWER = 65_536
+
+
+class _Readiness(msgspec.Struct):
+    reasons: tuple[str, ...] = ()
 
 
 class Probe:
@@ -23,6 +31,7 @@ class Probe:
         host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
         name = settings.trusted_hosts[0] if settings.trusted_hosts else f"localhost:{port}"
         self._request = f"GET /ready HTTP/1.1\r\nHost: {name}\r\nConnection: close\r\n\r\n".encode()
+        self._answer = b""
         self._wait: tuple[type[OSError], ...] = (BlockingIOError,)
         self._handshake = False
         self.socket = socket.socket(listener.family, socket.SOCK_STREAM)
@@ -49,11 +58,24 @@ class Probe:
                 self._handshake = False
             if self._request:
                 self._request = self._request[self.socket.send(self._request) :]
-            return _OK in self.socket.recv(64)
+            while len(self._answer) < _LONGEST_ANSWER and (part := self.socket.recv(_LONGEST_ANSWER)):
+                self._answer += part
+                if _OK in self._answer[:16]:
+                    return True
         except self._wait:
             return None
         except OSError:
             return False
+        return False
+
+    @property
+    def reason(self) -> str:
+        """Why it is not ready, if that was said. Parts are asked in order: the first reason explains the others."""
+        try:
+            reasons = msgspec.json.decode(self._answer.partition(b"\r\n\r\n")[2], type=_Readiness).reasons
+        except msgspec.DecodeError:
+            return ""
+        return reasons[0] if reasons else ""
 
     def close(self) -> None:
         """Drop the connection."""

@@ -8,6 +8,7 @@ connections wait in the queue while a crashed gateway is started again.
 Rules:
 - Signals are handled here and nowhere else in the supervisor; children are reaped here and nowhere else.
 - Before the service was ready once, a child's end is the service's end. After that a child is started again.
+- What is not there yet (a daemon elsewhere) is waited for, and said. A reason is said once.
 - Stopping: gateway (drains), then daemon (cancels runs), then whatever a dead daemon left us as the subreaper.
 """
 
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
 _GATEWAY_STOP_S = 3.0
 _DAEMON_STOP_S = 1.7
 _PROBE_PAUSE_S = 0.01
+# What is not ready for the same reason for so long waits for something; until then it is just starting.
+_PATIENCE_S = 2.0
+_PATIENT_PROBE_PAUSE_S = 0.2
 _STARTUP_EXIT = 2
 
 
@@ -62,6 +66,9 @@ class Supervisor:
         self._probe: Probe | None = None
         self._probe_at: float | None = None
         self._ready = False
+        self._waits_for = ""
+        self._waits_since = 0.0
+        self._said: set[str] = set()
         self._stopping = False
         self._exit_code = 0
         self._signals = -1
@@ -154,11 +161,28 @@ class Supervisor:
         answer = self._probe.step()
         if answer is None:
             return
+        reason = self._probe.reason
         self._drop_probe()
         if answer:
             self._on_ready()
         else:
-            self._probe_at = time.monotonic() + _PROBE_PAUSE_S
+            self._on_not_ready(reason)
+
+    def _on_not_ready(self, reason: str) -> None:
+        now = time.monotonic()
+        if reason != self._waits_for:
+            self._waits_for, self._waits_since = reason, now
+        if now - self._waits_since < _PATIENCE_S:
+            self._probe_at = now + _PROBE_PAUSE_S
+            return
+        self._probe_at = now + _PATIENT_PROBE_PAUSE_S
+        if reason and reason not in self._said:
+            self._said.add(reason)
+            place = ""
+            if not self._own_daemon and reason.startswith("daemon: "):
+                settings = self._settings
+                place = f" (FLX_GRPC_DAEMON_HOST={settings.grpc_daemon_host}, port {settings.grpc_daemon_port})"
+            _complain(f"not ready yet, trying on: {reason}{place}")
 
     def _drop_probe(self) -> None:
         if self._probe is not None:

@@ -59,6 +59,8 @@ if TYPE_CHECKING:
 
 _HEAD_START_S = 0.1
 _CHANGES_END_S = 2.0
+# Room for verified tokens of direct clients: some thousands.
+_TOKEN_BYTES = 8 * 1024 * 1024
 # Meltano's name for states in its own database, which is also its default.
 _SYSTEM_DATABASE = "systemdb"
 
@@ -227,7 +229,9 @@ def _trust(settings: Settings, address: Address, revocations: Revocations) -> Tr
     revoked = NativeRevocations()
     revocations.learn(revoked)
     # A key file of another issuer counts here too; an address does not, since the daemon fetches nothing.
-    return TokenTrust(_shared_token(settings.grpc_token_file), verifier(settings).verify_full, time.time, revoked)
+    # A client without a stream shows its token with each call.
+    verify = verifier(settings).remembering(_TOKEN_BYTES).verify_full
+    return TokenTrust(_shared_token(settings.grpc_token_file), verify, time.time, revoked)
 
 
 def _shared_token(file: str | None) -> bytes | None:

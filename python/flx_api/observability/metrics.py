@@ -116,7 +116,8 @@ class Metrics(Collector):
             "flx_http_request_duration_seconds", "From receive to record.", "route", durations, of_requests
         )
         phases = zip(PHASES, self.counters.phases(), strict=True)
-        yield _histograms("flx_http_phase_duration_seconds", "Time spent in each phase.", "phase", phases, of_phases)
+        text = "Time spent in each phase; `receive` and `admit` are timed in one request of sixteen."
+        yield _histograms("flx_http_phase_duration_seconds", text, "phase", phases, of_phases)
         operations = CounterMetricFamily(
             "flx_batch_operations", "Operations of batches, by command and status.", labels=("command", "status")
         )

@@ -19,7 +19,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
+import socket
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol
 
 import structlog
@@ -373,7 +375,7 @@ class Upstream:
                 await self._serve(channel)
                 self.reason = "the daemon closed the stream"
             except LOSSES as error:
-                self.reason = f"the daemon cannot be reached ({type(error).__name__})"
+                self.reason = f"the daemon {why_lost(error)}"
             except Exception as error:  # noqa: BLE001 - said and logged; the task goes on
                 # Whatever it is, without this task the gateway would stay without a daemon and call itself ready.
                 self.reason = f"the connection to the daemon failed ({type(error).__name__})"
@@ -451,6 +453,24 @@ class Upstream:
         for pending in list(self._pending.values()):
             if not pending.reply.done():
                 pending.reply.set_exception(StreamLost(detail, code=code, retry_after_s=1))
+
+
+def why_lost(error: Exception) -> str:
+    """What one of LOSSES means, in words that name no place: everybody may read them."""
+    match error:
+        case GRPCError():
+            return f"refuses the connection: {error.status.name}"
+        case socket.gaierror():
+            why = "its host name cannot be resolved"
+        case ConnectionRefusedError():
+            why = "nothing listens there"
+        case TimeoutError():
+            why = "it does not answer in time"
+        case OSError(errno=int(number)):
+            why = os.strerror(number)
+        case _:
+            why = type(error).__name__
+    return f"cannot be reached: {why}"
 
 
 def _is_wait(frame: CommandFrame) -> bool:

@@ -27,6 +27,9 @@ type Fallible<T> = Result<T, Box<dyn Error>>;
 const MESSAGE: [u8; 190] = [b'a'; 190];
 const CLIENTS: u64 = 10_000;
 const STEP_NS: u64 = 100_000;
+/// The law by which the load of the servers draws its subjects too.
+const EXPONENT: f64 = 1.0;
+const DRAWS: usize = 1 << 16;
 
 /// A public key and a signature that it accepts.
 struct Signed {
@@ -50,8 +53,28 @@ struct Floors {
     eddsa: Signed,
     secret: hmac::Key,
     tag: hmac::Tag,
-    window: SlidingWindow,
+    /// Hit in turn, by Zipf's law, by one client.
+    windows: [SlidingWindow; 3],
     now_ns: u64,
+    /// Clients by Zipf's law.
+    drawn: Vec<u64>,
+}
+
+/// Clients by Zipf's law, from a fixed seed.
+fn drawn() -> Vec<u64> {
+    let mut sums = Vec::new();
+    let mut sum = 0.0;
+    for rank in 1..=CLIENTS {
+        sum += (rank as f64).powf(-EXPONENT);
+        sums.push(sum);
+    }
+    let mut state = 20_260_101_u64;
+    let mut draw = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let place = (state >> 11) as f64 / (1_u64 << 53) as f64 * sum;
+        sums.partition_point(|&sum| sum < place) as u64
+    };
+    (0..DRAWS).map(|_| draw()).collect()
 }
 
 impl Floors {
@@ -74,9 +97,19 @@ impl Floors {
         };
         let secret = hmac::Key::new(hmac::HMAC_SHA256, b"0123456789abcdef0123456789ABCDEF");
         let tag = hmac::sign(&secret, &MESSAGE);
-        let rate = Rate { limit: 5_000, window_ms: 60_000, max_cost: 1 };
-        let window = SlidingWindow::on_heap(rate, 1 << 26, (1, 2)).map_err(|_| "the window cannot be built")?;
-        Ok(Self { rs256, es256, eddsa, secret, tag, window, now_ns: 0 })
+        // No client reaches it, however often it is drawn.
+        let rate = Rate { limit: 1_000_000, window_ms: 60_000, max_cost: 1 };
+        let window = || SlidingWindow::on_heap(rate, 1 << 26, (1, 2)).map_err(|_| "the window cannot be built");
+        let windows = [window()?, window()?, window()?];
+        Ok(Self { rs256, es256, eddsa, secret, tag, windows, now_ns: 0, drawn: drawn() })
+    }
+
+    fn hit(&mut self, window: usize, count: u64, client: impl Fn(&Self, u64) -> u64) {
+        for _ in 0..count {
+            self.now_ns += STEP_NS;
+            let key = client(self, self.now_ns / STEP_NS).to_le_bytes();
+            black_box(self.windows[window].hit(&key, self.now_ns, 1).is_ok());
+        }
     }
 
     fn run(&mut self, name: &str, count: u64) -> Fallible<()> {
@@ -91,11 +124,15 @@ impl Floors {
             "ES256" => self.es256.check(count),
             "EdDSA" => self.eddsa.check(count),
             "window" => {
-                for _ in 0..count {
-                    self.now_ns += STEP_NS;
-                    let key = (self.now_ns / STEP_NS % CLIENTS).to_le_bytes();
-                    black_box(self.window.hit(&key, self.now_ns, 1).is_ok());
-                }
+                self.hit(0, count, |_, step| step % CLIENTS);
+                Ok(())
+            }
+            "window drawn" => {
+                self.hit(1, count, |floors, step| floors.drawn[step as usize % DRAWS]);
+                Ok(())
+            }
+            "window of one" => {
+                self.hit(2, count, |_, _| 0);
                 Ok(())
             }
             _ => Err("unknown name".into()),
@@ -108,7 +145,7 @@ fn main() -> Fallible<()> {
     let mut answers = io::stdout().lock();
     for line in io::stdin().lock().lines() {
         let line = line?;
-        let (name, count) = line.split_once(' ').ok_or("a line is NAME COUNT")?;
+        let (name, count) = line.rsplit_once(' ').ok_or("a line is NAME COUNT")?;
         let count: u64 = count.parse()?;
         let began = Instant::now();
         floors.run(name, count)?;

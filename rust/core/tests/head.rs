@@ -1,7 +1,7 @@
 //! The header walk beside a slow reader that keeps all headers and looks through them for each question; any bytes will do.
 
 use flx_core::admission::client::{Proxies, ProxyHeader};
-use flx_core::admission::head::{Body, Head};
+use flx_core::admission::head::{Body, Field, Head};
 use flx_core::error::Reason;
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -141,11 +141,13 @@ proptest! {
     fn the_walk_answers_as_the_slow_reader_does(headers in vec(header(), 0..8), streams in any::<bool>()) {
         let mut head = Head::default();
         for (name, value) in &headers {
-            head.see(name, || value.clone());
+            if let Some(field) = Field::of(name) {
+                head.take(field, value.clone());
+            }
         }
         let slow = Slow(&headers);
         prop_assert_eq!(slow.body(streams), head.body(LIMIT, streams));
-        prop_assert_eq!(slow.request_id(), head.sane_request_id().map(str::to_owned));
+        prop_assert_eq!(slow.request_id(), head.sane_request_id().and_then(|it| String::from_utf8(it.clone()).ok()));
         prop_assert_eq!(slow.host_is_sound(), head.host_is_sound(&[]));
         let lengths = slow.all("content-length").len();
         let chunked = !slow.all("transfer-encoding").is_empty();

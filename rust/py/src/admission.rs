@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use flx_core::admission::client::{Proxies, ProxyHeader};
 use flx_core::admission::credentials;
-use flx_core::admission::head::{Body, Head};
+use flx_core::admission::head::{Body, Field, Head};
 use flx_core::admission::path::{Access, METHODS, Method, Routes};
 use flx_core::admission::{self as core, Ask, Decision, Token, TokenRoom};
 use flx_core::error::{Reason, Unusable};
@@ -21,21 +21,21 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyString, PyTuple};
 
-use crate::admitted::{Admitted, Client, RequestId};
+use crate::admitted::{Admitted, Client, RequestId, values_of};
 use crate::answer::{Answers, Face, Given, Lane, Parts, Template, Told, whole};
 use crate::counters::{Counters, method_of};
 use crate::errors::unusable;
 use crate::given::{GivenPolicy, GivenRoute, access_of, policy, toll};
 use crate::memory::{Regions, Words};
 use crate::principal::Shell;
-use crate::request::{Now, Value, is_http1, peer, raw_path, text, walk, without_port};
+use crate::request::{Now, Value, Version, is_secure, peer, raw_path, text, walk, without_port};
 use crate::revocation::Revocations;
 use crate::rsgi::Rsgi;
 use crate::shared::SharedMemory;
 use crate::token::TokenVerifier;
 use crate::window::seed;
 
-/// Of so many requests one tells how long its head took.
+/// Of so many requests one tells how long its head and its decision took.
 const TIMED: u64 = 16;
 
 type Core = core::Admission<Words, Shell>;
@@ -43,7 +43,6 @@ type Core = core::Admission<Words, Shell>;
 type Handshake = (Option<&'static str>, Option<(usize, u64)>, Admitted);
 
 /// What a request says about itself.
-#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 struct Request<'a> {
     method: &'a str,
     path: &'a [u8],
@@ -51,8 +50,8 @@ struct Request<'a> {
     /// The peer, where the server has exactly that.
     peer_text: Option<&'a Py<PyString>>,
     secure: bool,
-    /// HTTP/1: a connection can be closed, and a body announces itself.
-    http1: bool,
+    /// In HTTP/1 a connection can be closed, and a body announces itself.
+    version: Version<'a, 'a>,
     /// Whether it may be answered with what the principal was given before.
     pages: bool,
     /// Whether a lease that is not there yet is a refusal: else nothing is said, and the caller asks again after a sync.
@@ -148,7 +147,7 @@ impl Admission {
             let words = rate.words(share)?;
             regions.take(words).map_err(|_| Unusable("the memory of the windows is too small"))
         };
-        let core = Core::new(Arc::clone(&verifier.0), policies, classes, room, memory, seed).map_err(unusable)?;
+        let core = Core::new(Arc::clone(&verifier.core), policies, classes, room, memory, seed).map_err(unusable)?;
         let mut templates: Vec<Option<Template>> = Vec::new();
         for reason in Reason::ALL {
             let given: Option<Given<'_>> =
@@ -199,13 +198,15 @@ impl Admission {
             path: path.as_ref(),
             peer: peer.as_ref().map_or(Ok(""), |peer| peer.to_str())?,
             peer_text: peer.as_ref().map(Bound::as_unbound),
-            secure: text(scope, intern!(py, "scheme")).is_ok_and(|scheme| scheme == "https"),
-            http1: is_http1(scope)?,
+            secure: is_secure(scope, "https")?,
+            version: Version::In(scope),
             pages,
             last,
             face: Face::Asgi,
         };
-        Self::decide(slf, &request, &walk(scope.get_item(intern!(py, "headers"))?.as_ref())?, now)
+        let mut head = Head::default();
+        walk(&mut head, scope)?;
+        Self::decide(slf, &request, &head, now)
     }
 
     /// Decides about an HTTP request by its RSGI scope: the three arguments of a whole answer, or what was admitted and its
@@ -228,13 +229,17 @@ impl Admission {
             peer: without_port(it.client.to_str()?),
             peer_text: None,
             secure: it.scheme == "https",
-            http1: it.version.to_str()?.starts_with('1'),
+            version: Version::Told(it.version.to_str()?.starts_with('1')),
             pages,
             last,
             face: Face::Rsgi,
         };
         let mut head = Head::default();
-        it.walk(|name, value| head.see(name, || value))?;
+        it.walk(|name, value| {
+            if let Some(field) = Field::of(name) {
+                head.take(field, value);
+            }
+        })?;
         let seen = Self::decide(slf, &request, &head, now)?;
         if seen.is_none() {
             return Ok(None);
@@ -259,7 +264,8 @@ impl Admission {
     ) -> PyResult<Handshake> {
         let (py, this) = (scope.py(), slf.get());
         let now = Now::of(now_s, now_ns)?;
-        let head = walk(scope.get_item(intern!(py, "headers"))?.as_ref())?;
+        let mut head = Head::default();
+        walk(&mut head, scope)?;
         let peer = peer(scope)?;
         let peer = peer.as_ref().map_or(Ok(""), |peer| peer.to_str())?;
         let token = match (needs_token, token) {
@@ -286,7 +292,7 @@ impl Admission {
             length: Some(0),
             started_ns: now.ns,
             method: method_of("WEBSOCKET"),
-            secure: text(scope, intern!(py, "scheme")).is_ok_and(|scheme| scheme == "wss"),
+            secure: is_secure(scope, "wss")?,
             told: decision.quota.map(told),
             face: Face::Asgi,
         };
@@ -305,13 +311,12 @@ impl Admission {
     ) -> PyResult<Option<(&'static str, usize, u64)>> {
         let Some(&(_, class)) = self.commands.get(command) else { return Ok(None) };
         let now = Now::of(Some(0.0), now_ns)?;
-        let revocations = self.revocations.get().core();
         let ask = Ask {
             class,
             token: Token::NotNeeded,
             client: admitted.client.text(py)?,
             api_key: admitted.api_key.as_deref(),
-            revocations: &revocations,
+            revocations: self.revocations.get(),
             now_s: now.s,
             now_ns: now.ns,
         };
@@ -324,7 +329,7 @@ impl Admission {
 
     /// Puts another key set in the place of the present one, at once.
     fn replace_keys(&self, verifier: &TokenVerifier) {
-        self.core().tokens.replace_keys(Arc::clone(&verifier.0));
+        self.core().tokens.replace_keys(Arc::clone(&verifier.core));
     }
 
     /// What is remembered of tokens: (answered from memory, verified, bytes, tokens).
@@ -365,14 +370,14 @@ impl Admission {
     }
 
     fn request_id(&self, head: &Head<Value<'_>>) -> RequestId {
-        match (head.sane_request_id(), &head.request_id) {
-            (Some(_), Some(Value::Bytes(given))) => RequestId::Given(given.clone().unbind()),
-            (Some(text), _) => RequestId::Told(text.to_owned()),
-            (None, _) => RequestId::New(self.next_id.fetch_add(1, Ordering::Relaxed)),
+        match head.sane_request_id() {
+            Some(Value::Bytes(given)) => RequestId::Given(given.clone().unbind()),
+            Some(Value::Text(given)) => RequestId::Told(given.to_string()),
+            None => RequestId::New(self.next_id.fetch_add(1, Ordering::Relaxed)),
         }
     }
 
-    /// Whether this request's head is timed: reading it takes hardly longer than reading a clock does.
+    /// Whether this request's phases are timed: deciding takes hardly longer than reading a clock does.
     fn is_timed(&self) -> bool {
         let decided = self.decided.load(Ordering::Relaxed);
         self.decided.store(decided.wrapping_add(1), Ordering::Relaxed);
@@ -391,9 +396,9 @@ impl Admission {
     }
 
     fn ask(&self, class: usize, token: Token<'_>, client: &str, head: &Head<Value<'_>>, now: Now) -> Decision<Shell> {
-        let revocations = self.revocations.get().core();
+        let revocations = self.revocations.get();
         let api_key = head.api_key.as_ref().map(AsRef::as_ref);
-        let ask = Ask { class, token, client, api_key, revocations: &revocations, now_s: now.s, now_ns: now.ns };
+        let ask = Ask { class, token, client, api_key, revocations, now_s: now.s, now_ns: now.ns };
         let mut leases = self.leases.as_ref().map(|book| book.lock().unwrap_or_else(PoisonError::into_inner));
         let decision = self.core().admit(&ask, leases.as_deref_mut(), |_| Shell::default());
         self.count_shadows(&decision);
@@ -428,7 +433,8 @@ impl Admission {
         } else {
             None
         };
-        if this.is_timed() {
+        let is_timed = this.is_timed();
+        if is_timed {
             this.counters.phase(0, Now::elapsed(now));
         }
         let client = this.client(head, request.peer);
@@ -438,10 +444,9 @@ impl Admission {
             request_id: this.request_id(head),
             told: None,
             now,
-            secure: request.secure,
-            face: request.face,
+            request,
             is_head,
-            http1: request.http1,
+            is_timed,
             two_lengths: head.has_two_lengths(),
         };
         let mut known = None;
@@ -463,8 +468,8 @@ impl Admission {
         if let Some(reason) = fault {
             return this.refuse(py, &seen, reason);
         }
-        let streams = !request.http1;
         let bodiless = matches!(method, Method::Get | Method::Options);
+        let streams = !bodiless && !request.version.is_http1()?;
         let length = match head.body(this.body_limit, streams) {
             Ok(Body::Streamed) if bodiless => Some(0),
             Ok(Body::Streamed) => None,
@@ -490,7 +495,7 @@ impl Admission {
             by: slf.clone().unbind(),
             known,
             route: seen.route,
-            values: PyTuple::new(py, values.iter().map(AsRef::<str>::as_ref))?.unbind(),
+            values: values_of(py, &values)?,
             client: match request.peer_text {
                 Some(text) if std::ptr::eq(client, request.peer) => Client::Peer(text.clone_ref(py)),
                 _ => Client::Told(client.to_owned()),
@@ -499,12 +504,14 @@ impl Admission {
             length,
             started_ns: now.ns,
             method: seen.method,
-            secure: seen.secure,
+            secure: request.secure,
             told: seen.told,
-            face: seen.face,
+            face: request.face,
             request_id: seen.request_id,
         };
-        this.counters.phase(1, Now::elapsed(now));
+        if is_timed {
+            this.counters.phase(1, Now::elapsed(now));
+        }
         Ok(Bound::new(py, admitted)?.into_any())
     }
 
@@ -515,7 +522,7 @@ impl Admission {
         command.and_then(|name| self.commands.get(&**name)).map_or(route, |&(class, _)| class)
     }
 
-    fn refuse<'py>(&self, py: Python<'py>, seen: &Seen, reason: Reason) -> PyResult<Bound<'py, PyAny>> {
+    fn refuse<'py>(&self, py: Python<'py>, seen: &Seen<'_>, reason: Reason) -> PyResult<Bound<'py, PyAny>> {
         let mut retry = None;
         let template = match (reason, seen.told) {
             (Reason::RateLimited, Some(told)) => {
@@ -530,37 +537,37 @@ impl Admission {
         self.over(seen, template.status());
         // The rest of the body, or whatever follows on the connection, is not worth reading, or to be believed.
         let done_for = seen.two_lengths || matches!(reason, Reason::PayloadTooLarge | Reason::InvalidHost);
-        let close = seen.http1 && done_for;
+        let close = done_for && seen.request.version.is_http1()?;
         let request_id = seen.request_id.text(py, &self.id_prefix);
         let answer = self.answers.problem(py, template, &seen.parts(&request_id), retry, close, seen.is_head)?;
         Ok(answer.into_any())
     }
 
-    fn over(&self, seen: &Seen, status: u16) {
+    fn over(&self, seen: &Seen<'_>, status: u16) {
         let elapsed = Now::elapsed(seen.now);
-        self.counters.phase(1, elapsed);
+        if seen.is_timed {
+            self.counters.phase(1, elapsed);
+        }
         self.counters.request(seen.route, seen.method, status, elapsed);
     }
 }
 
 /// What is known of a request while it is decided upon.
-#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
-struct Seen {
+struct Seen<'r> {
     route: usize,
     method: usize,
     request_id: RequestId,
     told: Option<Told>,
     now: Now,
-    secure: bool,
-    face: Face,
+    request: &'r Request<'r>,
     is_head: bool,
-    http1: bool,
+    is_timed: bool,
     two_lengths: bool,
 }
 
-impl Seen {
+impl Seen<'_> {
     fn parts<'a>(&self, request_id: &'a str) -> Parts<'a> {
-        Parts { request_id, secure: self.secure, told: self.told, face: self.face }
+        Parts { request_id, secure: self.request.secure, told: self.told, face: self.request.face }
     }
 }
 

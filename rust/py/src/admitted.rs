@@ -158,6 +158,14 @@ impl Admitted {
     }
 }
 
+/// The values in a path as Python has them.
+pub(crate) fn values_of(py: Python<'_>, values: &[Cow<'_, str>]) -> PyResult<Py<PyTuple>> {
+    Ok(match values {
+        [] => PyTuple::empty(py).unbind(),
+        values => PyTuple::new(py, values.iter().map(AsRef::<str>::as_ref))?.unbind(),
+    })
+}
+
 pub(crate) fn length_header(py: Python<'_>, face: Face, length: u64) -> PyResult<Bound<'_, PyTuple>> {
     let mut value = Vec::with_capacity(8);
     number(&mut value, length);

@@ -1,5 +1,6 @@
 //! `Principal`, and what is kept beside one.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use flx_core::admission as core;
@@ -75,11 +76,13 @@ pub(crate) struct Page {
 pub(crate) struct Shell {
     object: PyOnceLock<Py<Principal>>,
     page: Mutex<Option<Arc<Page>>>,
+    /// The route of that page: a look without the lock for those who have none.
+    paged: AtomicUsize,
 }
 
 impl Default for Shell {
     fn default() -> Self {
-        Self { object: PyOnceLock::new(), page: Mutex::new(None) }
+        Self { object: PyOnceLock::new(), page: Mutex::new(None), paged: AtomicUsize::new(usize::MAX) }
     }
 }
 
@@ -95,13 +98,18 @@ impl Shell {
 
     /// Remembers a page; one at a time is enough.
     pub(crate) fn keep(&self, page: Page) {
+        let route = page.route;
         let before = self.page.lock().unwrap_or_else(PoisonError::into_inner).replace(Arc::new(page));
+        self.paged.store(route, Ordering::Release);
         drop(before);
     }
 
     /// The page of a route, if there is one. It is used without the lock: what Python makes of it may run Python, and that
     /// another thread, which waits for the lock.
     pub(crate) fn page(&self, route: usize) -> Option<Arc<Page>> {
+        if self.paged.load(Ordering::Acquire) != route {
+            return None;
+        }
         let page = self.page.lock().unwrap_or_else(PoisonError::into_inner);
         page.as_ref().filter(|page| page.route == route).map(Arc::clone)
     }

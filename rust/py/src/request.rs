@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use flx_core::admission::head::Head;
+use flx_core::admission::head::{Field, Head};
 use pyo3::exceptions::PyTypeError;
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -102,9 +102,31 @@ pub(crate) fn peer<'py>(scope: &Bound<'py, PyDict>) -> PyResult<Option<Bound<'py
     client.map(|client| Ok(first(client)?.cast_into::<PyString>()?)).transpose()
 }
 
-pub(crate) fn is_http1(scope: &Bound<'_, PyDict>) -> PyResult<bool> {
-    let version = scope.get_item(intern!(scope.py(), "http_version"))?;
-    version.map_or(Ok(true), |version| Ok(version.cast::<PyString>()?.to_str()?.starts_with('1')))
+/// Whether this is HTTP/1: looked up for those few requests of which it decides something.
+pub(crate) enum Version<'a, 'py> {
+    Told(bool),
+    In(&'a Bound<'py, PyDict>),
+}
+
+impl Version<'_, '_> {
+    pub(crate) fn is_http1(&self) -> PyResult<bool> {
+        let scope = match self {
+            Self::Told(is_http1) => return Ok(*is_http1),
+            Self::In(scope) => scope,
+        };
+        let version = scope.get_item(intern!(scope.py(), "http_version"))?;
+        version.map_or(Ok(true), |version| Ok(version.cast::<PyString>()?.to_str()?.starts_with('1')))
+    }
+}
+
+/// Whether the scheme is this one, the one over TLS.
+pub(crate) fn is_secure(scope: &Bound<'_, PyDict>, secure: &str) -> PyResult<bool> {
+    let py = scope.py();
+    let scheme = scope.get_item(intern!(py, "scheme"))?;
+    // Servers use one object for it, mostly this one.
+    Ok(scheme.is_some_and(|scheme| {
+        !scheme.is(intern!(py, "http")) && scheme.cast::<PyString>().is_ok_and(|scheme| scheme == secure)
+    }))
 }
 
 /// `1.2.3.4:5` and `[::1]:5` without the port.
@@ -118,33 +140,33 @@ pub(crate) fn without_port(peer: &str) -> &str {
 }
 
 /// One walk over a header list.
-pub(crate) fn walk<'py>(headers: Option<&Bound<'py, PyAny>>) -> PyResult<Head<Value<'py>>> {
-    let mut head = Head::default();
-    let Some(headers) = headers else { return Ok(head) };
-    if let Ok(list) = headers.cast::<PyList>() {
-        for header in list.iter() {
-            see(&mut head, &header)?;
+pub(crate) fn walk<'py>(head: &mut Head<Value<'py>>, scope: &Bound<'py, PyDict>) -> PyResult<()> {
+    let Some(headers) = scope.get_item(intern!(scope.py(), "headers"))? else { return Ok(()) };
+    let list = headers.cast_into::<PyList>().or_else(|other| listed(&other.into_inner()))?;
+    for header in list.iter() {
+        let header = header.cast::<PyTuple>().map_err(|_| wrong())?;
+        let [name, value, ..] = header.as_slice() else { return Err(wrong()) };
+        // The value is only looked at when it matters.
+        if let Ok(name) = name.cast::<PyBytes>() {
+            if let Some(field) = Field::of(name.as_bytes()) {
+                head.take(field, Value::Bytes(value.cast::<PyBytes>().map_err(|_| wrong())?.to_owned()));
+            }
+        } else {
+            let name = name.cast::<PyString>().map_err(|_| wrong())?;
+            if let Some(field) = Field::of(name.to_str().unwrap_or_default().as_bytes()) {
+                head.take(field, Value::Text(value.cast::<PyString>().map_err(|_| wrong())?.to_owned()));
+            }
         }
-    } else {
-        for header in headers.try_iter()? {
-            see(&mut head, &header?)?;
-        }
-    }
-    Ok(head)
-}
-
-/// Looks at one `(name, value)`.
-fn see<'py>(head: &mut Head<Value<'py>>, header: &Bound<'py, PyAny>) -> PyResult<()> {
-    let wrong = || PyTypeError::new_err("headers are tuples of two bytes or str objects");
-    let header = header.cast::<PyTuple>().map_err(|_| wrong())?;
-    let [name, value, ..] = header.as_slice() else { return Err(wrong()) };
-    if let Ok(name) = name.cast::<PyBytes>() {
-        let value = value.cast::<PyBytes>().map_err(|_| wrong())?;
-        head.see(name.as_bytes(), || Value::Bytes(value.to_owned()));
-    } else {
-        let name = name.cast::<PyString>().map_err(|_| wrong())?;
-        let value = value.cast::<PyString>().map_err(|_| wrong())?;
-        head.see(name.to_str().unwrap_or_default().as_bytes(), || Value::Text(value.to_owned()));
     }
     Ok(())
+}
+
+#[cold]
+fn listed<'py>(headers: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyList>> {
+    PyList::new(headers.py(), headers.try_iter()?.collect::<PyResult<Vec<_>>>()?)
+}
+
+#[cold]
+fn wrong() -> PyErr {
+    PyTypeError::new_err("headers are tuples of two bytes or str objects")
 }

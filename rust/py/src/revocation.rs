@@ -1,7 +1,9 @@
 //! `Revocations`: the set that a gateway or a daemon asks about its tokens.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use flx_core::admission::{InForce, Principal};
 use flx_core::jwt::revocation::{self as core, Kind, Revocation};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -13,13 +15,17 @@ pub(crate) type Entry = (String, String, String, Option<i64>, Option<i64>);
 
 /// All revocations in force.
 #[pyclass(frozen, module = "flx_api._core")]
-pub(crate) struct Revocations(Mutex<core::Revocations>);
+pub(crate) struct Revocations {
+    core: Mutex<core::Revocations>,
+    /// Its epoch, for those who only want to know whether anything has changed.
+    epoch: AtomicU64,
+}
 
 #[pymethods]
 impl Revocations {
     #[new]
     pub(crate) fn new() -> PyResult<Self> {
-        Ok(Self(Mutex::new(core::Revocations::new(seed()?))))
+        Ok(Self { core: Mutex::new(core::Revocations::new(seed()?)), epoch: AtomicU64::new(0) })
     }
 
     /// Puts a revocation in force.
@@ -33,26 +39,26 @@ impl Revocations {
         expires_at_s: Option<i64>,
     ) -> PyResult<()> {
         let kind = kind_of(kind)?;
-        self.core().apply(Revocation { kind, value, tenant, issued_before_s, expires_at_s });
+        self.change(|core| core.apply(Revocation { kind, value, tenant, issued_before_s, expires_at_s }));
         Ok(())
     }
 
     /// Takes a revocation back; whether there was one.
     fn remove(&self, kind: &str, value: &str, tenant: &str) -> PyResult<bool> {
         let kind = kind_of(kind)?;
-        Ok(self.core().remove(kind, value, tenant))
+        Ok(self.change(|core| core.remove(kind, value, tenant)))
     }
 
     /// Puts exactly these in force.
     fn replace_all(&self, entries: Vec<Entry>) -> PyResult<()> {
         let entries = entries.into_iter().map(revocation).collect::<PyResult<Vec<_>>>()?;
-        self.core().replace_all(entries);
+        self.change(|core| core.replace_all(entries));
         Ok(())
     }
 
     /// Forgets those that can hit nothing any more.
     fn forget_expired(&self, now_s: i64) -> usize {
-        self.core().forget_expired(now_s)
+        self.change(|core| core.forget_expired(now_s))
     }
 
     /// Whether a token that says this is revoked.
@@ -82,7 +88,25 @@ impl Revocations {
 
 impl Revocations {
     pub(crate) fn core(&self) -> MutexGuard<'_, core::Revocations> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the set; when this returns, everybody who asks sees the new epoch, and so asks for a verdict.
+    fn change<T>(&self, change: impl FnOnce(&mut core::Revocations) -> T) -> T {
+        let mut core = self.core();
+        let outcome = change(&mut core);
+        self.epoch.store(core.epoch(), Ordering::Release);
+        outcome
+    }
+}
+
+impl InForce for Revocations {
+    fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    fn revokes(&self, who: &Principal, key_id: Option<&str>) -> bool {
+        InForce::revokes(&*self.core(), who, key_id)
     }
 }
 

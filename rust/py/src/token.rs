@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
+use flx_core::jwt::cache::{Lookup, TokenCache};
 use flx_core::jwt::claims::Expected;
 use flx_core::jwt::json::{Json, Members};
 use flx_core::jwt::jws::{self, Scratch};
@@ -14,6 +15,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyString};
 
 use crate::errors::{finite, token_rejected, unusable};
+use crate::window::seed;
 
 /// The payload of a compact JWS whose signature, header and key are acceptable.
 #[pyfunction]
@@ -32,7 +34,24 @@ pub(crate) fn verify_jws<'py>(
 
 /// Keys together with what the tokens they sign must say, and where tokens are decoded to.
 #[pyclass(frozen, module = "flx_api._core")]
-pub(crate) struct TokenVerifier(pub(crate) Arc<jwt::TokenVerifier>, Mutex<Scratch>);
+pub(crate) struct TokenVerifier {
+    pub(crate) core: Arc<jwt::TokenVerifier>,
+    scratch: Mutex<Scratch>,
+    /// What was verified before, for who wants that.
+    remembered: Option<Mutex<TokenCache<Remembered>>>,
+}
+
+/// The claims of a verified token, its `kid`, and the names of those claims that could be changed in place.
+struct Remembered {
+    claims: Py<PyDict>,
+    key_id: Option<Py<PyString>>,
+    nested: Vec<Py<PyAny>>,
+}
+
+/// Bytes of a remembered token beside its text, roughly: its claims as objects.
+const CLAIMS_BYTES: usize = 2_048;
+/// Keys never change here, and revocation is the caller's to ask about.
+const EPOCH: u64 = 0;
 
 /// Of a realm: keys, issuer, audience, leeway, typ, algorithms, whether secrets are accepted.
 type Realm = (Vec<u8>, Option<String>, Option<String>, u32, Option<String>, Option<Vec<String>>, bool);
@@ -61,7 +80,7 @@ impl TokenVerifier {
     ) -> PyResult<Self> {
         let expected = Expected { issuer, audience, leeway_s, required, typ };
         let verifier = jwt::TokenVerifier::new(jwk_set(jwks, algorithms, mixed)?, expected).map_err(unusable)?;
-        Ok(Self(Arc::new(verifier), Mutex::default()))
+        Ok(Self::with(Arc::new(verifier), None))
     }
 
     /// A verifier of several realms; `exp` and `sub` are required in each.
@@ -73,17 +92,26 @@ impl TokenVerifier {
             let required = vec!["exp".to_owned(), "sub".to_owned()];
             made.push((keys, Expected { issuer, audience, leeway_s, required, typ }));
         }
-        Ok(Self(Arc::new(jwt::TokenVerifier::of(made).map_err(unusable)?), Mutex::default()))
+        Ok(Self::with(Arc::new(jwt::TokenVerifier::of(made).map_err(unusable)?), None))
     }
 
     /// How many keys are usable.
     #[getter]
     fn key_count(&self) -> usize {
-        self.0.key_count()
+        self.core.key_count()
+    }
+
+    /// The same, which remembers tokens that it has verified until they end.
+    fn remembering(&self, max_bytes: usize) -> PyResult<Self> {
+        let cache = TokenCache::new(max_bytes, 0, seed()?).map_err(unusable)?;
+        Ok(Self::with(Arc::clone(&self.core), Some(Mutex::new(cache))))
     }
 
     /// The claims of an acceptable token at `now_s`.
     fn verify<'py>(&self, py: Python<'py>, token: &[u8], now_s: f64) -> PyResult<Bound<'py, PyDict>> {
+        if self.remembered.is_some() {
+            return self.verify_remembering(py, token, now_s).map(|(claims, _)| claims);
+        }
         self.accepted(py, token, now_s, |accepted| object(py, &accepted.claims.0))
     }
 
@@ -93,12 +121,61 @@ impl TokenVerifier {
         py: Python<'py>,
         token: &[u8],
         now_s: f64,
-    ) -> PyResult<(Bound<'py, PyDict>, Option<&str>)> {
-        self.accepted(py, token, now_s, |accepted| Ok((object(py, &accepted.claims.0)?, accepted.kid)))
+    ) -> PyResult<(Bound<'py, PyDict>, Option<Bound<'py, PyString>>)> {
+        self.verify_remembering(py, token, now_s)
     }
 }
 
 impl TokenVerifier {
+    fn with(core: Arc<jwt::TokenVerifier>, remembered: Option<Mutex<TokenCache<Remembered>>>) -> Self {
+        Self { core, scratch: Mutex::default(), remembered }
+    }
+
+    /// From memory, or verified and remembered. Whoever finds the memory in use does without: nobody waits here for a
+    /// thread that may itself wait for the interpreter.
+    fn verify_remembering<'py>(
+        &self,
+        py: Python<'py>,
+        token: &[u8],
+        now_s: f64,
+    ) -> PyResult<(Bound<'py, PyDict>, Option<Bound<'py, PyString>>)> {
+        let now_s = finite(now_s)?;
+        let memory = || self.remembered.as_ref().and_then(|memory| memory.try_lock().ok());
+        let mut found = None;
+        if let Some(mut memory) = memory()
+            && let Lookup::Hit { value, .. } = memory.get(token, now_s, EPOCH)
+        {
+            let key_id = value.key_id.as_ref().map(|it| it.bind(py).clone());
+            let nested: Vec<_> = value.nested.iter().map(|it| it.bind(py).clone()).collect();
+            found = Some((value.claims.bind(py).clone(), key_id, nested));
+        }
+        if let Some((claims, key_id, nested)) = found {
+            return Ok((copied(&claims, &nested)?, key_id));
+        }
+        let (claims, key_id, ends_at_s) = self.accepted(py, token, now_s, |accepted| {
+            let key_id = accepted.kid.map(|kid| PyString::new(py, kid));
+            Ok((object(py, &accepted.claims.0)?, key_id, accepted.ends_at_s))
+        })?;
+        if self.remembered.is_some()
+            && let Some(ends_at_s) = ends_at_s
+        {
+            let nested: Vec<_> = claims
+                .iter()
+                .filter(|(_, it)| it.is_instance_of::<PyList>() || it.is_instance_of::<PyDict>())
+                .collect();
+            let nested: Vec<_> = nested.into_iter().map(|(name, _)| name).collect();
+            let kept = Remembered {
+                claims: copied(&claims, &nested)?.unbind(),
+                key_id: key_id.as_ref().map(|it| it.clone().unbind()),
+                nested: nested.into_iter().map(Bound::unbind).collect(),
+            };
+            if let Some(mut memory) = memory() {
+                memory.insert(token, kept, ends_at_s, EPOCH, EPOCH, CLAIMS_BYTES);
+            }
+        }
+        Ok((claims, key_id))
+    }
+
     /// `used` makes Python objects, and so may let another thread in here: that one has a scratch of its own.
     fn accepted<'k, T>(
         &'k self,
@@ -107,11 +184,36 @@ impl TokenVerifier {
         now_s: f64,
         used: impl FnOnce(&Accepted<'k, '_>) -> PyResult<T>,
     ) -> PyResult<T> {
-        let (mut kept, mut fresh) = (self.1.try_lock(), Scratch::default());
+        let (mut kept, mut fresh) = (self.scratch.try_lock(), Scratch::default());
         let scratch = kept.as_deref_mut().unwrap_or(&mut fresh);
-        let accepted = self.0.verify_full(token, finite(now_s)?, scratch);
+        let accepted = self.core.verify_full(token, finite(now_s)?, scratch);
         used(&accepted.map_err(|reason| token_rejected(py, reason))?)
     }
+}
+
+/// Claims whose changes are nobody else's business.
+fn copied<'py>(claims: &Bound<'py, PyDict>, nested: &[Bound<'py, PyAny>]) -> PyResult<Bound<'py, PyDict>> {
+    let copy = claims.copy()?;
+    for name in nested {
+        if let Some(value) = claims.get_item(name)? {
+            copy.set_item(name, deep(&value)?)?;
+        }
+    }
+    Ok(copy)
+}
+
+/// A value made of JSON, copied as far as it can be changed.
+fn deep<'py>(value: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+    if let Ok(items) = value.cast::<PyList>() {
+        let items = items.iter().map(|item| deep(&item)).collect::<PyResult<Vec<_>>>()?;
+        return PyList::new(value.py(), items).map(Bound::into_any);
+    }
+    let Ok(members) = value.cast::<PyDict>() else { return Ok(value.clone()) };
+    let copy = PyDict::new(value.py());
+    for (name, value) in members.iter() {
+        copy.set_item(name, deep(&value)?)?;
+    }
+    Ok(copy.into_any())
 }
 
 /// A JWK set only: what is given by that name is not taken for PEM or DER.

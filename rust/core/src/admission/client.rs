@@ -10,6 +10,7 @@
 use std::net::IpAddr;
 
 use crate::error::Unusable;
+use crate::limit::Identity;
 
 /// Replaces `key` with the key of `address`. What is no IP address (a socket's path, nothing) is its own key.
 pub fn write_key(address: &str, key: &mut Vec<u8>) {
@@ -28,6 +29,55 @@ pub fn write_key(address: &str, key: &mut Vec<u8>) {
             key.extend_from_slice(address.as_bytes());
         }
     }
+}
+
+/// Places of [`Addresses`]; a power of two.
+const PLACES: usize = 256;
+/// Longer texts are no addresses and not remembered.
+const LONGEST: usize = 64;
+
+/// The identities of addresses that came lately, by their text: it costs more to read an address and to hash its key than
+/// to find that it is the one of a moment ago. One place per text; whoever makes two meet there only makes them be read.
+#[derive(Debug)]
+pub(super) struct Addresses(Box<[(Box<str>, Identity)]>);
+
+impl Addresses {
+    pub(super) fn new(seed: (u64, u64)) -> Self {
+        let mut key = Vec::new();
+        write_key("", &mut key);
+        Self(vec![(Box::from(""), Identity::new(seed, &key)); PLACES].into())
+    }
+
+    /// The identity of an address under the one seed there is.
+    #[inline]
+    pub(super) fn identity(&mut self, address: &str, seed: (u64, u64), key: &mut Vec<u8>) -> Identity {
+        let place = place_of(address.as_bytes());
+        match self.0.get(place) {
+            Some((known, identity)) if **known == *address => *identity,
+            _ => self.read(place, address, seed, key),
+        }
+    }
+
+    #[inline(never)]
+    fn read(&mut self, place: usize, address: &str, seed: (u64, u64), key: &mut Vec<u8>) -> Identity {
+        write_key(address, key);
+        let identity = Identity::new(seed, key);
+        if let Some(kept) = self.0.get_mut(place)
+            && address.len() <= LONGEST
+        {
+            *kept = (address.into(), identity);
+        }
+        identity
+    }
+}
+
+/// By the end, in which neighbours differ.
+fn place_of(address: &[u8]) -> usize {
+    let end = address.last_chunk::<8>().map_or_else(
+        || address.iter().fold(0, |sum: u64, &byte| sum << 8 | u64::from(byte)),
+        |end| u64::from_be_bytes(*end),
+    );
+    (end.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (u64::BITS - PLACES.ilog2())) as usize
 }
 
 fn parsed(address: &str) -> Option<IpAddr> {
@@ -165,6 +215,23 @@ mod tests {
     fn different_clients_are_different_keys() {
         let keys = ["10.0.0.1", "10.0.0.2", "2001:db8::1", "2001:db8:0:1::1", "", "unix:", "4"].map(key);
         assert!((0..keys.len()).all(|i| !keys[..i].contains(&keys[i])));
+    }
+
+    #[test]
+    fn what_is_remembered_of_an_address_is_what_is_read() {
+        let seed = (1, 2);
+        let (mut addresses, mut left_over) = (Addresses::new(seed), Vec::new());
+        let texts = (0..2_000).map(|number| match number % 4 {
+            0 => format!("10.0.{}.{}", number / 250, number % 250),
+            1 => format!("2001:db8::{number:x}"),
+            2 => format!("{}/socket-{number}", "x".repeat(number % 80)),
+            _ => format!("{}", number % 9),
+        });
+        for text in texts.chain([String::new(), "10.0.0.1".into(), "::ffff:10.0.0.1".into()]) {
+            for _ in 0..2 {
+                assert_eq!(Identity::new(seed, &key(&text)), addresses.identity(&text, seed, &mut left_over), "{text}");
+            }
+        }
     }
 
     fn told(header: ProxyHeader, peer: &str, lines: &[&str]) -> String {

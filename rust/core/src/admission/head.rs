@@ -92,32 +92,96 @@ pub enum Body {
     Streamed,
 }
 
+/// A header that decides something.
+#[derive(Clone, Copy, Debug)]
+pub enum Field {
+    /// `Authorization`
+    Authorization,
+    /// `Host`
+    Host,
+    /// `Origin`
+    Origin,
+    /// `X-API-Key`
+    ApiKey,
+    /// `Forwarded`
+    Forwarded,
+    /// `X-Forwarded-For`
+    ForwardedFor,
+    /// `X-Request-ID`
+    RequestId,
+    /// `Content-Type`
+    Media,
+    /// `Content-Length`
+    Length,
+    /// `Content-Encoding`
+    Encoding,
+    /// `Transfer-Encoding`
+    Chunked,
+}
+
+impl Field {
+    /// The field of this name, if it decides anything.
+    #[must_use]
+    #[inline]
+    pub fn of(name: &[u8]) -> Option<Self> {
+        // Nearly all names end here, without a comparison.
+        let place = PLACES.get(usize::from(name.first()? & 0x1f) << 5 | name.len())?;
+        let (lower, field) = FIELDS.get(usize::from(*place))?;
+        (name == *lower || name.eq_ignore_ascii_case(lower)).then_some(*field)
+    }
+}
+
+/// The fields by their names in lower case, as nearly all servers send them.
+static FIELDS: [(&[u8], Field); 11] = [
+    (b"host", Field::Host),
+    (b"authorization", Field::Authorization),
+    (b"content-length", Field::Length),
+    (b"content-type", Field::Media),
+    (b"x-request-id", Field::RequestId),
+    (b"origin", Field::Origin),
+    (b"x-forwarded-for", Field::ForwardedFor),
+    (b"forwarded", Field::Forwarded),
+    (b"x-api-key", Field::ApiKey),
+    (b"content-encoding", Field::Encoding),
+    (b"transfer-encoding", Field::Chunked),
+];
+
+/// Which field it may be, by the place of its first letter in the alphabet and its length; no two have both in common, and
+/// none is longer than 31.
+static PLACES: [u8; 1 << 10] = {
+    let (mut places, mut at) = ([u8::MAX; 1 << 10], 0);
+    while at < FIELDS.len() {
+        let name = FIELDS[at].0;
+        places[((name[0] & 0x1f) as usize) << 5 | name.len()] = at as u8;
+        at += 1;
+    }
+    places
+};
+
 impl<V: AsRef<[u8]>> Head<V> {
-    /// Looks at one header; `value` is only taken when it matters.
-    pub fn see(&mut self, name: &[u8], value: impl FnOnce() -> V) {
-        // The length rules out most names without a comparison.
-        match name.len() {
-            4 if name.eq_ignore_ascii_case(b"host") => self.host.see(value()),
-            6 if name.eq_ignore_ascii_case(b"origin") => self.origin = true,
-            9 if name.eq_ignore_ascii_case(b"x-api-key") => self.api_key = Some(value()),
-            9 if name.eq_ignore_ascii_case(b"forwarded") => self.forwarded.push(value()),
-            12 if name.eq_ignore_ascii_case(b"content-type") => self.media.see(value()),
-            12 if name.eq_ignore_ascii_case(b"x-request-id") => self.request_id = Some(value()),
-            13 => self.authorization.see(name, value),
-            14 if name.eq_ignore_ascii_case(b"content-length") => self.length.see(value()),
-            15 if name.eq_ignore_ascii_case(b"x-forwarded-for") => self.forwarded_for.push(value()),
-            16 if name.eq_ignore_ascii_case(b"content-encoding") => self.encoding.see(value()),
-            17 if name.eq_ignore_ascii_case(b"transfer-encoding") => self.chunked = true,
-            _ => {}
+    /// Takes in one header.
+    pub fn take(&mut self, field: Field, value: V) {
+        match field {
+            Field::Authorization => self.authorization.take(value),
+            Field::Host => self.host.see(value),
+            Field::Origin => self.origin = true,
+            Field::ApiKey => self.api_key = Some(value),
+            Field::Forwarded => self.forwarded.push(value),
+            Field::ForwardedFor => self.forwarded_for.push(value),
+            Field::RequestId => self.request_id = Some(value),
+            Field::Media => self.media.see(value),
+            Field::Length => self.length.see(value),
+            Field::Encoding => self.encoding.see(value),
+            Field::Chunked => self.chunked = true,
         }
     }
 
     /// The client's own request id, when it is a sane token.
     #[must_use]
-    pub fn sane_request_id(&self) -> Option<&str> {
-        let text = std::str::from_utf8(self.request_id.as_ref()?.as_ref()).ok()?;
-        let sane = |byte: u8| IN_NAMES[usize::from(byte)];
-        (!text.is_empty() && text.len() <= 128 && text.bytes().all(sane)).then_some(text)
+    pub fn sane_request_id(&self) -> Option<&V> {
+        let given = self.request_id.as_ref()?;
+        let text = given.as_ref();
+        (!text.is_empty() && text.len() <= 128 && in_names(text)).then_some(given)
     }
 
     /// Whether there is one acceptable Host, and one of `hosts` unless that is empty (lower case, without a port).
@@ -126,7 +190,7 @@ impl<V: AsRef<[u8]>> Head<V> {
         let Some(host) = self.host.one().and_then(|value| bare_host(value.as_ref())) else {
             return false;
         };
-        hosts.is_empty() || hosts.iter().any(|known| known.eq_ignore_ascii_case(host))
+        hosts.is_empty() || hosts.iter().any(|known| **known == *host || known.eq_ignore_ascii_case(host))
     }
 
     /// Whether both headers tell where the body ends, so that two readers may disagree on it (RFC 9112 section 6.3).
@@ -188,11 +252,16 @@ static IN_NAMES: [bool; 256] = {
     found
 };
 
+/// Whether all bytes may stand in a name; without a way out in between, which costs more than it saves on short texts.
+fn in_names(text: &[u8]) -> bool {
+    text.iter().fold(true, |all, &byte| all & IN_NAMES[usize::from(byte)])
+}
+
 /// A host without its port, when it is a name, an IPv4 address, or an IPv6 address in brackets.
 fn bare_host(text: &[u8]) -> Option<&[u8]> {
     let end = match text {
         [b'[', rest @ ..] => rest.iter().position(|&byte| byte == b']')? + 2,
-        _ => text.iter().position(|&byte| byte == b':').unwrap_or(text.len()),
+        _ => memchr::memchr(b':', text).unwrap_or(text.len()),
     };
     let (host, port) = text.split_at(end);
     let sound = match host {
@@ -200,7 +269,7 @@ fn bare_host(text: &[u8]) -> Option<&[u8]> {
             (2..=45).contains(&inner.len())
                 && inner.iter().all(|byte| byte.is_ascii_hexdigit() || matches!(byte, b':' | b'.'))
         }
-        name => (1..=253).contains(&name.len()) && name.iter().all(|&byte| IN_NAMES[usize::from(byte)]),
+        name => (1..=253).contains(&name.len()) && in_names(name),
     };
     let port_is_sound = match port {
         [] => true,
@@ -223,9 +292,35 @@ mod tests {
     fn head(headers: &[(&str, &str)]) -> Head<Vec<u8>> {
         let mut head = Head::default();
         for (name, value) in headers {
-            head.see(name.as_bytes(), || value.as_bytes().to_vec());
+            if let Some(field) = Field::of(name.as_bytes()) {
+                head.take(field, value.as_bytes().to_vec());
+            }
         }
         head
+    }
+
+    #[test]
+    fn names_have_no_case_and_no_neighbours() {
+        let decides = |name: &str| Field::of(name.as_bytes()).is_some();
+        for name in [
+            "authorization",
+            "host",
+            "origin",
+            "x-api-key",
+            "forwarded",
+            "x-forwarded-for",
+            "x-request-id",
+            "content-type",
+            "content-length",
+            "content-encoding",
+            "transfer-encoding",
+        ] {
+            let upper = name.to_uppercase();
+            assert!(decides(name) && decides(&upper) && decides(&[&upper[..1], &name[1..]].concat()), "{name}");
+            let other = [&name[..name.len() - 1], "_"].concat();
+            assert!(!decides(&other) && !decides(&name[1..]) && !decides(&[name, "x"].concat()), "{name}");
+        }
+        assert!(!decides("") && !decides("x-authorization") && !decides("\u{8}ost"));
     }
 
     #[test]
@@ -292,7 +387,7 @@ mod tests {
 
     #[test]
     fn request_ids_are_sane_or_not_taken() {
-        assert_eq!(Some("a-B_1.2"), head(&[("x-request-id", "a-B_1.2")]).sane_request_id());
+        assert_eq!(Some(&b"a-B_1.2".to_vec()), head(&[("x-request-id", "a-B_1.2")]).sane_request_id());
         for bad in ["", "a b", "é", "a\"", &"x".repeat(129)] {
             assert_eq!(None, head(&[("x-request-id", bad)]).sane_request_id(), "{bad}");
         }

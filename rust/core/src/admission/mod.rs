@@ -29,12 +29,11 @@ use crate::error::{Reason, Unusable};
 use crate::jwt::TokenVerifier;
 use crate::jwt::claims::Claims;
 use crate::jwt::json::Json;
-use crate::jwt::revocation::Revocations;
 use crate::limit::lease::{self, LeaseBook, Verdict};
-use crate::limit::{Charge, Check, Identity, Memory, Rate, SlidingWindow};
+use crate::limit::{Check, Identity, Memory, Rate, SlidingWindow};
 use policy::Classes;
 pub use policy::{By, Policy, Toll};
-pub use tokens::{Known, Tokens};
+pub use tokens::{InForce, Known, Tokens};
 
 /// Races with other workers that are decided anew; more in a row mean that the window is used up in all but name.
 const RETRIES: usize = 4;
@@ -105,7 +104,7 @@ pub enum Token<'a> {
 }
 
 /// One request, as far as admission cares.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Ask<'a> {
     /// What it is: index of its class.
     pub class: usize,
@@ -116,7 +115,7 @@ pub struct Ask<'a> {
     /// Its `X-API-Key`.
     pub api_key: Option<&'a [u8]>,
     /// What is in force against tokens.
-    pub revocations: &'a Revocations,
+    pub revocations: &'a dyn InForce,
     /// Seconds since 1970.
     pub now_s: f64,
     /// Monotonic nanoseconds.
@@ -155,11 +154,20 @@ impl<P> Decision<P> {
     }
 }
 
-/// What one window of a policy said and what was charged of it, here or in the fleet.
-#[derive(Debug)]
-enum Held {
-    Window(Check),
-    Lease(lease::Check),
+/// What the windows of the request at hand said when they admitted, here or in the fleet; kept to save an allocation per
+/// request. Apart, so that neither is copied to look like the other.
+#[derive(Debug, Default)]
+struct Checks {
+    /// With the policy.
+    windows: Vec<(usize, Check)>,
+    leases: Vec<lease::Check>,
+}
+
+impl Checks {
+    fn clear(&mut self) {
+        self.windows.clear();
+        self.leases.clear();
+    }
 }
 
 /// Tokens, policies and windows of one gateway. `M` is where the windows lie, `P` what the shell makes of a principal.
@@ -171,10 +179,8 @@ pub struct Admission<M, P> {
     windows: Vec<SlidingWindow<M>>,
     classes: Classes,
     seed: (u64, u64),
-    /// Checks of the request at hand; kept to save an allocation per request.
-    checks: Vec<(usize, Held)>,
-    /// And what was charged of them, in case it must be given back.
-    charges: Vec<(usize, Charge)>,
+    addresses: client::Addresses,
+    checks: Checks,
     key: Vec<u8>,
 }
 
@@ -206,7 +212,16 @@ impl<M: Memory, P> Admission<M, P> {
         }
         let classes = Classes::new(classes, &policies)?;
         let tokens = Tokens::new(verifier, room.verified, room.refused, seed)?;
-        Ok(Self { tokens, policies, windows, classes, seed, checks: Vec::new(), charges: Vec::new(), key: Vec::new() })
+        Ok(Self {
+            tokens,
+            policies,
+            windows,
+            classes,
+            seed,
+            addresses: client::Addresses::new(seed),
+            checks: Checks::default(),
+            key: Vec::new(),
+        })
     }
 
     /// The policy a [`Quota`] speaks of.
@@ -264,45 +279,40 @@ impl<M: Memory, P> Admission<M, P> {
         leases: &mut Option<&mut LeaseBook>,
         mut decide: impl FnMut(&mut Self, &mut Option<&mut LeaseBook>) -> Decision<P>,
     ) -> Decision<P> {
-        for _ in 0..RETRIES {
+        let mut retries = RETRIES;
+        loop {
             self.checks.clear();
-            let decision = decide(self, leases);
+            let mut decision = decide(self, leases);
+            if retries == 0 {
+                // The last word of the windows that were lost to others every time: as good as used up for this request.
+                self.checks.clear();
+                decision.refusal = Some(Reason::RateLimited);
+                decision.known = None;
+                return decision;
+            }
             if self.charge(leases) {
                 return decision;
             }
+            retries -= 1;
         }
-        // The last word of the windows that were lost to others every time: as good as used up for this request.
-        self.checks.clear();
-        let mut decision = decide(self, leases);
-        self.checks.clear();
-        decision.refusal = Some(Reason::RateLimited);
-        decision.known = None;
-        decision
     }
 
     /// Charges every window that admitted; false, and nothing charged, when one of them has no room any more. Leases are
     /// this process' own, so that nobody is faster.
     fn charge(&mut self, leases: &mut Option<&mut LeaseBook>) -> bool {
-        self.charges.clear();
-        for (policy, held) in &self.checks {
-            let check = match (held, leases.as_mut()) {
-                (Held::Window(check), _) => check,
-                (Held::Lease(check), Some(book)) => {
-                    book.charge(check);
-                    continue;
-                }
-                (Held::Lease(_), None) => continue,
-            };
-            match self.windows[*policy].charge(check) {
-                Ok(charge) => self.charges.push((*policy, charge)),
-                Err(_) if self.policies[*policy].shadow => {}
-                Err(_) => {
-                    for (policy, charge) in &self.charges {
-                        self.windows[*policy].refund(charge);
-                    }
-                    return false;
-                }
+        let Self { checks, windows, policies, .. } = self;
+        for at in 0..checks.windows.len() {
+            let (policy, check) = &mut checks.windows[at];
+            if windows[*policy].take(check) || policies[*policy].shadow {
+                continue;
             }
+            for (policy, check) in checks.windows[..at].iter().filter(|(_, check)| check.admitted) {
+                windows[*policy].give_back(check);
+            }
+            return false;
+        }
+        if let Some(book) = leases {
+            checks.leases.iter().for_each(|check| book.charge(check));
         }
         true
     }
@@ -323,9 +333,17 @@ impl<M: Memory, P> Admission<M, P> {
 
     /// The windows that need no principal; false when one refuses.
     fn check_open(&mut self, ask: &Ask<'_>, leases: &mut Option<&mut LeaseBook>, decision: &mut Decision<P>) -> bool {
-        let Self { policies, windows, classes, checks, key, seed, .. } = self;
+        let Self { policies, windows, classes, checks, key, seed, addresses, .. } = self;
+        let tolls = classes.of(ask.class).0;
+        if tolls.is_empty() {
+            return true;
+        }
+        if leases.is_some() {
+            // The fleet knows it by its key.
+            client::write_key(ask.client, key);
+        }
         let mut address = None;
-        for toll in classes.of(ask.class).0 {
+        for toll in tolls {
             let policy = &policies[toll.policy];
             let by_key = match (policy.by, ask.api_key) {
                 (By::ApiKey, None) => continue,
@@ -334,10 +352,7 @@ impl<M: Memory, P> Admission<M, P> {
             };
             let identity = match by_key {
                 Some(given) => Identity::new(*seed, given),
-                None => *address.get_or_insert_with(|| {
-                    client::write_key(ask.client, key);
-                    Identity::new(*seed, key)
-                }),
+                None => *address.get_or_insert_with(|| addresses.identity(ask.client, *seed, key)),
             };
             let window = &windows[toll.policy];
             decision.pass(toll, policy.shadow, (window, identity), (leases, by_key.unwrap_or(key)), ask.now_ns, checks);
@@ -368,7 +383,7 @@ impl<M: Memory, P> Admission<M, P> {
 }
 
 /// Whether the request may go on. A refusal by a window charges nothing at all.
-fn settled<P>(decision: &Decision<P>, checks: &mut Vec<(usize, Held)>) -> bool {
+fn settled<P>(decision: &Decision<P>, checks: &mut Checks) -> bool {
     if decision.refusal.is_some() {
         checks.clear();
     }
@@ -377,6 +392,8 @@ fn settled<P>(decision: &Decision<P>, checks: &mut Vec<(usize, Held)>) -> bool {
 
 impl<P> Decision<P> {
     /// Asks one window, this host's or the fleet's, and takes in what it says.
+    #[expect(clippy::inline_always, reason = "its many arguments are not worth their way through memory")]
+    #[inline(always)]
     fn pass<M: Memory>(
         &mut self,
         toll: &Toll,
@@ -384,9 +401,9 @@ impl<P> Decision<P> {
         (window, identity): (&SlidingWindow<M>, Identity),
         (leases, key): (&mut Option<&mut LeaseBook>, &[u8]),
         now_ns: u64,
-        checks: &mut Vec<(usize, Held)>,
+        checks: &mut Checks,
     ) {
-        let (held, refusal, remaining, reset_ns) = if let Some(book) = leases {
+        if let Some(book) = leases {
             let check = book.check(toll.policy, key, now_ns, toll.cost);
             let refusal = match check.verdict {
                 Verdict::Admitted => None,
@@ -394,16 +411,24 @@ impl<P> Decision<P> {
                 Verdict::Unknown => Some(Reason::LeaseAwaited),
                 Verdict::Unavailable => Some(Reason::LeaseUnavailable),
             };
-            (Held::Lease(check), refusal, check.remaining, check.reset_ns)
-        } else {
-            let check = window.check(identity, now_ns, toll.cost);
-            let refusal = (!check.admitted).then_some(Reason::RateLimited);
-            (Held::Window(check), refusal, check.remaining, check.reset_ns)
-        };
-        self.take(Quota { policy: toll.policy, remaining, reset_ns }, shadow, refusal);
-        if refusal.is_none() {
-            checks.push((toll.policy, held));
+            let (remaining, reset_ns) = (check.remaining, check.reset_ns);
+            self.take(Quota { policy: toll.policy, remaining, reset_ns }, shadow, refusal);
+            if refusal.is_none() {
+                checks.leases.push(check);
+            }
+            return;
         }
+        // The tightest of those that admit is told of.
+        let mute = shadow || self.refusal.is_some();
+        let tell_below = self.quota.map_or(u64::MAX, |quota| u64::from(quota.remaining));
+        window.look(identity, now_ns, toll.cost, if mute { 0 } else { tell_below }, |check| {
+            let refusal = (!check.admitted).then_some(Reason::RateLimited);
+            let (remaining, reset_ns) = (check.remaining, check.reset_ns);
+            self.take(Quota { policy: toll.policy, remaining, reset_ns }, shadow, refusal);
+            if refusal.is_none() {
+                checks.windows.push((toll.policy, check));
+            }
+        });
     }
 
     fn take(&mut self, quota: Quota, shadow: bool, refusal: Option<Reason>) {

@@ -16,6 +16,32 @@ use crate::jwt::jws::Scratch;
 use crate::jwt::revocation::Revocations;
 use crate::limit::Identity;
 
+/// What is in force against tokens: the set itself, or what guards it. Asking for the epoch must be cheap.
+pub trait InForce {
+    /// Moves with every change; a verdict holds until it has.
+    fn epoch(&self) -> u64;
+    /// Whether the token of this principal, verified by this key, was revoked.
+    fn revokes(&self, who: &Principal, key_id: Option<&str>) -> bool;
+}
+
+impl InForce for Revocations {
+    fn epoch(&self) -> u64 {
+        self.epoch()
+    }
+
+    fn revokes(&self, who: &Principal, key_id: Option<&str>) -> bool {
+        !self.is_empty()
+            && self.revokes(
+                &who.subject,
+                who.tenant.as_deref(),
+                who.token_id.as_deref(),
+                who.session.as_deref(),
+                key_id,
+                who.issued_at,
+            )
+    }
+}
+
 /// A principal whose token stood.
 #[derive(Debug)]
 pub struct Known<P> {
@@ -92,14 +118,15 @@ impl<P> Tokens<P> {
         &mut self,
         token: &[u8],
         now_s: f64,
-        revocations: &Revocations,
+        revocations: &dyn InForce,
         known: impl FnOnce(Principal, Option<String>) -> Known<P>,
     ) -> Result<Arc<Known<P>>, Reason> {
+        // Asked before the verdict: what comes in between makes it be asked anew, never be missed.
         let epoch = revocations.epoch();
         match self.cache.get(token, now_s, self.key_epoch) {
             Lookup::Hit { value, revocation_epoch } => {
                 if *revocation_epoch != epoch {
-                    if is_revoked(revocations, &value.principal, value.key_id.as_deref()) {
+                    if revocations.revokes(&value.principal, value.key_id.as_deref()) {
                         self.cache.remove(token);
                         return Err(Reason::Revoked);
                     }
@@ -126,23 +153,11 @@ impl<P> Tokens<P> {
         let principal = Principal::of(&accepted.claims).ok_or(Reason::MissingClaim)?;
         let ends_at_s = accepted.ends_at_s.ok_or(Reason::MissingClaim)?;
         let key_id = accepted.kid.map(str::to_owned);
-        if is_revoked(revocations, &principal, key_id.as_deref()) {
+        if revocations.revokes(&principal, key_id.as_deref()) {
             return Err(Reason::Revoked);
         }
         let known = Arc::new(known(principal, key_id));
         self.cache.insert(token, Arc::clone(&known), ends_at_s, self.key_epoch, epoch, PRINCIPAL_BYTES);
         Ok(known)
     }
-}
-
-fn is_revoked(revocations: &Revocations, who: &Principal, key_id: Option<&str>) -> bool {
-    !revocations.is_empty()
-        && revocations.revokes(
-            &who.subject,
-            who.tenant.as_deref(),
-            who.token_id.as_deref(),
-            who.session.as_deref(),
-            key_id,
-            who.issued_at,
-        )
 }

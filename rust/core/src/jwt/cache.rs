@@ -1,8 +1,8 @@
 //! Tokens that were verified, so that they need not be verified again; and, apart from them, some that were refused.
 //!
 //! Strategy: a dense list of entries behind a hash table of their places. The hash is seeded and covers the end of the
-//! token, where the signature is: an honest issuer's signatures are as good as random. It only finds the place; whether it
-//! is the same token is decided by comparing all of it. Room is made by the clock algorithm: a hand walks over the
+//! token, where the signature is: an honest issuer's signatures are as good as random, and nobody else's are kept, so a fast
+//! hash is good enough. It only finds the place; whether it is the same token is decided by comparing all of it. Room is made by the clock algorithm: a hand walks over the
 //! entries, spares those used since it last came by, and drops the first other one. Rules:
 //! - an entry is good until its token ends, for one key epoch; when the revocation epoch has moved since it was looked
 //!   at, the caller looks again and notes the new epoch;
@@ -13,9 +13,10 @@
 
 use std::hash::Hasher as _;
 
+use foldhash::SharedSeed;
+use foldhash::fast::FoldHasher;
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry as Place;
-use siphasher::sip::SipHasher13;
 
 use super::jws::MAX_TOKEN_BYTES;
 use crate::error::{Reason, Unusable};
@@ -75,7 +76,7 @@ pub struct TokenCache<V> {
     refused_hand: usize,
     refused_bytes: usize,
     max_refused_bytes: usize,
-    seed: (u64, u64),
+    seed: (u64, SharedSeed),
 }
 
 impl<V> TokenCache<V> {
@@ -97,7 +98,7 @@ impl<V> TokenCache<V> {
             refused_hand: 0,
             refused_bytes: 0,
             max_refused_bytes: negative_max_bytes - places * size_of::<Option<Refused>>(),
-            seed,
+            seed: (seed.0, SharedSeed::from_u64(seed.1)),
         })
     }
 
@@ -206,7 +207,7 @@ impl<V> TokenCache<V> {
     }
 
     fn hash(&self, token: &[u8]) -> u64 {
-        let mut hasher = SipHasher13::new_with_keys(self.seed.0, self.seed.1);
+        let mut hasher = FoldHasher::with_seed(self.seed.0, &self.seed.1);
         hasher.write(&token[token.len().saturating_sub(HASHED)..]);
         hasher.finish()
     }

@@ -117,6 +117,8 @@ pub(super) struct Shape {
     form: Form,
     window_ns: u64,
     tick_ns: u64,
+    /// 2^64 - 1 over `tick_ns`, rounded down.
+    reciprocal: u64,
     modulus: u64,
     max_credit: u64,
 }
@@ -142,15 +144,16 @@ impl Shape {
     pub(super) fn new(limit: u32, window_ns: u64, max_cost: u32) -> Self {
         // Whole milliseconds divide by 64 without a remainder (10^6 = 2^6 * 15625).
         let tick_ns = window_ns / TICKS;
+        let reciprocal = u64::MAX / tick_ns;
         if limit <= LOG_LIMIT {
             let max_credit = u64::from(max_cost.max(LOG_CREDIT));
             let reach = u64::from(limit) + max_credit;
             let places = reach + u64::from(max_cost);
             // Whole rounds, so that unit numbers may wrap.
             let modulus = (COUNT + 1) / places * places;
-            Self { form: Form::Log { reach, places }, window_ns, tick_ns, modulus, max_credit }
+            Self { form: Form::Log { reach, places }, window_ns, tick_ns, reciprocal, modulus, max_credit }
         } else {
-            Self { form: Form::Ring, window_ns, tick_ns, modulus: COUNT + 1, max_credit: CREDIT }
+            Self { form: Form::Ring, window_ns, tick_ns, reciprocal, modulus: COUNT + 1, max_credit: CREDIT }
         }
     }
 
@@ -170,6 +173,7 @@ impl Shape {
         }
     }
 
+    #[inline(never)]
     fn read_log<W: Word>(self, entry: &[W], head: u64, now_ns: u64, reach: u64, places: u64) -> Reading {
         let log = &entry[REST..];
         let last = before(head & COUNT, places);
@@ -193,13 +197,17 @@ impl Shape {
                 }
             }
         }
-        let credit = credit(entry, now_ns / self.tick_ns, TICKS - 1);
+        let credit = credit(entry, self.tick(now_ns), TICKS - 1);
         let net = used.saturating_sub(credit);
         Reading { used: net, raw: used, now_ns, stamp: now_ns, oldest: 0, base: 0, newest: 0 }
     }
 
+    #[expect(clippy::inline_always, reason = "what it returns is large, and the hot path has one caller of it")]
+    #[inline(always)]
     fn read_ring<W: Word>(self, entry: &[W], head: u64, now_ns: u64) -> Reading {
-        let tick = now_ns / self.tick_ns;
+        // One check of the length in place of one for each word.
+        let entry = &entry[..SNAPSHOTS + RING as usize];
+        let tick = self.tick(now_ns);
         loop {
             let newest = entry[FLOOR].load();
             let stamp = tick.max(newest);
@@ -305,13 +313,22 @@ impl Shape {
     pub(super) fn raise_floor<W: Word>(self, entry: &[W], now_ns: u64) {
         entry[FLOOR].raise(match self.form {
             Form::Log { .. } => now_ns,
-            Form::Ring => now_ns / self.tick_ns,
+            Form::Ring => self.tick(now_ns),
         });
+    }
+
+    /// The tick of a time: a division, by the way that costs least.
+    #[inline]
+    const fn tick(self, now_ns: u64) -> u64 {
+        let tick = ((now_ns as u128 * self.reciprocal as u128) >> 64) as u64;
+        // Too small by one at most: the factor is less than 1 below 2^64 over the tick's length or exactly that, and of so
+        // little a time, which is less than 2^64, makes less than one tick.
+        tick + (now_ns - tick * self.tick_ns >= self.tick_ns) as u64
     }
 
     const fn tick_of(self, stamp: u64) -> u64 {
         match self.form {
-            Form::Log { .. } => stamp / self.tick_ns,
+            Form::Log { .. } => self.tick(stamp),
             Form::Ring => stamp,
         }
     }
@@ -373,6 +390,24 @@ fn begin<W: Word>(entry: &[W], tick: u64, count: u64) -> bool {
         }
         if slot.swap_if(seen, tag(tick) << COUNT_BITS | count) {
             return true;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn ticks_are_divided_exactly(window_ms in 1_u64..=366 * 24 * 3_600_000, now_ns: u64, whole: u32, beside in 0_u64..3) {
+            let shape = Shape::new(100, window_ms * 1_000_000, 1);
+            let boundary = u64::from(whole).saturating_mul(shape.tick_ns).saturating_add(1).saturating_sub(beside);
+            for now_ns in [now_ns, boundary, u64::MAX] {
+                prop_assert_eq!(now_ns / shape.tick_ns, shape.tick(now_ns));
+            }
         }
     }
 }

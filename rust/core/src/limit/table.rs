@@ -81,6 +81,19 @@ pub(super) struct Table<M> {
     memory: M,
     shape: Shape,
     buckets: usize,
+    /// Buckets in which a key's first one may be.
+    near: usize,
+    /// Where the entries begin, and how far apart they are.
+    entries: usize,
+    stride: usize,
+}
+
+/// A key's own entry, open when its head was read.
+#[derive(Debug)]
+pub(super) struct Open<'a, W> {
+    pub(super) index: usize,
+    pub(super) head: u64,
+    pub(super) entry: &'a [W],
 }
 
 /// Words of a region of this many buckets.
@@ -112,7 +125,8 @@ impl<M: Memory> Table<M> {
         let buckets = buckets_within(shape, memory.words().len());
         let owner = memory.words().get(PURPOSE)?;
         let ours = owner.swap_if(0, purpose) || owner.load() == purpose;
-        (buckets > 0 && ours).then_some(Self { memory, shape, buckets })
+        let (near, entries, stride) = ((buckets / NEAR).max(1), HEADER + buckets * WAYS, shape.words());
+        (buckets > 0 && ours).then_some(Self { memory, shape, buckets, near, entries, stride })
     }
 
     #[inline]
@@ -123,9 +137,14 @@ impl<M: Memory> Table<M> {
     /// Own entries come first, cells after them.
     #[inline]
     pub(super) fn entry(&self, index: usize) -> &[M::Word] {
-        let stride = self.shape.words();
-        let start = HEADER + self.buckets * WAYS + index * stride;
-        &self.memory.words()[start..start + stride]
+        self.entry_of(self.memory.words(), index)
+    }
+
+    /// The same for who has the words at hand: finding them costs as much as a look at one.
+    #[inline]
+    fn entry_of<'a>(&self, words: &'a [M::Word], index: usize) -> &'a [M::Word] {
+        let start = self.entries + index * self.stride;
+        &words[start..start + self.stride]
     }
 
     #[inline]
@@ -138,11 +157,17 @@ impl<M: Memory> Table<M> {
         self.buckets * WAYS + scale(identity.tag, self.buckets)
     }
 
+    /// The first of the candidates.
+    #[inline]
+    fn preferred(&self, identity: Identity) -> usize {
+        scale(identity.buckets.rotate_left(16), self.near) * WAYS + identity.tag as usize % WAYS
+    }
+
     /// The entries that may be the key's, beginning where it prefers to be.
     #[inline]
     fn candidates(&self, identity: Identity) -> impl Iterator<Item = usize> {
         let (first, hash) = (identity.tag as usize % WAYS, identity.buckets);
-        let near = (self.buckets / NEAR).max(1);
+        let near = self.near;
         // The other two are beyond that part, or they would be full whenever it is.
         let far = |hash| if near < self.buckets { near + scale(hash, self.buckets - near) } else { 0 };
         [scale(hash.rotate_left(16), near), far(hash), far(hash >> 32)].into_iter().flat_map(move |bucket| {
@@ -151,13 +176,30 @@ impl<M: Memory> Table<M> {
         })
     }
 
-    /// The key's own entry and its head, when it has an open one.
+    /// The key's own entry, when it has an open one.
+    #[expect(clippy::inline_always, reason = "the hot path has one caller of it")]
+    #[inline(always)]
+    pub(super) fn find(&self, identity: Identity) -> Option<Open<'_, M::Word>> {
+        let words = self.memory.words();
+        // Nearly every key is where it prefers to be.
+        self.open(words, identity, self.preferred(identity)).or_else(|| self.find_elsewhere(words, identity))
+    }
+
+    #[inline(never)]
+    fn find_elsewhere<'a>(&self, words: &'a [M::Word], identity: Identity) -> Option<Open<'a, M::Word>> {
+        self.candidates(identity).find_map(|index| self.open(words, identity, index))
+    }
+
+    /// An entry when it is the key's and open.
     #[inline]
-    pub(super) fn find(&self, identity: Identity) -> Option<(usize, u64)> {
-        self.candidates(identity).find_map(|index| {
-            let head = self.head_of(identity, index)?;
-            (!history::is_claiming(head)).then_some((index, head))
-        })
+    fn open<'a>(&self, words: &'a [M::Word], identity: Identity, index: usize) -> Option<Open<'a, M::Word>> {
+        let word = words[HEADER + index].load();
+        if word >> TAG_SHIFT != identity.tag {
+            return None;
+        }
+        let entry = self.entry_of(words, index);
+        let head = entry[HEAD].load();
+        (identity.word(head) == word && !history::is_claiming(head)).then_some(Open { index, head, entry })
     }
 
     /// The head of an entry that is the key's, or is being made the key's.

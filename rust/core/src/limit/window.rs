@@ -9,7 +9,7 @@
 
 use super::history::{HEAD, Reading, Shape};
 use super::memory::{Heap, Memory, Word as _};
-use super::table::{self, Claim, Identity, Table};
+use super::table::{self, Claim, Identity, Open, Table};
 use crate::error::Unusable;
 
 /// The longest window: a year.
@@ -18,6 +18,8 @@ const MAX_WINDOW_MS: u64 = 366 * 24 * 3600 * 1000;
 pub const MAX_LIMIT: u32 = 1_000_000_000;
 /// Times beyond a century and a half count as that.
 const MAX_NOW: u64 = 1 << 62;
+/// More than is ever left.
+const TELL: u64 = u64::MAX;
 /// How often a charge tries to get an own entry before it makes do with the shared one.
 const CLAIMS: u32 = 8;
 
@@ -106,7 +108,7 @@ struct Judgement {
     check: Check,
     /// Whether the entry counts any unit, given back or not.
     is_used: bool,
-    /// Whether it still has the head that was judged.
+    /// Whether it still has the head that was judged, as far as that matters.
     is_current: bool,
 }
 
@@ -159,15 +161,35 @@ impl<M: Memory> SlidingWindow<M> {
     /// Says whether `cost` units fit, counting nothing.
     #[inline]
     pub fn check(&self, identity: Identity, now_ns: u64, cost: u32) -> Check {
+        self.look(identity, now_ns, cost, TELL, |check| check)
+    }
+
+    /// The same; when quota grows after an admission is worked out (else 0) only if less than `tell_below` is left: most who
+    /// ask several windows tell of the tightest. `used` gets the answer where it is made: it is large, and a copy costs as
+    /// much as the rest.
+    #[expect(clippy::inline_always, reason = "what it hands over is large, and the hot path has one caller of it")]
+    #[inline(always)]
+    pub(crate) fn look<T>(
+        &self,
+        identity: Identity,
+        now_ns: u64,
+        cost: u32,
+        tell_below: u64,
+        used: impl FnOnce(Check) -> T,
+    ) -> T {
         let now_ns = now_ns.min(MAX_NOW);
         loop {
-            let Judgement { check, is_current, .. } = match self.table.find(identity) {
-                Some((index, head)) => self.judge(identity, now_ns, cost, index, head),
-                None => self.judge_without_entry(identity, now_ns, cost),
-            };
-            // A charge finds out by itself whether it is; a refusal must be true.
-            if check.admitted || is_current {
-                return check;
+            // A charge finds out by itself whether it is current; a refusal must be true.
+            if let Some(open) = self.table.find(identity) {
+                let Judgement { check, is_current, .. } = self.judge(identity, now_ns, cost, &open, tell_below);
+                if check.admitted || is_current {
+                    return used(check);
+                }
+            } else {
+                let Judgement { check, is_current, .. } = self.judge_without_entry(identity, now_ns, cost);
+                if check.admitted || is_current {
+                    return used(check);
+                }
             }
         }
     }
@@ -175,13 +197,28 @@ impl<M: Memory> SlidingWindow<M> {
     /// Counts what was admitted. The error is what stands against it by now.
     #[inline]
     pub fn charge(&self, check: &Check) -> Result<Charge, Check> {
-        if let Place::Entry { index, head, stamp } = check.place
-            && check.admitted
-            && let Some(charge) = self.charge_entry(check, index, head, stamp)
-        {
-            return Ok(charge);
+        let mut check = *check;
+        if !self.take(&mut check) {
+            return Err(check);
         }
-        if check.admitted { self.charge_anew(*check) } else { Err(*check) }
+        let Check { remaining, reset_ns, now_ns, place, cost, .. } = check;
+        match place {
+            Place::Entry { index, stamp, .. } => Ok(Charge { remaining, reset_ns, now_ns, index, stamp, cost }),
+            Place::None => Err(check),
+        }
+    }
+
+    /// Counts what was admitted; then `check` says where. When it does not fit any more, it says what stands against it.
+    #[inline]
+    pub(crate) fn take(&self, check: &mut Check) -> bool {
+        check.admitted && (self.take_at(check) || self.take_anew(check))
+    }
+
+    /// Gives back what was taken.
+    pub(crate) fn give_back(&self, check: &Check) {
+        if let Place::Entry { index, stamp, .. } = check.place {
+            self.shape.refund(self.table.entry(index), stamp, u64::from(check.cost));
+        }
     }
 
     /// Gives back what was counted for a request that is refused after all.
@@ -191,75 +228,90 @@ impl<M: Memory> SlidingWindow<M> {
 
     /// The key has no entry, or somebody was faster.
     #[cold]
-    fn charge_anew(&self, first: Check) -> Result<Charge, Check> {
-        let Check { identity, now_ns, cost, .. } = first;
-        let (mut check, mut claims) = (first, 0);
+    fn take_anew(&self, check: &mut Check) -> bool {
+        let Check { identity, now_ns, cost, .. } = *check;
+        let mut claims = 0;
         loop {
             if let Place::None = check.place {
                 let now_ns = self.table.now_without_entry(now_ns);
                 claims += 1;
                 if claims > CLAIMS || self.table.claim(identity, now_ns) == Claim::Full {
                     let index = self.table.cell(identity);
-                    let head = self.table.entry(index)[HEAD].load();
-                    check = self.judge(identity, now_ns, cost, index, head).check;
+                    let entry = self.table.entry(index);
+                    *check = self
+                        .judge(identity, now_ns, cost, &Open { index, head: entry[HEAD].load(), entry }, TELL)
+                        .check;
                 } else {
-                    check = self.check(identity, now_ns, cost);
+                    *check = self.check(identity, now_ns, cost);
                 }
             } else {
-                check = self.check(identity, now_ns, cost);
+                *check = self.check(identity, now_ns, cost);
             }
             if !check.admitted {
-                return Err(check);
+                return false;
             }
-            if let Place::Entry { index, head, stamp } = check.place
-                && let Some(charge) = self.charge_entry(&check, index, head, stamp)
-            {
-                return Ok(charge);
+            if self.take_at(check) {
+                return true;
             }
         }
     }
 
+    /// Counts it where it was judged; false when that has changed meanwhile.
     #[inline]
-    fn charge_entry(&self, check: &Check, index: usize, head: u64, stamp: u64) -> Option<Charge> {
+    fn take_at(&self, check: &Check) -> bool {
+        let Place::Entry { index, head, stamp } = check.place else { return false };
         if !self.shape.charge(self.table.entry(index), head, stamp, u64::from(check.cost)) {
-            return None;
+            return false;
         }
-        let Check { remaining, reset_ns, now_ns, cost, .. } = *check;
-        let charge = Charge { remaining, reset_ns, now_ns, index, stamp, cost };
         if self.table.is_cell(index) && self.table.is_elsewhere(check.identity, index) {
-            self.refund(&charge);
-            return None;
+            self.give_back(check);
+            return false;
         }
-        Some(charge)
+        true
     }
 
+    #[inline(never)]
     fn judge_without_entry(&self, identity: Identity, now_ns: u64, cost: u32) -> Judgement {
         let now_ns = self.table.now_without_entry(now_ns);
-        let index = self.table.cell(identity);
-        let head = self.table.entry(index)[HEAD].load();
-        let mut judgement = self.judge(identity, now_ns, cost, index, head);
+        let mut judgement = self.judge_cell(identity, now_ns, cost);
         if !judgement.is_used {
             judgement.check.place = Place::None;
         }
         judgement
     }
 
-    /// What an entry says at this head, and whether it still has it.
-    #[inline]
-    fn judge(&self, identity: Identity, now_ns: u64, cost: u32, index: usize, head: u64) -> Judgement {
+    #[inline(never)]
+    fn judge_cell(&self, identity: Identity, now_ns: u64, cost: u32) -> Judgement {
+        let index = self.table.cell(identity);
         let entry = self.table.entry(index);
+        self.judge(identity, now_ns, cost, &Open { index, head: entry[HEAD].load(), entry }, TELL)
+    }
+
+    /// What an entry says at this head, and whether it still has it.
+    #[expect(clippy::inline_always, reason = "what it returns is large, and the hot path has one caller of it")]
+    #[inline(always)]
+    fn judge(
+        &self,
+        identity: Identity,
+        now_ns: u64,
+        cost: u32,
+        open: &Open<'_, M::Word>,
+        tell_below: u64,
+    ) -> Judgement {
+        let &Open { index, head, entry } = open;
         let reading = self.shape.read(entry, head, now_ns);
         let limit = u64::from(self.rate.limit);
         let missing = (reading.used + u64::from(cost)).saturating_sub(limit);
         let admitted = missing == 0 && cost <= self.rate.max_cost;
         let left = limit.saturating_sub(reading.used) - if admitted { u64::from(cost) } else { 0 };
-        let reset_ns = self.reset(entry, head, &reading, missing);
+        let reset_ns = if !admitted || left < tell_below { self.reset(entry, head, &reading, missing) } else { 0 };
         let place = Place::Entry { index, head, stamp: reading.stamp };
         let check = Check { admitted, remaining: left as u32, reset_ns, identity, now_ns: reading.now_ns, cost, place };
-        Judgement { check, is_used: reading.raw > 0, is_current: entry[HEAD].load() == head }
+        // Whoever admits need not know: the charge finds out.
+        let is_current = admitted || entry[HEAD].load() == head;
+        Judgement { check, is_used: reading.raw > 0, is_current }
     }
 
-    #[inline]
     fn reset(&self, entry: &[M::Word], head: u64, reading: &Reading, missing: u64) -> u64 {
         if reading.raw == 0 {
             return self.shape.lifetime(reading);
