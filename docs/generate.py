@@ -40,11 +40,25 @@ def settings_page() -> str:
     )
 
 
+_BATCHES = """\
+Up to 1,000 of them go in one request: `POST /v1/batch` with `{"mode": "parallel", "fail_fast": false, "operations":
+[{"command": NAME, "args": {...}}, ...]}`. An operation has the fields of a body of `/v1/execute`, its own
+`idempotency_key` among them, and is decided about by itself: permission, limits and cost of its command, arguments,
+deadline (from when it is begun). A body that cannot be read as a whole is refused with the field at fault, and
+nothing is carried out; else the status is 200 and `results` holds, in the order of the operations, `{index, id,
+command, status, result or error, meta}`, an error being a problem document. `ordered` begins each when the one before
+it has ended; `fail_fast` begins nothing after the first failure, and what was not begun says `not_attempted`. With
+`Accept: application/x-ndjson` each result is a line when it is ready, and the last line holds the totals. Who leaves
+ends the batch; what was accepted goes on.
+
+"""
+
+
 def commands_page() -> str:
     """Every command with its arguments, result and roles."""
     text = (
         '# Commands\n\nA command is called with `POST /v1/execute` (`{"command": NAME, "args": {...}}`) or '
-        "`POST /v1/commands/NAME` (the body is the arguments). The permission is the command's name.\n\n"
+        "`POST /v1/commands/NAME` (the body is the arguments). The permission is the command's name.\n\n" + _BATCHES
     )
     rows = [
         [

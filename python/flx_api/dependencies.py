@@ -22,6 +22,7 @@ from flx_api.commands import COMMANDS
 from flx_api.errors import StartupError
 from flx_api.events.follower import Follower
 from flx_api.events.memory import Memory
+from flx_api.gateway.batch import BatchRoute
 from flx_api.gateway.cors import Cors
 from flx_api.gateway.dispatch import Dispatcher
 from flx_api.gateway.edge import Edge
@@ -96,10 +97,18 @@ class Parts:
 
         self.dispatcher = Dispatcher(self.upstream, settings.deadline_ms)
         self.commands = CommandRoutes(self.dispatcher, self.patience, self.policies)
+        self.batches = BatchRoute(
+            self.upstream,
+            self.dispatcher,
+            patience=self.patience,
+            policies=self.policies,
+            cors=self.cors,
+            metrics=self.metrics,
+        )
         self.logs = LogRoute(self.upstream, self.dispatcher, self.cors, self.draining)
         self.pages = Pages(settings, self.health, self.metrics, self.tickets)
         self.framework = framework(ResourceController(self.dispatcher))
-        self.paths = paths(self.commands, self.logs, self.pages)
+        self.paths = paths(self.commands, self.batches, self.logs, self.pages)
 
         self.edge = Edge(
             settings,

@@ -19,7 +19,7 @@ The tree:
     │   └── TokenRejected         401 invalid_token (the reason stays in metrics and logs)
     ├── Forbidden                 403 forbidden
     ├── NotFound                  404 not_found, unknown_command (with the nearest names)
-    ├── Conflict                  409 already_running, managed_by_project, already_exists, ...
+    ├── Conflict                  409 already_running, managed_by_project, already_exists, ...; 424 not_attempted
     ├── RateLimited               429 rate_limited, with retry_after_s
     ├── ProjectInvalid            422 project_invalid: meltano.yml cannot be read, field by field
     ├── Unavailable               503 upstream_unavailable, shutting_down
@@ -93,6 +93,9 @@ CODES: dict[str, Code] = {
     ),
     "idempotency_key_reuse": Code(
         422, _PRECONDITION, "client", retryable=False, title="The idempotency key was used with another body"
+    ),
+    "not_attempted": Code(
+        424, _PRECONDITION, "gateway", retryable=True, title="The batch ended before this operation was begun"
     ),
     "project_invalid": Code(422, _PRECONDITION, "daemon", retryable=False, title="The Meltano project cannot be read"),
     "rate_limited": Code(429, _EXHAUSTED, "gateway", retryable=True, title="Too many requests"),
@@ -275,7 +278,7 @@ _CLASS_OF: dict[str, type[FlxError]] = {
                 (Unauthenticated, (401,)),
                 (Forbidden, (403,)),
                 (NotFound, (404, 405)),
-                (Conflict, (409, 412)),
+                (Conflict, (409, 412, 424)),
                 (RateLimited, (429,)),
                 (Unavailable, (503, 507)),
                 (DeadlineExceeded, (504,)),

@@ -160,6 +160,12 @@ def chunked(method: str, path: str, headers: dict[str, str], *chunks: bytes) -> 
 
 ORIGIN = {"origin": "https://app.example.com"}
 PREFLIGHT = {**ORIGIN, "access-control-request-method": "POST"}
+BATCH = "/v1/batch"
+LINES = {"accept": "application/x-ndjson"}
+OPERATIONS = (
+    b'{"mode":"ordered","operations":[{"command":"system.echo","args":{"a":1}},{"command":"no.such"},'
+    b'{"command":"pipeline.run","args":{"id":"p"},"idempotency_key":"k"},{"command":"pipeline.delete"}]}'
+)
 GOOD: list[tuple[str, bytes]] = [
     ("probe", request("GET", "/health")),
     ("page", request("GET", "/")),
@@ -178,6 +184,10 @@ GOOD: list[tuple[str, bytes]] = [
     ("made", request("POST", "/v1/pipelines", {**bearer(), **JSON}, b'{"name":"p"}')),
     ("command", request("POST", EXECUTE, {**bearer(), **JSON}, b'{"command":"system.echo","args":{"a":1}}')),
     ("accepted", request("POST", "/pipeline.run", {**bearer(), **JSON, "idempotency-key": "k"}, b'{"id":"p"}')),
+    ("batch", request("POST", BATCH, {**bearer(), **JSON}, OPERATIONS)),
+    ("batch by lines", request("POST", BATCH, {**bearer(), **JSON, **LINES, **ORIGIN}, OPERATIONS)),
+    ("batch by chunks", chunked("POST", BATCH, {**bearer(), **JSON}, OPERATIONS[:7], OPERATIONS[7:])),
+    ("no batch", request("POST", BATCH, {**bearer(), **JSON, **LINES}, b'{"operations":[{"command":7}]}')),
     ("by chunks", chunked("POST", EXECUTE, {**bearer(), **JSON}, BODY[:5], BODY[5:])),
     ("no body", request("POST", "/system.echo", bearer())),
     ("problem of the daemon", request("GET", "/v1/executions/x/wait", bearer())),
@@ -339,6 +349,28 @@ def test_a_caller_that_leaves_is_noticed(folder: Path, face: Face) -> None:
             await until(lambda: any(frame.command == "pipeline.run" for frame in daemon.frames))
             assert not await nobody_waits()
             writer.close()
+            await until_async(nobody_waits)
+
+    asyncio.run(story())
+
+
+@faces
+def test_a_batch_is_streamed_until_its_reader_leaves(folder: Path, face: Face) -> None:
+    """A line arrives while other operations are under way; these are not waited for when nobody reads."""
+
+    async def story() -> None:
+        async with stack(folder, face) as (daemon, [gateway]), httpx.AsyncClient(base_url=gateway.url) as client:
+            daemon.answers["pipeline.run"] = lambda _: None
+
+            async def nobody_waits() -> bool:
+                return "flx_upstream_in_flight 0.0" in (await client.get("/metrics")).text
+
+            operations = [{"command": "pipeline.run", "args": {"id": "p"}}, {"command": "system.echo"}]
+            headers, body = {**bearer(), **LINES}, {"operations": operations}
+            async with client.stream("POST", BATCH, headers=headers, json=body) as stream:
+                line = msgspec.json.decode(await anext(stream.aiter_lines()))
+                assert (1, "ok") == (line["index"], line["status"])
+                assert not await nobody_waits()
             await until_async(nobody_waits)
 
     asyncio.run(story())

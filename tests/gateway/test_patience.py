@@ -97,6 +97,11 @@ def test_what_is_never_leased_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert AWAITED == asyncio.run(made(Answering(AWAITED), 2).command(admitted, "system.echo"))
 
 
+def test_who_has_waited_enough_gets_the_first_word() -> None:
+    admitted: Any = object()
+    assert AWAITED == asyncio.run(made(Answering(AWAITED, None), 2).command(admitted, "system.echo", last=True))
+
+
 @pytest.mark.parametrize("syncs", [None, 2])
 def test_a_handshake_waits_too(syncs: int | None) -> None:
     admission = Answering(("lease_awaited", None, "first"), (None, None, "second"))

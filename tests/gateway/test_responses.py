@@ -8,7 +8,7 @@ from tests.gateway_app import Wire, built, exchange, scope
 
 from flx_api._core import reasons
 from flx_api.errors import CODES, FieldError, FlxError, TokenRejected, Unauthenticated, ValidationFailed
-from flx_api.gateway.responses import PolicyRefusals, problem
+from flx_api.gateway.responses import PolicyRefusals, item_problem, problem
 
 
 @pytest.mark.parametrize("code", CODES)
@@ -33,6 +33,16 @@ def test_fields_and_waits_are_told() -> None:
     _, headers, body = problem(error, "r")
     assert msgspec.json.decode(body)["errors"] == [{"field": "name", "reason": "is needed"}]
     assert dict(headers)[b"retry-after"] == b"2"
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_an_operations_problem_says_the_same_and_when_to_come_again(code: str) -> None:
+    error = FlxError(code=code, errors=[FieldError("name", "is needed")], suggestions=["a.b"])
+    _, headers, body = problem(error, "r1")
+    said = msgspec.json.decode(msgspec.json.encode(item_problem(error, "r1")))
+    retry_after = said.pop("retry_after", None)
+    assert msgspec.json.decode(body) == said
+    assert dict(headers).get(b"retry-after") == (None if retry_after is None else b"%d" % retry_after)
 
 
 def test_a_policys_refusal_says_what_it_allows() -> None:

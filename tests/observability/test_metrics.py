@@ -11,6 +11,7 @@ def test_everything_is_exposed() -> None:
     metrics = Metrics(["/", "/x/{id}"], ["look"])
     metrics.counters.request(1, "GET", 200, 3_000_000)
     metrics.refusal("expired")
+    metrics.operation("system.echo", "ok")
     metrics.closed(4408)
     metrics.gap("epoch")
     metrics.phase("admit", 10_000)
@@ -24,6 +25,7 @@ def test_everything_is_exposed() -> None:
     assert samples["flx_http_request_duration_seconds_count", ("/x/{id}",)] == 1
     assert samples["flx_http_phase_duration_seconds_sum", ("admit",)] == 0.00001
     assert samples["flx_refusals_total", ("expired",)] == 1
+    assert samples["flx_batch_operations_total", ("system.echo", "ok")] == 1
     assert samples["flx_ws_closed_total", ("4408",)] == 1
     assert samples["flx_event_gaps_total", ("epoch",)] == 1
     assert (samples["flx_ws_connections", ()], samples["flx_ws_subscriptions", ()]) == (1, 2)

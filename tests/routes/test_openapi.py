@@ -6,9 +6,11 @@ import asyncio
 import re
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 from tests.gateway_app import running
 
 from flx_api.commands import COMMANDS
+from flx_api.models.envelope import BatchRequest
 from flx_api.routes import table
 from flx_api.routes.openapi import document
 
@@ -85,6 +87,14 @@ def test_tokens_are_asked_for_where_they_are_needed() -> None:
     for route in ROUTES:
         operation = operations()[route.method, route.template]
         assert operation["security"] == ([{"bearer": []}] if route.access == "token" else [])
+
+
+def test_examples_are_what_they_are_examples_of() -> None:
+    content = operations()["POST", "/v1/batch"]["requestBody"]["content"]["application/json"]
+    batch = msgspec.json.decode(msgspec.json.encode(content["example"]), type=BatchRequest)
+    for operation in batch.operations:
+        command = COMMANDS[operation.command]
+        assert isinstance(msgspec.json.decode(operation.args, type=command.args), command.args)
 
 
 def test_every_command_can_be_called() -> None:

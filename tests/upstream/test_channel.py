@@ -71,8 +71,8 @@ def test_large_batches_are_split() -> None:
         daemon.batch_sizes.clear()
         big = b'"' + b"x" * 200_000 + b'"'
         await asyncio.gather(*(upstream.call(frame(args=big), 5, read=True) for _ in range(3)))
-        await asyncio.gather(*(upstream.call(frame(), 5, read=True) for _ in range(100)))
-        assert max(daemon.batch_sizes) <= 64
+        await asyncio.gather(*(upstream.call(frame(), 5, read=True) for _ in range(200)))
+        assert max(daemon.batch_sizes) <= 128
 
     run(story)
 

@@ -22,6 +22,8 @@ from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame
 from flx_api.proto.flx.v1.daemon_pb2 import Principal as FramePrincipal
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from flx_api._core import Principal
     from flx_api.commands import Command
     from flx_api.gateway.exchange import Exchange
@@ -64,26 +66,33 @@ class Dispatcher:
         principal = exchange.principal
         authorise(command, principal.roles if principal is not None else ())
         exchange.passed("authorise")
-        deadline_ms = self._deadline_of(command, args, options)
-        frame = CommandFrame(
-            command=command.name,
-            args=args,
-            principal=frame_principal(principal),
-            idempotency_key=options.idempotency_key or "",
-            deadline_unix_ms=int(time.time() * 1000) + deadline_ms,
-            request_id=exchange.request_id,
-            traceparent=exchange.headers.get(b"traceparent", b"").decode("ascii", "replace"),
-            environment=options.environment or "",
-            dry_run=options.dry_run,
-            wait_ms=options.wait_ms or 0,
-            client_address=exchange.client,
-        )
+        frame, deadline_s = self.frame(frame_of(exchange), command, args, options)
         exchange.passed("dispatch")
-        reply = await self._watched(exchange, frame, deadline_ms / 1000, read=command.idempotency == "read")
+        with Watch(exchange):
+            reply = await self._upstream.call(frame, deadline_s, read=command.idempotency == "read")
         exchange.passed("upstream")
         if reply.code:
-            raise _error(reply)
+            raise error_of(reply)
         return reply
+
+    def frame(
+        self, frame: CommandFrame, command: Command, args: bytes, options: CommandOptions
+    ) -> tuple[CommandFrame, float]:
+        """A frame that knows its request gets its command; and the seconds after which nobody waits for its reply."""
+        deadline_ms = self._deadline_of(command, args, options)
+        frame.command = command.name
+        frame.args = args
+        frame.deadline_unix_ms = int(time.time() * 1000) + deadline_ms
+        # Most commands come without options, and a field that is not set costs nothing.
+        if options.idempotency_key is not None:
+            frame.idempotency_key = options.idempotency_key
+        if options.environment is not None:
+            frame.environment = options.environment
+        if options.dry_run:
+            frame.dry_run = True
+        if options.wait_ms:
+            frame.wait_ms = options.wait_ms
+        return frame, deadline_ms / 1000
 
     def _deadline_of(self, command: Command, args: bytes, options: CommandOptions) -> int:
         if options.deadline_ms is not None:
@@ -96,42 +105,49 @@ class Dispatcher:
                 patience = 0
         return max(self._deadline_ms, min(patience, 600_000) + _WAIT_MARGIN_MS)
 
-    async def _watched(self, exchange: Exchange, frame: CommandFrame, deadline_s: float, *, read: bool) -> ReplyFrame:
-        watch = _Watch(exchange)
-        handle = asyncio.get_running_loop().call_later(_WATCH_AFTER_S, watch.start)
-        try:
-            return await self._upstream.call(frame, deadline_s, read=read)
-        except asyncio.CancelledError:
-            if watch.gone:
-                raise ClientGone from None
-            raise
-        finally:
-            handle.cancel()
-            watch.stop()
 
-
-class _Watch:
-    """Looks whether the client is still there, and cancels the request's task when it is not."""
+class Watch:
+    """Looks whether the client is still there, and ends what is done within it when it is not: raises ClientGone."""
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
         self._caller = asyncio.current_task()
         self._task: asyncio.Task[None] | None = None
-        self.gone = False
+        self._is_gone = False
 
-    def start(self) -> None:
-        self._task = asyncio.create_task(self._run(), name="disconnect-watch")
+    def __enter__(self) -> None:
+        """Begin to look, after a moment."""
+        self._handle = asyncio.get_running_loop().call_later(_WATCH_AFTER_S, self._start)
 
-    def stop(self) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Look no more."""
+        self._handle.cancel()
         if self._task is not None:
             self._task.cancel()
+        if self._is_gone and isinstance(error, asyncio.CancelledError):
+            raise ClientGone from None
+
+    def _start(self) -> None:
+        self._task = asyncio.create_task(self._run(), name="disconnect-watch")
 
     async def _run(self) -> None:
         while (await self._exchange.receive())["type"] != "http.disconnect":
             pass
         if self._caller is not None:
-            self.gone = True
+            self._is_gone = True
             self._caller.cancel()
+
+
+def frame_of(exchange: Exchange) -> CommandFrame:
+    """What every frame of a request says: who asks, from where, and in which request."""
+    return CommandFrame(
+        principal=frame_principal(exchange.principal),
+        request_id=exchange.request_id,
+        traceparent=exchange.headers.get(b"traceparent", b"").decode("ascii", "replace"),
+        client_address=exchange.client,
+    )
 
 
 def frame_principal(principal: Principal | None) -> FramePrincipal | None:
@@ -148,7 +164,8 @@ def frame_principal(principal: Principal | None) -> FramePrincipal | None:
     )
 
 
-def _error(reply: ReplyFrame) -> FlxError:
+def error_of(reply: ReplyFrame) -> FlxError:
+    """What the daemon has against a command."""
     try:
         return FlxError.from_body(_error_body.decode(reply.problem))
     except msgspec.DecodeError:

@@ -94,7 +94,7 @@ class LogRoute:
         try:
             async with stub.Logs.open(metadata=self._upstream.metadata) as stream:
                 await stream.send_message(request, end=True)
-                await self._start(exchange, TEXT if text else NDJSON)
+                await begin_stream(exchange, self._cors, TEXT if text else NDJSON)
                 if exchange.method == "HEAD" or not await self._pass_on(exchange, stream, text=text):
                     # Left before its end, the stream would be waited for: say that nobody listens any more.
                     await stream.cancel()
@@ -104,16 +104,6 @@ class LogRoute:
             # Headers are out: a cut connection is the only way left to say that the stream is not complete.
             raise StreamCut from None
         await exchange.send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    async def _start(self, exchange: Exchange, content_type: bytes) -> None:
-        own = [(b"content-type", content_type), (b"vary", b"Accept")]
-        if self._cors.active:
-            own += self._cors.headers(exchange.headers.get(b"origin"))
-        headers = exchange.admitted.headers(own, None)
-        await exchange.send({"type": "http.response.start", "status": 200, "headers": headers})
-        exchange.status = 200
-        # Granian holds the headers back until a body begins, and a log may have no lines for a long time.
-        await exchange.send({"type": "http.response.body", "body": b"", "more_body": True})
 
     async def _pass_on(self, exchange: Exchange, stream: Stream[LogRequest, LogBatch], *, text: bool) -> bool:
         """Send batches until they end (True), the client leaves or the service drains (False)."""
@@ -136,6 +126,18 @@ class LogRoute:
             for task in ends:
                 task.cancel()
             await asyncio.gather(*ends, return_exceptions=True)
+
+
+async def begin_stream(exchange: Exchange, cors: Cors, content_type: bytes) -> None:
+    """Send the head of a response whose body comes line by line."""
+    own = [(b"content-type", content_type), (b"vary", b"Accept")]
+    if cors.active:
+        own += cors.headers(exchange.headers.get(b"origin"))
+    headers = exchange.admitted.headers(own, None)
+    await exchange.send({"type": "http.response.start", "status": 200, "headers": headers})
+    exchange.status = 200
+    # Granian holds the headers back until a body begins, and there may be no line for a long time.
+    await exchange.send({"type": "http.response.body", "body": b"", "more_body": True})
 
 
 async def _gone(exchange: Exchange) -> None:

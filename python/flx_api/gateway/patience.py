@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from flx_api.limits.redis import Leases
 
 WAIT_S: Final = 0.05
-_AWAITED: Final = "lease_awaited"
+AWAITED: Final = "lease_awaited"
 
 Handshake = tuple[str | None, tuple[int, int] | None, "Admitted"]
 
@@ -55,17 +55,20 @@ class Patience:
 
         def ask(last: bool) -> Handshake | None:  # noqa: FBT001 - see `wait`
             seen = self._admission.admit_handshake(scope, route, token, needs_token)
-            return None if seen[0] == _AWAITED and not last else seen
+            return None if seen[0] == AWAITED and not last else seen
 
         seen = ask(self._leases is None)
         if seen is None:
             seen = await self.wait(ask)
         return seen
 
-    async def command(self, admitted: Admitted, command: str) -> tuple[str, int, int] | None:
-        """Decide about a command that became known in the body: why it is refused, by which policy, and how long."""
+    async def command(self, admitted: Admitted, command: str, *, last: bool = False) -> tuple[str, int, int] | None:
+        """Decide about a command that became known in the body: why it is refused, by which policy, and how long.
+
+        With `last` nothing is waited for.
+        """
         refused = self._admission.admit_command(admitted, command)
-        if refused is None or refused[0] != _AWAITED:
+        if refused is None or refused[0] != AWAITED or last:
             return refused
         # A command that is admitted has no answer; it is wrapped, so that it does not look like one to be waited for.
         found: tuple[tuple[str, int, int] | None] = await self.wait(
@@ -80,6 +83,6 @@ class Patience:
         last: bool,  # noqa: FBT001 - see `wait`
     ) -> tuple[tuple[str, int, int] | None] | None:
         refused = self._admission.admit_command(admitted, command)
-        if refused is not None and refused[0] == _AWAITED and not last:
+        if refused is not None and refused[0] == AWAITED and not last:
             return None
         return (refused,)

@@ -24,7 +24,7 @@ from flx_api.errors import (
     Unauthenticated,
     Unavailable,
 )
-from flx_api.models.envelope import Problem
+from flx_api.models.envelope import ItemProblem, Problem
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -92,7 +92,26 @@ def not_allowed(allow: str) -> Prepared:
 def problem(error: FlxError, request_id: str) -> tuple[int, Headers, bytes]:
     """The problem document of an error: status, its own headers, body."""
     spec = CODES[error.code]
-    document = Problem(
+    document = _document(error, request_id)
+    headers: Headers = [(b"content-type", PROBLEM)]
+    if spec.http == HTTPStatus.UNAUTHORIZED:
+        given = isinstance(error, TokenRejected)
+        headers.append((b"www-authenticate", b'Bearer error="invalid_token"' if given else b"Bearer"))
+    retry_after = _retry_after(error)
+    if retry_after is not None:
+        headers.append((b"retry-after", b"%d" % retry_after))
+    return spec.http, headers, _encode(document)
+
+
+def item_problem(error: FlxError, request_id: str) -> ItemProblem:
+    """The same of one operation of many, which has no headers of its own."""
+    said = msgspec.structs.asdict(_document(error, request_id))
+    return ItemProblem(**said, retry_after=_retry_after(error))
+
+
+def _document(error: FlxError, request_id: str) -> Problem:
+    spec = CODES[error.code]
+    return Problem(
         type=f"urn:flx:error:{error.code}",
         title=spec.title,
         status=spec.http,
@@ -103,16 +122,14 @@ def problem(error: FlxError, request_id: str) -> tuple[int, Headers, bytes]:
         errors=error.errors,
         suggestions=error.suggestions,
     )
-    headers: Headers = [(b"content-type", PROBLEM)]
-    if spec.http == HTTPStatus.UNAUTHORIZED:
-        given = isinstance(error, TokenRejected)
-        headers.append((b"www-authenticate", b'Bearer error="invalid_token"' if given else b"Bearer"))
-    retry_after = error.retry_after_s
-    if retry_after is None and spec.http in {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}:
-        retry_after = 1
-    if retry_after is not None:
-        headers.append((b"retry-after", b"%d" % max(1, -int(-retry_after // 1))))
-    return spec.http, headers, _encode(document)
+
+
+def _retry_after(error: FlxError) -> int | None:
+    """Whole seconds, at least one; told whenever the status asks for it."""
+    seconds = error.retry_after_s
+    if seconds is None and error.spec.http in {HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE}:
+        return 1
+    return None if seconds is None else max(1, -int(-seconds // 1))
 
 
 class PolicyRefusals:

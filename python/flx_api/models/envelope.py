@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal
 
 import msgspec
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from flx_api.errors import FieldError
 
@@ -67,6 +67,58 @@ class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
     retryable: bool
     errors: tuple[FieldError, ...] = ()
     suggestions: tuple[str, ...] = ()
+
+
+class ItemProblem(Problem, frozen=True, omit_defaults=True):
+    """An error of one operation; what a response says in `Retry-After` is a field here, in seconds."""
+
+    retry_after: int | None = None
+
+
+class BatchRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The body of `POST /v1/batch`: operations in parallel, or each after the one before it."""
+
+    operations: Annotated[list[ExecuteRequest], Meta(min_length=1, max_length=1000)]
+    mode: Literal["parallel", "ordered"] = "parallel"
+    fail_fast: Annotated[bool, Meta(description="begin nothing more after the first operation that failed")] = False
+
+
+class BatchResult(msgspec.Struct, frozen=True, kw_only=True):
+    """How one operation of a batch went: `result` unless it is an error, `error` when it is."""
+
+    index: int
+    id: str
+    # Empty when there is no such command: what is not known is not repeated.
+    command: str
+    status: Literal["ok", "accepted", "error"]
+    result: msgspec.Raw | UnsetType = UNSET
+    error: ItemProblem | UnsetType = UNSET
+    meta: ReplyMeta
+
+
+class BatchTotals(msgspec.Struct):
+    """How many operations ended how; those that were not attempted are among the errors."""
+
+    operations: int
+    ok: int = 0
+    accepted: int = 0
+    error: int = 0
+    not_attempted: int = 0
+
+
+class BatchEnd(msgspec.Struct, frozen=True):
+    """The last line of a batch that is streamed."""
+
+    totals: BatchTotals
+    meta: ReplyMeta
+
+
+class BatchReply(msgspec.Struct, frozen=True):
+    """The answer to a batch, results in the order of its operations."""
+
+    results: list[BatchResult]
+    totals: BatchTotals
+    meta: ReplyMeta
 
 
 class Ticket(msgspec.Struct, frozen=True):

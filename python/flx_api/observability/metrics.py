@@ -5,7 +5,7 @@ the rest is an increment on plain attributes. prometheus-client's own counters t
 `Metrics` is a collector that turns them into exposition when somebody asks.
 
 Rules:
-- A label is a route template, a method, a status class, a code or a phase: never a path, a subject or an id.
+- A label is a route template, a command, a method, a status class, a code or a phase: never a path, a subject or an id.
 - One `Metrics` per application, with its own registry: nothing at module level counts.
 """
 
@@ -53,6 +53,8 @@ class Metrics(Collector):
             routes=len(self.routes), refusals=len(self._kinds), policies=len(self._policies), shared=shared
         )
         self.upstream_in_flight = 0
+        # By command and status of the operation.
+        self.operations: dict[tuple[str, str], int] = {}
         self.connections = 0
         self.connections_closed: dict[int, int] = {}
         self.subscriptions = 0
@@ -83,6 +85,11 @@ class Metrics(Collector):
         """Refusals by reason or code, where there are any."""
         return {kind: count for kind, count in zip(self._kinds, self.counters.refusals(), strict=True) if count}
 
+    def operation(self, command: str, status: str) -> None:
+        """An operation of a batch has ended. `command`: its name, or `unmatched`; nothing a client made up."""
+        key = command, status
+        self.operations[key] = self.operations.get(key, 0) + 1
+
     def closed(self, code: int) -> None:
         """A WebSocket ended with this close code."""
         self.connections_closed[code] = self.connections_closed.get(code, 0) + 1
@@ -111,7 +118,18 @@ class Metrics(Collector):
         phases = zip(PHASES, self.counters.phases(), strict=True)
         text = "Time spent in each phase; `receive` and `admit` are timed in one request of sixteen."
         yield _histograms("flx_http_phase_duration_seconds", text, "phase", phases, of_phases)
-        yield _counts("flx_refusals", "Requests and connections refused, by reason.", "reason", self.refusals)
+        operations = CounterMetricFamily(
+            "flx_batch_operations", "Operations of batches, by command and status.", labels=("command", "status")
+        )
+        for of, count in self.operations.items():
+            operations.add_metric(of, count)
+        yield operations
+        yield _counts(
+            "flx_refusals",
+            "Requests, operations of batches and connections refused, by reason.",
+            "reason",
+            self.refusals,
+        )
         shadows = dict(zip(self._policies, self.counters.shadows(), strict=True))
         yield _counts("flx_shadow_refusals", "Requests a shadow policy would have refused.", "policy", shadows)
         yield GaugeMetricFamily(

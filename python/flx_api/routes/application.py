@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from flx_api.config import Settings
+    from flx_api.gateway.batch import BatchRoute
     from flx_api.gateway.logs import LogRoute
     from flx_api.gateway.paths import Access
     from flx_api.gateway.routes_fast import CommandRoutes
@@ -59,10 +60,11 @@ def framework(resources: ResourceController) -> Application:
     return app
 
 
-def paths(commands: CommandRoutes, logs: LogRoute, pages: Pages) -> Paths:
+def paths(commands: CommandRoutes, batches: BatchRoute, logs: LogRoute, pages: Pages) -> Paths:
     """All paths with their access and, beside the framework, their handlers."""
     served = {
         table.EXECUTE: commands.execute,
+        table.BATCH: batches.serve,
         table.COMMAND: commands.named,
         table.ROOT_COMMAND: commands.named,
         table.LOGS: logs.serve,
@@ -107,7 +109,7 @@ def native_routes(settings: Settings) -> NativeRoutes:
             (method, metrics if access == "metrics" else access) for method, access in route.access.items()
         ]
         native.append((route.template, asks, kinds.get(route.template, "value")))
-        late = route.template == table.EXECUTE.template
+        late = route.template in {table.EXECUTE.template, table.BATCH.template}
         classes.append(RouteClass(route.template, commands.get(route.template), late))
     classes += [RouteClass(UNMATCHED), RouteClass(WEBSOCKET)]
     return NativeRoutes(

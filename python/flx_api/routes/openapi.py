@@ -17,6 +17,10 @@ from flx_api.commands import COMMANDS, Command
 from flx_api.errors import CODES
 from flx_api.gateway.logs import LogQuery
 from flx_api.models.envelope import (
+    BatchEnd,
+    BatchReply,
+    BatchRequest,
+    BatchResult,
     CommandOptions,
     CommandReply,
     ExecuteRequest,
@@ -32,6 +36,7 @@ from flx_api.routes import table
 _REF: Final = "#/components/schemas/{name}"
 _OWN: Final[dict[table.Page, type[msgspec.Struct]]] = {
     table.EXECUTE: CommandReply,
+    table.BATCH: BatchReply,
     table.COMMAND: CommandReply,
     table.ROOT_COMMAND: CommandReply,
     table.TICKET: Ticket,
@@ -40,6 +45,18 @@ _OWN: Final[dict[table.Page, type[msgspec.Struct]]] = {
     table.READY: Readiness,
     table.KEYS: KeySet,
 }
+_BATCH_EXAMPLE: Final = {
+    "mode": "ordered",
+    "fail_fast": True,
+    "operations": [
+        {
+            "command": "pipeline.create",
+            "args": {"name": "nightly", "extractor": "tap-csv", "loader": "target-jsonl"},
+            "idempotency_key": "nightly-1",
+        },
+        {"command": "pipeline.list", "args": {"limit": 10}},
+    ],
+}
 _PARAMETER: Final = re.compile(r"\{(\w+)\}")
 
 Json = dict[str, Any]
@@ -47,7 +64,8 @@ Json = dict[str, Any]
 
 def document() -> Json:
     """The whole document."""
-    structs: list[type[msgspec.Struct]] = [*_OWN.values(), ExecuteRequest, Problem, LogQuery, CommandOptions]
+    structs: list[type[msgspec.Struct]] = [*_OWN.values(), ExecuteRequest, BatchRequest, BatchResult, BatchEnd, Problem]
+    structs += [LogQuery, CommandOptions]
     structs += [kind for command in COMMANDS.values() for kind in (command.args, command.result)]
     unique = list(dict.fromkeys(structs))
     schemas, components = msgspec.json.schema_components(unique, ref_template=_REF)
@@ -123,14 +141,21 @@ def _page(page: table.Page, refs: dict[Any, Json], components: Json) -> Json:
     if page is table.LOGS:
         parameters += [_query(name, schema) for name, schema in _properties(LogQuery, components)[0].items()]
     operation = _operation(f"{page.method} {page.template}", page.sentence, page.template, parameters)
-    if page is table.EXECUTE:
-        content = {"application/json": {"schema": refs[ExecuteRequest]}}
-        operation["requestBody"] = {"required": True, "content": content}
-    elif page in {table.COMMAND, table.ROOT_COMMAND}:
-        operation["requestBody"] = {"required": False, "content": {"application/json": {"schema": {"type": "object"}}}}
+    bodies: dict[table.Page, Json] = {
+        table.EXECUTE: {"schema": refs[ExecuteRequest]},
+        table.BATCH: {"schema": refs[BatchRequest], "example": _BATCH_EXAMPLE},
+        table.COMMAND: {"schema": {"type": "object"}},
+        table.ROOT_COMMAND: {"schema": {"type": "object"}},
+    }
+    if page in bodies:
+        required = page in {table.EXECUTE, table.BATCH}
+        operation["requestBody"] = {"required": required, "content": {"application/json": bodies[page]}}
     content = {page.media: {"schema": refs[_OWN[page]] if page in _OWN else {}}}
     if page is table.LOGS:
         content["text/plain"] = {"schema": {"type": "string"}}
+    if page is table.BATCH:
+        # One a line; the last one is the end.
+        content["application/x-ndjson"] = {"schema": {"anyOf": [refs[BatchResult], refs[BatchEnd]]}}
     answer = {"description": page.sentence, "content": content}
     operation["responses"] = {"201" if page is table.TICKET else "200": answer}
     if page in {table.COMMAND, table.ROOT_COMMAND, table.EXECUTE}:

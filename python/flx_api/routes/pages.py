@@ -84,6 +84,7 @@ class Pages:
             "health": "/health",
             "ready": "/ready",
             "execute": "/v1/execute",
+            "batch": "/v1/batch",
             "realtime": "/ws/{client_id}",
         }
         # Asking for the version reads the file system, so it is asked once.

@@ -67,6 +67,7 @@ RESOURCES: Final[tuple[Resource, ...]] = (
 )
 
 EXECUTE: Final = Page("POST", "/v1/execute", "Any command; everything in the body.", "token")
+BATCH: Final = Page("POST", "/v1/batch", "Many commands, each decided about and answered by itself.", "token")
 COMMAND: Final = Page("POST", "/v1/commands/{name}", "Any command; the body is its arguments.", "token")
 ROOT_COMMAND: Final = Page("POST", "/{name}", "Any command by its name, which holds a dot.", "token")
 LOGS: Final = Page(
@@ -88,7 +89,8 @@ OPENAPI: Final = Page("GET", "/openapi.json", "This interface, for programs.", "
 KEYS: Final = Page("GET", "/.well-known/jwks.json", "Public keys that verify our tokens.", "public")
 
 PAGES: Final[tuple[Page, ...]] = (
-    EXECUTE, COMMAND, ROOT_COMMAND, LOGS, WHOAMI, TICKET, ROOT, HEALTH, READY, METRICS, DOCS, ASSETS, OPENAPI, KEYS,
+    EXECUTE, BATCH, COMMAND, ROOT_COMMAND, LOGS, WHOAMI, TICKET,
+    ROOT, HEALTH, READY, METRICS, DOCS, ASSETS, OPENAPI, KEYS,
 )  # fmt: skip
 
 

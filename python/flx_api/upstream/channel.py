@@ -12,7 +12,7 @@ Rules:
 - A caller that goes away takes its pending entry with it; a late reply is dropped. Its credit comes back with that
   reply, its deadline or the connection's end: until then the command is outstanding at the daemon.
 - When the service stops, whoever waits is told that, and not that the daemon is away.
-- Commands that wait by nature never hold all credits.
+- Commands that wait by nature never hold all credits, and neither do those of batches (`flx_api.upstream.group`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import contextlib
 import os
 import random
 import socket
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol
 
 import structlog
 from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from grpclib.client import Channel, Stream
 
+    from flx_api.errors import FlxError
     from flx_api.observability.metrics import Metrics
     from flx_api.upstream.endpoints import Endpoint
 
@@ -55,9 +56,11 @@ _CREDITS: Final = 240
 # Of these, so many for commands that wait for an execution: they last for minutes, and others must get through.
 _WAITS: Final = 160
 _WAIT: Final = "execution.wait"
+# And so many for all batches together: whoever calls a single command finds room beside them.
+GROUPED: Final = 128
 _QUEUE_S: Final = 1.0
 _MAX_QUEUED: Final = 4096
-_MAX_FRAMES: Final = 64
+_MAX_FRAMES: Final = 128
 _MAX_BATCH_BYTES: Final = 262_144
 
 # What grpclib raises when a connection cannot be made, breaks, or the daemon ends the stream.
@@ -68,21 +71,53 @@ _PROBE = Principal(subject="gateway", roles=["viewer"])
 _log = structlog.get_logger("flx.upstream")
 
 
+# What a credit was given for; a probe has none.
+Kind = Literal["call", "wait", "grouped"]
+
+
+class Reply(Protocol):
+    """Where a reply goes: a future, or what is told as a future is."""
+
+    def done(self) -> bool:
+        """Whether there is nothing to come any more."""
+        ...
+
+    def set_result(self, reply: ReplyFrame, /) -> None:
+        """The daemon answered."""
+        ...
+
+    def set_exception(self, error: FlxError, /) -> None:
+        """There will be no answer."""
+        ...
+
+
+class Credits(asyncio.Semaphore):
+    """How many commands may be outstanding; whoever has to wait for one gets it in turn."""
+
+    def take(self) -> bool:
+        """One without waiting, if nobody waits. The usual case, and several times cheaper than `acquire`."""
+        if self._value <= 0 or self._waiters:
+            return False
+        self._value -= 1
+        return True
+
+
 class _Pending:
-    """A call that waits for its reply."""
+    """A command that is waited for."""
 
-    __slots__ = ("deadline", "reply")
+    __slots__ = ("deadline", "kind", "reply")
 
-    def __init__(self, reply: asyncio.Future[ReplyFrame], deadline: float) -> None:
+    def __init__(self, reply: Reply, deadline: float, kind: Kind | None) -> None:
         self.reply = reply
         self.deadline = deadline
+        self.kind = kind
 
 
 class _Abandoned(NamedTuple):
     """A command whose caller left while the daemon works on it."""
 
     deadline: float
-    waits: bool
+    kind: Kind
 
 
 class StreamLost(Unavailable):
@@ -105,7 +140,8 @@ class Upstream:
         self._pending: dict[int, _Pending] = {}
         self._abandoned: dict[int, _Abandoned] = {}
         self._outbox: Outbox[CommandFrame] | None = None
-        self._credits = asyncio.Semaphore(_CREDITS)
+        self._credits = Credits(_CREDITS)
+        self._grouped = Credits(GROUPED)
         self._queued = 0
         self._waits = 0
         self._seq = 0
@@ -176,79 +212,141 @@ class Upstream:
                 raise
             return await self._attempt(frame, deadline)
 
-    async def _attempt(self, frame: CommandFrame, deadline: float) -> ReplyFrame:
-        if not self.connected.is_set():
-            await self._connection()
-        waits = frame.wait_ms > 0 or frame.command == _WAIT
-        if waits and self._waits >= _WAITS:
-            detail = "Too many callers wait for executions"
-            raise Unavailable(detail, retry_after_s=1)
-        self._waits += waits
-        try:
-            await self._credit()
-        except BaseException:
-            self._waits -= waits
-            raise
-        return await self._send(frame, deadline, waits=waits)
+    def begin_now(self, frame: CommandFrame, deadline_s: float, reply: Reply) -> bool:
+        """Do what `begin` does, if nothing has to be waited for; else nothing, and say so."""
+        if not self.connected.is_set() or _is_wait(frame) or not self._grouped.take():
+            return False
+        if not self._credits.take():
+            self._grouped.release()
+            return False
+        self._put(frame, asyncio.get_running_loop().time() + deadline_s, reply, "grouped")
+        return True
 
-    def _release(self, *, waits: bool) -> None:
-        self._waits -= waits
+    async def begin(self, frame: CommandFrame, deadline_s: float, reply: Reply, *, patient: bool) -> None:
+        """Send a command of a batch; its reply goes to `reply`, and then `end` or `abandon` has to be called.
+
+        Args:
+            frame: the command; `seq` is set here.
+            deadline_s: seconds from now after which nobody waits any more.
+            reply: told once, maybe before this returns.
+            patient: whether to wait for a connection and for room.
+
+        Raises:
+            Unavailable: nothing was sent: no connection, or too much in flight.
+        """
+        deadline = asyncio.get_running_loop().time() + deadline_s
+        self._put(frame, deadline, reply, await self._room(frame, grouped=True, patient=patient))
+
+    def end(self, seq: int) -> None:
+        """A reply has come, or never will."""
+        kind = self._pending.pop(seq).kind
+        if kind is not None:
+            self._release(kind)
+        self._metrics.upstream_in_flight = len(self._pending)
+
+    def abandon(self, seq: int) -> None:
+        """Nobody waits for a reply any more, but the daemon works on the command."""
+        ended = self._pending.pop(seq)
+        if ended.kind is not None:
+            self._abandoned[seq] = _Abandoned(ended.deadline, ended.kind)
+        self._metrics.upstream_in_flight = len(self._pending)
+
+    @property
+    def closing(self) -> bool:
+        """Whether the service stops."""
+        return self._closing
+
+    async def _attempt(self, frame: CommandFrame, deadline: float) -> ReplyFrame:
+        return await self._send(frame, deadline, await self._room(frame))
+
+    async def _room(self, frame: CommandFrame, *, grouped: bool = False, patient: bool = True) -> Kind:
+        """A connection, and a credit of the kind that is told."""
+        if not self.connected.is_set():
+            await self._connection(PATIENCE_S if patient else 0)
+        if _is_wait(frame):
+            if self._waits >= _WAITS:
+                detail = "Too many callers wait for executions"
+                raise Unavailable(detail, retry_after_s=1)
+            self._waits += 1
+            kind: Kind = "wait"
+        elif grouped:
+            await self._acquire(self._grouped, patient=patient)
+            kind = "grouped"
+        else:
+            kind = "call"
+        try:
+            # First come, first served. A batch stands here once, so that single calls never wait for all of it.
+            await self._acquire(self._credits, patient=patient)
+        except BaseException:
+            self._release_share(kind)
+            raise
+        return kind
+
+    def _release(self, kind: Kind) -> None:
+        self._release_share(kind)
         self._credits.release()
+
+    def _release_share(self, kind: Kind) -> None:
+        if kind == "wait":
+            self._waits -= 1
+        elif kind == "grouped":
+            self._grouped.release()
 
     def _forget(self, seq: int) -> None:
         """The daemon is done with a command that nobody waits for."""
         abandoned = self._abandoned.pop(seq, None)
         if abandoned is not None:
-            self._release(waits=abandoned.waits)
+            self._release(abandoned.kind)
 
-    async def _credit(self) -> None:
-        """One of the commands that may be outstanding, or `upstream_unavailable` when none becomes free in time."""
-        if not self._credits.locked():
-            await self._credits.acquire()
+    async def _acquire(self, credits_: Credits, *, patient: bool) -> None:
+        """One of these credits, or `upstream_unavailable` when none becomes free in time."""
+        if credits_.take():
             return
         detail = "Too many commands are waiting for the daemon"
-        if self._queued >= _MAX_QUEUED:
+        if not patient or self._queued >= _MAX_QUEUED:
             raise Unavailable(detail, retry_after_s=1)
         self._queued += 1
         try:
             async with asyncio.timeout(_QUEUE_S):
-                await self._credits.acquire()
+                await credits_.acquire()
         except TimeoutError:
             raise Unavailable(detail, retry_after_s=1) from None
         finally:
             self._queued -= 1
 
-    async def _send(self, frame: CommandFrame, deadline: float, *, waits: bool | None = None) -> ReplyFrame:
-        """Send a frame and wait for its reply. `waits` says which kind of credit it holds; a probe holds none."""
-        loop = asyncio.get_running_loop()
+    def _put(self, frame: CommandFrame, deadline: float, reply: Reply, kind: Kind | None) -> int:
+        """Let a frame leave with this tick; its number."""
         self._seq += 1
         frame.seq = seq = self._seq
-        reply: asyncio.Future[ReplyFrame] = loop.create_future()
-        self._pending[seq] = _Pending(reply, deadline + _DEADLINE_GRACE_S)
+        self._pending[seq] = _Pending(reply, deadline + _DEADLINE_GRACE_S, kind)
         self._metrics.upstream_in_flight = len(self._pending)
         if self._outbox is not None:
             self._outbox.put(frame)
         else:
             reply.set_exception(StreamLost(_BROKE, retry_after_s=1))
         if self._sweeper is None:
-            self._sweeper = loop.call_later(_SWEEP_EVERY_S, self._sweep)
+            self._sweeper = asyncio.get_running_loop().call_later(_SWEEP_EVERY_S, self._sweep)
+        return seq
+
+    async def _send(self, frame: CommandFrame, deadline: float, kind: Kind | None = None) -> ReplyFrame:
+        """Send a frame and wait for its reply. A probe holds no credit."""
+        reply: asyncio.Future[ReplyFrame] = asyncio.get_running_loop().create_future()
+        seq = self._put(frame, deadline, reply, kind)
         try:
             return await reply
         finally:
-            ended = self._pending.pop(seq)
-            if waits is not None:
-                if reply.cancelled():
-                    self._abandoned[seq] = _Abandoned(ended.deadline, waits)
-                else:
-                    self._release(waits=waits)
-            self._metrics.upstream_in_flight = len(self._pending)
+            if reply.cancelled():
+                self.abandon(seq)
+            else:
+                self.end(seq)
 
     def _sweep(self) -> None:
         """End the calls whose time is over; runs only while something is pending."""
         self._sweeper = None
         loop = asyncio.get_running_loop()
         now = loop.time()
-        for pending in self._pending.values():
+        # A copy: what belongs to a batch leaves the table as soon as it is told.
+        for pending in list(self._pending.values()):
             if pending.deadline <= now and not pending.reply.done():
                 pending.reply.set_exception(DeadlineExceeded())
         # The daemon gives up at the same deadline.
@@ -257,11 +355,11 @@ class Upstream:
         if self._pending or self._abandoned:
             self._sweeper = loop.call_later(_SWEEP_EVERY_S, self._sweep)
 
-    async def _connection(self) -> None:
+    async def _connection(self, patience_s: float = PATIENCE_S) -> None:
         if self.connected.is_set():
             return
         try:
-            async with asyncio.timeout(PATIENCE_S):
+            async with asyncio.timeout(patience_s):
                 await self.connected.wait()
         except TimeoutError:
             code = "shutting_down" if self._closing else "upstream_unavailable"
@@ -352,7 +450,7 @@ class Upstream:
         detail, code = _BROKE, "upstream_unavailable"
         if self._closing:
             detail, code = "The service is shutting down", "shutting_down"
-        for pending in self._pending.values():
+        for pending in list(self._pending.values()):
             if not pending.reply.done():
                 pending.reply.set_exception(StreamLost(detail, code=code, retry_after_s=1))
 
@@ -373,6 +471,11 @@ def why_lost(error: Exception) -> str:
         case _:
             why = type(error).__name__
     return f"cannot be reached: {why}"
+
+
+def _is_wait(frame: CommandFrame) -> bool:
+    """Whether a command waits for an execution by nature."""
+    return frame.wait_ms > 0 or frame.command == _WAIT
 
 
 def _batches(frames: list[CommandFrame]) -> list[tuple[CommandBatch, int]]:

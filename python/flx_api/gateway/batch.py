@@ -1,0 +1,302 @@
+"""Many commands in one request: `POST /v1/batch`.
+
+Strategy: the body is judged as a whole, and nothing is carried out unless all of it can be read. Then each operation is
+decided about as if it had come alone to `/v1/execute`: its command, that command's limits and permission, and at the
+daemon its arguments, key and deadline. What may go travels in one group (`flx_api.upstream.group`), so that a batch
+costs one message each way and no task for each operation.
+
+Rules:
+- An operation that fails is a result with an error; the response is 200 as soon as the batch was carried out.
+- Results are in the order of the operations. `Accept: application/x-ndjson` gives each as a line when it is ready, and
+  the totals as the last line.
+- With `fail_fast` nothing is begun after the first failure; what was not begun says `not_attempted`, and cost nothing.
+- Who leaves ends the batch: nothing more is begun, and what the daemon has accepted goes on there.
+- Nothing that one request can ask for holds up others: results that are kept are bounded in bytes, names that are
+  compared with those of all commands in number.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from flx_api.commands import COMMANDS, find
+from flx_api.commands.permissions import authorise
+from flx_api.errors import Conflict, FlxError, Internal, InvalidRequest, NotFound, ValidationFailed
+from flx_api.gateway.dispatch import Watch, error_of, frame_of
+from flx_api.gateway.intake import ClientGone
+from flx_api.gateway.logs import NDJSON, begin_stream
+from flx_api.gateway.options import query, validation_failed
+from flx_api.gateway.patience import AWAITED
+from flx_api.gateway.responses import JSON, item_problem
+from flx_api.gateway.routes_fast import Response
+from flx_api.models import strict_json
+from flx_api.models.envelope import BatchEnd, BatchReply, BatchRequest, BatchResult, BatchTotals, ReplyMeta
+from flx_api.observability.metrics import UNMATCHED
+from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame, ReplyFrame
+from flx_api.upstream.channel import GROUPED
+from flx_api.upstream.group import Group
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from flx_api.commands import Command
+    from flx_api.gateway.cors import Cors
+    from flx_api.gateway.dispatch import Dispatcher
+    from flx_api.gateway.exchange import Exchange
+    from flx_api.gateway.patience import Patience
+    from flx_api.gateway.responses import PolicyRefusals
+    from flx_api.observability.metrics import Metrics
+    from flx_api.upstream.channel import Upstream
+    from flx_api.upstream.group import Ending
+
+# Of results that wait for the others; beyond it nothing more is begun.
+HELD_BYTES: Final = 16 * 1024 * 1024
+# Finding near names takes about a millisecond, so only so many unknown ones of a batch get suggestions.
+SUGGESTED: Final = 16
+# After so many operations that were decided without waiting, others get their turn.
+_TURN: Final = 64
+_FAILED: Final = "An operation before this one failed"
+_TOO_MUCH: Final = "The results so far fill the answer; a stream (Accept: application/x-ndjson) has no such limit"
+
+_decoder = msgspec.json.Decoder(BatchRequest)
+_encoder = msgspec.json.Encoder()
+
+
+class BatchRoute:
+    """The handler of batches."""
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        dispatcher: Dispatcher,
+        *,
+        patience: Patience,
+        policies: PolicyRefusals,
+        cors: Cors,
+        metrics: Metrics,
+    ) -> None:
+        self.upstream = upstream
+        self.dispatcher = dispatcher
+        self.patience = patience
+        self.policies = policies
+        self.metrics = metrics
+        self._cors = cors
+
+    async def serve(self, exchange: Exchange) -> Response | None:
+        """Answer with all results, or with a stream of them (None: it was sent)."""
+        request = _request(exchange)
+        streams = _wants_lines(exchange.headers.get(b"accept", b""))
+        batch = _Batch(self, exchange, request, keeps=not streams)
+        with Watch(exchange):
+            if streams:
+                await self._stream(exchange, batch)
+                return None
+            results = [result async for some in batch.results() for result in some]
+        exchange.passed("upstream")
+        results.sort(key=lambda result: result.index)
+        body = _encoder.encode(BatchReply(results, batch.totals, batch.meta()))
+        return Response(200, [(b"content-type", JSON), (b"vary", b"Accept")], body)
+
+    async def _stream(self, exchange: Exchange, batch: _Batch) -> None:
+        try:
+            await begin_stream(exchange, self._cors, NDJSON)
+            async with aclosing(batch.results()) as results:
+                async for some in results:
+                    lines = _encoder.encode_lines(some)
+                    await exchange.send({"type": "http.response.body", "body": lines, "more_body": True})
+            exchange.passed("upstream")
+            last = _encoder.encode_lines([BatchEnd(batch.totals, batch.meta())])
+            await exchange.send({"type": "http.response.body", "body": last, "more_body": False})
+        except (RuntimeError, OSError):
+            # The client left in the middle of it; Granian says so by raising.
+            raise ClientGone from None
+
+
+class _Batch:
+    """One batch on its way."""
+
+    def __init__(self, route: BatchRoute, exchange: Exchange, request: BatchRequest, *, keeps: bool) -> None:
+        self._route = route
+        self._exchange = exchange
+        self._operations = request.operations
+        self._is_ordered = request.mode == "ordered"
+        self._fail_fast = request.fail_fast
+        self._keeps = keeps
+        self._held = 0
+        self._next = 0
+        # Why nothing more is begun.
+        self._stopped = ""
+        self._unknown: dict[str, FlxError] = {}
+        self._waited_in_vain = False
+        self._roles = exchange.principal.roles if exchange.principal is not None else ()
+        self._forbidden: dict[str, FlxError | None] = {}
+        self._frame = frame_of(exchange)
+        self.totals = BatchTotals(len(request.operations))
+
+    def meta(self, *, replayed: bool = False) -> ReplyMeta:
+        """What is said beside an answer that is given now."""
+        return ReplyMeta(self._exchange.request_id, self._exchange.duration_us, replayed)
+
+    async def results(self) -> AsyncGenerator[list[BatchResult], None]:
+        """The results as they become ready, those of operations that were not begun at the end."""
+        group = Group(self._route.upstream, 1 if self._is_ordered else GROUPED)
+        try:
+            while not group.is_idle or self._goes_on:
+                if refused := await self._begin_some(group):
+                    yield refused
+                elif ended := await group.ended():
+                    yield [self._result(index, ending) for index, ending in ended]
+        finally:
+            group.close()
+        not_begun = Conflict(self._stopped, code="not_attempted")
+        count = len(self._operations)
+        for start in range(self._next, count, _TURN):
+            yield [self._result(index, not_begun) for index in range(start, min(start + _TURN, count))]
+            await asyncio.sleep(0)
+
+    @property
+    def _goes_on(self) -> bool:
+        return self._next < len(self._operations) and not self._stopped
+
+    async def _begin_some(self, group: Group) -> list[BatchResult]:
+        """Begin what there is room for; the results of those that are not even sent."""
+        refused: list[BatchResult] = []
+        while self._goes_on and group.has_room:
+            index = self._next
+            self._next += 1
+            error = await self._begin(group, index)
+            if error is None:
+                continue
+            refused.append(self._result(index, error))
+            if len(refused) == _TURN:
+                await asyncio.sleep(0)
+                break
+        return refused
+
+    async def _begin(self, group: Group, index: int) -> FlxError | None:
+        """Begin one operation; what is against it, if it is not begun."""
+        operation = self._operations[index]
+        command = COMMANDS.get(operation.command)
+        if command is None:
+            return await self._no_command(operation.command)
+        last = self._waited_in_vain
+        refused = await self._route.patience.command(self._exchange.admitted, command.name, last=last)
+        if refused is not None:
+            reason, policy, retry_after_s = refused
+            # One wait is enough for all operations.
+            self._waited_in_vain = last or reason == AWAITED
+            return self._route.policies.refusal(reason, (policy, retry_after_s))
+        forbidden = self._forbids(command)
+        if forbidden is not None:
+            return forbidden
+        frame = CommandFrame()
+        frame.CopyFrom(self._frame)
+        frame, deadline_s = self._route.dispatcher.frame(frame, command, bytes(operation.args), operation)
+        await group.begin(index, frame, deadline_s, read=command.idempotency == "read")
+        return None
+
+    def _forbids(self, command: Command) -> FlxError | None:
+        """Why the principal may not call the command; found out once for each."""
+        if command.name not in self._forbidden:
+            self._forbidden[command.name] = None
+            try:
+                authorise(command, self._roles)
+            except FlxError as error:
+                self._forbidden[command.name] = error
+        return self._forbidden[command.name]
+
+    async def _no_command(self, name: str) -> FlxError:
+        known = self._unknown.get(name)
+        if known is not None:
+            return known
+        if len(self._unknown) >= SUGGESTED:
+            detail = "There is no command of this name"
+            return NotFound(detail, code="unknown_command")
+        await asyncio.sleep(0)
+        try:
+            find(name)
+        except FlxError as error:
+            self._unknown[name] = error
+        return self._unknown[name]
+
+    def _result(self, index: int, ending: Ending) -> BatchResult:
+        """How an operation went, counted, and what it means for those after it."""
+        error = ending if isinstance(ending, FlxError) else error_of(ending) if ending.code else None
+        name = self._operations[index].command
+        known = name in COMMANDS
+        request_id = self._exchange.request_id
+        own_id = f"{request_id}.{index}"
+        if error is None and isinstance(ending, ReplyFrame):
+            accepted = ending.accepted_id != ""
+            self.totals.accepted += accepted
+            self.totals.ok += not accepted
+            result = BatchResult(
+                index=index,
+                id=ending.accepted_id or own_id,
+                command=name,
+                status="accepted" if accepted else "ok",
+                result=msgspec.Raw(ending.result or b"null"),
+                meta=self.meta(replayed=ending.replayed),
+            )
+            self._hold(len(ending.result))
+        else:
+            error = error or Internal()
+            result = BatchResult(
+                index=index,
+                id=own_id,
+                command=name if known else "",
+                status="error",
+                error=item_problem(error, request_id),
+                meta=self.meta(),
+            )
+            self._route.metrics.refusal(error.code)
+            self._failed(error)
+        self._route.metrics.operation(name if known else UNMATCHED, result.status)
+        return result
+
+    def _failed(self, error: FlxError) -> None:
+        self.totals.error += 1
+        if error.code == "not_attempted":
+            self.totals.not_attempted += 1
+        elif self._fail_fast and not self._stopped:
+            self._stopped = _FAILED
+
+    def _hold(self, size: int) -> None:
+        self._held += size
+        if self._keeps and self._held > HELD_BYTES and not self._stopped:
+            self._stopped = _TOO_MUCH
+
+
+def _request(exchange: Exchange) -> BatchRequest:
+    """The body, all of it acceptable.
+
+    Raises:
+        InvalidRequest: it is no strict JSON, or a key is given for the batch as a whole.
+        ValidationFailed: it is no batch; with the field at fault.
+    """
+    if query(exchange):
+        detail = "The options of /v1/batch are in its body"
+        raise ValidationFailed(detail)
+    if b"idempotency-key" in exchange.headers:
+        detail = "A key is of one operation: `idempotency_key`, and not the header Idempotency-Key"
+        raise InvalidRequest(detail)
+    if not exchange.body:
+        raise InvalidRequest(code="invalid_json")
+    strict_json.check(exchange.body)
+    try:
+        request = _decoder.decode(exchange.body)
+    except msgspec.ValidationError as error:
+        raise validation_failed(error) from None
+    for index, operation in enumerate(request.operations):
+        if not bytes(operation.args).lstrip(b" \t\r\n").startswith(b"{"):
+            raise ValidationFailed.field(f"operations[{index}].args", "is not an object")
+    return request
+
+
+def _wants_lines(accept: bytes) -> bool:
+    """Whether the client asks for a stream of lines."""
+    return any(kind.split(b";")[0].strip().lower() == NDJSON for kind in accept.split(b","))
