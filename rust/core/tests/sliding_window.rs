@@ -127,6 +127,20 @@ proptest! {
     }
 }
 
+#[test]
+fn what_is_given_back_is_not_lost_in_a_credit_that_has_lapsed() {
+    // A window of 64 ticks: the credit of tick 0 counts no more at tick 64, for small limits and large ones alike.
+    for limit in [2, 66] {
+        for later in [63, 64, 65, 66] {
+            let window = window(limit, 64, 1 << 20);
+            window.refund(&window.hit(b"k", 0, 1).unwrap());
+            let now = later * MS;
+            window.refund(&window.hit(b"k", now, limit).unwrap());
+            assert!(window.check(window.identify(b"k"), now, limit).admitted, "limit {limit}, {later} ticks later");
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 

@@ -197,7 +197,7 @@ impl Shape {
                 }
             }
         }
-        let credit = credit(entry, self.tick(now_ns), TICKS - 1);
+        let credit = self.credit(entry, self.tick(now_ns));
         let net = used.saturating_sub(credit);
         Reading { used: net, raw: used, now_ns, stamp: now_ns, oldest: 0, base: 0, newest: 0 }
     }
@@ -230,7 +230,7 @@ impl Shape {
                     entry[OLDEST].swap_if(note, stamp << BEHIND_BITS | (stamp - oldest));
                 }
                 let raw = (head & COUNT).wrapping_sub(base) & COUNT;
-                let used = raw.saturating_sub(credit(entry, stamp, TICKS));
+                let used = raw.saturating_sub(self.credit(entry, stamp));
                 return Reading { used, raw, now_ns, stamp, oldest, base, newest };
             }
         }
@@ -299,7 +299,8 @@ impl Shape {
             // An age of more than half the range is a credit younger than this one.
             let (units, oldest) = match age {
                 _ if units == 0 => (cost, tick),
-                0..RING => (units + cost, seen >> CREDIT_BITS),
+                // Only what still counts: in one that has lapsed, this one would lapse at once.
+                _ if age <= self.credit_life() => (units + cost, seen >> CREDIT_BITS),
                 _ if age > CREDIT_TICK / 2 => (units + cost, tick),
                 _ => (cost, tick),
             };
@@ -307,6 +308,22 @@ impl Shape {
                 return;
             }
         }
+    }
+
+    /// For how many ticks units given back count. A log's charge may lie anywhere in its tick.
+    const fn credit_life(self) -> u64 {
+        match self.form {
+            Form::Log { .. } => TICKS - 1,
+            Form::Ring => TICKS,
+        }
+    }
+
+    /// Units given back that count at this tick.
+    #[inline]
+    fn credit<W: Word>(self, entry: &[W], tick: u64) -> u64 {
+        let returned = entry[RETURNED].load();
+        let age = tick.wrapping_sub(returned >> CREDIT_BITS) & CREDIT_TICK;
+        if age <= self.credit_life() { returned & CREDIT } else { 0 }
     }
 
     /// Makes time on this entry at least `now_ns`.
@@ -332,14 +349,6 @@ impl Shape {
             Form::Ring => stamp,
         }
     }
-}
-
-/// Units given back that were charged at most `life` ticks ago. A log's charge may lie anywhere in its tick.
-#[inline]
-fn credit<W: Word>(entry: &[W], tick: u64, life: u64) -> u64 {
-    let returned = entry[RETURNED].load();
-    let age = tick.wrapping_sub(returned >> CREDIT_BITS) & CREDIT_TICK;
-    if age <= life { returned & CREDIT } else { 0 }
 }
 
 /// The place of the unit before this one: the count wraps after whole rounds.
