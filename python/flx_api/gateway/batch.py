@@ -29,7 +29,7 @@ from flx_api.errors import Conflict, FlxError, Internal, InvalidRequest, NotFoun
 from flx_api.gateway.dispatch import Watch, error_of, frame_of
 from flx_api.gateway.intake import ClientGone
 from flx_api.gateway.logs import NDJSON, begin_stream
-from flx_api.gateway.options import query, validation_failed
+from flx_api.gateway.options import decoded, no_query
 from flx_api.gateway.patience import AWAITED
 from flx_api.gateway.responses import JSON, item_problem
 from flx_api.gateway.routes_fast import Response
@@ -278,21 +278,13 @@ def _request(exchange: Exchange) -> BatchRequest:
         InvalidRequest: it is no strict JSON, or a key is given for the batch as a whole.
         ValidationFailed: it is no batch; with the field at fault.
     """
-    if query(exchange):
-        detail = "The options of /v1/batch are in its body"
-        raise ValidationFailed(detail)
+    no_query(exchange)
     if b"idempotency-key" in exchange.headers:
         detail = "A key is of one operation: `idempotency_key`, and not the header Idempotency-Key"
         raise InvalidRequest(detail)
-    if not exchange.body:
-        raise InvalidRequest(code="invalid_json")
-    strict_json.check(exchange.body)
-    try:
-        request = _decoder.decode(exchange.body)
-    except msgspec.ValidationError as error:
-        raise validation_failed(error) from None
+    request = decoded(exchange, _decoder)
     for index, operation in enumerate(request.operations):
-        if not bytes(operation.args).lstrip(b" \t\r\n").startswith(b"{"):
+        if not strict_json.is_object(bytes(operation.args)):
             raise ValidationFailed.field(f"operations[{index}].args", "is not an object")
     return request
 

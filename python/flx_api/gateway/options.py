@@ -14,6 +14,7 @@ from urllib.parse import parse_qsl
 import msgspec
 
 from flx_api.errors import FieldError, InvalidRequest, ValidationFailed
+from flx_api.models import strict_json
 from flx_api.models.envelope import CommandOptions
 
 if TYPE_CHECKING:
@@ -51,6 +52,33 @@ def query(exchange: Exchange) -> dict[str, str]:
             raise ValidationFailed(detail)
         values[name] = value
     return values
+
+
+def no_query(exchange: Exchange) -> None:
+    """For an endpoint that has everything in its body.
+
+    Raises:
+        ValidationFailed: there are query parameters.
+    """
+    if query(exchange):
+        detail = f"The options of {exchange.route.template} are in its body"
+        raise ValidationFailed(detail)
+
+
+def decoded(exchange: Exchange, decoder: msgspec.json.Decoder[Struct]) -> Struct:
+    """The body as a struct.
+
+    Raises:
+        InvalidRequest: it is no strict JSON.
+        ValidationFailed: it is not of this struct; with the field at fault.
+    """
+    if not exchange.body:
+        raise InvalidRequest(code="invalid_json")
+    strict_json.check(exchange.body)
+    try:
+        return decoder.decode(exchange.body)
+    except msgspec.ValidationError as error:
+        raise validation_failed(error) from None
 
 
 def options_of(exchange: Exchange, values: dict[str, str]) -> CommandOptions:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from flx_api.commands import find
-from flx_api.errors import InvalidRequest, ValidationFailed
-from flx_api.gateway.options import options_of, query, validation_failed, with_key
+from flx_api.errors import ValidationFailed
+from flx_api.gateway.options import decoded, no_query, options_of, query, with_key
 from flx_api.gateway.responses import JSON
 from flx_api.models import strict_json
 from flx_api.models.envelope import CommandReply, ExecuteRequest, ReplyMeta
@@ -48,16 +48,8 @@ class CommandRoutes:
 
     async def execute(self, exchange: Exchange) -> Response:
         """`POST /v1/execute`: everything in the body."""
-        if query(exchange):
-            detail = "The options of /v1/execute are in its body"
-            raise ValidationFailed(detail)
-        if not exchange.body:
-            raise InvalidRequest(code="invalid_json")
-        strict_json.check(exchange.body)
-        try:
-            request = _execute.decode(exchange.body)
-        except msgspec.ValidationError as error:
-            raise validation_failed(error) from None
+        no_query(exchange)
+        request = decoded(exchange, _execute)
         command = find(request.command)
         # Only now it is known which command's limits apply.
         refused = await self._patience.command(exchange.admitted, command.name)
@@ -76,7 +68,7 @@ class CommandRoutes:
         return await self._answer(exchange, command, exchange.body, options)
 
     async def _answer(self, exchange: Exchange, command: Command, args: bytes, options: CommandOptions) -> Response:
-        if args and not args.lstrip(b" \t\r\n").startswith(b"{"):
+        if args and not strict_json.is_object(args):
             raise ValidationFailed.field("args", "is not an object")
         return envelope(exchange, command, await self._dispatcher.run(exchange, command, args, options))
 

@@ -58,6 +58,11 @@ def parse(body: bytes, max_depth: int = MAX_DEPTH) -> Any:  # noqa: ANN401 - any
     return value
 
 
+def is_object(body: bytes) -> bool:
+    """Whether a text that was found to be JSON is an object."""
+    return body.lstrip(b" \t\r\n").startswith(b"{")
+
+
 def _check_depth(body: bytes, max_depth: int) -> None:
     look = _FIRST_LOOK
     # A beginning that is too deep is enough, and is found without looking at the rest.
