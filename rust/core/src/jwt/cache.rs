@@ -1,9 +1,10 @@
 //! Tokens that were verified, so that they need not be verified again; and, apart from them, some that were refused.
 //!
 //! Strategy: a dense list of entries behind a hash table of their places. The hash is seeded and covers the end of the
-//! token, where the signature is: an honest issuer's signatures are as good as random, and nobody else's are kept, so a fast
-//! hash is good enough. It only finds the place; whether it is the same token is decided by comparing all of it. Room is made by the clock algorithm: a hand walks over the
-//! entries, spares those used since it last came by, and drops the first other one. Rules:
+//! token, where the signature is: an honest issuer's signatures are as good as random, and nobody else's are kept, so a
+//! fast hash is good enough. It only finds the place; whether it is the same token is decided by comparing all of it. Room
+//! is made by the clock algorithm: a hand walks over the entries, spares those used since it last came by, and drops the
+//! first other one. Rules:
 //! - an entry is good until its token ends, for one key epoch; when the revocation epoch has moved since it was looked
 //!   at, the caller looks again and notes the new epoch;
 //! - bytes are counted, not entries: token, entry, and what the caller says its value holds;

@@ -179,15 +179,14 @@ impl<M: Memory> SlidingWindow<M> {
     ) -> T {
         let now_ns = now_ns.min(MAX_NOW);
         loop {
-            // A charge finds out by itself whether it is current; a refusal must be true.
             if let Some(open) = self.table.find(identity) {
                 let Judgement { check, is_current, .. } = self.judge(identity, now_ns, cost, &open, tell_below);
-                if check.admitted || is_current {
+                if is_current {
                     return used(check);
                 }
             } else {
                 let Judgement { check, is_current, .. } = self.judge_without_entry(identity, now_ns, cost);
-                if check.admitted || is_current {
+                if is_current {
                     return used(check);
                 }
             }
@@ -236,11 +235,7 @@ impl<M: Memory> SlidingWindow<M> {
                 let now_ns = self.table.now_without_entry(now_ns);
                 claims += 1;
                 if claims > CLAIMS || self.table.claim(identity, now_ns) == Claim::Full {
-                    let index = self.table.cell(identity);
-                    let entry = self.table.entry(index);
-                    *check = self
-                        .judge(identity, now_ns, cost, &Open { index, head: entry[HEAD].load(), entry }, TELL)
-                        .check;
+                    *check = self.judge_cell(identity, now_ns, cost).check;
                 } else {
                     *check = self.check(identity, now_ns, cost);
                 }
@@ -307,7 +302,7 @@ impl<M: Memory> SlidingWindow<M> {
         let reset_ns = if !admitted || left < tell_below { self.reset(entry, head, &reading, missing) } else { 0 };
         let place = Place::Entry { index, head, stamp: reading.stamp };
         let check = Check { admitted, remaining: left as u32, reset_ns, identity, now_ns: reading.now_ns, cost, place };
-        // Whoever admits need not know: the charge finds out.
+        // A refusal must be true; of an admission the charge finds out.
         let is_current = admitted || entry[HEAD].load() == head;
         Judgement { check, is_used: reading.raw > 0, is_current }
     }
