@@ -6,6 +6,7 @@ Strategy: the system's redis-server (6.2 or newer) where there is one, else the 
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import signal
@@ -15,6 +16,7 @@ import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 START_TIMEOUT_S = 10.0
@@ -99,3 +101,14 @@ class RedisServer:
         """Let it go on."""
         assert self.process is not None
         self.process.send_signal(signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def running(folder: Path, *, durable: bool = False) -> Iterator[RedisServer]:
+    """One that answers, and is gone afterwards."""
+    server = RedisServer(folder, durable=durable)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.kill()

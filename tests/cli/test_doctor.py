@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trustme
-from tests.redis_server import RedisServer
+from tests.redis_server import RedisServer, running
 
 from flx_api.cli import doctor, runtime
 from flx_api.config import Settings
@@ -70,10 +70,8 @@ def test_a_taken_port_is_broken(tmp_path: Path) -> None:
 
 @pytest.fixture
 def redis(tmp_path: Path) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path)
-    server.start()
-    yield server
-    server.kill()
+    with running(tmp_path) as server:
+        yield server
 
 
 def _redis(url: str) -> tuple[str, str]:

@@ -11,27 +11,15 @@ import struct
 from typing import TYPE_CHECKING
 
 import pytest
-from redis import Redis
 from tests.lease_script import Script
 from tests.leased_windows import SCRIPT, resp, script_on_a_set_clock
-from tests.redis_server import RedisServer
 
 from flx_api._core import LeaseBook
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from redis import Redis
 
 LIMITS = [(10, 1_000), (100, 6_400), (1000, 60_000), (7, 999)]
-
-
-@pytest.fixture(scope="module")
-def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
-    server.start()
-    client = Redis(unix_socket_path=str(server.socket))
-    yield client
-    client.close()
-    server.kill()
 
 
 def random_call(draw: random.Random, node: int, number: int, now_us: int, told: dict[str, int]) -> list[bytes]:

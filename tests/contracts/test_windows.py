@@ -19,9 +19,7 @@ from itertools import count, cycle
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import pytest
-from redis import Redis
 from tests import leased_windows
-from tests.redis_server import RedisServer
 
 from flx_api._core import SlidingWindow
 from flx_api.limits import shared_memory
@@ -29,6 +27,8 @@ from flx_api.limits import shared_memory
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
+
+    from redis import Redis
 
 MS = 1_000_000
 
@@ -61,16 +61,6 @@ LOCAL = {
     "memory": Backend(in_memory, lambda window_ms: window_ms * 65 / 64),
     "shared": Backend(in_shared_memory, lambda window_ms: window_ms * 65 / 64),
 }
-
-
-@pytest.fixture(scope="module")
-def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
-    server.start()
-    client = Redis(unix_socket_path=str(server.socket))
-    yield client
-    client.close()
-    server.kill()
 
 
 @pytest.fixture(params=[*LOCAL, "redis"])

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from tests.redis_server import RedisServer
+from tests.redis_server import RedisServer, running
 
 from flx_api._core import LeaseBook
 from flx_api.limits.redis import Leases
@@ -191,12 +191,8 @@ def main(plan: Plan) -> dict[str, Any]:
     """Run a plan; the figures."""
     with tempfile.TemporaryDirectory(prefix="flx-") as name:
         folder = Path(name)
-        server = RedisServer(folder, durable=plan.durable)
-        server.start()
-        try:
+        with running(folder, durable=plan.durable) as server:
             return _run(plan, folder, server)
-        finally:
-            server.kill()
 
 
 def _run(plan: Plan, folder: Path, server: RedisServer) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.redis_server import RedisServer
+from tests.redis_server import RedisServer, running
 
 from flx_api._core import LeaseBook
 from flx_api.limits.redis import Leases
@@ -21,10 +21,8 @@ ADMITTED, REFUSED, UNKNOWN, UNAVAILABLE = range(4)
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path)
-    server.start()
-    yield server
-    server.kill()
+    with running(tmp_path) as server:
+        yield server
 
 
 def leases(server: RedisServer, *, mode: str = "strict", limit: int = 100) -> Leases:
