@@ -8,6 +8,7 @@ Rules:
   dispatcher's own, goes on when nobody waits for it any more, and only the answer is given up.
 - This is the one place that turns an error into a reply. A fault of ours is logged with its stack, told as `internal`.
 - The daemon believes nobody about permissions: the same function that decided in the gateway decides here again.
+- With `dry_run` the same is rehearsed (`flx_api.daemon.plans`), and the answer is a plan.
 - Arguments are parsed here only, strictly (`models.strict_json`), and all fields at fault are named at once.
 """
 
@@ -23,6 +24,7 @@ import structlog
 from flx_api.commands import Command, find
 from flx_api.commands.permissions import authorise
 from flx_api.daemon.handlers.context import Accepted, Context, Replay
+from flx_api.daemon.plans import plan
 from flx_api.daemon.principal import ANONYMOUS
 from flx_api.errors import (
     DeadlineExceeded,
@@ -72,15 +74,23 @@ class Dispatcher:
                 if not command.public:
                     raise Unauthenticated()  # noqa: TRY301, RSE102 - one way out for all refusals
                 principal = ANONYMOUS
+            if frame.dry_run:
+                return self._rehearse(frame, command, self._context(frame, command, principal))
             authorise(command, principal.roles)
-            context = self._context(frame, command, principal)
-            args = arguments(command.args, context.raw_args)
-            outcome = self._handlers[command.name](context, args)
+            outcome = self._begin(command, context := self._context(frame, command, principal))
         except Exception as error:  # noqa: BLE001 - the border: whatever it is becomes a reply
             return _failure(frame, error)
         if isinstance(outcome, (bytes, msgspec.Struct)):
             return _success(frame, outcome)
         return self._finish(frame, outcome, context.deadline_us, reads=command.idempotency == "read")
+
+    def _begin(self, command: Command, context: Context) -> Outcome | Awaitable[Outcome]:
+        return self._handlers[command.name](context, arguments(command.args, context.raw_args))
+
+    def _rehearse(self, frame: CommandFrame, command: Command, context: Context) -> Coroutine[Any, Any, ReplyFrame]:
+        planned = plan(command, context, lambda: self._begin(command, context))
+        # It changes nothing, so it may be torn apart like a read.
+        return self._finish(frame, planned, context.deadline_us, reads=True)
 
     async def carry_out(self, frame: CommandFrame, caller: Caller) -> ReplyFrame:
         """A command from beginning to end."""
@@ -93,10 +103,6 @@ class Dispatcher:
             await asyncio.wait(self._changing, timeout=within_s)
 
     def _context(self, frame: CommandFrame, command: Command, principal: Principal) -> Context:
-        if frame.dry_run and command.idempotency != "read":
-            reason = f"{command.name} does not support it yet"
-            refused = ValidationFailed.field("dry_run", reason)
-            raise refused
         if len(frame.idempotency_key) > _MAX_KEY:
             detail = "The idempotency key is too long"
             raise InvalidRequest(detail)
