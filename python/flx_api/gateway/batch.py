@@ -50,8 +50,8 @@ if TYPE_CHECKING:
     from flx_api.gateway.exchange import Exchange
     from flx_api.gateway.patience import Patience
     from flx_api.gateway.responses import PolicyRefusals
-    from flx_api.observability.metrics import Metrics
     from flx_api.models.envelope import ExecuteRequest
+    from flx_api.observability.metrics import Metrics
     from flx_api.upstream.channel import Upstream
     from flx_api.upstream.group import Ending
 

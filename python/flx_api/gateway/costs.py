@@ -28,7 +28,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 class _Way(NamedTuple):
-    """How limits see a route: what its requests pass, and whether the command comes by its path or later by the body."""
+    """How limits see a route: what its requests pass, and whether the command comes by path or later by body."""
 
     tolls: list[Toll]
     is_named: bool
