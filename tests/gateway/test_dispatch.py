@@ -15,9 +15,16 @@ from flx_api.commands.permissions import decide
 from flx_api.errors import Conflict, ErrorBody, FlxError, Forbidden, Internal
 from flx_api.gateway.dispatch import Dispatcher
 from flx_api.gateway.intake import ClientGone
-from flx_api.models.envelope import CommandOptions
+from flx_api.models.envelope import MADE_KEY, CommandOptions
 from flx_api.models.plan import Plan
 from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame, ReplyFrame
+
+
+PLAN = ReplyFrame(
+    result=msgspec.json.encode(
+        Plan(command="pipeline.run", outcome="refused", permission=decide(COMMANDS["pipeline.run"], ("viewer",)))
+    )
+)
 
 
 class Answering:
@@ -59,6 +66,18 @@ def test_a_frame_says_who_what_and_until_when() -> None:
     assert (deadline_s, read) == (30.0, False)
 
 
+def test_what_changes_something_travels_with_a_key_of_its_own() -> None:
+    upstream = Answering(ReplyFrame(result=b"1"))
+    for command in ("pipeline.run", "pipeline.run", "pipeline.delete", "pipeline.list", "auth.login"):
+        run(upstream, command)
+    upstream.reply = PLAN
+    run(upstream, "pipeline.run", dry_run=True)
+    keys = [frame.idempotency_key for frame, *_ in upstream.calls]
+    assert all(key.startswith(MADE_KEY) and len(key) <= 255 for key in keys[:3])
+    assert len(set(keys[:3])) == 3
+    assert keys[3:] == ["", "", ""]
+
+
 @pytest.mark.parametrize(
     ("command", "args", "options", "deadline_s"),
     [
@@ -82,9 +101,7 @@ def test_what_is_not_permitted_does_not_travel() -> None:
 
 
 def test_a_dry_run_travels_whoever_asks_and_is_a_read() -> None:
-    permission = decide(COMMANDS["pipeline.run"], ("viewer",))
-    plan = Plan(command="pipeline.run", outcome="refused", permission=permission)
-    upstream = Answering(ReplyFrame(result=msgspec.json.encode(plan)))
+    upstream = Answering(PLAN)
     reply = run(upstream, "pipeline.run", roles=("viewer",), dry_run=True)
     frame, _, read = upstream.calls[0]
     assert (frame.dry_run, read) == (True, True)

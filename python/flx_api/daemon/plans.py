@@ -23,6 +23,7 @@ import msgspec
 from flx_api.commands.permissions import decide, needed
 from flx_api.daemon.executions.states import INITIAL
 from flx_api.daemon.handlers import idempotency
+from flx_api.daemon.handlers.context import Replay
 from flx_api.daemon.journal import Rehearsed, rehearsing
 from flx_api.daemon.journal.tables import executions
 from flx_api.daemon.journal.tables import idempotency as keys
@@ -87,6 +88,10 @@ _JUDGEMENTS: Final = frozenset(
 )
 
 
+# With these commands a key means something.
+_KEYED: Final = frozenset({"key", "idempotent"})
+
+
 class _Accepted(msgspec.Struct):
     """What is read of `executions.tasks`."""
 
@@ -109,25 +114,34 @@ async def plan(command: Command, context: Context, carry_out: Callable[[], Outco
         if not permission.allowed:
             raise needed(command)
         with rehearsing():
-            outcome = carry_out()
-            if not isinstance(outcome, (bytes, msgspec.Struct)):
-                await outcome
+            begun = carry_out()
+            outcome = begun if isinstance(begun, (bytes, msgspec.Struct)) else await begun
     except Rehearsed as rehearsed:
         return _of_rows(command, context, rehearsed.rows)
+    except idempotency.Replayed as found:
+        outcome = Replay(*found.stored)
     except FlxError as error:
         if error.spec.http not in _JUDGEMENTS:
             raise
         key: Literal["reused"] | None = "reused" if error.code == "idempotency_key_reuse" else None
         errors = (_told(error),)
         return Plan(command=command.name, outcome="refused", permission=permission, errors=errors, key=key)
-    # It would change nothing: it is a read, or there is nothing left to do.
+    # It would change nothing: it is a read, or was done before.
+    if isinstance(outcome, Replay):
+        return Plan(
+            command=command.name,
+            outcome="ok",
+            permission=permission,
+            key="replayed",
+            replays=outcome.execution_id,
+        )
     return Plan(command=command.name, outcome="ok", permission=permission)
 
 
 def _of_rows(command: Command, context: Context, rows: Sequence[RowChange]) -> Plan:
     key: Literal["new", "replayed"] | None = None
     replays: str | None = None
-    if context.idempotency_key is not None and command.idempotency == "key":
+    if context.idempotency_key is not None and command.idempotency in _KEYED:
         key = "new" if any(row.table == keys.name for row in rows) else "replayed"
     if key == "replayed":
         with context.services.journal.read() as connection:

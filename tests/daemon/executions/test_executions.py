@@ -191,7 +191,7 @@ def test_a_rehearsal_checks_and_changes_nothing(play: Callable[..., None]) -> No
             made = next(row.after for row in told.value.rows if row.table == "executions")
             assert made is not None
             assert made["state_ids"] == b'["dev:tap-a-to-target-x"]'
-            assert executions.page(ExecutionListArgs(), DEFAULT_TENANT).items == ()
+            assert executions.page(ExecutionListArgs(), ALICE).items == ()
             assert (stage.journal.seq, executions.counts()) == (0, (0, 0))
             assert executions.outlook(["dev:tap-a-to-target-x"], DEFAULT_TENANT) == ()
             first = await submit(executions, "a")
@@ -429,18 +429,18 @@ def test_pages_go_from_new_to_old_and_show_nothing_twice(play: Callable[..., Non
                 made.append((await over(executions, accepted)).id)
             found, cursor = [], None
             while True:
-                page = executions.page(ExecutionListArgs(limit=3, cursor=cursor), DEFAULT_TENANT)
+                page = executions.page(ExecutionListArgs(limit=3, cursor=cursor), ALICE)
                 found += [execution.id for execution in page.items]
                 if (cursor := page.next_cursor) is None:
                     break
             assert found == made[::-1]
-            of_a = executions.page(ExecutionListArgs(pipeline="a"), DEFAULT_TENANT)
+            of_a = executions.page(ExecutionListArgs(pipeline="a"), ALICE)
             assert [execution.id for execution in of_a.items] == made[1::2][::-1]
-            failed = executions.page(ExecutionListArgs(status="failed"), DEFAULT_TENANT)
+            failed = executions.page(ExecutionListArgs(status="failed"), ALICE)
             assert {execution.exit_code for execution in failed.items} == {1, 2}
-            assert executions.page(ExecutionListArgs(), "other").items == ()
+            assert executions.page(ExecutionListArgs(), MALLORY).items == ()
             with pytest.raises(ValidationFailed):
-                executions.page(ExecutionListArgs(cursor="bm9uZQ"), DEFAULT_TENANT)
+                executions.page(ExecutionListArgs(cursor="bm9uZQ"), ALICE)
 
     play(story)
 
