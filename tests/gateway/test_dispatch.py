@@ -19,7 +19,6 @@ from flx_api.models.envelope import MADE_KEY, CommandOptions
 from flx_api.models.plan import Plan
 from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame, ReplyFrame
 
-
 PLAN = ReplyFrame(
     result=msgspec.json.encode(
         Plan(command="pipeline.run", outcome="refused", permission=decide(COMMANDS["pipeline.run"], ("viewer",)))
