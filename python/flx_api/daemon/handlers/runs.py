@@ -97,6 +97,8 @@ async def retry(context: Context, args: ExecutionIdArgs) -> Accepted:
     try:
         execution = await executions.retry(args.id, context.principal, _once(context, RETRY, args.id))
     except idempotency.Replayed:
+        if context.dry_run:
+            raise
         replayed, execution = True, executions.get(args.id, tenant)
     if context.wait_ms and execution.status not in FINAL:
         execution = await executions.wait(args.id, _patience_ms(context, context.wait_ms), tenant)
