@@ -22,7 +22,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benches import command_open_loop
+from benches import command_durable, command_open_loop
 from benches.command_servers import Session
 from benches.load import Load
 from benches.peer_tools import Missing, Peers
