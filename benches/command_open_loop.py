@@ -3,8 +3,8 @@
 Strategy: `added` is what a gateway puts on top of the same request answered by the daemon's process itself, by the
 same load in the same round, percentile by percentile. The load is 30 % of what the slower of the two did a second in
 closed loop just before, so that both are asked for the same and neither for more than 30 %.
-For overload there is a daemon that can do `CAPACITY` commands a second and no more (32 at once); three times as many
-are offered for a minute, then seven tenths. `CAPACITY` is nominal: the peak is measured in closed loop just before.
+For overload there is a daemon that can do `CAPACITY` commands a second and no more (12 at once, 20 ms each), far less
+than a gateway can refuse: what is overloaded is the daemon, and not the gateway's core. Three times as many are offered for a minute, then seven tenths. `CAPACITY` is nominal: the peak is measured in closed loop just before.
 
 Rules:
 - Goodput is what was answered with 200 within the command's deadline.
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 
 ADDED_P50_MS, ADDED_P99_MS = 0.3, 1.0
 SHARE = 0.3
-LATENCY_S = 2.0
+LATENCY_S = 1.5
 GOODPUT, SHED_MS, RECOVERY_S = 80, 10, 5
 FACTOR = 3
 DEADLINE_MS = 1000
-WORKERS, SERVICE_US = 32, 20_000
+WORKERS, SERVICE_US = 12, 20_000
 CAPACITY = WORKERS * 1_000_000 // SERVICE_US
 AFTER_S = 10.0
 _AFTER = 0.7
@@ -54,11 +54,10 @@ def latency(suite: Suite, session: Session, rounds: int) -> None:
     for face in FACES:
         name = f"added latency at 30 % load, open loop, {face}"
         absent = session.reasons.get(face) or session.reasons.get(ENVOY)
-        if absent is not None or not session.peak:
-            reason = absent or "what it can do was not measured before"
-            suite.unjudged(name, "p50, p99", "ms", target=f"<= {ADDED_P50_MS}, <= {ADDED_P99_MS}", reason=reason)
+        if absent is not None:
+            suite.unjudged(name, "p50, p99", "ms", target=f"<= {ADDED_P50_MS}, <= {ADDED_P99_MS}", reason=absent)
             continue
-        rate = SHARE * min(session.peak[face], session.peak[ENVOY])
+        rate = SHARE * min(session.peak(face), session.peak(ENVOY))
         asked = {who: session.servers[who] for who in (face, ENVOY)}
         offers = {who: Offer(server.url, server.body or BODY, tokens) for who, server in asked.items()}
         direct = Offer(f"http://127.0.0.1:{session.daemon.http_port}{EXECUTE}", BODY, tokens)
@@ -69,7 +68,9 @@ def latency(suite: Suite, session: Session, rounds: int) -> None:
                 found[who] = _offered(session.folder, offer, rate, number)
             for who in offers if number else ():
                 for share, values in added[who].items():
-                    values.append((found[who].percentile_us(share) - found["direct"].percentile_us(share)) / 1000)
+                    above = found[who].percentile_us(share) - found["direct"].percentile_us(share)
+                    # A rival that adds nothing measurable still divides.
+                    values.append(max(above, 1.0) / 1000)
         for share, most in ((0.5, ADDED_P50_MS), (0.99, ADDED_P99_MS)):
             suite.compare(
                 name,

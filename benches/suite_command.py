@@ -67,7 +67,7 @@ def _gateways(suite: Suite, peers: Peers, folder: Path, load: Load) -> None:
             session.few(suite, ROUNDS)
             session.batches(suite, min(ROUNDS, 5))
         if "latency" in PARTS:
-            command_open_loop.latency(suite, session, min(ROUNDS, 5))
+            command_open_loop.latency(suite, session, min(ROUNDS, 4))
 
 
 if __name__ == "__main__":
