@@ -22,7 +22,6 @@ import struct
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from tests.service import copy_project
@@ -35,6 +34,7 @@ from benches.servers import HERE, Unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from benches.record import Suite
     from benches.servers import Server
@@ -101,16 +101,16 @@ class Measured(NamedTuple):
     daemon_us: float
 
 
-def measure(suite: Suite, folder: Path, wrk: tuple[Sequence[str], Mapping[str, str]], rounds: int, seconds: float) -> None:
+def measure(
+    suite: Suite, folder: Path, wrk: tuple[Sequence[str], Mapping[str, str]], rounds: int, seconds: float
+) -> None:
     """All durable rows."""
     place = folder / "durable"
     place.mkdir()
     load = Load(place, *wrk, role="admin")
     with contextlib.ExitStack() as stack:
         try:
-            running = {
-                name: stack.enter_context(_service(place, name, naive=name == NAIVE)) for name in (OURS, NAIVE)
-            }
+            running = {name: stack.enter_context(_service(place, name, naive=name == NAIVE)) for name in (OURS, NAIVE)}
         except (Missing, Unavailable) as reason:
             suite.unjudged(_NAME, "commands a second", "1/s", target=f"value >= {RATE} 1/s", reason=str(reason))
             return

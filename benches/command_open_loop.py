@@ -4,7 +4,8 @@ Strategy: `added` is what a gateway puts on top of the same request answered by 
 same load in the same round, percentile by percentile. The load is 30 % of what the slower of the two did a second in
 closed loop just before, so that both are asked for the same and neither for more than 30 %.
 For overload there is a daemon that can do `CAPACITY` commands a second and no more (12 at once, 20 ms each), far less
-than a gateway can refuse: what is overloaded is the daemon, and not the gateway's core. Three times as many are offered for a minute, then seven tenths. `CAPACITY` is nominal: the peak is measured in closed loop just before.
+than a gateway can refuse: what is overloaded is the daemon, and not the gateway's core. Three times as many are offered
+for a minute, then seven tenths. `CAPACITY` is nominal: the peak is measured in closed loop just before.
 
 Rules:
 - Goodput is what was answered with 200 within the command's deadline.
@@ -50,7 +51,6 @@ _SWITCHES = {"shedding": "off", "load_shedding": "off", "shed": "off"}
 
 def latency(suite: Suite, session: Session, rounds: int) -> None:
     """Added p50 and p99 at 30 % load, ours and Envoy's."""
-    tokens = session.load.tokens[:1000]
     for face in FACES:
         name = f"added latency at 30 % load, open loop, {face}"
         absent = session.reasons.get(face) or session.reasons.get(ENVOY)
@@ -58,19 +58,7 @@ def latency(suite: Suite, session: Session, rounds: int) -> None:
             suite.unjudged(name, "p50, p99", "ms", target=f"<= {ADDED_P50_MS}, <= {ADDED_P99_MS}", reason=absent)
             continue
         rate = SHARE * min(session.peak(face), session.peak(ENVOY))
-        asked = {who: session.servers[who] for who in (face, ENVOY)}
-        offers = {who: Offer(server.url, server.body or BODY, tokens) for who, server in asked.items()}
-        direct = Offer(f"http://127.0.0.1:{session.daemon.http_port}{EXECUTE}", BODY, tokens)
-        added: dict[str, dict[float, list[float]]] = {who: {0.5: [], 0.99: []} for who in offers}
-        for number in range(rounds + 1):
-            found = {}
-            for who, offer in {"direct": direct, **offers}.items():
-                found[who] = _offered(session.folder, offer, rate, number)
-            for who in offers if number else ():
-                for share, values in added[who].items():
-                    above = found[who].percentile_us(share) - found["direct"].percentile_us(share)
-                    # A rival that adds nothing measurable still divides.
-                    values.append(max(above, 1.0) / 1000)
+        added = _added(session, (face, ENVOY), rate, rounds)
         for share, most in ((0.5, ADDED_P50_MS), (0.99, ADDED_P99_MS)):
             suite.compare(
                 name,
@@ -81,6 +69,24 @@ def latency(suite: Suite, session: Session, rounds: int) -> None:
                 rival_values=added[ENVOY][share],
                 target_value=most,
             )
+
+
+def _added(session: Session, names: tuple[str, ...], rate: float, rounds: int) -> dict[str, dict[float, list[float]]]:
+    """What each server adds, in milliseconds, by percentile, round by round; a first round warms up and is not kept."""
+    tokens = session.load.tokens[:1000]
+    asked = {name: session.servers[name] for name in names}
+    offers = {name: Offer(server.url, server.body or BODY, tokens) for name, server in asked.items()}
+    direct = Offer(f"http://127.0.0.1:{session.daemon.http_port}{EXECUTE}", BODY, tokens)
+    added: dict[str, dict[float, list[float]]] = {name: {0.5: [], 0.99: []} for name in names}
+    for number in range(rounds + 1):
+        floor = _offered(session.folder, direct, rate, number)
+        for name, offer in offers.items():
+            found = _offered(session.folder, offer, rate, number)
+            for share, values in added[name].items() if number else ():
+                above = found.percentile_us(share) - floor.percentile_us(share)
+                # Whoever adds nothing that can be measured still divides.
+                values.append(max(above, 1.0) / 1000)
+    return added
 
 
 def _offered(folder: Path, offer: Offer, rate: float, number: int) -> Answers:
@@ -109,8 +115,8 @@ def overload(suite: Suite, folder: Path, load: Load, seconds: float) -> None:
     suite.bound(name, "p50 of good answers", "ms", ours.good_p50_ms)
     suite.bound(name, "requests with another answer than 200 and 503, or none", "%", ours.strange)
     if rival is None:
-        reason = "this version has no setting that turns shedding off; above is what its bounded queue does"
-        suite.unjudged(name, "goodput, the same gateway without shedding", "%", target="reported", reason=reason)
+        absent = "this version has no setting that turns shedding off; above is what its bounded queue does"
+        suite.unjudged(name, "goodput, the same gateway without shedding", "%", target="reported", reason=absent)
         return
     suite.bound(name, "goodput, the same gateway without shedding", "%", rival.goodput)
     suite.bound(name, "p50 of good answers, the same gateway without shedding", "ms", rival.good_p50_ms)

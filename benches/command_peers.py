@@ -12,7 +12,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from google.protobuf.descriptor_pb2 import FileDescriptorSet

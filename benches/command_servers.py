@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import json
 import statistics
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from benches import command_peers, native, servers
 from benches.command_peers import ARGS, BODY, EXECUTE
@@ -75,7 +75,7 @@ class Session:
         self._stack = contextlib.ExitStack()
         self._clients: command_peers.NativeClients | None = None
 
-    def __enter__(self) -> Session:
+    def __enter__(self) -> Self:
         """Nothing runs yet."""
         return self
 
@@ -114,7 +114,11 @@ class Session:
         self._peaks = {name: statistics.median(one.rate for one in found) for name, found in done.items()}
         name = f"POST command, {CONNECTIONS} connections"
         for face in FACES:
-            for rival, target in ((ECHO, TO_ECHO[face]), (ENVOY, TO_ENVOY[face]), (ORIGINAL, round(1 / TO_ORIGINAL, 4))):
+            for rival, target in (
+                (ECHO, TO_ECHO[face]),
+                (ENVOY, TO_ENVOY[face]),
+                (ORIGINAL, round(1 / TO_ORIGINAL, 4)),
+            ):
                 self._compare(suite, f"{name}, {face}", cpu, face, rival, target)
         for face in FACES:
             for client in ("grpclib", "grpcio"):
@@ -124,7 +128,10 @@ class Session:
                 beside = [one.beside_us for one in done[face]]
                 suite.measure(f"{name}, {face}", "CPU of the daemon per request, told apart", "us", beside)
                 suite.measure(
-                    f"{name}, {face}", "p99 under full load, closed loop", "ms", [one.p99_us / 1000 for one in done[face]]
+                    f"{name}, {face}",
+                    "p99 under full load, closed loop",
+                    "ms",
+                    [one.p99_us / 1000 for one in done[face]],
                 )
 
     def few(self, suite: Suite, rounds: int) -> None:
@@ -151,7 +158,10 @@ class Session:
             if face in self.servers:
                 single = self._turn(face)
                 url = single.url.removesuffix(EXECUTE) + "/v1/batch"
-                turns |= {face: single, f"{face} batch": single._replace(body=body, url=url, connections=FEW_CONNECTIONS)}
+                turns |= {
+                    face: single,
+                    f"{face} batch": single._replace(body=body, url=url, connections=FEW_CONNECTIONS),
+                }
         done, _ = self._in_turn(turns, (), CONNECTIONS, rounds)
         for face in FACES:
             name = f"batch of {BATCH} reads, {face}"
@@ -197,7 +207,7 @@ class Session:
             better="higher",
         )
 
-    def _compare(
+    def _compare(  # noqa: PLR0917 - a row is what it is
         self, suite: Suite, name: str, cpu: dict[str, list[float]], face: str, rival: str, target: float | None
     ) -> None:
         absent = self.reasons.get(face) or self.reasons.get(rival)

@@ -97,9 +97,7 @@ class Load:
         role: of the tokens.
     """
 
-    def __init__(
-        self, folder: Path, wrk: Sequence[str], environ: Mapping[str, str], *, role: str = "viewer"
-    ) -> None:
+    def __init__(self, folder: Path, wrk: Sequence[str], environ: Mapping[str, str], *, role: str = "viewer") -> None:
         self._folder = folder
         self._wrk = list(wrk)
         self._environ = dict(environ)
@@ -112,7 +110,7 @@ class Load:
         order = draw.choices(range(1, SUBJECTS + 1), weights, k=_DRAWS)
         (folder / "order").write_text("\n".join(map(str, order)) + "\n", encoding="ascii")
 
-    def round(  # noqa: PLR0913 - a load is what it is
+    def round(
         self,
         url: str,
         pid: int,

@@ -1,7 +1,7 @@
 """The compiled programs of the benchmarks (`benches/native/`): built when they are needed, and run.
 
-Strategy: `daemon` is a daemon that costs a few microseconds for a command, so that it is never what a gateway waits for;
-`offer` is load in open loop, whose every request is looked at here.
+Strategy: `daemon` is a daemon that costs a few microseconds for a command, so that it is never what a gateway waits
+for; `offer` is load in open loop, whose every request is looked at here.
 
 Rules:
 - A latency counts from when a request was due, so a slow answer hides nothing behind it (no coordinated omission).
@@ -47,7 +47,7 @@ def program(name: str) -> str:
 
 
 class BenchDaemon(NamedTuple):
-    """A running daemon of the benchmark: its socket, the root of its process tree, and a port with nothing before it."""
+    """A running daemon of the benchmark: its socket, its process, and a port where there is nothing before it."""
 
     socket: str
     pid: int
@@ -140,9 +140,7 @@ class Offer(NamedTuple):
         return b"".join(whole)
 
 
-def offer(
-    folder: Path, kind: Offer, phases: Sequence[tuple[float, float]], *, connections: int, seed: int
-) -> Answers:
+def offer(folder: Path, kind: Offer, phases: Sequence[tuple[float, float]], *, connections: int, seed: int) -> Answers:
     """Offer requests at random moments; the answers.
 
     Args:

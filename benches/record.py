@@ -64,7 +64,8 @@ class Suite:
         value = statistics.median(values)
         sign = 1 if better == "lower" else -1
         met = all(
-            bound is None or sign * found <= sign * bound for found, bound in ((ratio, target_ratio), (value, target_value))
+            bound is None or sign * found <= sign * bound
+            for found, bound in ((ratio, target_ratio), (value, target_value))
         )
         word = "<=" if better == "lower" else ">="
         target = " and ".join(

@@ -82,7 +82,7 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def running(  # noqa: PLR0913 - a server is what it is
+def running(
     name: str,
     command: Sequence[str],
     port: int,
@@ -150,7 +150,7 @@ def daemon(folder: Path) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def ours(  # noqa: PLR0913 - as above
+def ours(
     folder: Path,
     daemon: str,
     *,

@@ -1,10 +1,10 @@
-"""The command path: a command through the gateway beside an echo, Envoy's transcoder, the original stack and no gateway.
+"""The command path: a command through the gateway, beside an echo, Envoy, the original stack, and no gateway at all.
 
 Strategy: whole servers under load in turn (`benches.command_servers`), then latency in open loop and overload
 (`benches.command_open_loop`), then durable commands through the real daemon (`benches.command_durable`).
 
-The daemon behind all gateways is a compiled echo (`benches/native/src/bin/bench-daemon.rs`, Rust, tonic) that speaks the
-real contract on a Unix socket. The real daemon is Python and takes longer for a command than the gateway does, so a
+The daemon behind all gateways is a compiled echo (`benches/native/src/bin/bench-daemon.rs`, Rust, tonic) that speaks
+the real contract on a Unix socket. The real daemon is Python and takes longer for a command than the gateway does, so a
 gateway before it would be measured waiting; and Envoy's unary calls would cost it ten times what our stream does. Its
 CPU is reported apart. Only the durable rows use the real one.
 

@@ -114,9 +114,8 @@ MODES: dict[str, Callable[[str, bytes], Calls]] = {
 }
 
 
-async def main() -> None:
+async def main(socket: str, body: bytes) -> None:
     """Answer until the input ends."""
-    socket, body = sys.argv[1], Path(sys.argv[2]).read_bytes()
     made: dict[str, Calls] = {}
     print("ready", flush=True)
     while line := await asyncio.to_thread(sys.stdin.readline):
@@ -128,4 +127,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(main())
+    uvloop.run(main(sys.argv[1], Path(sys.argv[2]).read_bytes()))

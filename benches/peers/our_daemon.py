@@ -2,7 +2,7 @@
 
 Everything is the production process (`flx_api.cli.daemon_process`), but for two things. Each write to the journal is
 timed from when it is asked for until whoever asked goes on, and on SIGUSR2 the times since the last one are written to
-TIMES as JSON. With `BENCH_NAIVE=1` the writer takes one change for each transaction, which is what a plain handler does.
+TIMES as JSON. With `BENCH_NAIVE=1` the writer takes one change for each transaction, as a plain handler does.
 """
 
 from __future__ import annotations

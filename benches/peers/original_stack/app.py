@@ -1,4 +1,4 @@
-"""The original stack, written as its specification describes it (docs of 2025-06-23), in the parts that a command meets.
+"""The original stack, written as its specification of 2025-06-23 describes it, in the parts that a command meets.
 
     TrustedHostMiddleware, CORSMiddleware -> AuthMiddleware (PyJWT) -> slowapi on Redis -> universal endpoint (FastAPI,
     Pydantic in, msgspec out) -> dependencies (user, gRPC channel) -> grpcio unary call -> structlog, prometheus-client
@@ -140,8 +140,8 @@ application.add_middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "l
 async def execute(
     request: Request,
     command: CommandRequest,
-    user: TokenData = Depends(get_current_user),  # noqa: FAST002 - as FastAPI 0.104 was written
-    call: Any = Depends(get_grpc_stub),  # noqa: ANN401, FAST002
+    user: TokenData = Depends(get_current_user),  # noqa: B008, FAST002 - as FastAPI 0.104 was written
+    call: Any = Depends(get_grpc_stub),  # noqa: ANN401, B008, FAST002
 ) -> Response:
     """The universal endpoint."""
     frame = CommandFrame(

@@ -79,9 +79,8 @@ impl Daemon for Echo {
     async fn channel(&self, request: Request<Streaming<CommandBatch>>) -> Result<Response<Out<ReplyBatch>>, Status> {
         let mut batches = request.into_inner();
         let Some(capacity) = self.capacity.clone() else {
-            let replies = batches.map(|batch| {
-                batch.map(|batch| ReplyBatch { frames: batch.frames.into_iter().map(answer).collect() })
-            });
+            let replies = batches
+                .map(|batch| batch.map(|batch| ReplyBatch { frames: batch.frames.into_iter().map(answer).collect() }));
             return Ok(Response::new(Box::pin(replies)));
         };
         let (out, replies) = mpsc::channel(1024);
@@ -169,6 +168,9 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     let listener = UnixListener::bind(&socket)?;
     let mut server = tonic::transport::Server::builder();
-    server.add_service(DaemonServer::new(Echo { capacity })).serve_with_incoming(UnixListenerStream::new(listener)).await?;
+    server
+        .add_service(DaemonServer::new(Echo { capacity }))
+        .serve_with_incoming(UnixListenerStream::new(listener))
+        .await?;
     Ok(())
 }

@@ -182,7 +182,11 @@ impl Load {
                     self.write(event.key)?;
                     if self.connections[event.key].unsent.is_empty() {
                         let back = Event::readable(event.key);
-                        self.poller.modify_with_mode(&self.connections[event.key].socket, back, polling::PollMode::Level)?;
+                        self.poller.modify_with_mode(
+                            &self.connections[event.key].socket,
+                            back,
+                            polling::PollMode::Level,
+                        )?;
                     }
                 }
                 if event.readable {
