@@ -54,11 +54,29 @@ ends the batch; what was accepted goes on.
 """
 
 
+_REPEATING = """\
+**Repeating a command.** Give a command that changes something a key of your own (`Idempotency-Key`, or
+`idempotency_key` in the body) when it must happen once. The key belongs to the subject of the token. The answer is kept
+in the transaction that makes the change, for a day: the same command with the same arguments and key is answered from
+there, with `meta.replayed: true` (a run with 202 and its `Location`, and the execution as it is now), and nothing
+happens again. With other arguments it is 422 `idempotency_key_reuse`. What was refused changed nothing and is not kept:
+it is decided about anew. A request whose first one is not written yet waits for it, and is told 409
+`idempotency_in_progress` when its own deadline comes before. When a connection broke and nobody knows what became of a
+command, send it again with its key, or look for the run that it began: `execution.list` with `idempotency_key`. Under
+"repeating", *key* says that only a key makes it harmless, *idempotent* that it leaves things as they are anyway (a
+second deletion finds nothing), *read* and *none* that a key means nothing. Requests without a key get one from the
+gateway, for its own tries alone.
+
+"""
+
+
 def commands_page() -> str:
     """Every command with its arguments, result and roles."""
     text = (
         '# Commands\n\nA command is called with `POST /v1/execute` (`{"command": NAME, "args": {...}}`) or '
-        "`POST /v1/commands/NAME` (the body is the arguments). The permission is the command's name.\n\n" + _BATCHES
+        "`POST /v1/commands/NAME` (the body is the arguments). The permission is the command's name.\n\n"
+        + _REPEATING
+        + _BATCHES
     )
     rows = [
         [

@@ -14,7 +14,7 @@ from flx_api.commands import COMMANDS
 from flx_api.errors import Conflict, ErrorBody, FlxError, Forbidden
 from flx_api.gateway.dispatch import Dispatcher
 from flx_api.gateway.intake import ClientGone
-from flx_api.models.envelope import CommandOptions
+from flx_api.models.envelope import MADE_KEY, CommandOptions
 from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame, ReplyFrame
 
 
@@ -52,6 +52,17 @@ def test_a_frame_says_who_what_and_until_when() -> None:
     assert (frame.args, frame.idempotency_key, frame.environment, frame.wait_ms) == (b'{"id":"p"}', "k", "prod", 7)
     assert (frame.dry_run, frame.traceparent, frame.request_id) == (True, "t", "r")
     assert (deadline_s, read) == (30.0, False)
+
+
+def test_what_changes_something_travels_with_a_key_of_its_own() -> None:
+    upstream = Answering(ReplyFrame(result=b"1"))
+    for command in ("pipeline.run", "pipeline.run", "pipeline.delete", "pipeline.list", "auth.login"):
+        run(upstream, command)
+    run(upstream, "pipeline.run", dry_run=True)
+    keys = [frame.idempotency_key for frame, *_ in upstream.calls]
+    assert all(key.startswith(MADE_KEY) and len(key) <= 255 for key in keys[:3])
+    assert len(set(keys[:3])) == 3
+    assert keys[3:] == ["", "", ""]
 
 
 @pytest.mark.parametrize(

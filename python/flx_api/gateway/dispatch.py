@@ -1,6 +1,7 @@
 """From a command's name and bytes to the daemon's reply: the phases authorise, dispatch and upstream, for every route.
 
 Rules:
+- A command that changes something travels with a key: the client's, or one that is made here for this request alone.
 - The permission is checked before the command travels, and again by the daemon.
 - A caller that goes away while the daemon works is noticed (after a moment, since watching costs more than most
   commands take), and its pending entry is dropped; the daemon may still finish.
@@ -9,6 +10,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -17,7 +19,7 @@ import msgspec
 from flx_api.commands.permissions import authorise
 from flx_api.errors import ErrorBody, FlxError
 from flx_api.gateway.intake import ClientGone
-from flx_api.models.envelope import CommandOptions
+from flx_api.models.envelope import MADE_KEY, CommandOptions
 from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame
 from flx_api.proto.flx.v1.daemon_pb2 import Principal as FramePrincipal
 
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 NO_OPTIONS: Final = CommandOptions()
 _WATCH_AFTER_S: Final = 0.25
 _WAIT_MARGIN_MS: Final = 5_000
+_KEYED: Final = frozenset({"key", "idempotent"})
 _error_body = msgspec.json.Decoder(ErrorBody)
 
 
@@ -86,6 +89,9 @@ class Dispatcher:
         # Most commands come without options, and a field that is not set costs nothing.
         if options.idempotency_key is not None:
             frame.idempotency_key = options.idempotency_key
+        elif command.idempotency in _KEYED and not options.dry_run:
+            # What may leave twice, because a connection broke, must not happen twice.
+            frame.idempotency_key = MADE_KEY + os.urandom(16).hex()
         if options.environment is not None:
             frame.environment = options.environment
         if options.dry_run:

@@ -7,15 +7,20 @@ Rules:
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from flx_api.errors import FieldError
 
-# Printable ASCII: a key is compared byte by byte and appears in logs.
-IdempotencyKey = Annotated[str, Meta(pattern=r"^[\x21-\x7e]{1,255}$(?!\n)")]
+KEY_PATTERN: Final = r"^[\x21-\x7e]{1,255}$(?!\n)"
+"""Printable ASCII: a key is compared byte by byte and appears in logs."""
+
+MADE_KEY: Final = "gateway "
+"""How a key begins that a gateway made for a request without one. No client's own key holds a blank."""
+
+IdempotencyKey = Annotated[str, Meta(pattern=KEY_PATTERN)]
 Milliseconds = Annotated[int, Meta(ge=1, le=3_600_000)]
 
 

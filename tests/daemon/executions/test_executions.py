@@ -189,7 +189,7 @@ def test_a_dry_run_checks_and_changes_nothing(play: Callable[..., None]) -> None
             answer = await executions.submit(PipelineRunArgs("a"), ALICE, dry_run=True)
             assert (answer.execution.id, answer.replayed) == ("", False)
             assert answer.execution.state_ids == ("dev:tap-a-to-target-x",)
-            assert executions.page(ExecutionListArgs(), DEFAULT_TENANT).items == ()
+            assert executions.page(ExecutionListArgs(), ALICE).items == ()
             assert stage.journal.seq == 0
 
     play(story)
@@ -421,18 +421,18 @@ def test_pages_go_from_new_to_old_and_show_nothing_twice(play: Callable[..., Non
                 made.append((await over(executions, accepted)).id)
             found, cursor = [], None
             while True:
-                page = executions.page(ExecutionListArgs(limit=3, cursor=cursor), DEFAULT_TENANT)
+                page = executions.page(ExecutionListArgs(limit=3, cursor=cursor), ALICE)
                 found += [execution.id for execution in page.items]
                 if (cursor := page.next_cursor) is None:
                     break
             assert found == made[::-1]
-            of_a = executions.page(ExecutionListArgs(pipeline="a"), DEFAULT_TENANT)
+            of_a = executions.page(ExecutionListArgs(pipeline="a"), ALICE)
             assert [execution.id for execution in of_a.items] == made[1::2][::-1]
-            failed = executions.page(ExecutionListArgs(status="failed"), DEFAULT_TENANT)
+            failed = executions.page(ExecutionListArgs(status="failed"), ALICE)
             assert {execution.exit_code for execution in failed.items} == {1, 2}
-            assert executions.page(ExecutionListArgs(), "other").items == ()
+            assert executions.page(ExecutionListArgs(), MALLORY).items == ()
             with pytest.raises(ValidationFailed):
-                executions.page(ExecutionListArgs(cursor="bm9uZQ"), DEFAULT_TENANT)
+                executions.page(ExecutionListArgs(cursor="bm9uZQ"), ALICE)
 
     play(story)
 

@@ -248,14 +248,20 @@ class Executions:
             self._schedule()
         return Submitted(execution, replayed=stored is None and not (dry_run and not execution.id))
 
-    async def cancel(self, execution_id: str, reason: str, principal: Principal) -> Execution:
-        """End an execution; one that is over stays as it is.
+    async def cancel(
+        self,
+        execution_id: str,
+        reason: str,
+        principal: Principal,
+        once: Callable[[Callable[[Tx], Execution]], Callable[[Tx], Execution]] = lambda change: change,
+    ) -> Execution:
+        """End an execution; one that is over stays as it is. `once` lets the change happen once for a key.
 
         Raises:
             NotFound: there is none, or it is another tenant's.
         """
         by = f"cancelled by {principal.subject}"
-        return await self._cancel(execution_id, principal.tenant, f"{by}: {reason}" if reason else by)
+        return await self._cancel(execution_id, principal.tenant, f"{by}: {reason}" if reason else by, once=once)
 
     async def wait(self, execution_id: str, timeout_ms: int, tenant: str) -> Execution:
         """The execution when it is over, or as it is when the time is up.
@@ -282,10 +288,10 @@ class Executions:
         with self._journal.read() as connection:
             return self._store.get(connection, execution_id, tenant)
 
-    def page(self, args: ExecutionListArgs, tenant: str) -> ExecutionPage:
-        """A page of executions, newest first."""
+    def page(self, args: ExecutionListArgs, principal: Principal) -> ExecutionPage:
+        """A page of executions, newest first; keys are looked for among the principal's own."""
         with self._journal.read() as connection:
-            return self._store.page(connection, tenant, args)
+            return self._store.page(connection, principal, args)
 
     def streams(self, execution_id: str, tenant: str) -> StreamsResult:
         """The ledger when it is over, the counts so far before.
@@ -455,7 +461,12 @@ class Executions:
             ended.set()
 
     async def _cancel(
-        self, execution_id: str, tenant: str | None, reason: str, grace_s: float | None = None
+        self,
+        execution_id: str,
+        tenant: str | None,
+        reason: str,
+        grace_s: float | None = None,
+        once: Callable[[Callable[[Tx], Execution]], Callable[[Tx], Execution]] = lambda change: change,
     ) -> Execution:
         def change(tx: Tx) -> Execution:
             execution = self._store.find(tx.connection, execution_id, tenant).execution
@@ -465,7 +476,7 @@ class Executions:
                 return execution
             return self._store.transition(tx, execution_id, "cancel", error=reason)
 
-        execution = await self._journal.write(change)
+        execution = await self._journal.write(once(change))
         if execution.status == "cancelled":
             self._queue.pop(execution_id, None)
             self._tell_ended(execution_id)

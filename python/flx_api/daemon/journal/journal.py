@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from sqlalchemy import bindparam, delete, exists, func, insert, select
 from sqlalchemy.exc import DBAPIError
@@ -36,6 +36,8 @@ T = TypeVar("T")
 
 _TAIL_ROWS = 4096
 _PRUNE_STEP = 1000
+KEYS_KEPT_US: Final = 86_400_000_000
+"""How long an idempotency key is known, at least: a day. `prune` removes those that are older."""
 _EXECUTION = "execution."
 
 
@@ -181,7 +183,7 @@ class Journal:
         return self.seq
 
     async def prune(self, before_us: int, keep_rows: int) -> int:
-        """Remove events and idempotency keys older than a time, events beyond a number, and what is then of no use.
+        """Remove events older than a time or beyond a number, keys older than a day, and what is then of no use.
 
         That is revocations that are over, and the heads of topics of executions that are over and have no events left.
         All of it in small steps.
@@ -197,7 +199,7 @@ class Journal:
         while step := await self.write(lambda tx: _prune_events(tx.connection, before_us, self.seq - keep_rows)):
             removed += step.rows
             self.oldest = step.oldest
-        while await self.write(lambda tx: _prune_keys(tx.connection, before_us)):
+        while await self.write(lambda tx: _prune_keys(tx.connection, tx.now_us - KEYS_KEPT_US)):
             pass
         while await self.write(_prune_revocations):
             pass
