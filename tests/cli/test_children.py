@@ -92,7 +92,7 @@ def circle():
 assert hand_over("the application", os.getppid()) == "the application"
 frozen, (young, _, _) = gc.get_freeze_count(), gc.get_threshold()
 collections = gc.get_stats()[0]["collections"]
-in_flight = [[] for _ in range(young // 2)]
+in_flight = [[] for _ in range(20_000)]
 looked = gc.get_stats()[0]["collections"] - collections
 left = circle()
 held = [[] for _ in range(young + 1)]
