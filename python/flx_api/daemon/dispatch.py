@@ -10,6 +10,7 @@ Rules:
 - A request whose key is in use by one that is not committed waits for that one. When its deadline comes first it is
   told `idempotency_in_progress`, which says more than that the deadline has passed.
 - The daemon believes nobody about permissions: the same function that decided in the gateway decides here again.
+- With `dry_run` the same is rehearsed (`flx_api.daemon.plans`), and the answer is a plan.
 - Arguments are parsed here only, strictly (`models.strict_json`), and all fields at fault are named at once.
 """
 
@@ -28,6 +29,7 @@ from flx_api.commands import Command, find
 from flx_api.commands.permissions import authorise
 from flx_api.daemon.handlers.context import Accepted, Context, Replay
 from flx_api.daemon.handlers.idempotency import Replayed
+from flx_api.daemon.plans import plan
 from flx_api.daemon.principal import ANONYMOUS
 from flx_api.daemon.trust import Gateway
 from flx_api.errors import (
@@ -84,10 +86,13 @@ class Dispatcher:
                 if not command.public:
                     raise Unauthenticated()  # noqa: TRY301, RSE102 - one way out for all refusals
                 principal = ANONYMOUS
+            may_make_keys = isinstance(caller, Gateway)
+            if frame.dry_run:
+                context = self._context(frame, command, principal, may_make_keys=may_make_keys)
+                return self._rehearse(frame, command, context)
             authorise(command, principal.roles)
-            context = self._context(frame, command, principal, may_make_keys=isinstance(caller, Gateway))
-            args = arguments(command.args, context.raw_args)
-            outcome = self._handlers[command.name](context, args)
+            context = self._context(frame, command, principal, may_make_keys=may_make_keys)
+            outcome = self._begin(command, context)
         except Exception as error:  # noqa: BLE001 - the border: whatever it is becomes a reply
             return _failure(frame, error)
         if isinstance(outcome, (bytes, msgspec.Struct)):
@@ -95,6 +100,14 @@ class Dispatcher:
         if command.idempotency == "read":
             return self._finish(frame, outcome, context.deadline_us)
         return self._change(frame, outcome, context)
+
+    def _begin(self, command: Command, context: Context) -> Outcome | Awaitable[Outcome]:
+        return self._handlers[command.name](context, arguments(command.args, context.raw_args))
+
+    def _rehearse(self, frame: CommandFrame, command: Command, context: Context) -> Coroutine[Any, Any, ReplyFrame]:
+        planned = plan(command, context, lambda: self._begin(command, context))
+        # It changes nothing, so it may be torn apart like a read.
+        return self._finish(frame, planned, context.deadline_us)
 
     async def carry_out(self, frame: CommandFrame, caller: Caller) -> ReplyFrame:
         """A command from beginning to end."""
@@ -107,10 +120,6 @@ class Dispatcher:
             await asyncio.wait(self._changing, timeout=within_s)
 
     def _context(self, frame: CommandFrame, command: Command, principal: Principal, *, may_make_keys: bool) -> Context:
-        if frame.dry_run and command.idempotency != "read":
-            reason = f"{command.name} does not support it yet"
-            refused = ValidationFailed.field("dry_run", reason)
-            raise refused
         key: str = frame.idempotency_key
         if key and not _IS_KEY(key) and not (may_make_keys and key.startswith(MADE_KEY)):
             detail = "The idempotency key is not 1 to 255 printable ASCII characters without a blank"

@@ -1,6 +1,8 @@
 """From a command's name and bytes to the daemon's reply: the phases authorise, dispatch and upstream, for every route.
 
 Rules:
+- The permission is checked before the command travels, and again by the daemon. A dry run always travels: the daemon's
+  plan says whether it is permitted.
 - A command that changes something travels with a key: the client's, or one that is made here for this request alone.
 - The permission is checked before the command travels, and again by the daemon.
 - A caller that goes away while the daemon works is noticed (after a moment, since watching costs more than most
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
     from flx_api._core import Principal
     from flx_api.commands import Command
+    from flx_api.gateway.costs import Costs
     from flx_api.gateway.exchange import Exchange
     from flx_api.proto.flx.v1.daemon_pb2 import ReplyFrame
     from flx_api.upstream.channel import Upstream
@@ -51,11 +54,13 @@ class Dispatcher:
     Args:
         upstream: the daemon.
         deadline_ms: of a command that names none.
+        costs: what commands cost, for plans.
     """
 
-    def __init__(self, upstream: Upstream, deadline_ms: int) -> None:
+    def __init__(self, upstream: Upstream, deadline_ms: int, costs: Costs) -> None:
         self._upstream = upstream
         self._deadline_ms = deadline_ms
+        self.costs = costs
 
     async def run(
         self, exchange: Exchange, command: Command, args: bytes, options: CommandOptions = NO_OPTIONS
@@ -67,15 +72,18 @@ class Dispatcher:
             ClientGone: nobody waits any more.
         """
         principal = exchange.principal
-        authorise(command, principal.roles if principal is not None else ())
+        if not options.dry_run:
+            authorise(command, principal.roles if principal is not None else ())
         exchange.passed("authorise")
         frame, deadline_s = self.frame(frame_of(exchange), command, args, options)
         exchange.passed("dispatch")
         with Watch(exchange):
-            reply = await self._upstream.call(frame, deadline_s, read=command.idempotency == "read")
+            reply = await self._upstream.call(frame, deadline_s, read=reads(command, options))
         exchange.passed("upstream")
         if reply.code:
             raise error_of(reply)
+        if options.dry_run:
+            reply.result = self.costs.told(reply.result, exchange.admitted.route, command.name)
         return reply
 
     def frame(
@@ -110,6 +118,11 @@ class Dispatcher:
             except msgspec.DecodeError:
                 patience = 0
         return max(self._deadline_ms, min(patience, 600_000) + _WAIT_MARGIN_MS)
+
+
+def reads(command: Command, options: CommandOptions) -> bool:
+    """Whether the command changes nothing, so that it may be sent again and given up at any time."""
+    return options.dry_run or command.idempotency == "read"
 
 
 class Watch:

@@ -31,7 +31,7 @@ class CommandOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     environment: Annotated[str, Meta(max_length=64)] | None = None
     wait_ms: Annotated[int, Meta(ge=0, le=600_000)] | None = None
     deadline_ms: Milliseconds | None = None
-    dry_run: bool = False
+    dry_run: Annotated[bool, Meta(description="change nothing; the result is a `Plan` of what would happen")] = False
 
 
 class ExecuteRequest(CommandOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -43,15 +43,16 @@ class ExecuteRequest(CommandOptions, frozen=True, kw_only=True, forbid_unknown_f
 
 
 class ReplyMeta(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What is said about an answer beside the answer."""
+    """What is said about an answer beside the answer. `dry_run`: the result is a `Plan`, and nothing was done."""
 
     request_id: str
     duration_us: int
     replayed: bool = False
+    dry_run: bool = False
 
 
 class CommandReply(msgspec.Struct, frozen=True):
-    """The answer to a command: `accepted` means that work goes on under `id`."""
+    """The answer to a command: `accepted` means that work goes on under `id`. Of a dry run the result is a `Plan`."""
 
     id: str
     command: str
@@ -86,6 +87,7 @@ class BatchRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     operations: Annotated[list[ExecuteRequest], Meta(min_length=1, max_length=1000)]
     mode: Literal["parallel", "ordered"] = "parallel"
     fail_fast: Annotated[bool, Meta(description="begin nothing more after the first operation that failed")] = False
+    dry_run: Annotated[bool, Meta(description="every operation is a dry run, each against the present state")] = False
 
 
 class BatchResult(msgspec.Struct, frozen=True, kw_only=True):

@@ -164,11 +164,13 @@ def test_waiting_for_a_run_ends_with_it_or_with_the_deadline(play: Callable[...,
     play(story)
 
 
-def test_a_dry_run_is_answered_with_what_would_be(play: Callable[..., None]) -> None:
+def test_a_dry_run_of_a_wait_does_not_wait(play: Callable[..., None]) -> None:
     async def story(stage: Stage, executions: Executions, context: Context) -> None:
-        dry = replace(context, dry_run=True, environment="prod")
-        answer = await call("pipeline.run", dry, PipelineRunArgs("a"))
-        assert (answer.id, answer.environment) == ("", "prod")
-        assert executions.counts() == (0, 0)
+        accepted = await call("pipeline.run", context, PipelineRunArgs("a"))
+        dry = replace(context, dry_run=True)
+        waiting = await call("execution.wait", dry, ExecutionWaitArgs(accepted.execution_id, 600_000))
+        assert waiting.finished_us is None
+        (await stage.executor.run_of(accepted.result)).end(0)
+        await over(executions, accepted.result)
 
     play(story)

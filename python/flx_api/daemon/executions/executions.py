@@ -26,6 +26,7 @@ from flx_api.daemon import pipelines
 from flx_api.daemon.executions import recovery, retention
 from flx_api.daemon.executions.ids import uuid7_factory
 from flx_api.daemon.executions.log_file import LogFile
+from flx_api.daemon.executions.outlook import waits
 from flx_api.daemon.executions.planning import Waiting, startable
 from flx_api.daemon.executions.states import FINAL
 from flx_api.daemon.executions.store import Plan, Store
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from flx_api.daemon.project import ProjectCache, ProjectModel
     from flx_api.models.execution import ExecutionListArgs, ExecutionLogsArgs, ExecutionPage
     from flx_api.models.pipeline import Pipeline, PipelineRunArgs
+    from flx_api.models.plan import Wait
 
 CLOSE_S = 8.0
 _CLOSE_GRACE_S = 5.0
@@ -192,7 +194,6 @@ class Executions:
         idempotency_key: str | None = None,
         replay: Callable[[Tx], str | None] = lambda _tx: None,
         remember: Callable[[Tx, Execution], None] = lambda _tx, _execution: None,
-        dry_run: bool = False,
     ) -> Submitted:
         """Accept a run of a pipeline: it starts when a slot and its state ids are free.
 
@@ -203,7 +204,6 @@ class Executions:
             idempotency_key: kept beside the execution.
             replay: gives the id of the execution that an earlier request with the same key made.
             remember: keeps the answer for such requests.
-            dry_run: check everything, change nothing; the id of the answer is empty.
 
         Raises:
             NotFound: there is no such pipeline.
@@ -228,8 +228,6 @@ class Executions:
             if planned is None:
                 raise refusal or NotFound()
             execution = self._check(tx.connection, planned, principal, tx.now_us)
-            if dry_run:
-                return execution, None
             execution = msgspec.structs.replace(execution, id=self._ids())
             self._store.insert(
                 tx,
@@ -246,7 +244,12 @@ class Executions:
         if stored is not None:
             self._queue[execution.id] = stored
             self._schedule()
-        return Submitted(execution, replayed=stored is None and not (dry_run and not execution.id))
+        return Submitted(execution, replayed=stored is None)
+
+    def outlook(self, state_ids: Iterable[str], tenant: str) -> tuple[Wait, ...]:
+        """What an execution with these state ids would wait for if it were accepted now; nothing: it would start."""
+        active = [supervisor.stored for supervisor in self._active.values()]
+        return waits(state_ids, tenant, list(self._queue.values()), active, self._settings.run_slots - len(active))
 
     async def cancel(
         self,

@@ -26,6 +26,8 @@ from flx_api.errors import ValidationFailed
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from sqlalchemy import Connection
+
     from flx_api.daemon.handlers.context import Context
     from flx_api.daemon.journal import Tx
 
@@ -100,6 +102,16 @@ def look_up(tx: Tx, context: Context, command: str) -> Stored | None:
     if (row.project_id, row.command, row.body_hash) != (tx.project_id, command, context.body_hash):
         raise ValidationFailed(code="idempotency_key_reuse")
     return Stored(row.result, row.execution_id)
+
+
+def begun(connection: Connection, context: Context) -> str | None:
+    """The execution that the first command with this request's key began, if it began one."""
+    query = select(idempotency.c.execution_id).where(
+        idempotency.c.tenant == context.principal.tenant,
+        idempotency.c.subject == context.principal.subject,
+        idempotency.c.key == context.idempotency_key,
+    )
+    return connection.execute(query).scalar()
 
 
 def remember(

@@ -22,6 +22,7 @@ from sqlalchemy.exc import DBAPIError
 
 from flx_api.daemon.journal.database import bring_to_head, engine_of, file_of, is_storage_fault, storage_error
 from flx_api.daemon.journal.mark import Mark
+from flx_api.daemon.journal.rehearsal import is_rehearsing, rehearsal_of
 from flx_api.daemon.journal.tables import events, executions, idempotency, identity, revocations, topic_heads
 from flx_api.daemon.journal.tail import EventRow, Tail
 from flx_api.daemon.journal.writer import Group, Pending, Tx, Writer
@@ -131,9 +132,12 @@ class Journal:
 
         Raises:
             Unavailable: `storage_unavailable`, `insufficient_storage` (nothing was changed) or `shutting_down`.
+            Rehearsed: this is a rehearsal (`flx_api.daemon.journal.rehearsal`), and the change would be made.
         """
         if self._closed:
             raise Unavailable(code="shutting_down")
+        if is_rehearsing():
+            change = rehearsal_of(change)
         future: asyncio.Future[T] = self._loop.create_future()
         self._writer.submit(Pending(change, future))
         return await future
