@@ -276,7 +276,7 @@ def test_a_failed_attempt_is_followed_by_another_meltano_run(scene: Scene) -> No
             states = [scene.bench.meltano_rows(one.id)[0][0] for one in (first, second)]
             assert states == ["FAIL", "SUCCESS"]
             log = executions.log(accepted.id)
-            lines = []
+            lines: list[bytes] = []
             while page := log.lines(len(lines) + 1, 1000):
                 lines += page
             assert [first.id.encode() in line or second.id.encode() in line for line in lines].count(True) > 0
