@@ -11,25 +11,23 @@ Rules:
 
 from __future__ import annotations
 
-import ipaddress
 import math
 import os
 import re
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
-from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
 from msgspec import Meta
 
+from flx_api import addresses
 from flx_api.errors import StartupError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-_LAST_PORT = 65535
-Port = Annotated[int, Meta(ge=0, le=_LAST_PORT)]
+Port = Annotated[int, Meta(ge=0, le=addresses.LAST_PORT)]
 Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$(?!\n)")]
 
 Algorithm = Literal[
@@ -47,14 +45,6 @@ _WINDOW = re.compile(r"([0-9]{1,15})(ms|s|m|h|d)")
 _UNIT_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _LONGEST_WINDOW_MS = 366 * _UNIT_MS["d"]
 _SWITCH = {**dict.fromkeys(("1", "true", "yes", "on"), True), **dict.fromkeys(("0", "false", "no", "off"), False)}
-_HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]")
-_ORIGIN = re.compile(r"([a-z][a-z0-9+.-]{0,30})://([a-z0-9._-]{1,253}|\[[0-9a-f:.]{2,45}\])(?::([1-9][0-9]{0,4}))?")
-_OWN_PORTS = {"http": "80", "https": "443"}
-# What an address of Redis may say after its question mark. Its client would take more, and let it undo what we rely on.
-_REDIS_OPTIONS = frozenset({"db", "username", "password"})
-_REDIS_TLS_OPTIONS = frozenset(
-    f"ssl_{name}" for name in ("ca_certs", "ca_path", "certfile", "keyfile", "password", "cert_reqs", "check_hostname")
-)
 
 
 class Window(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -265,12 +255,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     @property
     def jwks_address(self) -> str | None:
         """The address of the other issuer's key set, when it is not a file."""
-        return self.jwt_jwks if self.jwt_jwks and _is_address(self.jwt_jwks) else None
+        return self.jwt_jwks if self.jwt_jwks and addresses.is_address(self.jwt_jwks) else None
 
     @property
     def jwks_file(self) -> Path | None:
         """The file of the other issuer's keys."""
-        return Path(self.jwt_jwks) if self.jwt_jwks and not _is_address(self.jwt_jwks) else None
+        return Path(self.jwt_jwks) if self.jwt_jwks and not addresses.is_address(self.jwt_jwks) else None
 
     @property
     def secret_key_file(self) -> Path:
@@ -404,9 +394,9 @@ def _check(settings: Settings) -> None:
     if len(set(settings.jwt_algorithms)) != len(settings.jwt_algorithms):
         raise StartupError("FLX_JWT_ALGORITHMS: names an algorithm twice")
     _check_jwks(settings)
-    _check_peers(settings)
+    addresses.check_peers(settings.trusted_proxies, settings.trusted_hosts, settings.cors_origins)
     if settings.redis_url is not None:
-        _check_redis(settings.redis_url)
+        addresses.check_redis(settings.redis_url)
     if settings.environment == "production":
         _check_production(settings)
     if settings.enable_ssl:
@@ -425,11 +415,6 @@ def _check_certificate(settings: Settings) -> None:
             raise StartupError(f"FLX_{name.upper()}: FLX_ENABLE_SSL needs a readable file here")
 
 
-def _is_address(text: str) -> bool:
-    # One letter and a colon is a drive, not a scheme.
-    return "://" in text or re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", text) is not None
-
-
 def _is_public_key(secret: str) -> bool:
     text = secret.lstrip("\ufeff \t\r\n")
     if text.startswith(("-----BEGIN", "ssh-", "ecdsa-")):
@@ -443,7 +428,7 @@ def _is_public_key(secret: str) -> bool:
 
 def _check_jwks(settings: Settings) -> None:
     if settings.jwks_address is not None:
-        _check_address(settings.jwks_address, settings.environment)
+        addresses.check_key_address(settings.jwks_address, settings.environment)
     keys = file_keys_of(settings)
     if keys is None:
         return
@@ -455,85 +440,6 @@ def _check_jwks(settings: Settings) -> None:
         raise StartupError(f"FLX_JWT_JWKS: {error}") from None
     if count == 0:
         raise StartupError("FLX_JWT_JWKS: holds no key for verifying that FLX_JWT_ALGORITHMS allows")
-
-
-def _check_address(address: str, environment: str) -> None:
-    try:
-        parts = urlsplit(address)
-        host, _ = parts.hostname or "", parts.port
-    except ValueError:
-        raise StartupError("FLX_JWT_JWKS: is no address that can be read") from None
-    if parts.scheme not in {"https", "http"}:
-        raise StartupError("FLX_JWT_JWKS: only https: addresses and files (by their path) are read")
-    if not host or parts.username is not None or parts.fragment:
-        raise StartupError("FLX_JWT_JWKS: the address needs a host, and no user and no fragment")
-    if parts.scheme == "http" and not (environment == "development" and _is_loopback(host)):
-        raise StartupError("FLX_JWT_JWKS: http: is for loopback addresses in development; keys need https:")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _check_peers(settings: Settings) -> None:
-    """Hold that the native core takes these networks, that a Host can be one of these names, an Origin one of these."""
-    for index, text in enumerate(settings.trusted_proxies):
-        address, slash, length = text.partition("/")
-        try:
-            ipaddress.ip_network(text)
-        except ValueError:
-            address = ""
-        if not address or "%" in address or (slash and not length.isdigit()):
-            msg = f"FLX_TRUSTED_PROXIES[{index}]: is no address and no network such as 10.0.0.0/8"
-            raise StartupError(msg)
-    for index, name in enumerate(settings.trusted_hosts):
-        if not _HOST.fullmatch(name):
-            raise StartupError(f"FLX_TRUSTED_HOSTS[{index}]: is no name of a host (without a port, IPv6 in brackets)")
-    for index, origin in enumerate(settings.cors_origins):
-        if origin != "*" and not _is_origin(origin):
-            msg = (
-                "is no origin as browsers send it (scheme://host, or scheme://host:port; small letters, no slash after)"
-            )
-            raise StartupError(f"FLX_CORS_ORIGINS[{index}]: {msg}")
-
-
-def _is_origin(text: str) -> bool:
-    found = _ORIGIN.fullmatch(text)
-    if not found:
-        return False
-    scheme, host, port = found.groups()
-    try:
-        written = f"[{ipaddress.IPv6Address(host[1:-1])}]" if host.startswith("[") else host
-    except ValueError:
-        return False
-    # Browsers leave out the port that a scheme has anyway, and shorten addresses.
-    return host == written and port != _OWN_PORTS.get(scheme, "") and int(port or 1) <= _LAST_PORT
-
-
-def _check_redis(url: str) -> None:
-    no_address = "FLX_REDIS_URL: is no redis:, rediss: or unix: address"
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
-        options = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
-    except ValueError:
-        raise StartupError(no_address) from None
-    place = {"redis": host, "rediss": host, "unix": parts.path}.get(parts.scheme)
-    if not place or parts.fragment:
-        raise StartupError(no_address)
-    told = dict(options)
-    known = _REDIS_OPTIONS | (_REDIS_TLS_OPTIONS if parts.scheme == "rediss" else frozenset())
-    if not told.keys() <= known or len(told) < len(options):
-        # A name that is not known may be a part of a password.
-        raise StartupError("FLX_REDIS_URL: the address knows no such option, or has one twice")
-    databases = [told.get("db", "0"), "0" if parts.scheme == "unix" else parts.path.removeprefix("/") or "0"]
-    if not all(re.fullmatch(r"[0-9]{1,9}", database) for database in databases):
-        raise StartupError("FLX_REDIS_URL: the database is a number")
-    if told.get("ssl_cert_reqs", "required") not in {"required", "optional", "none"}:
-        raise StartupError("FLX_REDIS_URL: ssl_cert_reqs is required, optional or none")
 
 
 def _check_limits(policies: tuple[RateLimit, ...]) -> None:
