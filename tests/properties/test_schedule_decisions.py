@@ -1,8 +1,8 @@
-"""Decisions against a walk over every minute: nothing fires twice, nothing is lost without a word, whatever the clock does.
+"""Decisions against a walk over every minute: nothing fires twice, nothing is lost without a word.
 
-Strategy: `World` plays the shell with dictionaries: what it remembers outlives a restart, a key that was used is used for
-good. Beside it a diary is kept by the naive walk: at each look, the minutes since the last look (or since the schedule was
-first seen) that fit the expression. The two must tell the same story.
+Strategy: `World` plays the shell with dictionaries: what it remembers outlives a restart, a key that was used is used
+for good. Beside it a diary is kept by the naive walk: at each look, the minutes since the last look (or since the
+schedule was first seen) that fit the expression. The two must tell the same story.
 """
 
 from __future__ import annotations
@@ -34,10 +34,24 @@ GRACE_US = 60 * MINUTE_US
 EVERY = frozenset
 EXPRESSIONS = (
     Fields("* * * * *", EVERY(range(60)), EVERY(range(24)), EVERY(range(1, 32)), EVERY(range(1, 13)), EVERY(range(7))),
-    Fields("*/7 * * * *", EVERY(range(0, 60, 7)), EVERY(range(24)), EVERY(range(1, 32)), EVERY(range(1, 13)), EVERY(range(7))),
+    Fields(
+        "*/7 * * * *",
+        EVERY(range(0, 60, 7)),
+        EVERY(range(24)),
+        EVERY(range(1, 32)),
+        EVERY(range(1, 13)),
+        EVERY(range(7)),
+    ),
     Fields("0 * * * *", EVERY({0}), EVERY(range(24)), EVERY(range(1, 32)), EVERY(range(1, 13)), EVERY(range(7))),
     Fields("30 2 * * *", EVERY({30}), EVERY({2}), EVERY(range(1, 32)), EVERY(range(1, 13)), EVERY(range(7))),
-    Fields("15,45 1,2,3 * * *", EVERY({15, 45}), EVERY({1, 2, 3}), EVERY(range(1, 32)), EVERY(range(1, 13)), EVERY(range(7))),
+    Fields(
+        "15,45 1,2,3 * * *",
+        EVERY({15, 45}),
+        EVERY({1, 2, 3}),
+        EVERY(range(1, 32)),
+        EVERY(range(1, 13)),
+        EVERY(range(7)),
+    ),
 )
 
 
@@ -80,7 +94,9 @@ CHANGE = st.one_of(st.none(), st.none(), st.none(), st.sampled_from(EXPRESSIONS)
     st.integers(0, 59_999_999),
     st.lists(st.tuples(STEP, CHANGE), min_size=1, max_size=30),
 )
-def test_each_firing_is_told_once(evening: tuple[str, int], first: Fields, odd_us: int, steps: list[tuple[int, Fields | None]]) -> None:
+def test_each_firing_is_told_once(
+    evening: tuple[str, int], first: Fields, odd_us: int, steps: list[tuple[int, Fields | None]]
+) -> None:
     """Restarts, clock steps and edits: the newest firing runs, the older ones are missed, the rest never was."""
     world, expression = World(), first
     zone, now_us = evening
@@ -96,14 +112,20 @@ def test_each_firing_is_told_once(evening: tuple[str, int], first: Fields, odd_u
             assert Told(None, None) == told
         else:
             whole = since_us // MINUTE_US * MINUTE_US
-            diary = [at for at in naive_times(expression, zone, whole, (now_us - whole) // MINUTE_US + 1) if at > since_us]
+            diary = [
+                at for at in naive_times(expression, zone, whole, (now_us - whole) // MINUTE_US + 1) if at > since_us
+            ]
             newest = diary[-1] if diary else None
             late = newest is not None and now_us - newest > GRACE_US
             missed = diary if late else diary[:-1]
             before_us = {at for _, at in fired}
             expected = None if late or newest in before_us else newest
             assert expected == told.fired
-            assert (missed[:1], len(missed)) == ([told.missed.first_us], told.missed.count) if told.missed else not missed
+            assert (
+                (missed[:1], len(missed)) == ([told.missed.first_us], told.missed.firings)
+                if told.missed
+                else not missed
+            )
             assert not told.missed or (missed[-1], False) == (told.missed.last_us, told.missed.more)
         if told.fired is not None:
             fired.append((expression.text, told.fired))

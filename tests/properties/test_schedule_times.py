@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from tests.daemon.schedules.naive_times import MINUTE_US, Fields, naive_times
 
 from flx_api.daemon.schedules.times import Rule, times_between
-# A zone and a moment in UTC near which its clocks change: an hour forth and back, half an hour, at midnight, a whole day
-# left out, Ireland's negative summer time, and zones that never change.
+
+# A zone and a moment in UTC near which its clocks change: an hour forth and back, half an hour, at midnight, a whole
+# day left out, Ireland's negative summer time, and zones that never change.
 CHANGES = (
     ("UTC", "2026-03-29T01:00"),
     ("Europe/Berlin", "2026-03-29T01:00"),

@@ -1,18 +1,19 @@
 """When a schedule fires, the slow and obvious way: every minute there is, one after the other.
 
-Strategy: time is walked minute by minute in UTC; each minute is looked at on the wall clock of the zone. No cron library
-and no parser take part: a test makes an expression and the sets of numbers it means together (`Fields`).
+Strategy: time is walked minute by minute in UTC; each minute is looked at on the wall clock of the zone. No cron
+library and no parser take part: a test makes an expression and the sets of numbers it means together (`Fields`).
 
 Rules:
 - A `*` in minute or hour: the minutes whose wall clock fits.
-- Both fixed: the same, but a wall-clock minute that comes a second time does not count; and where wall-clock minutes are
-  left out, the minute after them counts if one of them would have.
+- Both fixed: the same, but a wall-clock minute that comes a second time does not count; and where wall-clock minutes
+  are left out, the minute after them counts if one of them would have.
 """
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
@@ -61,7 +62,7 @@ def naive_times(fields: Fields, zone: str, first_us: int, minutes: int) -> list[
     """The moments at which it fires, from the second of so many minutes on."""
     fired = []
     found = walls(zone, first_us, minutes)
-    for (_, before, _), (moment, wall, again) in zip(found, found[1:], strict=False):
+    for (_, before, _), (moment, wall, again) in pairwise(found):
         if not fields.is_fixed:
             if fields.fits(wall):
                 fired.append(moment)

@@ -23,7 +23,7 @@ import msgspec
 import structlog
 
 from flx_api.daemon import pipelines
-from flx_api.daemon.executions import recovery, retention
+from flx_api.daemon.executions import recovery, retention, scheduled
 from flx_api.daemon.executions.ids import uuid7_factory
 from flx_api.daemon.executions.log_file import LogFile
 from flx_api.daemon.executions.planning import Waiting, startable
@@ -37,7 +37,7 @@ from flx_api.models.event import SystemEvent
 from flx_api.models.execution import Execution, LogPage, StreamsResult
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
 
     import sqlalchemy as sa
 
@@ -48,8 +48,8 @@ if TYPE_CHECKING:
     from flx_api.daemon.journal import Journal, Tx
     from flx_api.daemon.principal import Principal
     from flx_api.daemon.project import ProjectCache, ProjectModel
-    from flx_api.models.execution import ExecutionListArgs, ExecutionLogsArgs, ExecutionPage
-    from flx_api.models.pipeline import Pipeline, PipelineRunArgs
+    from flx_api.models.execution import ExecutionListArgs, ExecutionLogsArgs, ExecutionPage, Trigger
+    from flx_api.models.pipeline import PipelineRunArgs
 
 CLOSE_S = 8.0
 _CLOSE_GRACE_S = 5.0
@@ -120,6 +120,7 @@ class Executions:
             runs_dir=self._runs_dir,
             cancel_grace_s=settings.cancel_grace_s,
             read_states=read_states,
+            variables=self._variables,
             backstop_s=backstop_s,
         )
         self._queue: dict[str, Stored] = {}
@@ -193,20 +194,24 @@ class Executions:
         replay: Callable[[Tx], str | None] = lambda _tx: None,
         remember: Callable[[Tx, Execution], None] = lambda _tx, _execution: None,
         dry_run: bool = False,
+        schedule: str | None = None,
+        trigger: Trigger = "api",
     ) -> Submitted:
         """Accept a run of a pipeline: it starts when a slot and its state ids are free.
 
         Args:
-            args: of `pipeline.run`.
+            args: of `pipeline.run`; of a schedule's run all but `id`, which is then the schedule's own affair.
             principal: who asks.
             environment: in place of the pipeline's own, when `args` names none.
             idempotency_key: kept beside the execution.
             replay: gives the id of the execution that an earlier request with the same key made.
             remember: keeps the answer for such requests.
             dry_run: check everything, change nothing; the id of the answer is empty.
+            schedule: the schedule of meltano.yml whose run this is, in place of a pipeline.
+            trigger: what made it.
 
         Raises:
-            NotFound: there is no such pipeline.
+            NotFound: there is no such pipeline or schedule.
             ValidationFailed: the environment or a block is not acceptable.
             Conflict: `already_running`.
             ProjectInvalid: the project cannot be read.
@@ -217,7 +222,7 @@ class Executions:
         planned: _Planned | None = None
         refusal: FlxError | None = None
         try:
-            planned = self._plan(args, principal.tenant, environment)
+            planned = self._plan(args, principal.tenant, environment, schedule)
         except FlxError as error:
             refusal = error  # an earlier request with the same key comes first
 
@@ -227,7 +232,7 @@ class Executions:
                 return self._store.get(tx.connection, earlier, principal.tenant), None
             if planned is None:
                 raise refusal or NotFound()
-            execution = self._check(tx.connection, planned, principal, tx.now_us)
+            execution = self._check(tx.connection, planned, principal, tx.now_us, trigger)
             if dry_run:
                 return execution, None
             execution = msgspec.structs.replace(execution, id=self._ids())
@@ -361,8 +366,13 @@ class Executions:
 
     # --- how it is done ---
 
-    def _plan(self, args: PipelineRunArgs, tenant: str, environment: str | None) -> _Planned:
+    def _plan(self, args: PipelineRunArgs, tenant: str, environment: str | None, schedule: str | None) -> _Planned:
         model = self._projects.current()
+        if schedule is not None:
+            found = model.schedule(schedule)
+            args = scheduled.arguments(model, found, args, environment)
+            if found.job is None:
+                return _Planned(args, model, args.environment, scheduled.elt_plan(model, found))
         with self._journal.read() as connection:
             pipeline = pipelines.find(connection, model, tenant, self._journal.project_id, args.id)
         chosen = args.environment or environment or pipeline.environment or model.default_environment
@@ -375,20 +385,24 @@ class Executions:
         fields = [f"tasks[{i}][{j}]" for i, task in enumerate(pipeline.tasks) for j in range(len(task))]
         pipelines.check_blocks(model, pipeline.tasks, chosen, fields)
         words = [word for task in pipeline.tasks for word in task]
-        return _Planned(args, pipeline, model, chosen, Plan(pipeline.tasks, model.blocks(words, chosen)))
+        plan = Plan(pipeline.tasks, model.blocks(words, chosen), schedule=schedule)
+        return _Planned(args, model, chosen, plan)
 
-    def _check(self, connection: sa.Connection, planned: _Planned, principal: Principal, now_us: int) -> Execution:
+    def _check(
+        self, connection: sa.Connection, planned: _Planned, principal: Principal, now_us: int, trigger: Trigger
+    ) -> Execution:
         """The execution as it would be accepted; the pipeline may be gone or running by now."""
-        args, pipeline, tenant = planned.args, planned.pipeline, principal.tenant
-        pipelines.find(connection, planned.model, tenant, self._journal.project_id, args.id)
-        if self._store.active_of(connection, tenant, pipeline.id) is not None:
+        args, tenant = planned.args, principal.tenant
+        if planned.plan.elt is None:
+            pipelines.find(connection, planned.model, tenant, self._journal.project_id, args.id)
+        if self._store.active_of(connection, tenant, args.id) is not None:
             raise Conflict(_NOT_OVER, code="already_running")
         state_ids = [block.state_id for block in planned.plan.blocks if isinstance(block, SingerBlock)]
         return Execution(
             id="",
-            pipeline=pipeline.id,
+            pipeline=args.id,
             status="queued",
-            trigger="api",
+            trigger=trigger,
             triggered_by=principal.subject,
             environment=planned.environment,
             refresh=args.refresh,
@@ -396,6 +410,10 @@ class Executions:
             attempts=1,
             queued_us=now_us,
         )
+
+    def _variables(self, schedule: str) -> Mapping[str, str]:
+        """What runs of a schedule find in their environment, as the project says now."""
+        return self._projects.current().schedule(schedule).variables
 
     def _schedule(self) -> None:
         """Start whatever may start now."""
@@ -511,7 +529,6 @@ class _Planned(NamedTuple):
     """A request to run, worked out against the project."""
 
     args: PipelineRunArgs
-    pipeline: Pipeline
     model: ProjectModel
     environment: str | None
     plan: Plan

@@ -1,9 +1,9 @@
 """What a schedule has to do at a moment: which firing is due, which were missed, from when on to look the next time.
 
-Strategy: of each schedule one thing is remembered, `Past`: up to which moment it was decided about, and under which rule.
-Everything between that moment and now is new. Of the new firings the newest may still run when it is not too late for it;
-the others, and that one too when it is too late, were missed. So a service that was down for a week tells what did not
-happen and runs each schedule once at most, however often it would have fired.
+Strategy: of each schedule one thing is remembered, `Past`: up to which moment it was decided about, under which rule.
+Everything between that moment and now is new. Of the new firings the newest may still run when it is not too late for
+it; the others, and that one too when it is too late, were missed. So a service that was down for a week tells what did
+not happen and runs each schedule once at most, however often it would have fired.
 
     nothing remembered      count from now: what was never watched cannot be missed
     another rule            the same: the old rule's moments are over, the new one's begin where it was seen
@@ -38,9 +38,9 @@ class Past(NamedTuple):
 
 
 class Missed(NamedTuple):
-    """Firings that did not happen; `more` when there were more than `count`."""
+    """Firings that did not happen; `more` when there were more than `firings`."""
 
-    count: int
+    firings: int
     first_us: int
     last_us: int
     more: bool
@@ -96,7 +96,7 @@ def _missed(rule: Rule, after_us: int, until_us: int, due_us: int | None) -> Mis
 
 
 def _newest(rule: Rule, after_us: int, until_us: int) -> int:
-    """The last moment up to an end, where there is one; looked for from the end back, since years are too many to walk."""
+    """The last moment up to an end, where there is one; looked for from the end back: years are too many to walk."""
     look_us = _FIRST_LOOK_US
     while not (found := [*times_between(rule, max(after_us, until_us - look_us), until_us)]):
         look_us *= 8

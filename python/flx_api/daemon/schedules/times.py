@@ -1,16 +1,16 @@
 """When a schedule fires: from its cron expression and a time zone to moments.
 
-Strategy: `cronsim` walks the calendar; this module reads Meltano's spelling, speaks microseconds since the epoch and holds
-that moments only go forward. What happens when clocks change is that of Debian's cron:
+Strategy: `cronsim` walks the calendar; this module reads Meltano's spelling, speaks microseconds since the epoch and
+holds that moments only go forward. What happens when clocks change is that of Debian's cron:
 
-    minute and hour are fixed   fires once a wall-clock time: in an hour that comes twice the first time only; a time that
-                                an hour takes with it is made up for at the first minute that exists again, once
+    minute and hour are fixed   fires once a wall-clock time: in an hour that comes twice the first time only; a time
+                                that an hour takes with it is made up for at the first minute that exists again, once
                                 however many times were lost
-    minute or hour is a `*`     fires by the clock on the wall, minute by minute: `0 * * * *` each hour there is, also in
-                                an hour that comes twice, and not in one that does not exist
+    minute or hour is a `*`     fires by the clock on the wall, minute by minute: `0 * * * *` each hour there is, also
+                                in an hour that comes twice, and not in one that does not exist
 
-Fixed times are left to cronsim. For the others it walks the wall clock of one offset from UTC at a time, and the walk goes
-on with the next offset where that ends: by itself it errs where clocks change at midnight or by half an hour.
+Fixed times are left to cronsim. For the others it walks the wall clock of one offset from UTC at a time, and the walk
+goes on with the next offset where that ends: by itself it errs where clocks change at midnight or by half an hour.
 
 Rules:
 - Pure: a rule and a moment in, moments out. No clock is looked at; time zones are data.
@@ -96,6 +96,8 @@ def next_times(rule: Rule, after_us: int, count: int) -> tuple[int, ...]:
     return tuple(islice(fire_times(rule, after_us), count))
 
 
+# Asked each second for the same moment, until it has come.
+@lru_cache(maxsize=1024)
 def next_time(rule: Rule, after_us: int) -> int | None:
     """The next moment, None when there is none."""
     return next(fire_times(rule, after_us), None)
@@ -175,7 +177,7 @@ def _canonical(text: str) -> str:
     minute, hour, day, month, weekday = fields
     day = "*" if day == "?" else day
     weekday = "*" if weekday == "?" else ",".join(_without_wrap(part) for part in weekday.split(","))
-    return " ".join((minute, hour, day, month, weekday))
+    return f"{minute} {hour} {day} {month} {weekday}"
 
 
 def _without_wrap(part: str) -> str:
