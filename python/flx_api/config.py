@@ -420,7 +420,7 @@ def _check(settings: Settings) -> None:
 def _check_timezone(name: str) -> None:
     try:
         ZoneInfo(name)
-    except (OSError, ValueError):  # also what zoneinfo raises for a name that it does not know
+    except (LookupError, OSError, ValueError):
         raise StartupError("FLX_TIMEZONE: is no time zone such as UTC or Europe/Berlin") from None
 
 

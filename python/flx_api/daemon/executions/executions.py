@@ -368,8 +368,8 @@ class Executions:
 
     def _plan(self, args: PipelineRunArgs, tenant: str, environment: str | None, schedule: str | None) -> _Planned:
         model = self._projects.current()
-        if schedule is not None:
-            found = model.schedule(schedule)
+        found = None if schedule is None else model.schedule(schedule)
+        if found is not None:
             args = scheduled.arguments(model, found, args, environment)
             if found.job is None:
                 return _Planned(args, model, args.environment, scheduled.elt_plan(model, found))
@@ -385,7 +385,7 @@ class Executions:
         fields = [f"tasks[{i}][{j}]" for i, task in enumerate(pipeline.tasks) for j in range(len(task))]
         pipelines.check_blocks(model, pipeline.tasks, chosen, fields)
         words = [word for task in pipeline.tasks for word in task]
-        plan = Plan(pipeline.tasks, model.blocks(words, chosen), schedule=schedule)
+        plan = Plan(pipeline.tasks, model.blocks(words, chosen), schedule=scheduled.giver_of(found))
         return _Planned(args, model, chosen, plan)
 
     def _check(

@@ -37,6 +37,11 @@ def pipeline_of(schedule: Schedule) -> str:
     return PREFIX + schedule.name if schedule.job is None else schedule.job
 
 
+def giver_of(schedule: Schedule | None) -> str | None:
+    """The name of the schedule, if it has variables to give."""
+    return schedule.name if schedule is not None and schedule.variables else None
+
+
 def arguments(
     model: ProjectModel, schedule: Schedule, args: PipelineRunArgs, environment: str | None
 ) -> PipelineRunArgs:
@@ -82,4 +87,4 @@ def elt_plan(model: ProjectModel, schedule: Schedule) -> Plan:
     moves = () if transform == "only" else (SingerBlock(extractor, (), loader, schedule.name),)
     transforms = () if transform == "skip" else (CommandBlock(_TRANSFORMER, None),)
     elt = Elt(schedule.name, transform)
-    return Plan(((extractor, loader),), (*moves, *transforms), elt, schedule.name)
+    return Plan(((extractor, loader),), (*moves, *transforms), elt, giver_of(schedule))
