@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +62,18 @@ def test_a_problem_becomes_its_sentence() -> None:
     found = _client(lambda _: httpx.Response(409, json=problem))
     with pytest.raises(CommandFailed, match=r"^already_running: It is running$"):
         found.run("p")
+
+
+def test_a_plan_is_asked_for_and_nothing_else() -> None:
+    asked: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        return httpx.Response(200, json={"result": {"outcome": "accepted"}})
+
+    assert {"outcome": "accepted"} == _client(answer).plan("p")
+    body = {"command": "pipeline.run", "args": {"id": "p"}, "dry_run": True}
+    assert [("/v1/execute", body)] == [(request.url.path, json.loads(request.content)) for request in asked]
 
 
 def test_fields_at_fault_are_named() -> None:

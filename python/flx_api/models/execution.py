@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from flx_api.models.envelope import IdempotencyKey
 from flx_api.models.ledger import Ledger
 from flx_api.models.listing import Limit
 
@@ -33,12 +34,13 @@ class ExecutionIdArgs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ExecutionListArgs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A page of executions, newest first."""
+    """A page of executions, newest first; `idempotency_key` finds what the caller's own key began, within a day."""
 
     limit: Limit = 50
     cursor: str | None = None
     pipeline: str | None = None
     status: Status | None = None
+    idempotency_key: IdempotencyKey | None = None
 
 
 class ExecutionCancelArgs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -26,6 +26,7 @@ from flx_api.daemon import pipelines
 from flx_api.daemon.executions import recovery, retention, scheduled
 from flx_api.daemon.executions.ids import uuid7_factory
 from flx_api.daemon.executions.log_file import LogFile
+from flx_api.daemon.executions.outlook import waits
 from flx_api.daemon.executions.planning import Waiting, startable
 from flx_api.daemon.executions.states import FINAL
 from flx_api.daemon.executions.store import Plan, Store
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from flx_api.daemon.project import ProjectCache, ProjectModel
     from flx_api.models.execution import ExecutionListArgs, ExecutionLogsArgs, ExecutionPage, Trigger
     from flx_api.models.pipeline import PipelineRunArgs
+    from flx_api.models.plan import Wait
 
 CLOSE_S = 8.0
 _CLOSE_GRACE_S = 5.0
@@ -193,7 +195,6 @@ class Executions:
         idempotency_key: str | None = None,
         replay: Callable[[Tx], str | None] = lambda _tx: None,
         remember: Callable[[Tx, Execution], None] = lambda _tx, _execution: None,
-        dry_run: bool = False,
         schedule: str | None = None,
         trigger: Trigger = "api",
     ) -> Submitted:
@@ -206,7 +207,6 @@ class Executions:
             idempotency_key: kept beside the execution.
             replay: gives the id of the execution that an earlier request with the same key made.
             remember: keeps the answer for such requests.
-            dry_run: check everything, change nothing; the id of the answer is empty.
             schedule: the schedule of meltano.yml whose run this is, in place of a pipeline.
             trigger: what made it.
 
@@ -233,8 +233,6 @@ class Executions:
             if planned is None:
                 raise refusal or NotFound()
             execution = self._check(tx.connection, planned, principal, tx.now_us, trigger)
-            if dry_run:
-                return execution, None
             execution = msgspec.structs.replace(execution, id=self._ids())
             self._store.insert(
                 tx,
@@ -251,16 +249,27 @@ class Executions:
         if stored is not None:
             self._queue[execution.id] = stored
             self._schedule()
-        return Submitted(execution, replayed=stored is None and not (dry_run and not execution.id))
+        return Submitted(execution, replayed=stored is None)
 
-    async def cancel(self, execution_id: str, reason: str, principal: Principal) -> Execution:
-        """End an execution; one that is over stays as it is.
+    def outlook(self, state_ids: Iterable[str], tenant: str) -> tuple[Wait, ...]:
+        """What an execution with these state ids would wait for if it were accepted now; nothing: it would start."""
+        active = [supervisor.stored for supervisor in self._active.values()]
+        return waits(state_ids, tenant, list(self._queue.values()), active, self._settings.run_slots - len(active))
+
+    async def cancel(
+        self,
+        execution_id: str,
+        reason: str,
+        principal: Principal,
+        once: Callable[[Callable[[Tx], Execution]], Callable[[Tx], Execution]] = lambda change: change,
+    ) -> Execution:
+        """End an execution; one that is over stays as it is. `once` lets the change happen once for a key.
 
         Raises:
             NotFound: there is none, or it is another tenant's.
         """
         by = f"cancelled by {principal.subject}"
-        return await self._cancel(execution_id, principal.tenant, f"{by}: {reason}" if reason else by)
+        return await self._cancel(execution_id, principal.tenant, f"{by}: {reason}" if reason else by, once=once)
 
     async def wait(self, execution_id: str, timeout_ms: int, tenant: str) -> Execution:
         """The execution when it is over, or as it is when the time is up.
@@ -287,10 +296,10 @@ class Executions:
         with self._journal.read() as connection:
             return self._store.get(connection, execution_id, tenant)
 
-    def page(self, args: ExecutionListArgs, tenant: str) -> ExecutionPage:
-        """A page of executions, newest first."""
+    def page(self, args: ExecutionListArgs, principal: Principal) -> ExecutionPage:
+        """A page of executions, newest first; keys are looked for among the principal's own."""
         with self._journal.read() as connection:
-            return self._store.page(connection, tenant, args)
+            return self._store.page(connection, principal, args)
 
     def streams(self, execution_id: str, tenant: str) -> StreamsResult:
         """The ledger when it is over, the counts so far before.
@@ -473,7 +482,12 @@ class Executions:
             ended.set()
 
     async def _cancel(
-        self, execution_id: str, tenant: str | None, reason: str, grace_s: float | None = None
+        self,
+        execution_id: str,
+        tenant: str | None,
+        reason: str,
+        grace_s: float | None = None,
+        once: Callable[[Callable[[Tx], Execution]], Callable[[Tx], Execution]] = lambda change: change,
     ) -> Execution:
         def change(tx: Tx) -> Execution:
             execution = self._store.find(tx.connection, execution_id, tenant).execution
@@ -483,7 +497,7 @@ class Executions:
                 return execution
             return self._store.transition(tx, execution_id, "cancel", error=reason)
 
-        execution = await self._journal.write(change)
+        execution = await self._journal.write(once(change))
         if execution.status == "cancelled":
             self._queue.pop(execution_id, None)
             self._tell_ended(execution_id)

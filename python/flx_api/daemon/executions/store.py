@@ -19,7 +19,7 @@ import sqlalchemy as sa
 
 from flx_api.daemon.executions.states import ACTIVE, FINAL, INITIAL, after
 from flx_api.daemon.executors import Elt, ProcessIdentity
-from flx_api.daemon.journal.tables import attempts, executions, stream_history
+from flx_api.daemon.journal.tables import attempts, executions, idempotency, stream_history
 from flx_api.daemon.project.blocks import CommandBlock, SingerBlock
 from flx_api.errors import NotFound, ValidationFailed
 from flx_api.models.event import ExecutionEvent
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from flx_api.daemon.executions.states import Event
     from flx_api.daemon.journal import Tx
+    from flx_api.daemon.principal import Principal
     from flx_api.models.execution import ExecutionListArgs
 
 EXECUTION_EVENTS = "execution_events"
@@ -135,6 +136,11 @@ _ACTIVE = _STORED.where(executions.c.status.in_(sorted(ACTIVE))).order_by(execut
 _ACTIVE_OF = sa.select(executions.c.id).where(
     _MINE, _OF_TENANT, executions.c.pipeline == sa.bindparam("name"), executions.c.status.in_(sorted(ACTIVE))
 )
+_BEGUN_BY = sa.select(idempotency.c.execution_id).where(
+    idempotency.c.tenant == sa.bindparam("of_tenant"),
+    idempotency.c.subject == sa.bindparam("of_subject"),
+    idempotency.c.key == sa.bindparam("of_key"),
+)
 _LEDGER = sa.select(executions.c.ledger).where(_MINE, _THIS)
 _ENDS = (
     sa.select(attempts.c.id, executions.c.finished_us, executions.c.status)
@@ -187,20 +193,23 @@ class Store:
         where = {"project": self._project_id, "of_tenant": tenant, "name": pipeline}
         return connection.execute(_ACTIVE_OF, where).scalars().first()
 
-    def page(self, connection: sa.Connection, tenant: str, args: ExecutionListArgs) -> ExecutionPage:
+    def page(self, connection: sa.Connection, principal: Principal, args: ExecutionListArgs) -> ExecutionPage:
         """A page, newest first. The cursor is (queued_us, id) of the last one shown, so nothing is shown twice."""
         query = sa.select(*_SHOWN).where(_MINE, _OF_TENANT)
         if args.pipeline is not None:
             query = query.where(executions.c.pipeline == args.pipeline)
         if args.status is not None:
             query = query.where(executions.c.status == args.status)
+        if args.idempotency_key is not None:
+            query = query.where(executions.c.id.in_(_BEGUN_BY))
         place = decode_cursor(args.cursor)
         if place is not None:
             queued_us, last_id = _place(place)
             at, key = executions.c.queued_us, executions.c.id
             query = query.where((at < queued_us) | ((at == queued_us) & (key < last_id)))
         query = query.order_by(executions.c.queued_us.desc(), executions.c.id.desc()).limit(args.limit + 1)
-        where = {"project": self._project_id, "of_tenant": tenant}
+        who = {"of_tenant": principal.tenant, "of_subject": principal.subject}
+        where = {"project": self._project_id, **who, "of_key": args.idempotency_key}
         items = [_shown(row) for row in connection.execute(query, where)]
         more = len(items) > args.limit
         items = items[: args.limit]

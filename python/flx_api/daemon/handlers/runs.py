@@ -2,17 +2,20 @@
 
 Rules:
 - Nothing is decided here that `flx_api.daemon.executions` could decide.
-- A run that is asked for twice with one idempotency key is answered with the first execution as it is now.
+- A run or a cancellation that is asked for twice with one idempotency key is answered with the execution as it is now.
 - Waiting never goes beyond the command's deadline: the answer is then the execution as it is.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from flx_api.daemon.executions.states import FINAL
 from flx_api.daemon.handlers import idempotency
-from flx_api.daemon.handlers.context import Accepted
+from flx_api.daemon.handlers.context import Accepted, Replay
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -32,19 +35,17 @@ if TYPE_CHECKING:
     )
     from flx_api.models.pipeline import PipelineRunArgs
 
-RUN = "pipeline.run"
+RUN, CANCEL = "pipeline.run", "execution.cancel"
 # What is left of a deadline for the answer to travel.
 _ANSWER_MS = 50
 
 
-async def run(context: Context, args: PipelineRunArgs) -> Accepted | Execution:
+async def run(context: Context, args: PipelineRunArgs) -> Accepted:
     """Accept a run; with `wait_ms`, answer when it is over, at the latest then."""
     return await accept(context, RUN, args)
 
 
-async def accept(
-    context: Context, command: str, args: PipelineRunArgs, schedule: str | None = None
-) -> Accepted | Execution:
+async def accept(context: Context, command: str, args: PipelineRunArgs, schedule: str | None = None) -> Accepted:
     """Accept a run of a pipeline, or of what a schedule runs, for this command."""
     executions, tenant = context.services.executions, context.principal.tenant
 
@@ -59,15 +60,12 @@ async def accept(
         args,
         context.principal,
         environment=context.environment,
-        idempotency_key=context.idempotency_key,
+        idempotency_key=context.client_key,
         replay=replay,
         remember=remember,
-        dry_run=context.dry_run,
         schedule=schedule,
     )
     execution = submitted.execution
-    if not execution.id:
-        return execution
     if context.wait_ms and execution.status not in FINAL:
         execution = await executions.wait(execution.id, _patience_ms(context, context.wait_ms), tenant)
     return Accepted(execution, execution.id, submitted.replayed)
@@ -80,18 +78,21 @@ def get(context: Context, args: ExecutionIdArgs) -> Execution:
 
 def page(context: Context, args: ExecutionListArgs) -> ExecutionPage:
     """A page of executions."""
-    return context.services.executions.page(args, context.principal.tenant)
+    return context.services.executions.page(args, context.principal)
 
 
-async def cancel(context: Context, args: ExecutionCancelArgs) -> Execution:
+async def cancel(context: Context, args: ExecutionCancelArgs) -> Execution | Replay:
     """Ask for the end of an execution; with `wait_ms`, answer when it has ended."""
     executions, tenant = context.services.executions, context.principal.tenant
-    if context.dry_run:
-        return executions.get(args.id, tenant)
-    execution = await executions.cancel(args.id, args.reason, context.principal)
-    if context.wait_ms:
-        return await executions.wait(args.id, _patience_ms(context, context.wait_ms), tenant)
-    return execution
+    replayed = False
+    try:
+        once = partial(idempotency.once, context, CANCEL)
+        execution = await executions.cancel(args.id, args.reason, context.principal, once)
+    except idempotency.Replayed:
+        replayed, execution = True, executions.get(args.id, tenant)
+    if context.wait_ms and execution.status not in FINAL:
+        execution = await executions.wait(args.id, _patience_ms(context, context.wait_ms), tenant)
+    return Replay(msgspec.json.encode(execution)) if replayed else execution
 
 
 async def wait(context: Context, args: ExecutionWaitArgs) -> Execution:
@@ -111,6 +112,8 @@ def streams(context: Context, args: ExecutionIdArgs) -> StreamsResult:
 
 
 def _patience_ms(context: Context, wanted_ms: int) -> int:
+    if context.dry_run:
+        return 0
     if context.deadline_us is None:
         return wanted_ms
     left_ms = (context.deadline_us - context.services.clock()) // 1000 - _ANSWER_MS
@@ -121,7 +124,7 @@ HANDLERS: Mapping[str, Handler] = {
     RUN: run,
     "execution.list": page,
     "execution.get": get,
-    "execution.cancel": cancel,
+    CANCEL: cancel,
     "execution.wait": wait,
     "execution.logs": logs,
     "execution.streams": streams,

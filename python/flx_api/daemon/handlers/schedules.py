@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from flx_api.daemon.executions.scheduled import PREFIX
-from flx_api.daemon.handlers import runs
+from flx_api.daemon.handlers import idempotency, runs
 from flx_api.daemon.journal import DEFAULT_TENANT
 from flx_api.daemon.schedules import store
 from flx_api.daemon.schedules.times import UnusableError, rule_of
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from flx_api.daemon.handlers.context import Accepted, Context, Handler
     from flx_api.daemon.journal import Tx
     from flx_api.daemon.project import Schedule
-    from flx_api.models.execution import Execution
     from flx_api.models.schedule import (
         Schedule as View,
     )
@@ -79,10 +78,10 @@ async def switch(context: Context, args: ScheduleNameArgs, *, on: bool) -> View:
             tx.emit(store.EVENTS, event, tenant=DEFAULT_TENANT)
         return view(schedule, store.find(tx.connection, tx.project_id, args.name), zone, tx.now_us, _SHOWN)
 
-    return await services.journal.write(change)
+    return await services.journal.write(idempotency.once(context, ENABLE if on else DISABLE, change))
 
 
-async def run(context: Context, args: ScheduleRunArgs) -> Accepted | Execution:
+async def run(context: Context, args: ScheduleRunArgs) -> Accepted:
     """Run now what a schedule runs, enabled or not."""
     _find(context, args.name)
     wanted = PipelineRunArgs(PREFIX + args.name, args.refresh, args.environment, args.timeout_s)
