@@ -57,7 +57,8 @@ def project(tmp_path: Path) -> Path:
 @pytest.fixture
 def service(project: Path, meltano_env: Path) -> Iterator[Service]:
     """A service on it, not started."""
-    made = Service(project, environ={"FLX_MELTANO": str(meltano_env), "FLX_TIMEZONE": "America/New_York"})
+    ours = {"FLX_SCHEDULES": "on", "FLX_TIMEZONE": "America/New_York"}
+    made = Service(project, environ={"FLX_MELTANO": str(meltano_env), **ours})
     try:
         yield made
         made.stop()
