@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from flx_api.models.pipeline import EnvironmentName
+from flx_api.models.pipeline import EnvironmentName, Retries
 
 # Schedules bear any name that Meltano accepts.
 ScheduleName = Annotated[str, Meta(min_length=1, max_length=255)]
@@ -34,12 +34,13 @@ class ScheduleNameArgs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ScheduleRunArgs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Run what a schedule runs, now. `timeout_s` ends the run as `timed_out`."""
+    """Run what a schedule runs, now. `timeout_s` ends each attempt as `timed_out`; `retries` as for `pipeline.run`."""
 
     name: ScheduleName
     refresh: Literal["incremental", "full"] = "incremental"
     environment: EnvironmentName | None = None
     timeout_s: Annotated[int, Meta(ge=1, le=604_800)] | None = None
+    retries: Retries | None = None
 
 
 class Schedule(msgspec.Struct, frozen=True):

@@ -43,7 +43,7 @@ CHANGES: dict[str, tuple[Any, Any]] = {
     "user.add": (USER, {**USER, "password": "another one"}),
 }
 # Runs need executions: tests/daemon/executions/test_handlers.py, tests/daemon/schedules/test_schedules.py.
-ELSEWHERE = {"pipeline.run", "schedule.run", "execution.cancel"}
+ELSEWHERE = {"pipeline.run", "schedule.run", "execution.cancel", "execution.retry"}
 
 
 async def set_up(daemon: Parts, command: str) -> Any:

@@ -22,33 +22,33 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 import structlog
 
-from flx_api.daemon import pipelines
-from flx_api.daemon.executions import recovery, retention, scheduled
+from flx_api.daemon.executions import recovery, retention
+from flx_api.daemon.executions.acceptance import execution_of, work_out
+from flx_api.daemon.executions.comebacks import Comebacks
 from flx_api.daemon.executions.ids import uuid7_factory
 from flx_api.daemon.executions.log_file import LogFile
 from flx_api.daemon.executions.outlook import waits
 from flx_api.daemon.executions.planning import Waiting, startable
 from flx_api.daemon.executions.states import FINAL
-from flx_api.daemon.executions.store import Plan, Store
+from flx_api.daemon.executions.store import Store
 from flx_api.daemon.executions.supervisor import BACKSTOP_S, Parts, Supervisor
 from flx_api.daemon.journal import DEFAULT_TENANT
-from flx_api.daemon.project.blocks import SingerBlock
-from flx_api.errors import Conflict, FlxError, NotFound, Unavailable, ValidationFailed
+from flx_api.errors import FlxError, NotFound, Unavailable
 from flx_api.models.event import SystemEvent
-from flx_api.models.execution import Execution, LogPage, StreamsResult
+from flx_api.models.execution import AttemptPage, Execution, LogPage, StreamsResult
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
-
-    import sqlalchemy as sa
+    from pathlib import Path
 
     from flx_api.config import Settings
+    from flx_api.daemon.executions.acceptance import Planned
     from flx_api.daemon.executions.accounts import States
     from flx_api.daemon.executions.store import Stored
     from flx_api.daemon.executors import Executor
     from flx_api.daemon.journal import Journal, Tx
     from flx_api.daemon.principal import Principal
-    from flx_api.daemon.project import ProjectCache, ProjectModel
+    from flx_api.daemon.project import ProjectCache
     from flx_api.models.execution import ExecutionListArgs, ExecutionLogsArgs, ExecutionPage, Trigger
     from flx_api.models.pipeline import PipelineRunArgs
     from flx_api.models.plan import Wait
@@ -65,7 +65,6 @@ _READ_AGAIN_S = 0.5
 _LOOKED_UP = 500
 STOPPED = "service stopped"
 _LOG_GONE = "The log was removed by retention."
-_NOT_OVER = "The pipeline has an execution that is not over yet."
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -125,6 +124,7 @@ class Executions:
             variables=self._variables,
             backstop_s=backstop_s,
         )
+        self._comebacks = Comebacks(journal, self._store, clock, self._ids, self._come_back)
         self._queue: dict[str, Stored] = {}
         # The logs of all that are not over, also of those that wait: readers may be there before the first line.
         self._live_logs: dict[str, LogFile] = {}
@@ -144,8 +144,13 @@ class Executions:
         findings = await recovery.examine(left, self._parts.executor)
         for finding in findings:
             stored = finding.stored
+            # The lines of attempts that are over, which no supervisor will look for.
+            await asyncio.to_thread(self.log(stored.id).take_rest)
             if stored.execution.status == "queued":
                 self._queue[stored.id] = stored
+                continue
+            if stored.execution.status == "retrying":
+                self._comebacks.rest(stored)
                 continue
             supervisor = self._supervisor(stored)
             run = finding.run
@@ -166,6 +171,7 @@ class Executions:
             ends = (self._cancel(key, None, STOPPED, _CLOSE_GRACE_S) for key in (*self._queue, *self._active))
             await asyncio.gather(*ends, return_exceptions=True)
             await self._end_all()
+        await self._comebacks.close()
         rest = list(self._tasks.values())
         for task in rest:
             task.cancel()
@@ -219,10 +225,12 @@ class Executions:
         """
         if self._closing:
             raise Unavailable(code="shutting_down")
-        planned: _Planned | None = None
+        planned: Planned | None = None
         refusal: FlxError | None = None
         try:
-            planned = self._plan(args, principal.tenant, environment, schedule)
+            model = self._projects.current()
+            tenant = principal.tenant
+            planned = work_out(self._journal, model, args, tenant=tenant, environment=environment, schedule=schedule)
         except FlxError as error:
             refusal = error  # an earlier request with the same key comes first
 
@@ -232,7 +240,7 @@ class Executions:
                 return self._store.get(tx.connection, earlier, principal.tenant), None
             if planned is None:
                 raise refusal or NotFound()
-            execution = self._check(tx.connection, planned, principal, tx.now_us, trigger)
+            execution = execution_of(tx, self._store, planned, principal, trigger)
             execution = msgspec.structs.replace(execution, id=self._ids())
             self._store.insert(
                 tx,
@@ -270,6 +278,33 @@ class Executions:
         """
         by = f"cancelled by {principal.subject}"
         return await self._cancel(execution_id, principal.tenant, f"{by}: {reason}" if reason else by, once=once)
+
+    async def retry(
+        self,
+        execution_id: str,
+        principal: Principal,
+        once: Callable[[Callable[[Tx], Execution]], Callable[[Tx], Execution]] = lambda change: change,
+    ) -> Execution:
+        """Try an execution again that has ended without success; one that rests goes on at once.
+
+        Raises:
+            NotFound: there is none, or it is another tenant's.
+            Conflict: `already_running`, or it has succeeded.
+            Unavailable: the daemon is stopping.
+        """
+        if self._closing:
+            raise Unavailable(code="shutting_down")
+        return await self._comebacks.now(execution_id, principal.tenant, once)
+
+    def attempts(self, execution_id: str, tenant: str) -> AttemptPage:
+        """The attempts of an execution.
+
+        Raises:
+            NotFound: there is none, or it is another tenant's.
+        """
+        with self._journal.read() as connection:
+            execution = self._store.get(connection, execution_id, tenant)
+            return AttemptPage(execution.id, self._store.attempts(connection, execution))
 
     async def wait(self, execution_id: str, timeout_ms: int, tenant: str) -> Execution:
         """The execution when it is over, or as it is when the time is up.
@@ -328,7 +363,7 @@ class Executions:
         execution = self.get(args.id, tenant)
         found = self.log(args.id)
         if found.complete and execution.status in FINAL:
-            if execution.started_us is not None and not found.path.exists():
+            if execution.started_us is not None and not found.is_whole:
                 raise NotFound(_LOG_GONE)
             await asyncio.to_thread(found.load)
         lines = found.lines(args.from_line, args.limit)
@@ -346,14 +381,20 @@ class Executions:
         if found is None:
             with self._journal.read() as connection:
                 stored = self._store.find(connection, execution_id)
+                several = stored.execution.attempts > 1
+                logged = self._store.logged(connection, execution_id) if several else []
             over = stored.execution.status in FINAL
-            path = self._runs_dir / stored.attempt_id / "log.jsonl"
-            found = LogFile(path, tenant=stored.tenant, complete=over)
+            earlier = [self._log_path(attempt_id) for attempt_id in logged if attempt_id != stored.attempt_id]
+            path = self._log_path(stored.attempt_id)
+            found = LogFile(path, tenant=stored.tenant, complete=over, earlier=earlier)
             if not over:
                 self._live_logs[execution_id] = found
                 return found
             self._keep_open(execution_id, found)
         return found
+
+    def _log_path(self, attempt_id: str) -> Path:
+        return self._runs_dir / attempt_id / "log.jsonl"
 
     def _keep_open(self, execution_id: str, found: LogFile) -> None:
         """Keep the index of a log that is over for a while."""
@@ -365,60 +406,15 @@ class Executions:
         """The executions whose logs may still grow."""
         return tuple(self._active)
 
-    def waiting(self) -> Iterable[str]:
-        """The executions that wait for their turn: their logs do not exist yet."""
-        return tuple(self._queue)
+    def waiting(self) -> dict[str, int]:
+        """The executions that wait for their turn or rest, and how many lines their attempts so far have written."""
+        return {key: self.log(key).last_line for key in (*self._queue, *self._comebacks.resting)}
 
     def counts(self) -> tuple[int, int]:
         """How many are active (starting, running or being cancelled) and how many wait."""
         return len(self._active), len(self._queue)
 
     # --- how it is done ---
-
-    def _plan(self, args: PipelineRunArgs, tenant: str, environment: str | None, schedule: str | None) -> _Planned:
-        model = self._projects.current()
-        found = None if schedule is None else model.schedule(schedule)
-        if found is not None:
-            args = scheduled.arguments(model, found, args, environment)
-            if found.job is None:
-                return _Planned(args, model, args.environment, scheduled.elt_plan(model, found))
-        with self._journal.read() as connection:
-            pipeline = pipelines.find(connection, model, tenant, self._journal.project_id, args.id)
-        chosen = args.environment or environment or pipeline.environment or model.default_environment
-        if chosen is not None and chosen not in model.environments_by_name:
-            refused = ValidationFailed.field("args.environment", "the project has no such environment")
-            raise refused
-        # A job's own name and its blocks are the same run to Meltano; the blocks are what was accepted.
-        if pipeline.source == "project":
-            model.blocks((pipeline.id,), chosen)
-        fields = [f"tasks[{i}][{j}]" for i, task in enumerate(pipeline.tasks) for j in range(len(task))]
-        pipelines.check_blocks(model, pipeline.tasks, chosen, fields)
-        words = [word for task in pipeline.tasks for word in task]
-        plan = Plan(pipeline.tasks, model.blocks(words, chosen), schedule=scheduled.giver_of(found))
-        return _Planned(args, model, chosen, plan)
-
-    def _check(
-        self, connection: sa.Connection, planned: _Planned, principal: Principal, now_us: int, trigger: Trigger
-    ) -> Execution:
-        """The execution as it would be accepted; the pipeline may be gone or running by now."""
-        args, tenant = planned.args, principal.tenant
-        if planned.plan.elt is None:
-            pipelines.find(connection, planned.model, tenant, self._journal.project_id, args.id)
-        if self._store.active_of(connection, tenant, args.id) is not None:
-            raise Conflict(_NOT_OVER, code="already_running")
-        state_ids = [block.state_id for block in planned.plan.blocks if isinstance(block, SingerBlock)]
-        return Execution(
-            id="",
-            pipeline=args.id,
-            status="queued",
-            trigger=trigger,
-            triggered_by=principal.subject,
-            environment=planned.environment,
-            refresh=args.refresh,
-            state_ids=tuple(dict.fromkeys(state_id for state_id in state_ids if state_id is not None)),
-            attempts=1,
-            queued_us=now_us,
-        )
 
     def _variables(self, schedule: str) -> Mapping[str, str]:
         """What runs of a schedule find in their environment, as the project says now."""
@@ -458,8 +454,24 @@ class Executions:
         if stored.execution.status in FINAL:
             self._tell_ended(execution_id)
         elif stored.execution.status == "queued" and not self._closing:
-            self._queue[execution_id] = stored
-            self._queue = dict(sorted(self._queue.items()))
+            self._enqueue(stored)
+        elif stored.execution.status == "retrying" and not self._closing:
+            self._comebacks.rest(stored)
+        self._schedule()
+
+    def _enqueue(self, stored: Stored) -> None:
+        self._queue[stored.id] = stored
+        self._queue = dict(sorted(self._queue.items()))
+
+    def _come_back(self, stored: Stored) -> None:
+        """An execution has a new attempt and waits for its turn."""
+        if self._closing:
+            return
+        self._opened.pop(stored.id, None)
+        known = self._live_logs.get(stored.id)
+        if known is not None:
+            known.continue_in(self._log_path(stored.attempt_id))
+        self._enqueue(stored)
         self._schedule()
 
     async def _read_back(self, execution_id: str) -> Stored:
@@ -491,8 +503,9 @@ class Executions:
     ) -> Execution:
         def change(tx: Tx) -> Execution:
             execution = self._store.find(tx.connection, execution_id, tenant).execution
-            if execution.status == "queued":
-                return self._store.transition(tx, execution_id, "cancel", finished_us=tx.now_us, error=reason)
+            if execution.status in {"queued", "retrying"}:
+                ended = {"finished_us": tx.now_us, "error": reason, "retry_at_us": None}
+                return self._store.transition(tx, execution_id, "cancel", **ended)
             if execution.status in FINAL or execution.status == "cancelling":
                 return execution
             return self._store.transition(tx, execution_id, "cancel", error=reason)
@@ -500,6 +513,7 @@ class Executions:
         execution = await self._journal.write(once(change))
         if execution.status == "cancelled":
             self._queue.pop(execution_id, None)
+            self._comebacks.drop(execution_id)
             self._tell_ended(execution_id)
             self._schedule()
         elif execution.status == "cancelling" and (supervisor := self._active.get(execution_id)) is not None:
@@ -537,12 +551,3 @@ class Executions:
     def _active_attempts(self) -> set[str]:
         mine = (*self._queue.values(), *(supervisor.stored for supervisor in self._active.values()))
         return {stored.attempt_id for stored in mine}
-
-
-class _Planned(NamedTuple):
-    """A request to run, worked out against the project."""
-
-    args: PipelineRunArgs
-    model: ProjectModel
-    environment: str | None
-    plan: Plan

@@ -20,6 +20,7 @@ from flx_api.daemon.executions.store import Plan
 from flx_api.daemon.executors import Elt
 from flx_api.daemon.project.blocks import CommandBlock, SingerBlock
 from flx_api.errors import ValidationFailed
+from flx_api.models.pipeline import RetryPolicy
 
 if TYPE_CHECKING:
     from flx_api.daemon.project import ProjectModel, Schedule
@@ -68,7 +69,7 @@ def arguments(
     return msgspec.structs.replace(args, id=pipeline_of(schedule), environment=chosen, refresh=refresh)
 
 
-def elt_plan(model: ProjectModel, schedule: Schedule) -> Plan:
+def elt_plan(model: ProjectModel, schedule: Schedule, args: PipelineRunArgs) -> Plan:
     """The plan of a schedule in the old form.
 
     Raises:
@@ -87,4 +88,10 @@ def elt_plan(model: ProjectModel, schedule: Schedule) -> Plan:
     moves = () if transform == "only" else (SingerBlock(extractor, (), loader, schedule.name),)
     transforms = () if transform == "skip" else (CommandBlock(_TRANSFORMER, None),)
     elt = Elt(schedule.name, transform)
-    return Plan(((extractor, loader),), (*moves, *transforms), elt, giver_of(schedule))
+    return Plan(
+        ((extractor, loader),),
+        (*moves, *transforms),
+        RetryPolicy() if args.retries is None else RetryPolicy(args.retries),
+        elt=elt,
+        schedule=giver_of(schedule),
+    )

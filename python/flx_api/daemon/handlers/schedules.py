@@ -84,7 +84,7 @@ async def switch(context: Context, args: ScheduleNameArgs, *, on: bool) -> View:
 async def run(context: Context, args: ScheduleRunArgs) -> Accepted:
     """Run now what a schedule runs, enabled or not."""
     _find(context, args.name)
-    wanted = PipelineRunArgs(PREFIX + args.name, args.refresh, args.environment, args.timeout_s)
+    wanted = PipelineRunArgs(PREFIX + args.name, args.refresh, args.environment, args.timeout_s, args.retries)
     return await runs.accept(context, RUN, wanted, args.name)
 
 
