@@ -148,6 +148,19 @@ def test_a_quiet_hour_does_not_raise_the_limit() -> None:
     assert limit.limit == before
 
 
+def test_some_that_are_not_answered_lower_it_by_their_share() -> None:
+    def after(one_in: int) -> int:
+        limit = AdaptiveLimit(0.0)
+        for step in range(2000):
+            if step % one_in:
+                limit.sample("read", 0.001, limit.limit, step / 200)
+            else:
+                limit.failure(limit.limit, step / 200)
+        return limit.limit
+
+    assert LEAST == after(1) < after(3) < after(5)
+
+
 def test_commands_that_are_not_answered_lower_the_limit_at_once() -> None:
     limit = AdaptiveLimit(0.0)
     for step in range(400):

@@ -44,3 +44,7 @@ def test_a_quiet_gateway_may_repeat_what_a_lost_connection_leaves() -> None:
     assert [budget.take(0.0) for _ in range(MOST + 1)] == [True] * MOST + [False]
     assert sum(budget.take(1.0) for _ in range(50)) == PER_S
     assert sum(budget.take(1000.0) for _ in range(500)) == MOST
+    for _ in range(1000):
+        budget.sent(1000.0)
+    # A clock that goes back takes nothing away.
+    assert sum(budget.take(500.0) for _ in range(500)) == MOST

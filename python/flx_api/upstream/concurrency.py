@@ -78,7 +78,7 @@ class AdaptiveLimit:
         self._base_s: dict[str, float] = {}
         self._seen: dict[str, _Times] = {}
         self._samples = 0
-        self._failed = False
+        self._failures = 0
         self._peak = 0
         self._window_s = now_s
         self._phase: Literal["open", "draining", "measuring"] = "open"
@@ -115,7 +115,7 @@ class AdaptiveLimit:
 
     def failure(self, outstanding: int, now_s: float) -> None:
         """A command was not answered in time: as bad as the longest time."""
-        self._failed = True
+        self._failures += 1
         if self._phase == "draining":
             self._drain(outstanding, now_s)
         else:
@@ -133,14 +133,13 @@ class AdaptiveLimit:
 
     def _begin_window(self, now_s: float) -> None:
         self._seen.clear()
-        self._samples = self._peak = 0
-        self._failed = False
+        self._samples = self._failures = self._peak = 0
         self._window_s = now_s
 
     def _adapt(self, now_s: float) -> None:
         for kind, times in self._seen.items():
             base_s = self._base_s.setdefault(kind, times.mean_s)
-            if times.mean_s < base_s or self._peak < self._least:
+            if times.mean_s < base_s or not self._is_pressed:
                 # Less than ever; or there was nobody to wait for.
                 self._base_s[kind] += (times.mean_s - base_s) * (1 if times.mean_s < base_s / 2 else _FOLLOW)
         if self._peak < self._limit / 2:
@@ -148,18 +147,21 @@ class AdaptiveLimit:
         target = self._limit * self._gradient() + sqrt(self._limit)
         new = self._limit * (1 - SMOOTHING) + target * SMOOTHING
         self._limit = min(max(new, self._least), self._most)
-        if now_s >= self._probe_s and self._peak >= self._least:
+        if now_s >= self._probe_s and self._is_pressed:
             self._phase = "draining"
 
+    @property
+    def _is_pressed(self) -> bool:
+        """Whether commands may have waited for others. Half, since a part is kept for what is vital."""
+        return self._peak >= self._least / 2
+
     def _gradient(self) -> float:
-        if self._failed:
-            return 0.5
-        total = 0.0
+        total = 0.5 * self._failures
         for kind, times in self._seen.items():
             base_s = self._base_s[kind]
             bearable_s = max(base_s * TOLERANCE, base_s + EASE_S)
             total += times.count * min(max(bearable_s / max(times.mean_s, 1e-9), 0.5), 1.0)
-        return total / max(sum(times.count for times in self._seen.values()), 1)
+        return total / self._samples
 
     def _drain(self, outstanding: int, now_s: float) -> None:
         """What ends now was sent before the limit was halved; once that has left, what is sent is measured."""
