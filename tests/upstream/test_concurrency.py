@@ -75,7 +75,7 @@ def test_three_times_too_much_is_shed_and_the_rest_served_in_time(name: str) -> 
     assert sum(second.good for second in during) / RUSH_S >= 0.8 * capacity
     # Nobody waits for long: what is served is served soon.
     times = sorted(time_s for second in during[5:] for time_s in second.times_s)
-    assert times[int(0.99 * len(times))] < 0.9
+    assert times[int(0.99 * len(times))] < 0.4
     # Five seconds after the rush it is as if there had been none.
     later = seconds[CALM_S + RUSH_S + 5 :]
     assert sum(second.refused for second in later) <= 0.01 * sum(second.offered for second in later)
@@ -84,6 +84,24 @@ def test_three_times_too_much_is_shed_and_the_rest_served_in_time(name: str) -> 
     assert sum(after) / len(after) < 1.5 * sum(before) / len(before)
     # What is vital was never refused.
     assert sum(second.vital_refused for second in seconds) == 0
+
+
+def test_where_there_is_only_a_queue_the_limit_shrinks_to_the_least() -> None:
+    """However long it lasts: what is measured in the rush itself does not make the queue look like work."""
+    door = Shedding()
+    daemon = SimulatedDaemon(Random(1), 1, [Work("read", 1, about(0.02))])
+    daemon.run(door, lambda _now_s: 150, 120, 1.0)
+    assert door.limit.limit <= LEAST
+
+
+def test_one_bad_moment_costs_a_tenth() -> None:
+    limit = AdaptiveLimit(0.0)
+    for step in range(200):
+        limit.sample("read", 0.001, limit.limit, step / 1000)
+    before = limit.limit
+    for step in range(200, 310):
+        limit.sample("read", 0.5, limit.limit, step / 1000)
+    assert 0.85 * before < limit.limit < before
 
 
 @pytest.mark.parametrize("name", ["one", "four", "mixed"])
