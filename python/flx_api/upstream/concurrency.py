@@ -191,20 +191,26 @@ class Gate:
         self._limit = limit
         self.outstanding = 0
         self._vital = 0
+        # What is kept for vital commands, and the limit for which that was found.
+        self._kept = self._for = 0
 
     def enter(self, *, vital: bool = False) -> bool:
         """Let a command pass, if there is room for one of its sort."""
         limit = self._limit.limit
-        kept = min(max(ceil(limit * VITAL_SHARE), _LEAST_VITAL), limit)
+        if limit != self._for:
+            self._for, self._kept = limit, min(max(ceil(limit * VITAL_SHARE), _LEAST_VITAL), limit)
+        if vital:
+            if self.outstanding >= limit and self._vital >= self._kept:
+                return False
+            self._vital += 1
         # What is kept is for vital commands that are not there yet; those that are have it already.
-        room = limit if vital else limit - max(kept - self._vital, 0)
-        if self.outstanding >= room and not (vital and self._vital < kept):
+        elif self.outstanding >= limit - max(self._kept - self._vital, 0):
             return False
         self.outstanding += 1
-        self._vital += vital
         return True
 
     def leave(self, *, vital: bool = False) -> None:
         """A command that had passed is over."""
         self.outstanding -= 1
-        self._vital -= vital
+        if vital:
+            self._vital -= 1
