@@ -18,7 +18,8 @@ from tests.small_daemon import SmallDaemon, serving, stop
 from flx_api.errors import DeadlineExceeded, Unavailable
 from flx_api.observability.metrics import Metrics
 from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame, Principal, ReplyFrame
-from flx_api.upstream.channel import Upstream, why_lost
+from flx_api.upstream.channel import Upstream
+from flx_api.upstream.connection import Connection, why_lost
 from flx_api.upstream.endpoints import TOKEN_METADATA, Endpoint
 
 if TYPE_CHECKING:
@@ -211,16 +212,16 @@ def test_those_who_wait_leave_room_for_others(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_fault_of_any_kind_does_not_end_the_connection_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
     async def story(daemon: SmallDaemon, upstream: Upstream, server: Server, socket: Path) -> None:
-        read = upstream._read
+        read = Connection._read
 
-        async def broken(_stream: object) -> None:
-            monkeypatch.setattr(upstream, "_read", read)
+        async def broken(*_: object) -> None:
+            monkeypatch.setattr(Connection, "_read", read)
             raise ValueError
 
-        monkeypatch.setattr(upstream, "_read", broken)
+        monkeypatch.setattr(Connection, "_read", broken)
         await stop(server)
         async with serving(daemon, socket):
-            while upstream._read is not read:  # noqa: ASYNC110 - an attribute is no event
+            while Connection._read is not read:  # noqa: ASYNC110 - an attribute is no event
                 await asyncio.sleep(0.01)
             await upstream.connected.wait()
             assert (await upstream.call(frame(), 5, read=True)).result == b"{}"
