@@ -8,7 +8,8 @@ with the connections of `flx_api.upstream.pool`; here it is known what is outsta
 Rules:
 - A stream that is lost fails everything that is pending on it with `upstream_unavailable`. Whether the daemon had seen
   it is unknown, so only what does no harm twice is sent again, on another stream and within the caller's deadline: a
-  read once; an idempotent command, or one with an idempotency key, `SENDS` times in all.
+  read once; an idempotent command, or one with an idempotency key, `SENDS` times in all. It goes to another daemon if
+  there is one: other streams of the same place are likely to be lost as well, and only have not said so yet.
 - What a stopping daemon refuses for that reason is sent elsewhere, if there is another.
 - While there is no connection a call waits at most `PATIENCE_S` for one; a command whose outcome is unknown, for a
   daemon that is just started again, `RECONNECT_S`.
@@ -52,6 +53,8 @@ SENDS: Final = 3
 ASK_AGAIN_S: Final = (0.05, 1.0)
 IN_PROGRESS: Final = "idempotency_in_progress"
 STOPPING: Final = "shutting_down"
+# For the other streams of a place to be lost as well.
+_LET_DIE_S: Final = 0.02
 _SWEEP_EVERY_S: Final = 0.1
 # The daemon knows the deadline too and its answer is better than ours, so ours comes a little later.
 _DEADLINE_GRACE_S: Final = 0.25
@@ -103,6 +106,9 @@ class _Pending:
 
 class StreamLost(Unavailable):
     """The stream broke after the frame may have left; whether the command was carried out is unknown."""
+
+    place: object = None
+    """Where it was sent."""
 
 
 class Upstream:
@@ -249,7 +255,7 @@ class Upstream:
                 raise lost
             self.sent_again()
             try:
-                reply = await self._attempt(frame, deadline, PATIENCE_S if sends == 1 else RECONNECT_S)
+                reply = await self._attempt(frame, deadline, PATIENCE_S if sends == 1 else RECONNECT_S, lost.place)
             except StreamLost as error:
                 sends, lost = sends - 1, error
                 if sends == 0:
@@ -279,7 +285,14 @@ class Upstream:
         return True
 
     async def begin(
-        self, frame: CommandFrame, deadline_s: float, reply: Reply, *, patient: bool, patience_s: float = PATIENCE_S
+        self,
+        frame: CommandFrame,
+        deadline_s: float,
+        reply: Reply,
+        *,
+        patient: bool,
+        patience_s: float = PATIENCE_S,
+        avoid: object = None,
     ) -> None:
         """Send a command of a batch; its reply goes to `reply`, and then `end` or `abandon` has to be called.
 
@@ -289,13 +302,16 @@ class Upstream:
             reply: told once, maybe before this returns.
             patient: whether to wait for a connection and for room.
             patience_s: how long to wait for a connection.
+            avoid: a place to keep away from, if there is another.
 
         Raises:
             Unavailable: nothing was sent: no connection, or too much in flight.
         """
         deadline = asyncio.get_running_loop().time() + deadline_s
+        if avoid is not None:
+            await self._let_die(avoid)
         kind = await self._room(frame, grouped=True, patient=patient, patience_s=patience_s)
-        self._put(frame, deadline, reply, kind)
+        self._put(frame, deadline, reply, kind, avoid=avoid)
 
     def end(self, seq: int) -> None:
         """A reply has come, or never will."""
@@ -359,7 +375,9 @@ class Upstream:
         # A copy: what belongs to a batch leaves the table as soon as it is told.
         for pending in [pending for pending in self._pending.values() if pending.carrier is carrier]:
             if not pending.reply.done():
-                pending.reply.set_exception(StreamLost(detail, code=code, retry_after_s=1))
+                lost = StreamLost(detail, code=code, retry_after_s=1)
+                lost.place = carrier.connection.place
+                pending.reply.set_exception(lost)
 
     async def ask(self, carrier: Carrier) -> None:
         """Wait for an echo on a stream."""
@@ -369,8 +387,17 @@ class Upstream:
 
     # --- one command --------------------------------------------------------------------------------------------------
 
-    async def _attempt(self, frame: CommandFrame, deadline: float, patience_s: float = PATIENCE_S) -> ReplyFrame:
-        return await self._send(frame, deadline, await self._room(frame, patience_s=patience_s))
+    async def _attempt(
+        self, frame: CommandFrame, deadline: float, patience_s: float = PATIENCE_S, avoid: object = None
+    ) -> ReplyFrame:
+        if avoid is not None:
+            await self._let_die(avoid)
+        return await self._send(frame, deadline, await self._room(frame, patience_s=patience_s), avoid=avoid)
+
+    async def _let_die(self, place: object) -> None:
+        """When there are only streams of a place where one was lost, wait until the others would be lost as well."""
+        if all(carrier.connection.place == place for carrier in self._ready):
+            await asyncio.sleep(_LET_DIE_S)
 
     async def _room(
         self, frame: CommandFrame, *, grouped: bool = False, patient: bool = True, patience_s: float = PATIENCE_S
@@ -435,13 +462,20 @@ class Upstream:
             self._queued -= 1
 
     def _put(
-        self, frame: CommandFrame, deadline: float, reply: Reply, kind: Kind | None, carrier: Carrier | None = None
+        self,
+        frame: CommandFrame,
+        deadline: float,
+        reply: Reply,
+        kind: Kind | None,
+        carrier: Carrier | None = None,
+        *,
+        avoid: object = None,
     ) -> int:
         """Let a frame leave with this tick, on this stream or the one with the fewest outstanding; its number."""
         self._seq += 1
         frame.seq = seq = self._seq
         if carrier is None and self._ready:
-            carrier = self._ready[0] if len(self._ready) == 1 else self._least(seq)
+            carrier = self._ready[0] if len(self._ready) == 1 else self._least(seq, avoid)
         self._pending[seq] = _Pending(reply, deadline + _DEADLINE_GRACE_S, kind, carrier)
         if carrier is not None and carrier.outbox is not None:
             carrier.outstanding += 1
@@ -452,9 +486,11 @@ class Upstream:
             self._sweeper = asyncio.get_running_loop().call_later(_SWEEP_EVERY_S, self._sweep)
         return seq
 
-    def _least(self, turn: int) -> Carrier:
+    def _least(self, turn: int, avoid: object) -> Carrier:
         """The stream with the fewest commands outstanding; those that have equally few take turns."""
         ready = self._ready
+        if avoid is not None:
+            ready = [carrier for carrier in ready if carrier.connection.place != avoid] or ready
         least = ready[turn % len(ready)]
         for carrier in ready:
             if carrier.outstanding < least.outstanding:
@@ -462,11 +498,17 @@ class Upstream:
         return least
 
     async def _send(
-        self, frame: CommandFrame, deadline: float, kind: Kind | None = None, carrier: Carrier | None = None
+        self,
+        frame: CommandFrame,
+        deadline: float,
+        kind: Kind | None = None,
+        carrier: Carrier | None = None,
+        *,
+        avoid: object = None,
     ) -> ReplyFrame:
         """Send a frame and wait for its reply. A probe holds no credit."""
         reply: asyncio.Future[ReplyFrame] = asyncio.get_running_loop().create_future()
-        seq = self._put(frame, deadline, reply, kind, carrier)
+        seq = self._put(frame, deadline, reply, kind, carrier, avoid=avoid)
         try:
             return await reply
         finally:

@@ -100,6 +100,7 @@ class Connection:
     """One connection.
 
     Args:
+        place: names where it leads; connections of one place are lost together when the daemon there is.
         channel: not connected yet.
         metadata: what every call carries.
         table: told what happens.
@@ -109,6 +110,7 @@ class Connection:
 
     def __init__(
         self,
+        place: object,
         channel: Channel,
         metadata: dict[str, str],
         table: Table,
@@ -116,6 +118,7 @@ class Connection:
         ready: Callable[[], None],
         renewed: Callable[[], None],
     ) -> None:
+        self.place = place
         self._channel = channel
         self._metadata = metadata
         self._table = table

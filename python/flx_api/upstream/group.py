@@ -41,7 +41,7 @@ Ending = ReplyFrame | FlxError
 class _Member:
     """One command of a group; stands in the upstream's table where a single call has a future."""
 
-    __slots__ = ("_group", "frame", "index", "is_again", "is_done", "sends", "until")
+    __slots__ = ("_group", "avoid", "frame", "index", "is_again", "is_done", "sends", "until")
 
     def __init__(self, group: Group, index: int, frame: CommandFrame, *, sends: int, until: float) -> None:
         self._group = group
@@ -50,6 +50,7 @@ class _Member:
         # How often it may be sent, this time included; whether it was sent before.
         self.sends = sends
         self.is_again = False
+        self.avoid: object = None
         self.until = until
         self.is_done = False
 
@@ -152,7 +153,9 @@ class Group:
             if member.sends <= 1:
                 return False
             self._upstream.sent_again()
-            self._lost.append(member.again(member.sends - 1))
+            again = member.again(member.sends - 1)
+            again.avoid = ending.place
+            self._lost.append(again)
             return True
         if isinstance(ending, FlxError) or not ending.code:
             return False
@@ -178,7 +181,12 @@ class Group:
         try:
             patience_s = RECONNECT_S if member.is_again and member.sends > 1 else PATIENCE_S
             await self._upstream.begin(
-                member.frame, left_s, member, patient=self._patient, patience_s=min(patience_s, max(left_s, 0))
+                member.frame,
+                left_s,
+                member,
+                patient=self._patient,
+                patience_s=min(patience_s, max(left_s, 0)),
+                avoid=member.avoid,
             )
         except Unavailable as error:
             self._patient = False

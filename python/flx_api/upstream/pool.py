@@ -205,7 +205,14 @@ class _Link:
             pool.failed += 1
             pool.reason = f"the daemon {why_lost(error)}"
             return False
-        connection = Connection(channel, pool.endpoint.metadata, pool.table, ready=self._ready, renewed=self._renewed)
+        connection = Connection(
+            (pool.number, self._address),
+            channel,
+            pool.endpoint.metadata,
+            pool.table,
+            ready=self._ready,
+            renewed=self._renewed,
+        )
         self._connection = connection
         life = asyncio.create_task(self._watch(connection), name="upstream-connection")
         parting = asyncio.create_task(connection.parting.wait())
