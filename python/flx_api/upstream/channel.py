@@ -193,7 +193,7 @@ class Upstream:
             return ""
         if self._closing:
             return "closed"
-        return self._pools[0].reason if len(self._pools) == 1 else f"no daemon is connected ({self._away})"
+        return self._pools[0].why_away if len(self._pools) == 1 else f"no daemon is connected ({self._away})"
 
     @property
     def note(self) -> str:
@@ -207,7 +207,7 @@ class Upstream:
     @property
     def _away(self) -> str:
         """Each daemon that is not connected, by its place in the configuration, and why."""
-        return "; ".join(f"{pool.number}: {pool.reason}" for pool in self._pools if not pool.is_connected)
+        return "; ".join(f"{pool.number}: {pool.why_away}" for pool in self._pools if not pool.is_connected)
 
     async def stub(self) -> DaemonStub:
         """The stub for streams of their own (Watch, Logs), on one connection for as long as that is there.
@@ -236,7 +236,11 @@ class Upstream:
         """
         deadline = asyncio.get_running_loop().time() + deadline_s
         try:
-            reply = await self._attempt(frame, deadline)
+            # The usual case in as few steps as possible; `_attempt` is the same for all cases.
+            if self._ready and not _is_wait(frame) and self._credits.take():
+                reply = await self._send(frame, deadline, "call")
+            else:
+                reply = await self._attempt(frame, deadline)
         except StreamLost as lost:
             sends = sends_of(frame, read=read)
             if sends == 1 or self._closing:
@@ -251,11 +255,13 @@ class Upstream:
         loop = asyncio.get_running_loop()
         pause, longest = ASK_AGAIN_S
         while True:
-            if loop.time() >= deadline or self._closing:
+            left_s = deadline - loop.time()
+            if left_s <= 0 or self._closing:
                 raise lost
             self.sent_again()
+            patience_s = min(PATIENCE_S if sends == 1 else RECONNECT_S, left_s)
             try:
-                reply = await self._attempt(frame, deadline, PATIENCE_S if sends == 1 else RECONNECT_S, lost.place)
+                reply = await self._attempt(frame, deadline, patience_s, lost.place)
             except StreamLost as error:
                 sends, lost = sends - 1, error
                 if sends == 0:

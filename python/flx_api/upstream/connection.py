@@ -53,6 +53,10 @@ _MAX_BATCH_BYTES: Final = 262_144
 LOSSES: Final = (GRPCError, StreamTerminatedError, ProtocolError, OSError, asyncio.TimeoutError)
 
 
+class CertificateRefused(ConnectionError):
+    """The daemon ended a connection with TLS before it said anything."""
+
+
 class Carrier:
     """One Channel stream. `outstanding`: commands on it that the daemon is not done with."""
 
@@ -162,10 +166,9 @@ class Connection:
                     await self._look_after(self._carrier)
             await self._finish()
         except StreamTerminatedError as error:
-            # With TLS 1.3 a daemon refuses our certificate only when the connection is made already.
-            ending = getattr(self._protocol, "ending", None)
-            if isinstance(ending, ssl.SSLError):
-                raise ending from error
+            is_over_tls = self._channel._ssl is not None  # noqa: SLF001 - grpclib has no public place for this
+            if is_over_tls and not getattr(self._protocol, "was_heard", True):
+                raise CertificateRefused from error
             raise
         finally:
             await self._cut()
@@ -318,6 +321,8 @@ def why_lost(error: BaseException) -> str:
     match error:
         case GRPCError():
             return f"refuses the connection: {error.status.name}"
+        case CertificateRefused():
+            why = "it does not accept our certificate, or wants one"
         case ssl.SSLError():
             why = why_refused(error)
         case socket.gaierror():

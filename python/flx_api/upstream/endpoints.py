@@ -98,14 +98,19 @@ Daemons = Endpoint | Sequence[Endpoint]
 """One daemon, or several of one service."""
 
 
-class _Told(H2Protocol):
-    """grpclib's protocol, which remembers why the connection ended."""
+class Hearing(H2Protocol):
+    """grpclib's protocol, which knows whether the other side has said anything.
 
-    ending: BaseException | None = None
+    With TLS 1.3 a daemon refuses our certificate only when the connection is made already. All that is seen of it is an
+    end before the first word.
+    """
 
-    def connection_lost(self, exc: BaseException | None) -> None:
-        self.ending = exc
-        super().connection_lost(exc)
+    was_heard = False
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes came."""
+        self.was_heard = True
+        super().data_received(data)
 
 
 class _Addressed(Channel):
@@ -116,7 +121,7 @@ class _Addressed(Channel):
         self._address = address
 
     def _protocol_factory(self) -> H2Protocol:
-        return _Told(Handler(), self._config, self._h2_config)
+        return Hearing(Handler(), self._config, self._h2_config)
 
     async def _create_connection(self) -> H2Protocol:
         loop = asyncio.get_running_loop()

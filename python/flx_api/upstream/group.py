@@ -172,6 +172,7 @@ class Group:
         return False
 
     def _rested(self, member: _Member) -> None:
+        self._upstream.sent_again()
         del self._resting[member]
         self._lost.append(member)
         self._wake.set()

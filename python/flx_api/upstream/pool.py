@@ -85,6 +85,11 @@ class Pool:
         return any(link.is_ready for links in self._links.values() for link in links)
 
     @property
+    def why_away(self) -> str:
+        """Why it is not connected; never empty, also while the reason is only about to be known."""
+        return self.reason or "the connection to the daemon broke"
+
+    @property
     def state(self) -> PoolState:
         """The pool in numbers."""
         links = self._all
