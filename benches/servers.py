@@ -47,11 +47,12 @@ class Unavailable(Exception):
 
 
 class Server:
-    """A running server: address, root of its process tree."""
+    """A running server: address, what is posted to it (else its path is got), root of its process tree."""
 
-    def __init__(self, name: str, url: str, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, name: str, url: str, process: subprocess.Popen[bytes], body: bytes | None = None) -> None:
         self.name = name
         self.url = url
+        self.body = body
         self._process = process
 
     @property
@@ -64,7 +65,9 @@ class Server:
         host, _, path = self.url.removeprefix("http://").partition("/")
         connection = http.client.HTTPConnection(host, timeout=5)
         try:
-            connection.request("GET", "/" + path, headers={"Authorization": f"Bearer {bearer}"} if bearer else {})
+            headers = {"Content-Type": "application/json"} if self.body is not None else {}
+            headers |= {"Authorization": f"Bearer {bearer}"} if bearer else {}
+            connection.request("GET" if self.body is None else "POST", "/" + path, self.body, headers)
             return connection.getresponse().status
         except OSError:
             return 0
@@ -88,6 +91,7 @@ def running(
     environ: Mapping[str, str] | None = None,
     descriptors: Sequence[int] = (),
     path: str = ROUTE,
+    body: bytes | None = None,
     expect: int = 200,
 ) -> Iterator[Server]:
     """Start a command on the server core until it answers; end it at the end.
@@ -105,7 +109,7 @@ def running(
             stderr=out,
             start_new_session=True,
         )
-    server = Server(name, f"http://127.0.0.1:{port}{path}", process)
+    server = Server(name, f"http://127.0.0.1:{port}{path}", process, body)
     try:
         deadline = time.monotonic() + _START_S
         status = 0
@@ -155,6 +159,8 @@ def ours(
     path: str = ROUTE,
     bare: bool = False,
     prefix: Sequence[str] = (),
+    body: bytes | None = None,
+    settings: Mapping[str, str] | None = None,
 ) -> Iterator[Server]:
     """Our gateway process with token check, two limits, metrics and request ids.
 
@@ -166,6 +172,8 @@ def ours(
         path: what is asked for; the benchmark's own routes are served by `peers/our_app.py`.
         bare: take token check, limits and metrics away (only there).
         prefix: what runs it, such as valgrind.
+        body: what is posted; without it the path is got.
+        settings: more settings.
     """
     data = Path(tempfile.mkdtemp(prefix=f"ours-{interface}-", dir=folder))
     limits = [
@@ -184,6 +192,7 @@ def ours(
             "FLX_INTERNAL_DAEMON_SOCKET": daemon,
             "FLX_LOG_LEVEL": "error",
             "BENCH_BARE": "1" if bare else "0",
+            **(settings or {}),
         }
         if interface != "asgi":
             if "interface" not in Settings.__struct_fields__:
@@ -197,6 +206,7 @@ def ours(
             environ=environ,
             descriptors=[listener.fileno()],
             path=path,
+            body=body,
         ) as server:
             yield server
 
@@ -223,7 +233,7 @@ def haproxy(folder: Path, peers: Peers, *, limit: int = ROOMY) -> Iterator[Serve
     port = free_port()
     config = folder / f"haproxy-{limit}.cfg"
     config.write_text(
-        _filled("haproxy.cfg", PORT=port, SECRET=SECRET.decode(), ROUTE=ROUTE, LIMIT=limit), encoding="ascii"
+        filled("haproxy.cfg", PORT=port, SECRET=SECRET.decode(), ROUTE=ROUTE, LIMIT=limit), encoding="ascii"
     )
     with running(
         "HAProxy", [*command, "-db", "-f", str(config)], port, log=folder / f"haproxy-{limit}.log", environ=environ
@@ -235,11 +245,10 @@ def haproxy(folder: Path, peers: Peers, *, limit: int = ROOMY) -> Iterator[Serve
 def envoy(folder: Path, peers: Peers, *, limit: int = ROOMY) -> Iterator[Server]:
     """Envoy with token check (cached) and local limit."""
     port = free_port()
-    keys = {"keys": [{"kty": "oct", "alg": "HS256", "k": urlsafe_b64encode(SECRET).rstrip(b"=").decode()}]}
-    (folder / "jwks.json").write_text(json.dumps(keys), encoding="ascii")
+    write_keys(folder)
     config = folder / f"envoy-{limit}.yaml"
     config.write_text(
-        _filled(
+        filled(
             "envoy.yaml", PEERS=folder, PORT=port, ROUTE=ROUTE, LIMIT=limit, FILL="1s" if limit == ROOMY else "3600s"
         ),
         encoding="ascii",
@@ -272,20 +281,35 @@ def blacksheep(folder: Path, peers: Peers, *, limit: int = ROOMY) -> Iterator[Se
         yield server
 
 
+def write_keys(folder: Path) -> None:
+    """The one secret as the key set that Envoy reads."""
+    keys = {"keys": [{"kty": "oct", "alg": "HS256", "k": urlsafe_b64encode(SECRET).rstrip(b"=").decode()}]}
+    (folder / "jwks.json").write_text(json.dumps(keys), encoding="ascii")
+
+
 def check(roomy: Server, tight: Server) -> None:
     """Hold that a server refuses what it must.
 
     Raises:
         Unavailable: it does not, so that its speed means nothing.
     """
+    check_tokens(roomy)
     good = token("subject-00000")
-    bad = token("subject-00000", secret=SECRET[::-1])
-    found = [roomy.status(good), roomy.status(bad), roomy.status(None)]
-    if found != [200, 401, 401]:
-        raise Unavailable(f"{roomy.name} answers a good, a bad and no token with {found}")
     over = [tight.status(good) for _ in range(2 * TIGHT)]
     if over[-1] != 429:
         raise Unavailable(f"{tight.name} answers a client over its limit with {over[-1]}")
+
+
+def check_tokens(server: Server) -> None:
+    """Hold that a server knows a good token from a bad one.
+
+    Raises:
+        Unavailable: it does not.
+    """
+    good, bad = token("subject-00000"), token("subject-00000", secret=SECRET[::-1])
+    found = [server.status(good), server.status(bad), server.status(None)]
+    if found != [200, 401, 401]:
+        raise Unavailable(f"{server.name} answers a good, a bad and no token with {found}")
 
 
 def _last_line(log: Path) -> str:
@@ -293,7 +317,8 @@ def _last_line(log: Path) -> str:
     return lines[-1][:200] if lines else "it said nothing"
 
 
-def _filled(name: str, **values: object) -> str:
+def filled(name: str, **values: object) -> str:
+    """A file of `peers/` with its gaps filled."""
     text = (HERE / "peers" / name).read_text(encoding="utf-8")
     for key, value in values.items():
         text = text.replace(f"@{key}@", str(value))

@@ -17,6 +17,7 @@ from flx_api.commands import COMMANDS, Command
 from flx_api.commands.permissions import ROLES, permits
 from flx_api.config import describe
 from flx_api.errors import CODES
+from flx_api.models.plan import Change, LimitCost, Permission, Plan, PlannedError, PlannedRun, Wait
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -54,12 +55,55 @@ ends the batch; what was accepted goes on.
 """
 
 
+_PLANS = """\
+`dry_run` (true in the body or an operation of a batch, `?dry_run=true` on any other route of a command; of a whole
+batch: `"dry_run": true` beside `operations`) changes nothing and answers with a plan, and 200: the `result` is a
+`Plan`, and `meta.dry_run` is true. The command takes its usual way up to the change itself, which is made and undone
+in the database, so the plan is what the command would do at this moment; each operation of a batch is planned against
+the present state, not what those before it would leave. Nothing is emitted, started or kept, an idempotency key is
+looked up and not used up.
+
+- Who may not call the command gets `outcome: refused` and `permission.allowed: false`, and nothing else is looked at.
+- What the command would be refused for (403, 404, 409, 412, 422) stands in `errors`. What is no judgement about it is
+  answered as always: a request that cannot be read, 401, 429, 5xx, and a log-in with a wrong password, which is a try
+  like any other.
+- Of a read the plan says whether it would be answered; the answer itself is not in it, and `execution.wait` does not
+  wait.
+- A dry run costs what `command.describe` costs, by `/v1/execute` and `/v1/batch`. Where the path names the command,
+  limits are decided before the rest is read, and a dry run costs what the command costs. `limits` tells the command's
+  costs.
+
+"""
+
+
+_REPEATING = """\
+**Repeating a command.** Give a command that changes something a key of your own (`Idempotency-Key`, or
+`idempotency_key` in the body) when it must happen once. The key belongs to the subject of the token. The answer is kept
+in the transaction that makes the change, for a day: the same command with the same arguments and key is answered from
+there, with `meta.replayed: true` (a run with 202 and its `Location`, and the execution as it is now), and nothing
+happens again. With other arguments it is 422 `idempotency_key_reuse`. What was refused changed nothing and is not kept:
+it is decided about anew. A request whose first one is not written yet waits for it, and is told 409
+`idempotency_in_progress` when its own deadline comes before. When a connection broke and nobody knows what became of a
+command, send it again with its key, or look for the run that it began: `execution.list` with `idempotency_key`. Under
+"repeating", *key* says that only a key makes it harmless, *idempotent* that it leaves things as they are anyway (a
+second deletion finds nothing), *read* and *none* that a key means nothing. Requests without a key get one from the
+gateway, for its own tries alone.
+
+"""
+
+
 def commands_page() -> str:
     """Every command with its arguments, result and roles."""
     text = (
         '# Commands\n\nA command is called with `POST /v1/execute` (`{"command": NAME, "args": {...}}`) or '
-        "`POST /v1/commands/NAME` (the body is the arguments). The permission is the command's name.\n\n" + _BATCHES
+        "`POST /v1/commands/NAME` (the body is the arguments). The permission is the command's name.\n\n"
+        + _REPEATING
+        + _BATCHES
+        + _PLANS
     )
+    for kind in (Plan, Permission, LimitCost, PlannedError, Change, PlannedRun, Wait):
+        text += f"`{kind.__name__}`: {_paragraph(kind)}\n\n"
+        text += table(["field", "type"], [[f"`{name}`", shape] for name, shape, _ in _fields(kind)]) + "\n"
     rows = [
         [
             f"[`{c.name}`](#{c.name.replace('.', '')})",
@@ -78,6 +122,10 @@ def commands_page() -> str:
             text += f"\n{title} (`{kind.__name__}`)" + (":\n\n" if rows else ": none.\n")
             text += table(["field", "type", "required" if title == "Arguments" else "always"], rows) if rows else ""
     return text
+
+
+def _paragraph(kind: type[msgspec.Struct]) -> str:
+    return " ".join((kind.__doc__ or "").split())
 
 
 def _roles(command: Command) -> str:

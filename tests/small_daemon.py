@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 from grpclib.server import Server
 
+from flx_api.commands import COMMANDS
+from flx_api.commands.permissions import decide
 from flx_api.errors import FlxError
+from flx_api.models.plan import Plan
 from flx_api.proto.flx.v1.daemon_grpc import DaemonBase
 from flx_api.proto.flx.v1.daemon_pb2 import (
     CommandBatch,
@@ -161,6 +164,15 @@ class SmallDaemon(DaemonBase):
         self.snapshots += 1
         seq = self.journal[-1].seq if self.journal else 0
         await stream.send_message(RevocationBatch(epoch=self.epoch, journal_seq=seq, revocations=self.revocations))
+
+
+def planned(frame: CommandFrame) -> ReplyFrame:
+    """The plan of a daemon that has nothing but permissions against a command."""
+    assert frame.dry_run
+    permission = decide(COMMANDS[frame.command], frame.principal.roles)
+    outcome: Literal["ok", "refused"] = "ok" if permission.allowed else "refused"
+    plan = Plan(command=frame.command, outcome=outcome, permission=permission)
+    return ReplyFrame(result=msgspec.json.encode(plan))
 
 
 def _line(topic: str, number: int, text: bytes) -> Event:

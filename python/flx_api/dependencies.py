@@ -24,6 +24,7 @@ from flx_api.events.follower import Follower
 from flx_api.events.memory import Memory
 from flx_api.gateway.batch import BatchRoute
 from flx_api.gateway.cors import Cors
+from flx_api.gateway.costs import Costs
 from flx_api.gateway.dispatch import Dispatcher
 from flx_api.gateway.edge import Edge
 from flx_api.gateway.logs import LogRoute
@@ -95,7 +96,7 @@ class Parts:
         self.health.register("events", lambda: self.follower.reason)
         self.manager.history = self.follower.history
 
-        self.dispatcher = Dispatcher(self.upstream, settings.deadline_ms)
+        self.dispatcher = Dispatcher(self.upstream, settings.deadline_ms, Costs(drawn, known.classes, known.named))
         self.commands = CommandRoutes(self.dispatcher, self.patience, self.policies)
         self.batches = BatchRoute(
             self.upstream,

@@ -75,3 +75,31 @@ def test_a_service_goes_without_rich_and_pydantic() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (0, "[]") == (done.returncode, done.stdout.strip()), done.stderr
+
+
+# The collector is one for each process, so that it is looked at in another one.
+_SPARED = """
+import gc, os, weakref
+from flx_api.cli.gateway_process import hand_over
+
+class Link: ...
+
+def circle():
+    link = Link()
+    link.itself = link
+    return weakref.ref(link)
+
+assert hand_over("the application", os.getppid()) == "the application"
+frozen, (young, _, _) = gc.get_freeze_count(), gc.get_threshold()
+collections = gc.get_stats()[0]["collections"]
+in_flight = [[] for _ in range(20_000)]
+looked = gc.get_stats()[0]["collections"] - collections
+left = circle()
+held = [[] for _ in range(young + 1)]
+print(frozen > 10_000, looked, left() is None)
+"""
+
+
+def test_a_worker_spares_the_collector_what_it_started_with_and_circles_still_go() -> None:
+    done = subprocess.run([sys.executable, "-c", _SPARED], capture_output=True, text=True, check=False)
+    assert ("True 0 True", "") == (done.stdout.strip(), done.stderr)

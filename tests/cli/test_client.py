@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +64,18 @@ def test_a_problem_becomes_its_sentence() -> None:
         found.run("p")
 
 
+def test_a_plan_is_asked_for_and_nothing_else() -> None:
+    asked: list[httpx.Request] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        return httpx.Response(200, json={"result": {"outcome": "accepted"}})
+
+    assert {"outcome": "accepted"} == _client(answer).plan("p")
+    body = {"command": "pipeline.run", "args": {"id": "p"}, "dry_run": True}
+    assert [("/v1/execute", body)] == [(request.url.path, json.loads(request.content)) for request in asked]
+
+
 def test_fields_at_fault_are_named() -> None:
     problem = {"code": "validation_failed", "detail": "No", "errors": [{"field": "args.id", "reason": "is missing"}]}
     found = _client(lambda _: httpx.Response(422, json=problem))
@@ -101,4 +114,4 @@ def test_statuses_that_are_over_are_statuses() -> None:
 
     from flx_api.models.execution import Status
 
-    assert set(get_args(Status)) - client.OVER == {"queued", "starting", "running", "cancelling"}
+    assert set(get_args(Status)) - client.OVER == {"queued", "starting", "running", "cancelling", "retrying"}

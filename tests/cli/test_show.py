@@ -37,5 +37,43 @@ def test_the_exit_code_is_the_verdict(
     assert f"{status}, 1,234 records, verified\n  w\n" == capsys.readouterr().out
 
 
+WORDS = "meltano run tap-a target-x dbt:run"
+RUN = {"tasks": [["tap-a", "target-x"], ["dbt:run"]], "environment": "dev", "refresh": "full"}
+LIMIT = {"policy": "few", "cost": 2, "limit": 9, "window_ms": 60_000}
+SLOT = {"reason": "slot", "state_id": None, "execution": None}
+STATE = {"reason": "state_id", "state_id": "s", "execution": "x1"}
+
+
+@pytest.mark.parametrize(
+    ("plan", "code", "lines"),
+    [
+        (
+            {"run": {**RUN, "waits_for": []}, "limits": [LIMIT]},
+            0,
+            f"would run: {WORDS} (dev, full)\n  starts at once\n  costs 2 of 9 in 60 s (few)\n",
+        ),
+        (
+            {"run": {**RUN, "environment": None, "waits_for": [SLOT, STATE, {**STATE, "execution": None}]}},
+            0,
+            f"""would run: {WORDS} (no environment, full)
+  waits for a free slot
+  waits for execution x1, which has the state id s
+  waits for an execution of another tenant, which has the state id s
+""",
+        ),
+        (
+            {"errors": [{"code": "already_running", "detail": "It runs"}]},
+            1,
+            "would be refused: already_running: It runs\n",
+        ),
+    ],
+)
+def test_a_plan_is_told_in_words(
+    capsys: pytest.CaptureFixture[str], plan: dict[str, Any], code: int, lines: str
+) -> None:
+    assert code == show.planned({"errors": [], "run": None, "limits": [], **plan})
+    assert lines == capsys.readouterr().out
+
+
 def test_the_openapi_document_is_json() -> None:
     assert json.loads(show.openapi_document())["openapi"].startswith("3.")

@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from flx_api.commands import COMMANDS
-from flx_api.commands.permissions import ROLES, authorise, permits
+from flx_api.commands.permissions import ROLES, authorise, decide, permits
 from flx_api.errors import Forbidden
 
 
@@ -41,3 +41,23 @@ def test_authorise() -> None:
     with pytest.raises(Forbidden, match=r"pipeline\.run"):
         authorise(COMMANDS["pipeline.run"], ["viewer"])
     assert "admin" in ROLES
+
+
+def test_what_decides_is_what_authorises() -> None:
+    """For every command and any roles; and the rule is one of the role's own."""
+    for command in COMMANDS.values():
+        for roles in ([], ["viewer"], ["x", "operator"], ["viewer", "developer"], ["admin"]):
+            found = decide(command, roles)
+            try:
+                authorise(command, roles)
+            except Forbidden:
+                assert (found.allowed, found.by) == (False, "none")
+                continue
+            assert found.allowed
+            if found.by == "role":
+                assert found.role is not None
+                assert found.rule in ROLES[found.role]
+                assert permits([found.role], command.name)
+                assert not permits(roles[: roles.index(found.role)], command.name)
+            else:
+                assert (command.public, command.everyone)[found.by == "everyone"]

@@ -152,6 +152,14 @@ def test_stopping_ends_a_run(start_service: Start) -> None:
 def test_run_and_logs_from_the_command_line(start_service: Start) -> None:
     service = start_service()
     environ = {**os.environ, "FLX_PROJECT": str(service.project)}
+    dry = subprocess.run(
+        flx("run", "nyc-to-jsonl", "--dry-run"), env=environ, capture_output=True, text=True, check=True
+    )
+    assert dry.stdout.splitlines()[0].startswith("would run: meltano run tap-nyc")
+    assert "  starts at once" in dry.stdout.splitlines()
+    assert [] == service.http.get("/v1/executions").json()["items"]
+    none = subprocess.run(flx("run", "none", "--dry-run"), env=environ, capture_output=True, text=True, check=False)
+    assert (1, "would be refused: not_found: There is no such pipeline.\n") == (none.returncode, none.stdout)
     done = subprocess.run(
         flx("run", "nyc-to-jsonl", "--follow"), env=environ, capture_output=True, text=True, check=False, timeout=110
     )

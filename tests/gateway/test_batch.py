@@ -9,8 +9,9 @@ import msgspec
 import pytest
 from tests.gateway_app import running, scope
 from tests.gateway_process import bearer
-from tests.small_daemon import stop
+from tests.small_daemon import planned, stop
 
+from flx_api.config import RateLimit
 from flx_api.errors import Conflict, FlxError, ValidationFailed
 from flx_api.gateway import batch
 from flx_api.proto.flx.v1.daemon_pb2 import ReplyFrame
@@ -109,7 +110,7 @@ def test_each_operation_is_decided_about_by_itself() -> None:
             {"command": "token.revoke"},
             {"command": "pipeline.get"},
             {"command": "execution.get"},
-            {"command": "pipeline.run", "args": {"id": "p"}, "idempotency_key": "k", "wait_ms": 7, "dry_run": True},
+            {"command": "pipeline.run", "args": {"id": "p"}, "idempotency_key": "k", "wait_ms": 7},
             {"command": "pipeline.list", "environment": "prod"},
             roles=("operator",),
         )
@@ -128,7 +129,7 @@ def test_each_operation_is_decided_about_by_itself() -> None:
         sent = {frame.command: frame for frame in gateway.daemon.commands()}
         assert {"system.echo", "pipeline.get", "execution.get", "pipeline.run", "pipeline.list"} == set(sent)
         of = sent["pipeline.run"]
-        assert ("k", 7, True, "operator") == (of.idempotency_key, of.wait_ms, of.dry_run, of.principal.roles[0])
+        assert ("k", 7, False, "operator") == (of.idempotency_key, of.wait_ms, of.dry_run, of.principal.roles[0])
         assert "prod" == sent["pipeline.list"].environment
         assert 1 == gateway.parts.metrics.refusals["unknown_command"]
         assert 1 == gateway.parts.metrics.operations["unmatched", "error"]
@@ -148,6 +149,34 @@ def test_each_operation_pays_what_its_command_costs() -> None:
         assert ["rate_limited", "not_attempted"] == codes(reply)
 
     run(story, rate_limits=[{"name": "few", "by": "subject", "limit": 2, "window": "60s", "commands": ["system.*"]}])
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_dry_run_gives_a_plan_of_each_operation(*, whole: bool) -> None:
+    async def story(gateway: Running) -> None:
+        for name in ("plugin.list", "pipeline.run", "token.revoke"):
+            gateway.daemon.answers[name] = planned
+        options: dict[str, Any] = {} if whole else {"dry_run": True}
+        names = ["plugin.list", "pipeline.run", "token.revoke", "system.echo", "pipeline.rum"]
+        asked = [{"command": name, **options} for name in names]
+        more = {"dry_run": True} if whole else {}
+        reply = await post(gateway, *asked, roles=("operator",), fail_fast=False, **more)
+        # The echo of a small daemon is no plan.
+        assert ["ok", "ok", "ok", "internal", "unknown_command"] == codes(reply)
+        assert {"operations": 5, "ok": 3, "accepted": 0, "error": 2, "not_attempted": 0} == reply["totals"]
+        assert all(frame.dry_run for frame in gateway.daemon.commands())
+        listed, started, revoked, *_ = (result.get("result") for result in reply["results"])
+        assert all(result["meta"]["dry_run"] for result in reply["results"][:3])
+        assert ("ok", []) == (listed["outcome"], listed["limits"])
+        few = {"policy": "few", "by": "subject", "cost": 2, "limit": 2, "window_ms": 60_000, "shadow": False}
+        assert [few] == started["limits"]
+        assert (False, "refused") == (revoked["permission"]["allowed"], revoked["outcome"])
+        # What a dry run costs is not what the command costs.
+        again = await post(gateway, *asked[:3], roles=("operator",), **more)
+        assert ["ok", "ok", "ok"] == codes(again)
+
+    few = RateLimit("few", "subject", 2, "60s", commands=("pipeline.run",), cost=2)
+    run(story, rate_limits=(few,))
 
 
 def test_an_ordered_batch_goes_one_by_one() -> None:

@@ -7,15 +7,23 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.gateway_app import Wire, exchange, scope
+from tests.gateway_app import Wire, built, exchange, scope
 
 from flx_api._core import Principal
 from flx_api.commands import COMMANDS
-from flx_api.errors import Conflict, ErrorBody, FlxError, Forbidden
+from flx_api.commands.permissions import decide
+from flx_api.errors import Conflict, ErrorBody, FlxError, Forbidden, Internal
 from flx_api.gateway.dispatch import Dispatcher
 from flx_api.gateway.intake import ClientGone
-from flx_api.models.envelope import CommandOptions
+from flx_api.models.envelope import MADE_KEY, CommandOptions
+from flx_api.models.plan import Plan
 from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame, ReplyFrame
+
+PLAN = ReplyFrame(
+    result=msgspec.json.encode(
+        Plan(command="pipeline.run", outcome="refused", permission=decide(COMMANDS["pipeline.run"], ("viewer",)))
+    )
+)
 
 
 class Answering:
@@ -37,21 +45,36 @@ def run(
     upstream: Any, command: str, args: bytes = b"{}", roles: tuple[str, ...] = ("admin",), **options: Any
 ) -> ReplyFrame:
     async def story() -> ReplyFrame:
-        seen = exchange(Wire(), scope(headers={"traceparent": "t", "x-request-id": "r"}))
+        parts = built()
+        seen = exchange(Wire(), scope(headers={"traceparent": "t", "x-request-id": "r"}), parts)
         seen.principal = Principal(subject="anna", tenant="t1", roles=roles)
-        return await Dispatcher(upstream, 30_000).run(seen, COMMANDS[command], args, CommandOptions(**options))
+        return await Dispatcher(upstream, 30_000, parts.dispatcher.costs).run(
+            seen, COMMANDS[command], args, CommandOptions(**options)
+        )
 
     return asyncio.run(story())
 
 
 def test_a_frame_says_who_what_and_until_when() -> None:
     upstream = Answering(ReplyFrame(result=b"1"))
-    run(upstream, "pipeline.run", b'{"id":"p"}', idempotency_key="k", environment="prod", wait_ms=7, dry_run=True)
+    run(upstream, "pipeline.run", b'{"id":"p"}', idempotency_key="k", environment="prod", wait_ms=7)
     frame, deadline_s, read = upstream.calls[0]
     assert (frame.principal.subject, frame.principal.tenant, list(frame.principal.roles)) == ("anna", "t1", ["admin"])
     assert (frame.args, frame.idempotency_key, frame.environment, frame.wait_ms) == (b'{"id":"p"}', "k", "prod", 7)
-    assert (frame.dry_run, frame.traceparent, frame.request_id) == (True, "t", "r")
+    assert (frame.dry_run, frame.traceparent, frame.request_id) == (False, "t", "r")
     assert (deadline_s, read) == (30.0, False)
+
+
+def test_what_changes_something_travels_with_a_key_of_its_own() -> None:
+    upstream = Answering(ReplyFrame(result=b"1"))
+    for command in ("pipeline.run", "pipeline.run", "pipeline.delete", "pipeline.list", "auth.login"):
+        run(upstream, command)
+    upstream.reply = PLAN
+    run(upstream, "pipeline.run", dry_run=True)
+    keys = [frame.idempotency_key for frame, *_ in upstream.calls]
+    assert all(key.startswith(MADE_KEY) and len(key) <= 255 for key in keys[:3])
+    assert len(set(keys[:3])) == 3
+    assert keys[3:] == ["", "", ""]
 
 
 @pytest.mark.parametrize(
@@ -74,6 +97,17 @@ def test_what_is_not_permitted_does_not_travel() -> None:
     with pytest.raises(Forbidden):
         run(upstream, "pipeline.run", roles=("viewer",))
     assert upstream.calls == []
+
+
+def test_a_dry_run_travels_whoever_asks_and_is_a_read() -> None:
+    upstream = Answering(PLAN)
+    reply = run(upstream, "pipeline.run", roles=("viewer",), dry_run=True)
+    frame, _, read = upstream.calls[0]
+    assert (frame.dry_run, read) == (True, True)
+    told = msgspec.json.decode(reply.result, type=Plan)
+    assert (told.outcome, [limit.policy for limit in told.limits]) == ("refused", ["per-client", "per-subject"])
+    with pytest.raises(Internal):
+        run(Answering(ReplyFrame(result=b"{}")), "pipeline.run", dry_run=True)
 
 
 def test_the_daemons_errors_are_raised() -> None:

@@ -6,7 +6,9 @@ import asyncio
 
 from tests.gateway_app import running
 from tests.gateway_process import bearer
+from tests.small_daemon import planned
 
+from flx_api.config import RateLimit
 from flx_api.proto.flx.v1.daemon_pb2 import ReplyFrame
 
 
@@ -30,6 +32,27 @@ def test_a_replay_is_told() -> None:
             gateway.daemon.answers["pipeline.create"] = lambda _: ReplyFrame(result=b"{}", replayed=True)
             answer = await gateway.client.post("/pipeline.create", headers=bearer(), json={})
             assert answer.json()["meta"]["replayed"] is True
+
+    asyncio.run(story())
+
+
+def test_a_dry_run_is_answered_with_a_plan_whatever_was_asked() -> None:
+    async def story() -> None:
+        few = RateLimit("few", "subject", 2, "60s", commands=("pipeline.run",), cost=2)
+        async with running(rate_limits=(few,)) as gateway:
+            gateway.daemon.answers["pipeline.run"] = planned
+            body = {"command": "pipeline.run", "args": {"id": "p"}, "dry_run": True}
+            for _ in range(3):
+                answer = await gateway.client.post("/v1/execute", headers=bearer(), json=body)
+                reply = answer.json()
+                assert (answer.status_code, reply["status"], reply["meta"]["dry_run"]) == (200, "ok", True)
+                assert [limit["cost"] for limit in reply["result"]["limits"]] == [2]
+            # Where the path names the command, its limits come first: the third time is too often.
+            statuses = [
+                (await gateway.client.post("/v1/pipelines/p/run?dry_run=true", headers=bearer())).status_code
+                for _ in range(2)
+            ]
+            assert statuses == [200, 429]
 
     asyncio.run(story())
 

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from tests.gateway_app import Running, running
 from tests.gateway_process import bearer
+from tests.small_daemon import planned
 
 from flx_api.proto.flx.v1.daemon_pb2 import ReplyFrame
 
@@ -40,6 +41,30 @@ def test_answers(method: str, url: str, result: bytes, status: int) -> None:
             assert got == status
             if status == 202 and method == "GET":
                 assert headers["location"] == "/v1/executions/x"
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(
+    ("method", "url", "command"),
+    [
+        ("POST", "/v1/pipelines", "pipeline.create"),
+        ("POST", "/v1/pipelines/x/run", "pipeline.run"),
+        ("DELETE", "/v1/pipelines/x", "pipeline.delete"),
+        ("DELETE", "/v1/executions/x", "execution.cancel"),
+        ("GET", "/v1/executions/x/wait", "execution.wait"),
+        ("GET", "/v1/pipelines/x", "pipeline.get"),
+    ],
+)
+def test_a_dry_run_is_answered_with_its_plan(method: str, url: str, command: str) -> None:
+    async def story() -> None:
+        async with running() as gateway:
+            gateway.daemon.answers[command] = planned
+            body = {"json": {"name": "x"}} if command == "pipeline.create" else {}
+            answer = await gateway.client.request(method, f"{url}?dry_run=true", headers=bearer(), **body)  # type: ignore[arg-type]
+            assert (answer.status_code, answer.json()["command"]) == (200, command)
+            assert [limit["cost"] for limit in answer.json()["limits"]] == [1, 1]
+            assert not {"location", "etag"} & set(answer.headers)
 
     asyncio.run(story())
 

@@ -115,6 +115,12 @@ class Client:
         answer = self.ask("POST", f"/v1/pipelines/{pipeline}/run", json={})
         return answer.headers["location"].rsplit("/", 1)[-1]
 
+    def plan(self, pipeline: str) -> dict[str, Any]:
+        """What a start of a pipeline would do now; nothing is started."""
+        request = {"command": "pipeline.run", "args": {"id": pipeline}, "dry_run": True}
+        found: dict[str, Any] = self.ask("POST", "/v1/execute", json=request).json()["result"]
+        return found
+
     def execution(self, execution: str) -> dict[str, Any]:
         """An execution as it is now."""
         found: dict[str, Any] = self.ask("GET", f"/v1/executions/{execution}").json()

@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from flx_api.cli.children import expect_parent, leave_out_optional_parts
+from flx_api.cli.children import expect_parent, leave_out_optional_parts, spare_the_collector
 from flx_api.config import load
 from flx_api.errors import StartupError
 
@@ -19,7 +19,13 @@ def main() -> int:
 
     try:
         settings = load(os.environ)
-        return run_daemon(settings, socket_path=Path(sys.argv[2]), ready_fd=int(sys.argv[3]), environ=os.environ)
+        return run_daemon(
+            settings,
+            socket_path=Path(sys.argv[2]),
+            ready_fd=int(sys.argv[3]),
+            ready=spare_the_collector,
+            environ=os.environ,
+        )
     except StartupError as error:
         print(error, file=sys.stderr)
         return 2

@@ -27,7 +27,7 @@ from granian.http import HTTP1Settings, HTTP2Settings
 from granian.log import LogLevels
 from granian.server.mp import MPServer
 
-from flx_api.cli.children import expect_parent, leave_out_optional_parts
+from flx_api.cli.children import expect_parent, leave_out_optional_parts, spare_the_collector
 from flx_api.config import Settings, load
 from flx_api.errors import StartupError
 
@@ -95,6 +95,7 @@ class Gateway(MPServer):
 def hand_over(app: Any, server: int) -> Any:  # noqa: ANN401 - an ASGI and RSGI application
     """In a worker: the application, ready before the fork. The worker ends with the server that forked it."""
     expect_parent(server)
+    spare_the_collector()
     return app
 
 

@@ -99,12 +99,20 @@ def run(
     pipeline: Annotated[str, typer.Argument(help="A job of meltano.yml, or a pipeline made through the API.")],
     *,
     follow: Annotated[bool, typer.Option("--follow", help="Show its log and wait for its end.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Start nothing; say what would happen.")] = False,
     project: ProjectOption = None,
     url: UrlOption = None,
     token: TokenOption = None,
 ) -> None:
-    """Start a pipeline; prints the execution's id. With --follow, exit 0 only when it succeeded."""
+    """Start a pipeline; prints the execution's id. With --follow, exit 0 only when it succeeded.
+
+    With --dry-run, exit 0 only when it would be accepted.
+    """
     with _client(project, url, token) as client:
+        if dry_run:
+            from flx_api.cli.show import planned  # noqa: PLC0415
+
+            raise SystemExit(planned(client.plan(pipeline)))
         execution = client.run(pipeline)
         print(execution, flush=True)
         if follow:

@@ -1,4 +1,4 @@
-"""What commands print about executions: logs, the ledger, the verdict."""
+"""What commands print about executions: logs, the ledger, the verdict, and what a start would do."""
 
 from __future__ import annotations
 
@@ -55,6 +55,30 @@ def verdict(client: Client, execution: str) -> int:
     if found.get("error"):
         print(f"  {found['error']}")
     return 0 if found["status"].startswith("succeeded") else 1
+
+
+def planned(plan: dict[str, Any]) -> int:
+    """Say what a start would do; 0 when it would be accepted."""
+    for error in plan["errors"]:
+        print(f"would be refused: {error['code']}: {error['detail']}")
+    run = plan["run"]
+    if run is not None:
+        words = " ".join(word for task in run["tasks"] for word in task)
+        print(f"would run: meltano run {words} ({run['environment'] or 'no environment'}, {run['refresh']})")
+        if not run["waits_for"]:
+            print("  starts at once")
+        for wait in run["waits_for"]:
+            print(f"  waits for {_awaited(wait)}")
+    for limit in plan["limits"]:
+        print(f"  costs {limit['cost']} of {limit['limit']} in {limit['window_ms'] / 1000:g} s ({limit['policy']})")
+    return 1 if plan["errors"] else 0
+
+
+def _awaited(wait: dict[str, Any]) -> str:
+    if wait["reason"] == "slot":
+        return "a free slot"
+    holder = f"execution {wait['execution']}" if wait["execution"] else "an execution of another tenant"
+    return f"{holder}, which has the state id {wait['state_id']}"
 
 
 def openapi_document() -> str:

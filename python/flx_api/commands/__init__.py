@@ -6,8 +6,9 @@ are made from this list; handlers are bound to the names in `flx_api.daemon.hand
 
 Rules:
 - The permission to call a command is its name. Some are for `everyone` who has a token: they concern the caller alone.
-- `idempotency`: read (changes nothing), idempotent (repeating is harmless by nature), key (an idempotency key makes it
-  so), none.
+- `idempotency`: read (changes nothing), idempotent (repeating leaves things as they are), key (only an idempotency key
+  makes repeating harmless), none. A key is honoured by all that is idempotent or key: repeated, the command is answered
+  and not carried out again. With read and none it means nothing.
 - `mode`: unary answers with the result; long answers `accepted` and goes on.
 """
 
@@ -126,6 +127,22 @@ COMMANDS: dict[str, Command] = _table(
         "unary",
         "The row ledger: records in the pipe, rows at the destination, and a verdict for each stream.",
     ),
+    Command(
+        "execution.attempts",
+        execution.ExecutionIdArgs,
+        execution.AttemptPage,
+        "read",
+        "unary",
+        "The attempts of an execution: when, how they ended, and why there was another one.",
+    ),
+    Command(
+        "execution.retry",
+        execution.ExecutionIdArgs,
+        execution.Execution,
+        "key",
+        "long",
+        "Try an execution again that has ended without success; one that waits for its next attempt goes on at once.",
+    ),
     Command("system.status", project.NoArgs, monitoring.SystemStatus, "read", "unary", "How the daemon is."),
     Command("system.info", project.NoArgs, monitoring.SystemInfo, "read", "unary", "Versions and identity."),
     Command(
@@ -178,7 +195,7 @@ COMMANDS: dict[str, Command] = _table(
         "unary",
         "Take a revocation back.",
     ),
-    Command("user.add", auth.UserAddArgs, auth.User, "none", "unary", "Make a user who can log in."),
+    Command("user.add", auth.UserAddArgs, auth.User, "key", "unary", "Make a user who can log in."),
 )
 
 

@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from flx_api.errors import Forbidden
+from flx_api.models.plan import Permission
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -23,12 +24,13 @@ _VIEWER = (
     "*.validate",
     "execution.logs",
     "execution.streams",
+    "execution.attempts",
     "execution.wait",
     "system.status",
     "system.info",
     "system.echo",
 )
-_OPERATOR = (*_VIEWER, "pipeline.run", "execution.cancel")
+_OPERATOR = (*_VIEWER, "pipeline.run", "execution.cancel", "execution.retry")
 _DEVELOPER = (*_OPERATOR, "pipeline.*")
 
 ROLES: dict[str, tuple[str, ...]] = {
@@ -58,5 +60,20 @@ def authorise(command: Command, roles: Iterable[str]) -> None:
         Forbidden: none of the roles grants it.
     """
     if not command.public and not command.everyone and not permits(roles, command.name):
-        detail = f"The permission {command.name} is needed"
-        raise Forbidden(detail)
+        raise needed(command)
+
+
+def needed(command: Command) -> Forbidden:
+    """The refusal of who may not call the command."""
+    return Forbidden(f"The permission {command.name} is needed")
+
+
+def decide(command: Command, roles: Iterable[str]) -> Permission:
+    """Whether a principal with these roles may call the command, and what decides: the first role that grants it."""
+    if command.public or command.everyone:
+        return Permission(permission=command.name, allowed=True, by="public" if command.public else "everyone")
+    for role in roles:
+        for glob in ROLES.get(role, ()):
+            if fnmatchcase(command.name, glob):
+                return Permission(permission=command.name, allowed=True, by="role", role=role, rule=glob)
+    return Permission(permission=command.name, allowed=False, by="none")

@@ -7,7 +7,10 @@ Rules:
 - A read ends with its deadline or its client. What changes something is never torn apart: its handler is a task of the
   dispatcher's own, goes on when nobody waits for it any more, and only the answer is given up.
 - This is the one place that turns an error into a reply. A fault of ours is logged with its stack, told as `internal`.
+- A request whose key is in use by one that is not committed waits for that one. When its deadline comes first it is
+  told `idempotency_in_progress`, which says more than that the deadline has passed.
 - The daemon believes nobody about permissions: the same function that decided in the gateway decides here again.
+- With `dry_run` the same is rehearsed (`flx_api.daemon.plans`), and the answer is a plan.
 - Arguments are parsed here only, strictly (`models.strict_json`), and all fields at fault are named at once.
 """
 
@@ -15,6 +18,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -23,8 +28,12 @@ import structlog
 from flx_api.commands import Command, find
 from flx_api.commands.permissions import authorise
 from flx_api.daemon.handlers.context import Accepted, Context, Replay
+from flx_api.daemon.handlers.idempotency import Replayed
+from flx_api.daemon.plans import plan
 from flx_api.daemon.principal import ANONYMOUS
+from flx_api.daemon.trust import Gateway
 from flx_api.errors import (
+    Conflict,
     DeadlineExceeded,
     FieldError,
     FlxError,
@@ -34,17 +43,21 @@ from flx_api.errors import (
     ValidationFailed,
 )
 from flx_api.models import strict_json
+from flx_api.models.envelope import KEY_PATTERN, MADE_KEY
 from flx_api.proto.flx.v1.daemon_pb2 import ReplyFrame
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Coroutine, Mapping
+    from collections.abc import Awaitable, Callable, Coroutine, Mapping
 
     from flx_api.daemon.handlers.context import Handler, Outcome, Services
     from flx_api.daemon.principal import Principal
     from flx_api.daemon.trust import Caller
     from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame
 
-_MAX_KEY = 255
+# Who asks with which key.
+_Keyed = tuple[str, str, str]
+
+_IS_KEY = re.compile(KEY_PATTERN).fullmatch
 
 log = structlog.stdlib.get_logger("flx.daemon")
 _encode = msgspec.json.Encoder().encode
@@ -62,6 +75,7 @@ class Dispatcher:
         self._services = services
         self._handlers = handlers
         self._changing: set[asyncio.Future[Outcome]] = set()
+        self._keys: Counter[_Keyed] = Counter()
 
     def prepare(self, frame: CommandFrame, caller: Caller) -> ReplyFrame | Coroutine[Any, Any, ReplyFrame]:
         """Begin a command: the reply, or a coroutine that must be awaited for it."""
@@ -72,15 +86,28 @@ class Dispatcher:
                 if not command.public:
                     raise Unauthenticated()  # noqa: TRY301, RSE102 - one way out for all refusals
                 principal = ANONYMOUS
+            may_make_keys = isinstance(caller, Gateway)
+            if frame.dry_run:
+                context = self._context(frame, command, principal, may_make_keys=may_make_keys)
+                return self._rehearse(frame, command, context)
             authorise(command, principal.roles)
-            context = self._context(frame, command, principal)
-            args = arguments(command.args, context.raw_args)
-            outcome = self._handlers[command.name](context, args)
+            context = self._context(frame, command, principal, may_make_keys=may_make_keys)
+            outcome = self._begin(command, context)
         except Exception as error:  # noqa: BLE001 - the border: whatever it is becomes a reply
             return _failure(frame, error)
         if isinstance(outcome, (bytes, msgspec.Struct)):
             return _success(frame, outcome)
-        return self._finish(frame, outcome, context.deadline_us, reads=command.idempotency == "read")
+        if command.idempotency == "read":
+            return self._finish(frame, outcome, context.deadline_us)
+        return self._change(frame, outcome, context)
+
+    def _begin(self, command: Command, context: Context) -> Outcome | Awaitable[Outcome]:
+        return self._handlers[command.name](context, arguments(command.args, context.raw_args))
+
+    def _rehearse(self, frame: CommandFrame, command: Command, context: Context) -> Coroutine[Any, Any, ReplyFrame]:
+        planned = plan(command, context, lambda: self._begin(command, context))
+        # It changes nothing, so it may be torn apart like a read.
+        return self._finish(frame, planned, context.deadline_us)
 
     async def carry_out(self, frame: CommandFrame, caller: Caller) -> ReplyFrame:
         """A command from beginning to end."""
@@ -92,13 +119,10 @@ class Dispatcher:
         if self._changing:
             await asyncio.wait(self._changing, timeout=within_s)
 
-    def _context(self, frame: CommandFrame, command: Command, principal: Principal) -> Context:
-        if frame.dry_run and command.idempotency != "read":
-            reason = f"{command.name} does not support it yet"
-            refused = ValidationFailed.field("dry_run", reason)
-            raise refused
-        if len(frame.idempotency_key) > _MAX_KEY:
-            detail = "The idempotency key is too long"
+    def _context(self, frame: CommandFrame, command: Command, principal: Principal, *, may_make_keys: bool) -> Context:
+        key: str = frame.idempotency_key
+        if key and not _IS_KEY(key) and not (may_make_keys and key.startswith(MADE_KEY)):
+            detail = "The idempotency key is not 1 to 255 printable ASCII characters without a blank"
             raise InvalidRequest(detail)
         deadline_us = frame.deadline_unix_ms * 1000 or None
         if deadline_us is not None and deadline_us <= self._services.clock():
@@ -107,41 +131,72 @@ class Dispatcher:
         return Context(
             principal=principal,
             services=self._services,
-            idempotency_key=frame.idempotency_key or None,
+            idempotency_key=key or None,
             deadline_us=deadline_us,
             request_id=frame.request_id,
             environment=frame.environment or None,
             dry_run=frame.dry_run,
             wait_ms=frame.wait_ms,
-            body_hash=_body_hash(command.name, frame.environment, raw_args) if frame.idempotency_key else "",
+            body_hash=_body_hash(command.name, frame.environment, raw_args) if key else "",
             client_address=frame.client_address,
             raw_args=raw_args,
         )
 
-    async def _finish(
-        self, frame: CommandFrame, outcome: Awaitable[Outcome], deadline_us: int | None, *, reads: bool
+    async def _finish(self, frame: CommandFrame, outcome: Awaitable[Outcome], deadline_us: int | None) -> ReplyFrame:
+        """A read to its end, which is at the latest when nobody waits for it any more."""
+        task = asyncio.ensure_future(outcome)
+        try:
+            return await self._reply(frame, task, deadline_us, DeadlineExceeded)
+        finally:
+            task.cancel()
+
+    async def _change(self, frame: CommandFrame, outcome: Awaitable[Outcome], context: Context) -> ReplyFrame:
+        """A change, whose task goes on in any case."""
+        task = asyncio.ensure_future(outcome)
+        self._changing.add(task)
+        keyed = context.idempotency_key and (
+            context.principal.tenant,
+            context.principal.subject,
+            context.idempotency_key,
+        )
+        if keyed:
+            self._keys[keyed] += 1
+
+        def late() -> FlxError:
+            if keyed and self._keys[keyed] > 1:
+                return Conflict(code="idempotency_in_progress", retry_after_s=1)
+            return DeadlineExceeded()
+
+        def over(task: asyncio.Future[Outcome]) -> None:
+            self._changing.discard(task)
+            if keyed:
+                self._keys[keyed] -= 1
+                if not self._keys[keyed]:
+                    del self._keys[keyed]
+            # Looked at here, so that an error which nobody waits for any more is not reported as forgotten.
+            if not task.cancelled():
+                task.exception()
+
+        task.add_done_callback(over)
+        return await self._reply(frame, task, context.deadline_us, late)
+
+    async def _reply(
+        self,
+        frame: CommandFrame,
+        task: asyncio.Future[Outcome],
+        deadline_us: int | None,
+        late: Callable[[], FlxError],
     ) -> ReplyFrame:
         left_s = None if deadline_us is None else (deadline_us - self._services.clock()) / 1_000_000
-        task = asyncio.ensure_future(outcome)
-        if not reads:
-            self._changing.add(task)
-            task.add_done_callback(self._changed)
         try:
             await asyncio.wait((task,), timeout=left_s)
             if not task.done():
-                raise DeadlineExceeded  # noqa: TRY301 - one way out for all refusals
+                raise late()  # noqa: TRY301 - one way out for all refusals
             return _success(frame, task.result())
+        except Replayed as found:
+            return _success(frame, Replay(*found.stored))
         except Exception as error:  # noqa: BLE001 - the border: whatever it is becomes a reply
             return _failure(frame, error)
-        finally:
-            if reads:
-                task.cancel()
-
-    def _changed(self, task: asyncio.Future[Outcome]) -> None:
-        self._changing.discard(task)
-        # Looked at here, so that an error which nobody waits for any more is not reported as forgotten.
-        if not task.cancelled():
-            task.exception()
 
 
 def arguments(kind: type[msgspec.Struct], raw: bytes) -> Any:  # noqa: ANN401 - an instance of `kind`

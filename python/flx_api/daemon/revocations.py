@@ -12,6 +12,7 @@ Rules:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from sqlalchemy import delete, insert, or_, select, update
@@ -25,7 +26,7 @@ from flx_api.models.event import REVOCATION_EVENTS, RevocationEvent
 from flx_api.models.listing import decode_cursor, encode_cursor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from sqlalchemy import Row
 
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
 
 KEPT_S = 366 * 86_400
 """How long a revocation is kept when nobody says when what it hits ends: no token should live longer."""
+
+# Lets a change happen once for a key.
+Once = Callable[[Callable[["Tx"], Revocation]], Callable[["Tx"], Revocation]]
 
 _MAX_CHARS = 1024
 # A page is read and packed between two turns of the loop, so it must not take long.
@@ -116,6 +120,10 @@ def take_back(tx: Tx, revocation_id: str, tenant: str) -> Revocation:
     return found
 
 
+def _always(change: Callable[[Tx], Revocation]) -> Callable[[Tx], Revocation]:
+    return change
+
+
 class Revocations:
     """The revocations of one project.
 
@@ -131,7 +139,7 @@ class Revocations:
         self._learner: _core.Revocations | None = None
         self._forget_at_s = 0
 
-    async def revoke(self, args: TokenRevokeArgs, principal: Principal) -> Revocation:
+    async def revoke(self, args: TokenRevokeArgs, principal: Principal, once: Once = _always) -> Revocation:
         """Revoke what the arguments name, in the principal's tenant.
 
         Raises:
@@ -150,9 +158,9 @@ class Revocations:
         if expires_at is None and kind != "key":
             expires_at = max(now_s, issued_before or 0) + KEPT_S
         named = Named(kind, value, principal.tenant)
-        return await self._put(named, principal, issued_before, expires_at, args.reason)
+        return await self._put(named, principal, issued_before, expires_at, args.reason, once)
 
-    async def log_out(self, principal: Principal, *, everywhere: bool) -> Revocation:
+    async def log_out(self, principal: Principal, *, everywhere: bool, once: Once = _always) -> Revocation:
         """Revoke the principal's own session or token, or all its tokens until now.
 
         Raises:
@@ -162,7 +170,7 @@ class Revocations:
         tenant, reason = principal.tenant, "logout"
         if everywhere:
             named = Named("subject", principal.subject, tenant)
-            return await self._put(named, principal, now_s, now_s + KEPT_S, reason)
+            return await self._put(named, principal, now_s, now_s + KEPT_S, reason, once)
         # A session may have tokens that live longer than the one that asks.
         if principal.session is not None:
             named, expires_at = Named("session", principal.session, tenant), now_s + KEPT_S
@@ -175,15 +183,15 @@ class Revocations:
         if len(named.value) > _MAX_CHARS:
             detail = "The token's `jti` or `sid` is too long; only `everywhere` can end it"
             raise Conflict(detail)
-        return await self._put(named, principal, None, expires_at, reason)
+        return await self._put(named, principal, None, expires_at, reason, once)
 
-    async def restore(self, revocation_id: str, principal: Principal) -> Revocation:
+    async def restore(self, revocation_id: str, principal: Principal, once: Once = _always) -> Revocation:
         """Take a revocation back.
 
         Raises:
             NotFound: there is none of this id in the principal's tenant.
         """
-        found = await self._journal.write(lambda tx: take_back(tx, revocation_id, principal.tenant))
+        found = await self._journal.write(once(lambda tx: take_back(tx, revocation_id, principal.tenant)))
         if self._learner is not None:
             self._learner.remove(found.kind, found.value, found.tenant)
         return found
@@ -231,8 +239,14 @@ class Revocations:
         learner.replace_all([entry_of(found) for page in self.snapshot() for found in page])
         self._learner = learner
 
-    async def _put(
-        self, named: Named, principal: Principal, issued_before: int | None, expires_at: int | None, reason: str
+    async def _put(  # noqa: PLR0917 - what a row holds, and how often
+        self,
+        named: Named,
+        principal: Principal,
+        issued_before: int | None,
+        expires_at: int | None,
+        reason: str,
+        once: Once,
     ) -> Revocation:
         def change(tx: Tx) -> Revocation:
             return put(
@@ -246,7 +260,7 @@ class Revocations:
             )
 
         new_id = self._ids()
-        found = await self._journal.write(change)
+        found = await self._journal.write(once(change))
         if self._learner is not None:
             self._learner.apply(*entry_of(found))
             self._forget(self._learner)

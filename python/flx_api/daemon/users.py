@@ -8,12 +8,14 @@ Rules:
 - A password is never kept, logged or echoed.
 - Failures are throttled per account and per client address, before any hash is computed; a try counts as a failure
   from its beginning until it succeeds, so that tries at the same time cannot slip through together.
+- What is kept of a command that holds a password is `digest`: as slow to guess from as the password's own hash.
 - `add` is the one way to make a user: the command and `flx user add` without a daemon both use it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _THREADS = 2
+# OWASP's minimum for scrypt at 16 MiB.
+_SCRYPT_COST, _SCRYPT_BLOCKS, _SCRYPT_LANES, _SCRYPT_MEMORY = 2**14, 8, 5, 64 * 1024 * 1024
 
 
 class _Account(NamedTuple):
@@ -110,14 +114,42 @@ class Users:
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="flx-password")
         self._dummy: str | None = None
 
-    async def add(self, username: str, password: str, roles: Sequence[str], tenant: str) -> User:
+    async def add(
+        self,
+        username: str,
+        password: str,
+        roles: Sequence[str],
+        tenant: str,
+        once: Callable[[Callable[[Tx], User]], Callable[[Tx], User]] = lambda change: change,
+    ) -> User:
         """Make a user.
+
+        Args:
+            username: its name.
+            password: it may log in with.
+            roles: it gets.
+            tenant: it belongs to.
+            once: lets the change happen once for a key.
 
         Raises:
             Conflict: `already_exists`.
         """
         password_hash = await self._in_pool(lambda: hash_password(password, self._hasher))
-        return await self._journal.write(lambda tx: add(tx, username, password_hash, roles, tenant))
+        return await self._journal.write(once(lambda tx: add(tx, username, password_hash, roles, tenant)))
+
+    async def digest(self, secret: bytes, salt: str) -> str:
+        """64 characters by which two secrets of one salt can be compared, and from which neither can be guessed."""
+        return await self._in_pool(
+            lambda: hashlib.scrypt(
+                secret,
+                salt=salt.encode(),
+                n=_SCRYPT_COST,
+                r=_SCRYPT_BLOCKS,
+                p=_SCRYPT_LANES,
+                maxmem=_SCRYPT_MEMORY,
+                dklen=32,
+            ).hex()
+        )
 
     async def log_in(self, username: str, password: str, client_address: str) -> User:
         """The user whose name and password these are.

@@ -26,7 +26,8 @@ import msgspec
 from flx_api.commands import COMMANDS, find
 from flx_api.commands.permissions import authorise
 from flx_api.errors import Conflict, FlxError, Internal, InvalidRequest, NotFound, ValidationFailed
-from flx_api.gateway.dispatch import Watch, error_of, frame_of
+from flx_api.gateway.costs import ASKING
+from flx_api.gateway.dispatch import Watch, error_of, frame_of, reads
 from flx_api.gateway.intake import ClientGone
 from flx_api.gateway.logs import NDJSON, begin_stream
 from flx_api.gateway.options import decoded, no_query
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from flx_api.gateway.exchange import Exchange
     from flx_api.gateway.patience import Patience
     from flx_api.gateway.responses import PolicyRefusals
+    from flx_api.models.envelope import ExecuteRequest
     from flx_api.observability.metrics import Metrics
     from flx_api.upstream.channel import Upstream
     from flx_api.upstream.group import Ending
@@ -123,6 +125,7 @@ class _Batch:
         self._route = route
         self._exchange = exchange
         self._operations = request.operations
+        self._dry_run = request.dry_run
         self._is_ordered = request.mode == "ordered"
         self._fail_fast = request.fail_fast
         self._keeps = keeps
@@ -137,9 +140,9 @@ class _Batch:
         self._frame = frame_of(exchange)
         self.totals = BatchTotals(len(request.operations))
 
-    def meta(self, *, replayed: bool = False) -> ReplyMeta:
+    def meta(self, *, replayed: bool = False, dry_run: bool = False) -> ReplyMeta:
         """What is said beside an answer that is given now."""
-        return ReplyMeta(self._exchange.request_id, self._exchange.duration_us, replayed)
+        return ReplyMeta(self._exchange.request_id, self._exchange.duration_us, replayed, dry_run)
 
     async def results(self) -> AsyncGenerator[list[BatchResult], None]:
         """The results as they become ready, those of operations that were not begun at the end."""
@@ -184,20 +187,27 @@ class _Batch:
         if command is None:
             return await self._no_command(operation.command)
         last = self._waited_in_vain
-        refused = await self._route.patience.command(self._exchange.admitted, command.name, last=last)
+        dry_run = self._is_dry(operation)
+        limited = ASKING if dry_run else command.name
+        refused = await self._route.patience.command(self._exchange.admitted, limited, last=last)
         if refused is not None:
             reason, policy, retry_after_s = refused
             # One wait is enough for all operations.
             self._waited_in_vain = last or reason == AWAITED
             return self._route.policies.refusal(reason, (policy, retry_after_s))
-        forbidden = self._forbids(command)
+        forbidden = None if dry_run else self._forbids(command)
         if forbidden is not None:
             return forbidden
         frame = CommandFrame()
         frame.CopyFrom(self._frame)
         frame, deadline_s = self._route.dispatcher.frame(frame, command, bytes(operation.args), operation)
-        await group.begin(index, frame, deadline_s, read=command.idempotency == "read")
+        if dry_run:
+            frame.dry_run = True
+        await group.begin(index, frame, deadline_s, read=dry_run or reads(command, operation))
         return None
+
+    def _is_dry(self, operation: ExecuteRequest) -> bool:
+        return self._dry_run or operation.dry_run
 
     def _forbids(self, command: Command) -> FlxError | None:
         """Why the principal may not call the command; found out once for each."""
@@ -225,8 +235,11 @@ class _Batch:
 
     def _result(self, index: int, ending: Ending) -> BatchResult:
         """How an operation went, counted, and what it means for those after it."""
-        error = ending if isinstance(ending, FlxError) else error_of(ending) if ending.code else None
         name = self._operations[index].command
+        dry_run = self._is_dry(self._operations[index])
+        error = ending if isinstance(ending, FlxError) else error_of(ending) if ending.code else None
+        if dry_run and error is None and isinstance(ending, ReplyFrame):
+            error = self._tell_costs(ending, name)
         known = name in COMMANDS
         request_id = self._exchange.request_id
         own_id = f"{request_id}.{index}"
@@ -240,7 +253,7 @@ class _Batch:
                 command=name,
                 status="accepted" if accepted else "ok",
                 result=msgspec.Raw(ending.result or b"null"),
-                meta=self.meta(replayed=ending.replayed),
+                meta=self.meta(replayed=ending.replayed, dry_run=dry_run),
             )
             self._hold(len(ending.result))
         else:
@@ -257,6 +270,15 @@ class _Batch:
             self._failed(error)
         self._route.metrics.operation(name if known else UNMATCHED, result.status)
         return result
+
+    def _tell_costs(self, reply: ReplyFrame, command: str) -> FlxError | None:
+        """Add to a plan what the operation would cost; what is wrong with it, if it is no plan."""
+        costs, route = self._route.dispatcher.costs, self._exchange.admitted.route
+        try:
+            reply.result = costs.told(reply.result, route, command, of_many=True)
+        except FlxError as error:
+            return error
+        return None
 
     def _failed(self, error: FlxError) -> None:
         self.totals.error += 1

@@ -1,6 +1,9 @@
 """From a command's name and bytes to the daemon's reply: the phases authorise, dispatch and upstream, for every route.
 
 Rules:
+- The permission is checked before the command travels, and again by the daemon. A dry run always travels: the daemon's
+  plan says whether it is permitted.
+- A command that changes something travels with a key: the client's, or one that is made here for this request alone.
 - The permission is checked before the command travels, and again by the daemon.
 - A caller that goes away while the daemon works is noticed (after a moment, since watching costs more than most
   commands take), and its pending entry is dropped; the daemon may still finish.
@@ -9,6 +12,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from typing import TYPE_CHECKING, Final
 
@@ -17,7 +21,7 @@ import msgspec
 from flx_api.commands.permissions import authorise
 from flx_api.errors import ErrorBody, FlxError
 from flx_api.gateway.intake import ClientGone
-from flx_api.models.envelope import CommandOptions
+from flx_api.models.envelope import MADE_KEY, CommandOptions
 from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame
 from flx_api.proto.flx.v1.daemon_pb2 import Principal as FramePrincipal
 
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
 
     from flx_api._core import Principal
     from flx_api.commands import Command
+    from flx_api.gateway.costs import Costs
     from flx_api.gateway.exchange import Exchange
     from flx_api.proto.flx.v1.daemon_pb2 import ReplyFrame
     from flx_api.upstream.channel import Upstream
@@ -33,6 +38,7 @@ if TYPE_CHECKING:
 NO_OPTIONS: Final = CommandOptions()
 _WATCH_AFTER_S: Final = 0.25
 _WAIT_MARGIN_MS: Final = 5_000
+_KEYED: Final = frozenset({"key", "idempotent"})
 _error_body = msgspec.json.Decoder(ErrorBody)
 
 
@@ -48,11 +54,13 @@ class Dispatcher:
     Args:
         upstream: the daemon.
         deadline_ms: of a command that names none.
+        costs: what commands cost, for plans.
     """
 
-    def __init__(self, upstream: Upstream, deadline_ms: int) -> None:
+    def __init__(self, upstream: Upstream, deadline_ms: int, costs: Costs) -> None:
         self._upstream = upstream
         self._deadline_ms = deadline_ms
+        self.costs = costs
 
     async def run(
         self, exchange: Exchange, command: Command, args: bytes, options: CommandOptions = NO_OPTIONS
@@ -64,15 +72,18 @@ class Dispatcher:
             ClientGone: nobody waits any more.
         """
         principal = exchange.principal
-        authorise(command, principal.roles if principal is not None else ())
+        if not options.dry_run:
+            authorise(command, principal.roles if principal is not None else ())
         exchange.passed("authorise")
         frame, deadline_s = self.frame(frame_of(exchange), command, args, options)
         exchange.passed("dispatch")
         with Watch(exchange):
-            reply = await self._upstream.call(frame, deadline_s, read=command.idempotency == "read")
+            reply = await self._upstream.call(frame, deadline_s, read=reads(command, options))
         exchange.passed("upstream")
         if reply.code:
             raise error_of(reply)
+        if options.dry_run:
+            reply.result = self.costs.told(reply.result, exchange.admitted.route, command.name)
         return reply
 
     def frame(
@@ -86,6 +97,9 @@ class Dispatcher:
         # Most commands come without options, and a field that is not set costs nothing.
         if options.idempotency_key is not None:
             frame.idempotency_key = options.idempotency_key
+        elif command.idempotency in _KEYED and not options.dry_run:
+            # What may leave twice, because a connection broke, must not happen twice.
+            frame.idempotency_key = MADE_KEY + os.urandom(16).hex()
         if options.environment is not None:
             frame.environment = options.environment
         if options.dry_run:
@@ -104,6 +118,11 @@ class Dispatcher:
             except msgspec.DecodeError:
                 patience = 0
         return max(self._deadline_ms, min(patience, 600_000) + _WAIT_MARGIN_MS)
+
+
+def reads(command: Command, options: CommandOptions) -> bool:
+    """Whether the command changes nothing, so that it may be sent again and given up at any time."""
+    return options.dry_run or command.idempotency == "read"
 
 
 class Watch:

@@ -12,6 +12,7 @@ import msgspec
 
 from flx_api.commands import find
 from flx_api.errors import ValidationFailed
+from flx_api.gateway.costs import ASKING
 from flx_api.gateway.options import decoded, no_query, options_of, query, with_key
 from flx_api.gateway.responses import JSON
 from flx_api.models import strict_json
@@ -52,7 +53,7 @@ class CommandRoutes:
         request = decoded(exchange, _execute)
         command = find(request.command)
         # Only now it is known which command's limits apply.
-        refused = await self._patience.command(exchange.admitted, command.name)
+        refused = await self._patience.command(exchange.admitted, ASKING if request.dry_run else command.name)
         if refused is not None:
             reason, policy, retry_after_s = refused
             raise self._policies.refusal(reason, (policy, retry_after_s))
@@ -70,10 +71,11 @@ class CommandRoutes:
     async def _answer(self, exchange: Exchange, command: Command, args: bytes, options: CommandOptions) -> Response:
         if args and not strict_json.is_object(args):
             raise ValidationFailed.field("args", "is not an object")
-        return envelope(exchange, command, await self._dispatcher.run(exchange, command, args, options))
+        reply = await self._dispatcher.run(exchange, command, args, options)
+        return envelope(exchange, command, reply, dry_run=options.dry_run)
 
 
-def envelope(exchange: Exchange, command: Command, reply: ReplyFrame) -> Response:
+def envelope(exchange: Exchange, command: Command, reply: ReplyFrame, *, dry_run: bool = False) -> Response:
     """A reply of the daemon as the universal endpoint gives it."""
     accepted = reply.accepted_id != ""
     body = _encode(
@@ -82,7 +84,7 @@ def envelope(exchange: Exchange, command: Command, reply: ReplyFrame) -> Respons
             command=command.name,
             status="accepted" if accepted else "ok",
             result=msgspec.Raw(reply.result or b"null"),
-            meta=ReplyMeta(exchange.request_id, exchange.duration_us, reply.replayed),
+            meta=ReplyMeta(exchange.request_id, exchange.duration_us, reply.replayed, dry_run),
         )
     )
     if accepted:

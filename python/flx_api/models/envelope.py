@@ -7,15 +7,20 @@ Rules:
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from flx_api.errors import FieldError
 
-# Printable ASCII: a key is compared byte by byte and appears in logs.
-IdempotencyKey = Annotated[str, Meta(pattern=r"^[\x21-\x7e]{1,255}$(?!\n)")]
+KEY_PATTERN: Final = r"^[\x21-\x7e]{1,255}$(?!\n)"
+"""Printable ASCII: a key is compared byte by byte and appears in logs."""
+
+MADE_KEY: Final = "gateway "
+"""How a key begins that a gateway made for a request without one. No client's own key holds a blank."""
+
+IdempotencyKey = Annotated[str, Meta(pattern=KEY_PATTERN)]
 Milliseconds = Annotated[int, Meta(ge=1, le=3_600_000)]
 
 
@@ -26,7 +31,7 @@ class CommandOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     environment: Annotated[str, Meta(max_length=64)] | None = None
     wait_ms: Annotated[int, Meta(ge=0, le=600_000)] | None = None
     deadline_ms: Milliseconds | None = None
-    dry_run: bool = False
+    dry_run: Annotated[bool, Meta(description="change nothing; the result is a `Plan` of what would happen")] = False
 
 
 class ExecuteRequest(CommandOptions, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -38,15 +43,16 @@ class ExecuteRequest(CommandOptions, frozen=True, kw_only=True, forbid_unknown_f
 
 
 class ReplyMeta(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What is said about an answer beside the answer."""
+    """What is said about an answer beside the answer. `dry_run`: the result is a `Plan`, and nothing was done."""
 
     request_id: str
     duration_us: int
     replayed: bool = False
+    dry_run: bool = False
 
 
 class CommandReply(msgspec.Struct, frozen=True):
-    """The answer to a command: `accepted` means that work goes on under `id`."""
+    """The answer to a command: `accepted` means that work goes on under `id`. Of a dry run the result is a `Plan`."""
 
     id: str
     command: str
@@ -81,6 +87,7 @@ class BatchRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     operations: Annotated[list[ExecuteRequest], Meta(min_length=1, max_length=1000)]
     mode: Literal["parallel", "ordered"] = "parallel"
     fail_fast: Annotated[bool, Meta(description="begin nothing more after the first operation that failed")] = False
+    dry_run: Annotated[bool, Meta(description="every operation is a dry run, each against the present state")] = False
 
 
 class BatchResult(msgspec.Struct, frozen=True, kw_only=True):

@@ -31,6 +31,7 @@ from flx_api.models.envelope import (
     ServiceRoot,
     Ticket,
 )
+from flx_api.models.plan import Plan
 from flx_api.routes import table
 
 _REF: Final = "#/components/schemas/{name}"
@@ -65,7 +66,7 @@ Json = dict[str, Any]
 def document() -> Json:
     """The whole document."""
     structs: list[type[msgspec.Struct]] = [*_OWN.values(), ExecuteRequest, BatchRequest, BatchResult, BatchEnd, Problem]
-    structs += [LogQuery, CommandOptions]
+    structs += [LogQuery, CommandOptions, Plan]
     structs += [kind for command in COMMANDS.values() for kind in (command.args, command.result)]
     unique = list(dict.fromkeys(structs))
     schemas, components = msgspec.json.schema_components(unique, ref_template=_REF)
@@ -120,9 +121,13 @@ def _resource(resource: table.Resource, refs: dict[Any, Json], components: Json)
             "content": {"application/json": {"schema": body if in_path else refs[command.args]}},
         }
     status = {"created": "201", "accepted": "202"}.get(resource.after, "200")
-    result = {"application/json": {"schema": refs[command.result]}}
+    plan = {"application/json": {"schema": refs[Plan]}}
+    result = {"application/json": {"schema": {"anyOf": [refs[command.result], refs[Plan]]}}}
     answer = {"description": command.sentence, "headers": _header_refs(resource), "content": result}
-    operation["responses"] = {status: answer}
+    if status != "200":
+        answer["content"] = {"application/json": {"schema": refs[command.result]}}
+    # With `dry_run` the status is 200 and the answer a plan.
+    operation["responses"] = {"200": {"description": "What would happen.", "content": plan}, status: answer}
     if resource.after in {"waited", "cancelled"}:
         operation["responses"]["202"] = {**answer, "description": "Not over yet."}
     if resource.after == "revision" and resource.method == "GET":
@@ -216,7 +221,7 @@ def _header(name: str, sentence: str) -> Json:
 
 def _header_parameters(resource: table.Resource, command: Command) -> list[Json]:
     parameters: list[Json] = []
-    if command.idempotency == "key":
+    if command.idempotency in {"key", "idempotent"}:
         parameters.append(_header("Idempotency-Key", "Sending the same request again with the same key does nothing."))
     if resource.after in {"revision", "deleted"} and resource.method != "GET":
         parameters.append(_header("If-Match", "The revision that must be the present one."))

@@ -6,6 +6,7 @@ Strategy: a route's arguments are gathered from path, query and body into one JS
 Rules:
 - Query parameters become numbers and truth values by the command's own struct; a body travels as it came, with the
   values of the path added, which it must not hold itself.
+- A dry run is answered with its plan and 200, whatever the route promises otherwise.
 - Results are not decoded beyond the fields that headers need.
 """
 
@@ -67,6 +68,8 @@ class ResourceController:
             if resource.after == "deleted":
                 await self._check_revision(exchange)
             reply = await self._dispatcher.run(exchange, command, args, options)
+            if options.dry_run:
+                return Response(200, [], Content(JSON, reply.result))
             return _answer(exchange, resource, reply)
 
         return handle

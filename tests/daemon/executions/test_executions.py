@@ -11,7 +11,7 @@ from sqlalchemy import insert, select
 from tests.daemon.executions.fake_runs import ALICE, MALLORY, Stage, over, submit, until
 
 from flx_api.daemon.executions import executions as executions_module
-from flx_api.daemon.journal import DEFAULT_TENANT
+from flx_api.daemon.journal import DEFAULT_TENANT, Rehearsed, rehearsing
 from flx_api.daemon.journal.tables import attempts, pipelines
 from flx_api.errors import Conflict, NotFound, ProjectInvalid, Unavailable, ValidationFailed
 from flx_api.models.execution import ExecutionListArgs, ExecutionLogsArgs
@@ -183,14 +183,22 @@ def test_an_idempotency_key_is_looked_up_and_kept_in_one_transaction(play: Calla
     play(story)
 
 
-def test_a_dry_run_checks_and_changes_nothing(play: Callable[..., None]) -> None:
+def test_a_rehearsal_checks_and_changes_nothing(play: Callable[..., None]) -> None:
     async def story(stage: Stage) -> None:
         async with stage.daemon() as executions:
-            answer = await executions.submit(PipelineRunArgs("a"), ALICE, dry_run=True)
-            assert (answer.execution.id, answer.replayed) == ("", False)
-            assert answer.execution.state_ids == ("dev:tap-a-to-target-x",)
-            assert executions.page(ExecutionListArgs(), DEFAULT_TENANT).items == ()
-            assert stage.journal.seq == 0
+            with rehearsing(), pytest.raises(Rehearsed) as told:
+                await executions.submit(PipelineRunArgs("a"), ALICE)
+            made = next(row.after for row in told.value.rows if row.table == "executions")
+            assert made is not None
+            assert made["state_ids"] == b'["dev:tap-a-to-target-x"]'
+            assert executions.page(ExecutionListArgs(), ALICE).items == ()
+            assert (stage.journal.seq, executions.counts()) == (0, (0, 0))
+            assert executions.outlook(["dev:tap-a-to-target-x"], DEFAULT_TENANT) == ()
+            first = await submit(executions, "a")
+            waits = executions.outlook(["dev:tap-a-to-target-x"], DEFAULT_TENANT)
+            assert [wait.execution for wait in waits] == [first.id]
+            (await stage.executor.run_of(first)).end(0)
+            await over(executions, first)
 
     play(story)
 
@@ -368,11 +376,11 @@ def test_executions_that_wait_are_known_as_such(play: Callable[..., None]) -> No
         async with stage.daemon() as executions:
             running = await submit(executions, "a")
             waiting = await submit(executions, "b")
-            assert (executions.active_logs(), executions.waiting()) == ((running.id,), (waiting.id,))
+            assert (executions.active_logs(), executions.waiting()) == ((running.id,), {waiting.id: 0})
             (await stage.executor.run_of(running)).end(0)
             (await stage.executor.run_of(waiting)).end(0)
             await over(executions, waiting)
-            assert executions.waiting() == ()
+            assert executions.waiting() == {}
 
     play(story, slots=1)
 
@@ -421,18 +429,18 @@ def test_pages_go_from_new_to_old_and_show_nothing_twice(play: Callable[..., Non
                 made.append((await over(executions, accepted)).id)
             found, cursor = [], None
             while True:
-                page = executions.page(ExecutionListArgs(limit=3, cursor=cursor), DEFAULT_TENANT)
+                page = executions.page(ExecutionListArgs(limit=3, cursor=cursor), ALICE)
                 found += [execution.id for execution in page.items]
                 if (cursor := page.next_cursor) is None:
                     break
             assert found == made[::-1]
-            of_a = executions.page(ExecutionListArgs(pipeline="a"), DEFAULT_TENANT)
+            of_a = executions.page(ExecutionListArgs(pipeline="a"), ALICE)
             assert [execution.id for execution in of_a.items] == made[1::2][::-1]
-            failed = executions.page(ExecutionListArgs(status="failed"), DEFAULT_TENANT)
+            failed = executions.page(ExecutionListArgs(status="failed"), ALICE)
             assert {execution.exit_code for execution in failed.items} == {1, 2}
-            assert executions.page(ExecutionListArgs(), "other").items == ()
+            assert executions.page(ExecutionListArgs(), MALLORY).items == ()
             with pytest.raises(ValidationFailed):
-                executions.page(ExecutionListArgs(cursor="bm9uZQ"), DEFAULT_TENANT)
+                executions.page(ExecutionListArgs(cursor="bm9uZQ"), ALICE)
 
     play(story)
 

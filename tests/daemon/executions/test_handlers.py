@@ -6,12 +6,17 @@ import asyncio
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
+import msgspec
 import pytest
+from sqlalchemy import select
 from tests.daemon.executions.fake_runs import ALICE, MALLORY, Stage, over, until
 
-from flx_api.daemon.handlers.context import Accepted, Context, Services
+from flx_api.daemon.handlers.context import Accepted, Context, Replay, Services
 from flx_api.daemon.handlers.runs import HANDLERS
+from flx_api.daemon.journal import DEFAULT_TENANT, tables
+from flx_api.daemon.principal import Principal
 from flx_api.errors import NotFound, ValidationFailed
+from flx_api.models.envelope import MADE_KEY
 from flx_api.models.execution import (
     Execution,
     ExecutionCancelArgs,
@@ -24,8 +29,6 @@ from flx_api.models.pipeline import PipelineRunArgs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
-
-    import msgspec
 
     from flx_api.daemon.executions import Executions
 
@@ -95,10 +98,72 @@ def test_an_idempotency_key_gives_the_first_execution_again(play: Callable[..., 
         with pytest.raises(ValidationFailed) as reuse:
             await call("pipeline.run", replace(keyed, body_hash="other"), PipelineRunArgs("b"))
         assert reuse.value.code == "idempotency_key_reuse"
+        mine = ExecutionListArgs(idempotency_key="once")
+        (found,) = (await call("execution.list", context, mine)).items
+        assert found.id == first.execution_id
+        with stage.journal.read() as connection:
+            assert connection.execute(select(tables.executions.c.idempotency_key)).scalar_one() == "once"
+        somebody = replace(context, principal=Principal("bob", DEFAULT_TENANT, ("operator",)))
+        assert (await call("execution.list", somebody, mine)).items == ()
+        assert (await call("execution.list", context, ExecutionListArgs(idempotency_key="never"))).items == ()
         run.end(0)
         await over(executions, first.result)
         later = await call("pipeline.run", keyed, PipelineRunArgs("a"))
         assert (later.replayed, later.result.status) == (True, "succeeded")
+
+    play(story)
+
+
+def test_a_key_of_the_gateway_works_and_is_not_shown_as_the_clients(play: Callable[..., None]) -> None:
+    async def story(stage: Stage, executions: Executions, context: Context) -> None:
+        keyed = replace(context, idempotency_key=f"{MADE_KEY}0", body_hash="same")
+        first = await call("pipeline.run", keyed, PipelineRunArgs("a"))
+        again = await call("pipeline.run", keyed, PipelineRunArgs("a"))
+        assert (again.replayed, again.execution_id) == (True, first.execution_id)
+        with stage.journal.read() as connection:
+            assert connection.execute(select(tables.executions.c.idempotency_key)).scalar_one() is None
+        (await stage.executor.run_of(first.result)).end(0)
+        await over(executions, first.result)
+
+    play(story)
+
+
+def test_a_cancellation_with_a_key_happens_once(play: Callable[..., None]) -> None:
+    async def story(stage: Stage, executions: Executions, context: Context) -> None:
+        accepted = await call("pipeline.run", context, PipelineRunArgs("a"))
+        await stage.executor.run_of(accepted.result)
+        keyed = replace(context, idempotency_key="stop", body_hash="same")
+        args = ExecutionCancelArgs(accepted.execution_id, "enough")
+        assert (await call("execution.cancel", keyed, args)).status == "cancelling"
+        await over(executions, accepted.result)
+        seq = stage.journal.seq
+        again = await call("execution.cancel", keyed, args)
+        assert isinstance(again, Replay)
+        assert msgspec.json.decode(again.result, type=Execution).status == "cancelled"
+        with pytest.raises(ValidationFailed) as reuse:
+            await call("execution.cancel", replace(keyed, body_hash="other"), args)
+        assert reuse.value.code == "idempotency_key_reuse"
+        assert stage.journal.seq == seq
+
+    play(story)
+
+
+def test_another_attempt_with_a_key_is_made_once(play: Callable[..., None]) -> None:
+    async def story(stage: Stage, executions: Executions, context: Context) -> None:
+        accepted = await call("pipeline.run", context, PipelineRunArgs("a"))
+        (await stage.executor.run_of(accepted.result)).end(1)
+        await over(executions, accepted.result)
+        args = ExecutionIdArgs(accepted.execution_id)
+        keyed = replace(context, idempotency_key="again", body_hash="same")
+        first = await call("execution.retry", keyed, args)
+        assert (first.execution_id, first.replayed, first.result.attempts) == (accepted.execution_id, False, 2)
+        (await stage.executor.run_of(accepted.result, 2)).end(1)
+        await over(executions, accepted.result)
+        again = await call("execution.retry", replace(keyed, wait_ms=60_000), args)
+        assert (again.execution_id, again.replayed, again.result.status) == (accepted.execution_id, True, "failed")
+        assert len((await call("execution.attempts", context, args)).items) == 2
+        found = await call("execution.list", context, ExecutionListArgs(idempotency_key="again"))
+        assert [one.id for one in found.items] == [accepted.execution_id]
 
     play(story)
 
@@ -112,18 +177,20 @@ def test_waiting_for_a_run_ends_with_it_or_with_the_deadline(play: Callable[...,
         asking = asyncio.create_task(call("pipeline.run", patient, PipelineRunArgs("b")))
         (await stage.executor.run_of(early.result)).end(0)
         await over(executions, early.result)
-        found = await until(lambda: executions.page(ExecutionListArgs(pipeline="b"), ALICE.tenant).items)
+        found = await until(lambda: executions.page(ExecutionListArgs(pipeline="b"), ALICE).items)
         (await stage.executor.run_of(found[0])).end(0)
         assert (await asking).result.status == "succeeded"
 
     play(story)
 
 
-def test_a_dry_run_is_answered_with_what_would_be(play: Callable[..., None]) -> None:
+def test_a_dry_run_of_a_wait_does_not_wait(play: Callable[..., None]) -> None:
     async def story(stage: Stage, executions: Executions, context: Context) -> None:
-        dry = replace(context, dry_run=True, environment="prod")
-        answer = await call("pipeline.run", dry, PipelineRunArgs("a"))
-        assert (answer.id, answer.environment) == ("", "prod")
-        assert executions.counts() == (0, 0)
+        accepted = await call("pipeline.run", context, PipelineRunArgs("a"))
+        dry = replace(context, dry_run=True)
+        waiting = await call("execution.wait", dry, ExecutionWaitArgs(accepted.execution_id, 600_000))
+        assert waiting.finished_us is None
+        (await stage.executor.run_of(accepted.result)).end(0)
+        await over(executions, accepted.result)
 
     play(story)

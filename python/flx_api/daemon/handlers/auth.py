@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from flx_api.commands.permissions import ROLES
+from flx_api.daemon.handlers import idempotency
 from flx_api.daemon.users import check_roles
 from flx_api.models.auth import LoginResult, LogoutResult
 
@@ -25,6 +28,9 @@ if TYPE_CHECKING:
     )
 
 
+LOGOUT, REVOKE, RESTORE, ADD_USER = "auth.logout", "token.revoke", "token.restore", "user.add"
+
+
 async def login(context: Context, args: LoginArgs) -> LoginResult:
     """Exchange a user name and a password for an access token."""
     services = context.services
@@ -35,13 +41,20 @@ async def login(context: Context, args: LoginArgs) -> LoginResult:
 
 async def logout(context: Context, args: LogoutArgs) -> LogoutResult:
     """End the token that asks."""
-    found = await context.services.revocations.log_out(context.principal, everywhere=args.everywhere)
+    once = partial(idempotency.once, context, LOGOUT, shown=_logged_out)
+    return _logged_out(
+        await context.services.revocations.log_out(context.principal, everywhere=args.everywhere, once=once)
+    )
+
+
+def _logged_out(found: Revocation) -> LogoutResult:
     return LogoutResult(found.kind)
 
 
 async def revoke(context: Context, args: TokenRevokeArgs) -> Revocation:
     """Revoke something within the caller's tenant."""
-    return await context.services.revocations.revoke(args, context.principal)
+    once = partial(idempotency.once, context, REVOKE)
+    return await context.services.revocations.revoke(args, context.principal, once)
 
 
 def revocations(context: Context, args: RevocationListArgs) -> RevocationPage:
@@ -51,20 +64,26 @@ def revocations(context: Context, args: RevocationListArgs) -> RevocationPage:
 
 async def restore(context: Context, args: RevocationIdArgs) -> Revocation:
     """Take a revocation of the caller's tenant back."""
-    return await context.services.revocations.restore(args.id, context.principal)
+    once = partial(idempotency.once, context, RESTORE)
+    return await context.services.revocations.restore(args.id, context.principal, once)
 
 
 async def add_user(context: Context, args: UserAddArgs) -> User:
     """Make a user of the caller's tenant."""
     check_roles(args.roles, tuple(ROLES))
-    return await context.services.users.add(args.username, args.password, args.roles, context.principal.tenant)
+    users = context.services.users
+    if context.idempotency_key is not None:
+        # The arguments hold a password, so what is kept of them must be as hard to guess from as a password's hash.
+        context = replace(context, body_hash=await users.digest(context.raw_args, context.idempotency_key))
+    once = partial(idempotency.once, context, ADD_USER)
+    return await users.add(args.username, args.password, args.roles, context.principal.tenant, once)
 
 
 HANDLERS: Mapping[str, Handler] = {
     "auth.login": login,
-    "auth.logout": logout,
-    "token.revoke": revoke,
+    LOGOUT: logout,
+    REVOKE: revoke,
     "token.revocations": revocations,
-    "token.restore": restore,
-    "user.add": add_user,
+    RESTORE: restore,
+    ADD_USER: add_user,
 }

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from flx_api.daemon.handlers.memo import Memo
+from flx_api.models.envelope import MADE_KEY
 
 if TYPE_CHECKING:
     from flx_api.config import Settings
@@ -63,6 +64,12 @@ class Context:
     body_hash: str = ""
     client_address: str = ""
     raw_args: bytes = b"{}"
+
+    @property
+    def client_key(self) -> str | None:
+        """The idempotency key, if the client itself gave it."""
+        key = self.idempotency_key
+        return None if key is None or key.startswith(MADE_KEY) else key
 
 
 class Accepted(msgspec.Struct, frozen=True):

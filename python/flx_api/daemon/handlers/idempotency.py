@@ -1,15 +1,21 @@
 """An idempotency key: the first answer is kept, in the same transaction as the effect, and given again.
 
+Strategy: `once` wraps a change that the journal is about to make. The wrapped change looks its key up first; when it is
+there it raises `Replayed`, so that nothing is changed and whatever lies between handler and journal needs to know
+nothing of keys. Otherwise the answer is written beside the effect.
+
 Rules:
 - A key belongs to (tenant, subject): another user's same key is another key.
 - The same key with another command or other arguments is refused; nothing is done.
-- There is no "in progress": the journal applies changes one after the other, so the second request sees the first one
-  whole or not at all.
+- A refusal is not kept: it changed nothing, and the same request may be acceptable later.
+- The journal applies changes one after the other, so a second request sees the first one whole or not at all. One that
+  comes before the first is committed waits for it (see `flx_api.daemon.dispatch`).
+- Keys that a gateway made (`models.envelope.MADE_KEY`) are kept like any other, but are not shown as the client's.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import msgspec
 from sqlalchemy import insert, select
@@ -18,8 +24,14 @@ from flx_api.daemon.journal.tables import idempotency
 from flx_api.errors import ValidationFailed
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy import Connection
+
     from flx_api.daemon.handlers.context import Context
     from flx_api.daemon.journal import Tx
+
+T = TypeVar("T", bound=msgspec.Struct)
 
 
 class Stored(NamedTuple):
@@ -27,6 +39,46 @@ class Stored(NamedTuple):
 
     result: bytes
     execution_id: str | None
+
+
+class Replayed(Exception):
+    """The change was made before, by the first request with this key: here is what that was answered."""
+
+    def __init__(self, stored: Stored) -> None:
+        super().__init__()
+        self.stored = stored
+
+
+def once(
+    context: Context,
+    command: str,
+    change: Callable[[Tx], T],
+    shown: Callable[[T], msgspec.Struct] | None = None,
+    begins: str | None = None,
+) -> Callable[[Tx], T]:
+    """The same change, made at most once for this request's key.
+
+    Args:
+        context: of the request.
+        command: its name.
+        change: what is made, and returns what it made.
+        shown: the answer made of that, when it is not the answer itself.
+        begins: the execution that goes on after the answer, for who looks for it by the key.
+
+    Returns:
+        A change that raises `Replayed` when the key is known, and ValidationFailed (`idempotency_key_reuse`) when it
+        was used for something else.
+    """
+
+    def keyed(tx: Tx) -> T:
+        stored = look_up(tx, context, command)
+        if stored is not None:
+            raise Replayed(stored)
+        made = change(tx)
+        remember(tx, context, command, made if shown is None else shown(made), begins)
+        return made
+
+    return keyed
 
 
 def look_up(tx: Tx, context: Context, command: str) -> Stored | None:
@@ -55,6 +107,16 @@ def look_up(tx: Tx, context: Context, command: str) -> Stored | None:
     if (row.project_id, row.command, row.body_hash) != (tx.project_id, command, context.body_hash):
         raise ValidationFailed(code="idempotency_key_reuse")
     return Stored(row.result, row.execution_id)
+
+
+def begun(connection: Connection, context: Context) -> str | None:
+    """The execution that the first command with this request's key began, if it began one."""
+    query = select(idempotency.c.execution_id).where(
+        idempotency.c.tenant == context.principal.tenant,
+        idempotency.c.subject == context.principal.subject,
+        idempotency.c.key == context.idempotency_key,
+    )
+    return connection.execute(query).scalar()
 
 
 def remember(

@@ -13,7 +13,6 @@ from msgspec import UNSET
 
 from flx_api.daemon import pipelines
 from flx_api.daemon.handlers import idempotency
-from flx_api.daemon.handlers.context import Replay
 from flx_api.models.listing import decode_cursor, encode_cursor
 from flx_api.models.pipeline import Deleted, PipelinePage
 
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
         PipelineUpdateArgs,
     )
 
-CREATE = "pipeline.create"
+CREATE, UPDATE, DELETE = "pipeline.create", "pipeline.update", "pipeline.delete"
 
 
 def page(context: Context, args: PipelineListArgs) -> bytes:
@@ -68,21 +67,16 @@ def get(context: Context, args: PipelineIdArgs) -> Pipeline:
         return pipelines.with_runs(connection, tenant, project_id, [found])[0]
 
 
-async def create(context: Context, args: PipelineCreateArgs) -> Pipeline | Replay:
+async def create(context: Context, args: PipelineCreateArgs) -> Pipeline:
     """Make a pipeline whose blocks are in the project."""
     model = context.services.projects.current()
 
-    def change(tx: Tx) -> Pipeline | Replay:
-        stored = idempotency.look_up(tx, context, CREATE)
-        if stored is not None:
-            return Replay(stored.result)
+    def change(tx: Tx) -> Pipeline:
         # Only now: a repeated request is answered even if the project has changed since the first one.
         pipelines.check_blocks(model, pipelines.tasks_of(args), args.environment, pipelines.fields_of(args))
-        made = pipelines.create(tx, model, context.principal, args)
-        idempotency.remember(tx, context, CREATE, made)
-        return made
+        return pipelines.create(tx, model, context.principal, args)
 
-    return await context.services.journal.write(change)
+    return await context.services.journal.write(idempotency.once(context, CREATE, change))
 
 
 async def update(context: Context, args: PipelineUpdateArgs) -> Pipeline:
@@ -98,20 +92,24 @@ async def update(context: Context, args: PipelineUpdateArgs) -> Pipeline:
         changed = pipelines.change(tx, model, principal, args)
         return pipelines.with_runs(tx.connection, principal.tenant, tx.project_id, [changed])[0]
 
-    return await context.services.journal.write(change)
+    return await context.services.journal.write(idempotency.once(context, UPDATE, change))
 
 
 async def delete(context: Context, args: PipelineIdArgs) -> Deleted:
     """Delete a pipeline; its executions stay."""
     model, principal = context.services.projects.current(), context.principal
-    await context.services.journal.write(lambda tx: pipelines.remove(tx, model, principal, args.id))
-    return Deleted(args.id)
+
+    def change(tx: Tx) -> Deleted:
+        pipelines.remove(tx, model, principal, args.id)
+        return Deleted(args.id)
+
+    return await context.services.journal.write(idempotency.once(context, DELETE, change))
 
 
 HANDLERS: Mapping[str, Handler] = {
     "pipeline.list": page,
     "pipeline.get": get,
     CREATE: create,
-    "pipeline.update": update,
-    "pipeline.delete": delete,
+    UPDATE: update,
+    DELETE: delete,
 }

@@ -2,24 +2,29 @@
 
 Rules:
 - Nothing is decided here that `flx_api.daemon.executions` could decide.
-- A run that is asked for twice with one idempotency key is answered with the first execution as it is now.
+- A run or a cancellation that is asked for twice with one idempotency key is answered with the execution as it is now.
 - Waiting never goes beyond the command's deadline: the answer is then the execution as it is.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from flx_api.daemon.executions.states import FINAL
 from flx_api.daemon.handlers import idempotency
-from flx_api.daemon.handlers.context import Accepted
+from flx_api.daemon.handlers.context import Accepted, Replay
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+    from typing import Any
 
     from flx_api.daemon.handlers.context import Context, Handler
     from flx_api.daemon.journal import Tx
     from flx_api.models.execution import (
+        AttemptPage,
         Execution,
         ExecutionCancelArgs,
         ExecutionIdArgs,
@@ -32,12 +37,12 @@ if TYPE_CHECKING:
     )
     from flx_api.models.pipeline import PipelineRunArgs
 
-RUN = "pipeline.run"
+RUN, CANCEL, RETRY = "pipeline.run", "execution.cancel", "execution.retry"
 # What is left of a deadline for the answer to travel.
 _ANSWER_MS = 50
 
 
-async def run(context: Context, args: PipelineRunArgs) -> Accepted | Execution:
+async def run(context: Context, args: PipelineRunArgs) -> Accepted:
     """Accept a run; with `wait_ms`, answer when it is over, at the latest then."""
     executions, tenant = context.services.executions, context.principal.tenant
 
@@ -52,14 +57,11 @@ async def run(context: Context, args: PipelineRunArgs) -> Accepted | Execution:
         args,
         context.principal,
         environment=context.environment,
-        idempotency_key=context.idempotency_key,
+        idempotency_key=context.client_key,
         replay=replay,
         remember=remember,
-        dry_run=context.dry_run,
     )
     execution = submitted.execution
-    if not execution.id:
-        return execution
     if context.wait_ms and execution.status not in FINAL:
         execution = await executions.wait(execution.id, _patience_ms(context, context.wait_ms), tenant)
     return Accepted(execution, execution.id, submitted.replayed)
@@ -72,18 +74,40 @@ def get(context: Context, args: ExecutionIdArgs) -> Execution:
 
 def page(context: Context, args: ExecutionListArgs) -> ExecutionPage:
     """A page of executions."""
-    return context.services.executions.page(args, context.principal.tenant)
+    return context.services.executions.page(args, context.principal)
 
 
-async def cancel(context: Context, args: ExecutionCancelArgs) -> Execution:
+async def cancel(context: Context, args: ExecutionCancelArgs) -> Execution | Replay:
     """Ask for the end of an execution; with `wait_ms`, answer when it has ended."""
     executions, tenant = context.services.executions, context.principal.tenant
-    if context.dry_run:
-        return executions.get(args.id, tenant)
-    execution = await executions.cancel(args.id, args.reason, context.principal)
-    if context.wait_ms:
-        return await executions.wait(args.id, _patience_ms(context, context.wait_ms), tenant)
-    return execution
+    replayed = False
+    try:
+        execution = await executions.cancel(args.id, args.reason, context.principal, _once(context, CANCEL))
+    except idempotency.Replayed:
+        replayed, execution = True, executions.get(args.id, tenant)
+    if context.wait_ms and execution.status not in FINAL:
+        execution = await executions.wait(args.id, _patience_ms(context, context.wait_ms), tenant)
+    return Replay(msgspec.json.encode(execution)) if replayed else execution
+
+
+async def retry(context: Context, args: ExecutionIdArgs) -> Accepted:
+    """Another attempt; with `wait_ms`, answer when the execution is over, at the latest then."""
+    executions, tenant = context.services.executions, context.principal.tenant
+    replayed = False
+    try:
+        execution = await executions.retry(args.id, context.principal, _once(context, RETRY, args.id))
+    except idempotency.Replayed:
+        if context.dry_run:
+            raise
+        replayed, execution = True, executions.get(args.id, tenant)
+    if context.wait_ms and execution.status not in FINAL:
+        execution = await executions.wait(args.id, _patience_ms(context, context.wait_ms), tenant)
+    return Accepted(execution, execution.id, replayed)
+
+
+def attempts(context: Context, args: ExecutionIdArgs) -> AttemptPage:
+    """The attempts."""
+    return context.services.executions.attempts(args.id, context.principal.tenant)
 
 
 async def wait(context: Context, args: ExecutionWaitArgs) -> Execution:
@@ -102,7 +126,13 @@ def streams(context: Context, args: ExecutionIdArgs) -> StreamsResult:
     return context.services.executions.streams(args.id, context.principal.tenant)
 
 
+def _once(context: Context, command: str, begins: str | None = None) -> Callable[..., Any]:
+    return partial(idempotency.once, context, command, begins=begins)
+
+
 def _patience_ms(context: Context, wanted_ms: int) -> int:
+    if context.dry_run:
+        return 0
     if context.deadline_us is None:
         return wanted_ms
     left_ms = (context.deadline_us - context.services.clock()) // 1000 - _ANSWER_MS
@@ -113,7 +143,9 @@ HANDLERS: Mapping[str, Handler] = {
     RUN: run,
     "execution.list": page,
     "execution.get": get,
-    "execution.cancel": cancel,
+    CANCEL: cancel,
+    RETRY: retry,
+    "execution.attempts": attempts,
     "execution.wait": wait,
     "execution.logs": logs,
     "execution.streams": streams,

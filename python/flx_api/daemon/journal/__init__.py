@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Final
 
 from flx_api.daemon.journal.journal import Journal
+from flx_api.daemon.journal.rehearsal import Rehearsed, RowChange, rehearsing
 from flx_api.daemon.journal.tail import EventRow
 from flx_api.daemon.journal.writer import Tx
 
 DEFAULT_TENANT: Final = "default"
 """The tenant of whatever names none."""
 
-__all__ = ["DEFAULT_TENANT", "EventRow", "Journal", "Tx"]
+__all__ = ["DEFAULT_TENANT", "EventRow", "Journal", "Rehearsed", "RowChange", "Tx", "rehearsing"]

@@ -15,13 +15,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from sqlalchemy import bindparam, delete, exists, func, insert, select
 from sqlalchemy.exc import DBAPIError
 
 from flx_api.daemon.journal.database import bring_to_head, engine_of, file_of, is_storage_fault, storage_error
 from flx_api.daemon.journal.mark import Mark
+from flx_api.daemon.journal.rehearsal import is_rehearsing, rehearsal_of
 from flx_api.daemon.journal.tables import events, executions, idempotency, identity, revocations, topic_heads
 from flx_api.daemon.journal.tail import EventRow, Tail
 from flx_api.daemon.journal.writer import Group, Pending, Tx, Writer
@@ -36,6 +37,8 @@ T = TypeVar("T")
 
 _TAIL_ROWS = 4096
 _PRUNE_STEP = 1000
+KEYS_KEPT_US: Final = 86_400_000_000
+"""How long an idempotency key is known, at least: a day. `prune` removes those that are older."""
 _EXECUTION = "execution."
 
 
@@ -129,9 +132,12 @@ class Journal:
 
         Raises:
             Unavailable: `storage_unavailable`, `insufficient_storage` (nothing was changed) or `shutting_down`.
+            Rehearsed: this is a rehearsal (`flx_api.daemon.journal.rehearsal`), and the change would be made.
         """
         if self._closed:
             raise Unavailable(code="shutting_down")
+        if is_rehearsing():
+            change = rehearsal_of(change)
         future: asyncio.Future[T] = self._loop.create_future()
         self._writer.submit(Pending(change, future))
         return await future
@@ -181,7 +187,7 @@ class Journal:
         return self.seq
 
     async def prune(self, before_us: int, keep_rows: int) -> int:
-        """Remove events and idempotency keys older than a time, events beyond a number, and what is then of no use.
+        """Remove events older than a time or beyond a number, keys older than a day, and what is then of no use.
 
         That is revocations that are over, and the heads of topics of executions that are over and have no events left.
         All of it in small steps.
@@ -197,7 +203,7 @@ class Journal:
         while step := await self.write(lambda tx: _prune_events(tx.connection, before_us, self.seq - keep_rows)):
             removed += step.rows
             self.oldest = step.oldest
-        while await self.write(lambda tx: _prune_keys(tx.connection, before_us)):
+        while await self.write(lambda tx: _prune_keys(tx.connection, tx.now_us - KEYS_KEPT_US)):
             pass
         while await self.write(_prune_revocations):
             pass

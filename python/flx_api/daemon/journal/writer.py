@@ -226,7 +226,7 @@ class Writer:
         outcomes: list[Outcome] = []
         rows: list[EventRow] = []
         try:
-            with connection.begin():
+            with connection.begin() as transaction:
                 for pending in group:
                     # Nobody waits for it any more and nothing of it was begun.
                     if pending.future.cancelled():
@@ -235,6 +235,9 @@ class Writer:
                 if rows:
                     connection.execute(_insert_event, [self._row(row) for row in rows])
                     connection.execute(_upsert_head, [self._head(*item) for item in self._heads.open.items()])
+                elif all(outcome.error is not None for outcome in outcomes):
+                    # Everything was undone: a commit would write the same pages again, and wait for the disk.
+                    transaction.rollback()
         except Exception as error:  # noqa: BLE001 - the group fails, the thread goes on
             self._heads.open.clear()
             fault = storage_error(error) if is_storage_fault(error) else Internal()

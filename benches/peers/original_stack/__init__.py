@@ -1,0 +1,1 @@
+"""The stack of the original specification, in the versions that it names."""
