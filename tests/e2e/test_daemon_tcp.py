@@ -9,13 +9,14 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import grpc
+import httpx
 import pytest
 import uvloop
 from grpclib.health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpclib.reflection.v1.reflection_pb2 import ServerReflectionRequest, ServerReflectionResponse
-from tests import daemon_process
+from tests import daemon_process, gateway_process
 from tests.certificates import Authority, tls
-from tests.gateway_process import SECRET, token
+from tests.gateway_process import SECRET, bearer, token
 
 from flx_api.config import load
 from flx_api.errors import Unavailable
@@ -136,6 +137,55 @@ def test_a_daemon_without_what_tls_needs_does_not_start(tmp_path: Path) -> None:
             said = daemon.log.read_text()
             assert line in said
             assert "Traceback" not in said
+
+    play(story())
+
+
+def test_a_gateway_serves_with_two_daemons_by_certificate_while_they_come_and_go(tmp_path: Path) -> None:
+    """The whole way, HTTP to daemon: /ready says who is there, and a daemon that stops is not noticed by clients."""
+    authority = Authority(tmp_path / "ca")
+    own = tls(authority.file, authority.sign("localhost"))
+
+    async def story() -> None:
+        async with (
+            daemon_process.running(tmp_path / "one", own) as first,
+            daemon_process.running(tmp_path / "two", own) as second,
+        ):
+            given = tls(authority.file, authority.sign("gateway.test"))
+            given |= {"grpc_daemon_host": f"localhost:{first.port},localhost:{second.port}", "grpc_connections": "2"}
+            async with (
+                gateway_process.running(tmp_path / "no.sock", tmp_path / "data", given) as served,
+                httpx.AsyncClient(base_url=served.url, headers=bearer()) as client,
+            ):
+                assert "2 of 2" in await note(client, "2 of 2")
+                over = asyncio.Event()
+
+                async def call() -> int:
+                    count = 0
+                    while not over.is_set():
+                        answer = await client.post("/v1/commands/system.echo", json={"count": count})
+                        assert 200 == answer.status_code, answer.text
+                        assert count == answer.json()["result"]["count"]
+                        count += 1
+                    return count
+
+                callers = [asyncio.create_task(call()) for _ in range(4)]
+                assert 0 == await first.end()
+                assert "1 of 2 daemons are connected (1: " in await note(client, "1 of 2")
+                assert await first.start()
+                await note(client, "2 of 2")
+                assert 0 == await second.end()
+                await note(client, "1 of 2")
+                over.set()
+                assert min(await asyncio.gather(*callers)) > 0
+
+    async def note(client: httpx.AsyncClient, beginning: str) -> str:
+        async with asyncio.timeout(20):
+            while True:
+                check = (await client.get("/ready")).json()["checks"]["daemon"]
+                if check.get("note", "").startswith(beginning):
+                    return str(check["note"])
+                await asyncio.sleep(0.02)
 
     play(story())
 
