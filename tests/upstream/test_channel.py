@@ -18,9 +18,10 @@ from tests.small_daemon import SmallDaemon, serving, stop
 from flx_api.errors import Conflict, DeadlineExceeded, Unavailable
 from flx_api.observability.metrics import Metrics
 from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame, Principal, ReplyFrame
-from flx_api.upstream.channel import Upstream, sends_of
+from flx_api.upstream.channel import Upstream
 from flx_api.upstream.connection import Connection, why_lost
 from flx_api.upstream.endpoints import TOKEN_METADATA, Endpoint
+from flx_api.upstream.pending import sends_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable

@@ -1,8 +1,9 @@
 """The circuit breaker of one daemon: whoever does not answer is left alone for a while, then asked again carefully.
 
 Strategy: three states and a table of what leads from one to the other. While it is closed everything passes, and the
-outcomes of a rolling window of time are counted, by tenths of it, since this is on every command's way. Too many failures open it: nothing passes, for a pause that grows from
-time to time. Then it is half open: a few probes pass, and their outcomes close it or open it again.
+outcomes of a rolling window of time are counted, by tenths of it, since this is on every command's way. Too many
+failures open it: nothing passes, for a pause that grows from time to time. Then it is half open: a few probes pass, and
+their outcomes close it or open it again.
 
 Rules:
 - Pure: `now_s` and `jitter` are arguments. All transitions are in `TABLE`.

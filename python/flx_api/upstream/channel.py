@@ -2,8 +2,8 @@
 
 Strategy: a call puts a frame into the outbox (`flx_api.proto.outbox`) of a stream, which leaves with the loop's tick as
 one message with all others, and waits for a future. Replies are matched by `seq`, in one table for all streams. Which
-stream: the one with the fewest commands outstanding, of those whose daemon has answered a probe. Streams come and go
-with the connections of `flx_api.upstream.pool`; here it is known what is outstanding on each.
+stream, and whether there is one that may take it: `flx_api.upstream.streams`. Streams come and go with the connections
+of `flx_api.upstream.pool`; here it is known what is outstanding on each.
 
 Rules:
 - A stream that is lost fails everything that is pending on it with `upstream_unavailable`. Whether the daemon had seen
@@ -11,6 +11,9 @@ Rules:
   read once; an idempotent command, or one with an idempotency key, `SENDS` times in all. It goes to another daemon if
   there is one: other streams of the same place are likely to be lost as well, and only have not said so yet.
 - What a stopping daemon refuses for that reason is sent elsewhere, if there is another.
+- Nothing is sent again beyond the budget for that (`flx_api.upstream.retry_budget`).
+- Where load is shed, a single command waits `MOMENT_S` for room, so that a burst is not an overload, and only so many
+  of them; beyond, it is refused. The commands of a batch wait `QUEUE_S`: it has more of them than there is room.
 - While there is no connection a call waits at most `PATIENCE_S` for one; a command whose outcome is unknown, for a
   daemon that is just started again, `RECONNECT_S`.
 - A reply counts only on the stream that its command left on.
@@ -25,30 +28,33 @@ from __future__ import annotations
 
 import asyncio
 import random
-from typing import TYPE_CHECKING, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Final
 
-from flx_api.commands import COMMANDS
 from flx_api.errors import DeadlineExceeded, Unavailable
 from flx_api.observability.metrics import UpstreamState
 from flx_api.proto import http2
 from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame, Principal, ReplyFrame
+from flx_api.upstream.breaker import State
 from flx_api.upstream.connection import PROBE_TIMEOUT_S
 from flx_api.upstream.credits import Credits
 from flx_api.upstream.endpoints import Endpoint
+from flx_api.upstream.pending import Pending, StreamLost, is_wait, sends_of
 from flx_api.upstream.pool import Pool
+from flx_api.upstream.queue import Queue
+from flx_api.upstream.retry_budget import RetryBudget
+from flx_api.upstream.streams import Overloaded, Streams
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from flx_api.errors import FlxError
     from flx_api.observability.metrics import Metrics
     from flx_api.proto.flx.v1.daemon_grpc import DaemonStub
     from flx_api.upstream.connection import Carrier, Connection
     from flx_api.upstream.endpoints import Daemons
+    from flx_api.upstream.pending import Kind, Reply
 
 PATIENCE_S: Final = 0.5
 RECONNECT_S: Final = 5.0
-SENDS: Final = 3
 # How long to wait before asking again for the outcome of a command that the daemon is still about.
 ASK_AGAIN_S: Final = (0.05, 1.0)
 IN_PROGRESS: Final = "idempotency_in_progress"
@@ -63,52 +69,15 @@ _DEADLINE_GRACE_S: Final = 0.25
 _CREDITS: Final = 240
 # Of these, so many for commands that wait for an execution: they last for minutes, and others must get through.
 _WAITS: Final = 160
-_WAIT: Final = "execution.wait"
 # And so many for all batches together: whoever calls a single command finds room beside them.
 GROUPED: Final = 128
-_QUEUE_S: Final = 1.0
+QUEUE_S: Final = 1.0
 _MAX_QUEUED: Final = 4096
+MOMENT_S: Final = 0.008
+_MAX_BURST: Final = 128
 
 _BROKE: Final = "The connection to the daemon broke"
 _PROBE = Principal(subject="gateway", roles=["viewer"])
-
-# What a credit was given for; a probe has none.
-Kind = Literal["call", "wait", "grouped"]
-
-
-class Reply(Protocol):
-    """Where a reply goes: a future, or what is told as a future is."""
-
-    def done(self) -> bool:
-        """Whether there is nothing to come any more."""
-        ...
-
-    def set_result(self, reply: ReplyFrame, /) -> None:
-        """The daemon answered."""
-        ...
-
-    def set_exception(self, error: FlxError, /) -> None:
-        """There will be no answer."""
-        ...
-
-
-class _Pending:
-    """A command that is waited for, or whose caller left while the daemon works on it."""
-
-    __slots__ = ("carrier", "deadline", "kind", "reply")
-
-    def __init__(self, reply: Reply, deadline: float, kind: Kind | None, carrier: Carrier | None) -> None:
-        self.reply = reply
-        self.deadline = deadline
-        self.kind = kind
-        self.carrier = carrier
-
-
-class StreamLost(Unavailable):
-    """The stream broke after the frame may have left; whether the command was carried out is unknown."""
-
-    place: object = None
-    """Where it was sent."""
 
 
 class Upstream:
@@ -119,6 +88,7 @@ class Upstream:
         metrics: where what is in flight is told.
         jitter: a number in [0, 1) at each call; tests pass their own.
         width: connections to each address.
+        sheds: whether load is shed.
     """
 
     def __init__(
@@ -128,6 +98,7 @@ class Upstream:
         jitter: Callable[[], float] = random.random,
         *,
         width: int = 1,
+        sheds: bool = True,
     ) -> None:
         self._endpoints = (endpoints,) if isinstance(endpoints, Endpoint) else tuple(endpoints)
         self._jitter = jitter
@@ -136,17 +107,20 @@ class Upstream:
             for number, endpoint in enumerate(self._endpoints, 1)
         ]
         metrics.upstream = self.state
-        self._pending: dict[int, _Pending] = {}
-        self._abandoned: dict[int, _Pending] = {}
-        # Streams that take commands.
-        self._ready: list[Carrier] = []
+        self._pending: dict[int, Pending] = {}
+        self._abandoned: dict[int, Pending] = {}
+        self._sheds = sheds
+        self._streams = Streams(sheds=sheds)
+        self._ready = self._streams.ready
+        self._budget = RetryBudget(0.0)
+        self._queue = Queue()
         self._primary: Connection | None = None
         self._credits = Credits()
         self._grouped = Credits()
         self._queued = 0
         self._waits = 0
         self._seq = 0
-        self._sent_again = 0
+        self._sent_again = self._not_sent_again = 0
         self._foreign = 0
         self._sweeper: asyncio.TimerHandle | None = None
         self._closing = False
@@ -173,8 +147,16 @@ class Upstream:
 
     def state(self) -> UpstreamState:
         """The upstream in numbers."""
-        pools = [pool.state for pool in self._pools]
-        return UpstreamState(len(self._pending), self._sent_again, self._foreign, pools)
+        pools = [
+            pool.state._replace(
+                limit=sum(load.limit for load in loads), open=sum(load.state is not State.CLOSED for load in loads)
+            )
+            for pool in self._pools
+            for loads in (self._streams.loads(pool.number),)
+        ]
+        return UpstreamState(
+            len(self._pending), self._sent_again, self._not_sent_again, self._foreign, self._streams.refused, pools
+        )
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -234,10 +216,12 @@ class Upstream:
             Unavailable: no connection, too much in flight, or (`StreamLost`) the connection broke.
             DeadlineExceeded: no reply in time; the command may still be carried out.
         """
-        deadline = asyncio.get_running_loop().time() + deadline_s
+        now = asyncio.get_running_loop().time()
+        deadline = now + deadline_s
+        self._budget.sent(now)
         try:
             # The usual case in as few steps as possible; `_attempt` is the same for all cases.
-            if self._ready and not _is_wait(frame) and self._credits.take():
+            if self._ready and not self._queue and not is_wait(frame) and self._credits.take():
                 reply = await self._send(frame, deadline, "call")
             else:
                 reply = await self._attempt(frame, deadline)
@@ -246,7 +230,7 @@ class Upstream:
             if sends == 1 or self._closing:
                 raise
             return await self._again(frame, deadline, sends - 1, lost)
-        if reply.code == STOPPING and self._ready:
+        if reply.code == STOPPING and self._ready and self.may_send_again():
             return await self._attempt(frame, deadline)
         return reply
 
@@ -258,7 +242,8 @@ class Upstream:
             left_s = deadline - loop.time()
             if left_s <= 0 or self._closing:
                 raise lost
-            self.sent_again()
+            if not self.may_send_again():
+                raise lost
             patience_s = min(PATIENCE_S if sends == 1 else RECONNECT_S, left_s)
             try:
                 reply = await self._attempt(frame, deadline, patience_s, lost.place)
@@ -276,18 +261,28 @@ class Upstream:
             await asyncio.sleep(pause * (0.5 + self._jitter() / 2))
             pause = min(pause * 2, longest)
 
-    def sent_again(self) -> None:
-        """A command is sent for another time."""
-        self._sent_again += 1
+    def may_send_again(self) -> bool:
+        """Whether a command may be sent for another time; if so, it is counted."""
+        if self._budget.take(asyncio.get_running_loop().time()):
+            self._sent_again += 1
+            return True
+        self._not_sent_again += 1
+        return False
 
     def begin_now(self, frame: CommandFrame, deadline_s: float, reply: Reply) -> bool:
         """Do what `begin` does, if nothing has to be waited for; else nothing, and say so."""
-        if not self._ready or _is_wait(frame) or not self._grouped.take():
+        if not self._ready or self._queue or is_wait(frame) or not self._grouped.take():
             return False
         if not self._credits.take():
             self._grouped.release()
             return False
-        self._put(frame, asyncio.get_running_loop().time() + deadline_s, reply, "grouped")
+        now = asyncio.get_running_loop().time()
+        try:
+            self._put(frame, now + deadline_s, reply, "grouped")
+        except Overloaded:
+            self._give_back("grouped")
+            return False
+        self._budget.sent(now)
         return True
 
     async def begin(
@@ -313,11 +308,17 @@ class Upstream:
         Raises:
             Unavailable: nothing was sent: no connection, or too much in flight.
         """
-        deadline = asyncio.get_running_loop().time() + deadline_s
+        now = asyncio.get_running_loop().time()
+        deadline = now + deadline_s
+        self._budget.sent(now)
         if avoid is not None:
             await self._let_die(avoid)
         kind = await self._room(frame, grouped=True, patient=patient, patience_s=patience_s)
-        self._put(frame, deadline, reply, kind, avoid=avoid)
+        try:
+            await self._put_in_turn(frame, deadline, reply, kind, avoid=avoid, within_s=QUEUE_S if patient else 0.0)
+        except BaseException:
+            self._give_back(kind)
+            raise
 
     def end(self, seq: int) -> None:
         """A reply has come, or never will."""
@@ -340,7 +341,7 @@ class Upstream:
 
     def joined(self, carrier: Carrier) -> None:
         """A stream takes commands from now on."""
-        self._ready.append(carrier)
+        self._streams.add(carrier, asyncio.get_running_loop().time())
         self._credits.resize(_CREDITS)
         self._grouped.resize(GROUPED)
         self.connected.set()
@@ -357,14 +358,19 @@ class Upstream:
 
     def replies(self, carrier: Carrier, frames: Iterable[ReplyFrame]) -> None:
         """These came on a stream."""
+        now = asyncio.get_running_loop().time()
         for reply in frames:
             pending = self._pending.get(reply.seq)
             if pending is None:
-                self._forget(reply.seq, carrier)
-            elif pending.carrier is not carrier:
+                self._forget(reply.seq, carrier, now)
+                continue
+            if pending.carrier is not carrier:
                 # An answer to what was not asked there is nobody's.
                 self._foreign += 1
-            elif not pending.reply.done():
+                continue
+            if pending.passage is not None:
+                pending.passage.answered(now)
+            if not pending.reply.done():
                 pending.reply.set_result(reply)
             else:
                 # Its caller is just leaving: what it abandons is over.
@@ -373,13 +379,22 @@ class Upstream:
     def lost(self, carrier: Carrier) -> None:
         """A stream has ended; no more replies come on it."""
         self.left(carrier)
+        now = asyncio.get_running_loop().time()
+        on_it = [
+            pending for pending in (*self._pending.values(), *self._abandoned.values()) if pending.carrier is carrier
+        ]
+        for pending in on_it:
+            if pending.passage is not None:
+                pending.passage.lost()
+        if on_it and carrier.connection.was_ready and not self._closing:
+            carrier.load.broke(now, self._jitter())
         for seq in [seq for seq, abandoned in self._abandoned.items() if abandoned.carrier is carrier]:
-            self._forget(seq, carrier)
+            self._forget(seq, carrier, now)
         detail, code = _BROKE, "upstream_unavailable"
         if self._closing:
             detail, code = "The service is shutting down", STOPPING
         # A copy: what belongs to a batch leaves the table as soon as it is told.
-        for pending in [pending for pending in self._pending.values() if pending.carrier is carrier]:
+        for pending in on_it:
             if not pending.reply.done():
                 lost = StreamLost(detail, code=code, retry_after_s=1)
                 lost.place = carrier.connection.place
@@ -411,32 +426,39 @@ class Upstream:
         """A connection, and a credit of the kind that is told."""
         if not self._ready:
             await self._connection(patience_s if patient else 0)
-        if _is_wait(frame):
+        if is_wait(frame):
             if self._waits >= _WAITS * max(len(self._ready), 1):
                 detail = "Too many callers wait for executions"
                 raise Unavailable(detail, retry_after_s=1)
             self._waits += 1
             kind: Kind = "wait"
         elif grouped:
-            await self._acquire(self._grouped, patient=patient)
+            await self._acquire(self._grouped, patient=patient, within_s=QUEUE_S)
             kind = "grouped"
         else:
             kind = "call"
         try:
             # First come, first served. A batch stands here once, so that single calls never wait for all of it.
-            await self._acquire(self._credits, patient=patient)
+            await self._acquire(self._credits, patient=patient, within_s=self._patience_s(kind))
         except BaseException:
             self._release_share(kind)
             raise
         return kind
 
-    def _done(self, ended: _Pending) -> None:
+    def _done(self, ended: Pending) -> None:
         """The daemon is done with a command, or it will never be known."""
         if ended.carrier is not None:
             ended.carrier.outstanding -= 1
+        if ended.passage is not None and not ended.passage.is_over:
+            ended.passage.unanswered(asyncio.get_running_loop().time(), self._jitter())
+        if self._queue:
+            self._queue.wake()
         if ended.kind is not None:
-            self._release_share(ended.kind)
-            self._credits.release()
+            self._give_back(ended.kind)
+
+    def _give_back(self, kind: Kind) -> None:
+        self._release_share(kind)
+        self._credits.release()
 
     def _release_share(self, kind: Kind) -> None:
         if kind == "wait":
@@ -444,26 +466,32 @@ class Upstream:
         elif kind == "grouped":
             self._grouped.release()
 
-    def _forget(self, seq: int, carrier: Carrier) -> None:
+    def _forget(self, seq: int, carrier: Carrier, now: float) -> None:
         """The daemon is done with a command that nobody waits for."""
         abandoned = self._abandoned.get(seq)
         if abandoned is not None and abandoned.carrier is carrier:
             del self._abandoned[seq]
+            if abandoned.passage is not None:
+                abandoned.passage.answered(now)
             self._done(abandoned)
 
-    async def _acquire(self, credits_: Credits, *, patient: bool) -> None:
+    def _patience_s(self, kind: Kind) -> float:
+        """For how long a command of this kind waits for room."""
+        return MOMENT_S if self._sheds and kind == "call" else QUEUE_S
+
+    async def _acquire(self, credits_: Credits, *, patient: bool, within_s: float) -> None:
         """One of these credits, or `upstream_unavailable` when none becomes free in time."""
         if credits_.take():
             return
         detail = "Too many commands are waiting for the daemon"
         if not patient or self._queued >= _MAX_QUEUED:
-            raise Unavailable(detail, retry_after_s=1)
+            raise Overloaded(detail, retry_after_s=1)
         self._queued += 1
         try:
-            async with asyncio.timeout(_QUEUE_S):
+            async with asyncio.timeout(within_s):
                 await credits_.acquire()
         except TimeoutError:
-            raise Unavailable(detail, retry_after_s=1) from None
+            raise Overloaded(detail, retry_after_s=1) from None
         finally:
             self._queued -= 1
 
@@ -477,12 +505,19 @@ class Upstream:
         *,
         avoid: object = None,
     ) -> int:
-        """Let a frame leave with this tick, on this stream or the one with the fewest outstanding; its number."""
+        """Let a frame leave with this tick, on this stream or one that is chosen; its number.
+
+        Raises:
+            Overloaded: no stream may take it, and nothing was done.
+        """
+        passage = None
+        if carrier is None and self._ready:
+            carrier, passage = self._streams.choose(
+                frame.command, self._seq, asyncio.get_running_loop().time(), avoid=avoid, is_counted=kind != "wait"
+            )
         self._seq += 1
         frame.seq = seq = self._seq
-        if carrier is None and self._ready:
-            carrier = self._ready[0] if len(self._ready) == 1 else self._least(seq, avoid)
-        self._pending[seq] = _Pending(reply, deadline + _DEADLINE_GRACE_S, kind, carrier)
+        self._pending[seq] = Pending(reply, deadline + _DEADLINE_GRACE_S, kind, carrier, passage)
         if carrier is not None and carrier.outbox is not None:
             carrier.outstanding += 1
             carrier.outbox.put(frame)
@@ -492,16 +527,24 @@ class Upstream:
             self._sweeper = asyncio.get_running_loop().call_later(_SWEEP_EVERY_S, self._sweep)
         return seq
 
-    def _least(self, turn: int, avoid: object) -> Carrier:
-        """The stream with the fewest commands outstanding; those that have equally few take turns."""
-        ready = self._ready
-        if avoid is not None:
-            ready = [carrier for carrier in ready if carrier.connection.place != avoid] or ready
-        least = ready[turn % len(ready)]
-        for carrier in ready:
-            if carrier.outstanding < least.outstanding:
-                least = carrier
-        return least
+    async def _put_in_turn(
+        self, frame: CommandFrame, deadline: float, reply: Reply, kind: Kind, *, avoid: object, within_s: float
+    ) -> int:
+        """Do what `_put` does as soon as there is room, if that is within so many seconds."""
+        refused = Overloaded(retry_after_s=1)
+        now = asyncio.get_running_loop().time()
+        until = now + within_s
+        is_woken = not self._queue
+        while True:
+            if is_woken or kind == "wait":
+                try:
+                    return self._put(frame, deadline, reply, kind, avoid=avoid)
+                except Overloaded as error:
+                    refused = error
+            if refused.code != "overloaded" or now >= until or (kind == "call" and len(self._queue) >= _MAX_BURST):
+                raise refused
+            is_woken = await self._queue.wait(until - now)
+            now = asyncio.get_running_loop().time() if is_woken else until
 
     async def _send(
         self,
@@ -514,7 +557,16 @@ class Upstream:
     ) -> ReplyFrame:
         """Send a frame and wait for its reply. A probe holds no credit."""
         reply: asyncio.Future[ReplyFrame] = asyncio.get_running_loop().create_future()
-        seq = self._put(frame, deadline, reply, kind, carrier, avoid=avoid)
+        if kind is None:
+            seq = self._put(frame, deadline, reply, kind, carrier)
+        else:
+            try:
+                seq = await self._put_in_turn(
+                    frame, deadline, reply, kind, avoid=avoid, within_s=self._patience_s(kind)
+                )
+            except BaseException:
+                self._give_back(kind)
+                raise
         try:
             return await reply
         finally:
@@ -547,19 +599,3 @@ class Upstream:
         except TimeoutError:
             code = STOPPING if self._closing else "upstream_unavailable"
             raise Unavailable(code=code, retry_after_s=1) from None
-
-
-def sends_of(frame: CommandFrame, *, read: bool) -> int:
-    """How often a command may be sent in all, when it is not known what became of it."""
-    if read:
-        return 2
-    command = COMMANDS.get(frame.command)
-    if command is None:
-        return 1
-    is_safe = command.idempotency == "idempotent" or (command.idempotency == "key" and frame.idempotency_key != "")
-    return SENDS if is_safe else 1
-
-
-def _is_wait(frame: CommandFrame) -> bool:
-    """Whether a command waits for an execution by nature."""
-    return frame.wait_ms > 0 or frame.command == _WAIT

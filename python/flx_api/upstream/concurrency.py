@@ -30,7 +30,8 @@ from typing import Final, Literal
 
 LEAST: Final = 16
 MOST: Final = 240
-FIRST: Final = 48
+# Hopeful, since a start is no time to refuse anybody; where it is too much, it comes down within seconds.
+FIRST: Final = 96
 WINDOW_S: Final = 0.1
 LEAST_SAMPLES: Final = 10
 TOLERANCE: Final = 1.5

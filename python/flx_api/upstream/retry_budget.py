@@ -1,10 +1,10 @@
 """How many commands may be sent again: a fifth of those that are sent at all, and ten a second beside.
 
-Strategy: tokens of two kinds. Ten a second come by themselves, at most ten seconds' worth. Each first try earns a fifth of
-one, which is good for ten seconds and is counted by the second. Each retry takes one. So retries follow the traffic:
-when everything fails, the daemon gets at most 1.2 times what it had to bear anyway; a quiet gateway can still repeat what
-it has, and a busy one what a single lost connection had under way. The numbers are those of Finagle's `RetryBudget`
-(20 %, 10 a second, 10 s), which Linkerd took over.
+Strategy: tokens of two kinds. Ten a second come by themselves, at most ten seconds' worth. Each first try earns a fifth
+of one, which is good for ten seconds and is counted by the second. Each retry takes one. So retries follow the traffic:
+when everything fails, the daemon gets at most 1.2 times what it had to bear anyway; a quiet gateway can still repeat
+what it has, and a busy one what a single lost connection had under way. The numbers are those of Finagle's
+`RetryBudget` (20 %, 10 a second, 10 s), which Linkerd took over.
 
 Rules:
 - Pure: `now_s` is an argument; it may come from any clock that does not go back (one that does adds nothing).

@@ -1,9 +1,9 @@
 """Load shedding: whether a command may go to a daemon now. What is too much is refused at once instead of waiting.
 
 Strategy: a `Load` for each daemon (for each address, since that is what gets slow) puts three pure cores together: the
-adaptive limit (`concurrency`), the gate that counts against it, and the breaker. A command enters, and leaves in one of
-three ways: answered, unanswered, or abandoned; what that says goes to the limit and to the breaker. `Loads` keeps them
-by address, beyond the connections that come and go.
+adaptive limit (`concurrency`), the gate that counts against it, and the breaker. A command that enters gets a
+`Passage`, which ends in one of three ways: answered, unanswered, or lost with its connection; what that says goes to
+the limit and to the breaker. `Loads` keeps them by address, beyond the connections that come and go.
 
 Rules:
 - Pure: `now_s` and `jitter` are arguments.
@@ -21,15 +21,48 @@ from flx_api.upstream.breaker import Breaker, State
 from flx_api.upstream.concurrency import AdaptiveLimit, Gate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from flx_api.upstream.breaker import Ticket
+
+Place = tuple[int, str]
+"""An address: the daemon it belongs to, by its number in the configuration, and where it is."""
 
 PATIENT_S: Final = 1.0
 # What is known of an address that nothing was heard of for so long is of no use.
 _FORGET_S: Final = 600.0
 # As many as a name may lead to, several times over.
 _MOST_PLACES: Final = 1024
+
+
+class Passage:
+    """That a command went to a daemon; ended once."""
+
+    __slots__ = ("_load", "began_s", "command", "is_over", "ticket", "vital")
+
+    def __init__(self, load: Load, ticket: Ticket, command: str, began_s: float, *, vital: bool) -> None:
+        self._load = load
+        self.ticket = ticket
+        self.command = command
+        self.began_s = began_s
+        self.vital = vital
+        self.is_over = False
+
+    def answered(self, now_s: float) -> None:
+        """There was an answer."""
+        if not self.is_over:
+            self.is_over = True
+            self._load.answered(self, now_s)
+
+    def unanswered(self, now_s: float, jitter: float) -> None:
+        """There was none; does nothing when it has ended before."""
+        if not self.is_over:
+            self.is_over = True
+            self._load.unanswered(self, now_s, jitter)
+
+    def lost(self) -> None:
+        """Its connection has ended."""
+        if not self.is_over:
+            self.is_over = True
+            self._load.lost(self)
 
 
 class Load:
@@ -53,35 +86,36 @@ class Load:
         """That of its breaker."""
         return self._breaker.state
 
-    def enter(self, now_s: float, *, vital: bool) -> Ticket | None:
+    def enter(self, command: str, now_s: float, *, vital: bool) -> Passage | None:
         """Let a command go to it; None when it must not."""
         if not self._gate.enter(vital=vital):
             return None
         ticket = self._breaker.admit(now_s)
         if ticket is None:
             self._gate.leave(vital=vital)
-        return ticket
+            return None
+        return Passage(self, ticket, command, now_s, vital=vital)
 
-    def answered(self, ticket: Ticket, command: str, began_s: float, now_s: float, *, vital: bool) -> None:
+    def answered(self, passage: Passage, now_s: float) -> None:
         """It answered, whatever it said."""
-        self._limit.sample(command, now_s - began_s, self._gate.outstanding, now_s)
-        self._breaker.succeeded(ticket, now_s)
-        self._gate.leave(vital=vital)
+        self._limit.sample(passage.command, now_s - passage.began_s, self._gate.outstanding, now_s)
+        self._breaker.succeeded(passage.ticket, now_s)
+        self._gate.leave(vital=passage.vital)
         self.last_s = now_s
 
-    def unanswered(self, ticket: Ticket, began_s: float, now_s: float, jitter: float, *, vital: bool) -> None:
-        """Its time is over, or nobody waits for it any more and the daemon has not answered."""
-        if now_s - began_s >= PATIENT_S:
+    def unanswered(self, passage: Passage, now_s: float, jitter: float) -> None:
+        """The time of a command is over, and there was no answer."""
+        if now_s - passage.began_s >= PATIENT_S:
             self._limit.failure(self._gate.outstanding, now_s)
-            self._breaker.failed(ticket, now_s, jitter)
+            self._breaker.failed(passage.ticket, now_s, jitter)
         else:
-            self._breaker.abandoned(ticket)
-        self._gate.leave(vital=vital)
+            self._breaker.abandoned(passage.ticket)
+        self._gate.leave(vital=passage.vital)
 
-    def lost(self, ticket: Ticket, *, vital: bool) -> None:
-        """Its connection has ended."""
-        self._breaker.abandoned(ticket)
-        self._gate.leave(vital=vital)
+    def lost(self, passage: Passage) -> None:
+        """The connection of a command has ended."""
+        self._breaker.abandoned(passage.ticket)
+        self._gate.leave(vital=passage.vital)
 
     def broke(self, now_s: float, jitter: float) -> None:
         """A connection on which commands were under way has ended before its time."""
@@ -98,9 +132,9 @@ class Loads:
     """What each daemon bears, by its address."""
 
     def __init__(self) -> None:
-        self._by_place: dict[object, Load] = {}
+        self._by_place: dict[Place, Load] = {}
 
-    def of(self, place: object, now_s: float) -> Load:
+    def of(self, place: Place, now_s: float) -> Load:
         """That of an address."""
         load = self._by_place.get(place)
         if load is None:
@@ -109,9 +143,9 @@ class Loads:
             load = self._by_place[place] = Load(now_s)
         return load
 
-    def all_of(self, places: Iterable[object]) -> list[Load]:
-        """Those of these addresses that are known."""
-        return [self._by_place[place] for place in dict.fromkeys(places) if place in self._by_place]
+    def of_daemon(self, daemon: int) -> list[Load]:
+        """Those of the addresses of one daemon."""
+        return [load for place, load in self._by_place.items() if place[0] == daemon]
 
     def _forget(self, now_s: float) -> None:
         for place in [place for place, load in self._by_place.items() if now_s - load.last_s >= _FORGET_S]:
