@@ -175,6 +175,8 @@ def test_a_read_that_is_given_up_ends_and_is_answered_and_a_change_goes_on(tmp_p
             assert not done.is_set()
             go.set()
             await done.wait()
+            await stream.end()
+            assert await stream.recv_message() is None, "nothing is outstanding"
 
     asyncio.run(story())
 
