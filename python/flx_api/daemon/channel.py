@@ -125,10 +125,10 @@ class CommandChannel:
 def _batches(replies: list[ReplyFrame]) -> list[tuple[ReplyBatch, int]]:
     """The replies in messages of bounded size; usually one."""
     batches: list[list[ReplyFrame]] = []
-    held = _BATCH_BYTES
+    held = 0
     for reply in replies:
         size = len(reply.result) + len(reply.problem)
-        if held + size > _BATCH_BYTES:
+        if not batches or held + size > _BATCH_BYTES:
             batches.append([])
             held = 0
         batches[-1].append(reply)
