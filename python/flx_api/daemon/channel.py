@@ -112,7 +112,8 @@ class CommandChannel:
     def _give_up(self, seq: int) -> None:
         task = self._tasks.get(seq)
         if task is not None:
-            task.cancel()
+            # Behind its first step: a task that is cancelled before it has begun would not even know of its handler.
+            asyncio.get_running_loop().call_soon(task.cancel)
 
     def _answer(self, reply: ReplyFrame) -> None:
         self._outbox.put(reply)
