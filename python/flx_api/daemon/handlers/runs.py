@@ -44,14 +44,21 @@ _ANSWER_MS = 50
 
 async def run(context: Context, args: PipelineRunArgs) -> Accepted | Execution | Replay:
     """Accept a run; with `wait_ms`, answer when it is over, at the latest then."""
+    return await accept(context, RUN, args)
+
+
+async def accept(
+    context: Context, command: str, args: PipelineRunArgs, schedule: str | None = None
+) -> Accepted | Execution | Replay:
+    """Accept a run of a pipeline, or of what a schedule runs, for this command."""
     executions = context.services.executions
 
     def replay(tx: Tx) -> str | None:
-        stored = idempotency.look_up(tx, context, RUN)
+        stored = idempotency.look_up(tx, context, command)
         return None if stored is None else stored.execution_id
 
     def remember(tx: Tx, execution: Execution) -> None:
-        idempotency.remember(tx, context, RUN, execution, execution.id)
+        idempotency.remember(tx, context, command, execution, execution.id)
 
     submitted = await executions.submit(
         args,
@@ -60,6 +67,7 @@ async def run(context: Context, args: PipelineRunArgs) -> Accepted | Execution |
         idempotency_key=context.client_key,
         replay=replay,
         remember=remember,
+        schedule=schedule,
     )
     return await _waited(context, submitted.execution, replayed=submitted.replayed)
 
