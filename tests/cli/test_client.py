@@ -114,4 +114,4 @@ def test_statuses_that_are_over_are_statuses() -> None:
 
     from flx_api.models.execution import Status
 
-    assert set(get_args(Status)) - client.OVER == {"queued", "starting", "running", "cancelling"}
+    assert set(get_args(Status)) - client.OVER == {"queued", "starting", "running", "cancelling", "retrying"}

@@ -31,6 +31,7 @@ PROJECTS = sorted((HERE / "projects").glob("*.txtar"))
 COMMAND_LINE = (
     ("03-one-pipeline", "jobs"),
     ("07-jobs", "jobs"),
+    ("34-annotations", "jobs"),
     ("34-annotations", "schedules"),
     ("09-environments", "environments"),
 )

@@ -71,8 +71,8 @@ class FakeExecutions:
     def active_logs(self) -> Iterable[str]:
         return tuple(key for key, log in self.logs.items() if not log.complete)
 
-    def waiting(self) -> Iterable[str]:
-        return tuple(self.queued)
+    def waiting(self) -> dict[str, int]:
+        return dict.fromkeys(self.queued, 0)
 
     def log(self, execution_id: str) -> LogFile:
         try:

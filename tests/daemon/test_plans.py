@@ -41,7 +41,8 @@ def test_a_plan_says_what_would_be_and_what_decided(tmp_path: Path) -> None:
     async def story(daemon: Parts) -> None:
         plan = await planned(daemon, "pipeline.create", PIPELINE, idempotency_key="k")
         fields = {"description": "words", "tasks": [["tap-a", "target-b"]], "environment": None, "tags": []}
-        made = {**fields, "revision": 1, "created_by": "ann"}
+        made: dict[str, Any] = {**fields, "revision": 1, "created_by": "ann"}
+        made |= {"retries": 0, "retry_backoff_s": 10, "retry_on": ["failed", "crashed"]}
         assert plan == {
             "command": "pipeline.create",
             "outcome": "ok",

@@ -242,3 +242,44 @@ def test_the_end_of_the_service_ends_its_runs(scene: Scene) -> None:
             assert (done.status, done.error) == ("cancelled", "service stopped")
 
     run_async(story())
+
+
+FAILS_ONCE = """#!/usr/bin/env python3
+import os, pathlib, subprocess, sys
+here = pathlib.Path(os.environ["MELTANO_PROJECT_ROOT"])
+if "--discover" not in sys.argv and not (here / "failed-once").exists():
+    (here / "failed-once").touch()
+    raise OSError("the source is away")
+os.execv(sys.executable, [sys.executable, str(here / "works.py"), *sys.argv[1:]])
+"""
+
+
+def test_a_failed_attempt_is_followed_by_another_meltano_run(scene: Scene) -> None:
+    async def story() -> None:
+        project = scene.bench.project
+        (project / "tap.py").rename(project / "works.py")
+        (project / "tap.py").write_text(FAILS_ONCE)
+        (project / "tap.py").chmod(0o755)
+        flx = "annotations: {flx: {retries: 1, retry_backoff_s: 0}}"
+        with (project / "meltano.yml").open("a") as file:
+            file.write(f"- {{name: again, tasks: [tap-scripted target-scripted], {flx}}}\n")
+        async with scene.daemon() as executions:
+            accepted = await submit(executions, "again")
+            done = await over(executions, accepted)
+            assert done.status in {"succeeded", "succeeded_with_warnings"}, done
+            assert (done.attempts, done.records, scene.bench.rows()) == (2, 2, 2)
+            first, second = executions.attempts(accepted.id, DEFAULT_TENANT).items
+            assert (first.id, first.status, second.trigger) == (accepted.id, "failed", "automatic")
+            assert first.error is not None
+            assert "the source is away" in first.error
+            # Meltano knows each attempt as a run of its own, by the attempt's id.
+            states = [scene.bench.meltano_rows(one.id)[0][0] for one in (first, second)]
+            assert states == ["FAIL", "SUCCESS"]
+            log = executions.log(accepted.id)
+            lines: list[bytes] = []
+            while page := log.lines(len(lines) + 1, 1000):
+                lines += page
+            assert [first.id.encode() in line or second.id.encode() in line for line in lines].count(True) > 0
+            assert sum(b'"Run completed"' in line for line in lines) == 2
+
+    run_async(story())

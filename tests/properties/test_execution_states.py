@@ -13,7 +13,7 @@ STATE_IDS = st.frozensets(st.sampled_from("abcd"), max_size=3)
 
 
 @given(st.lists(st.sampled_from(sorted(EVENTS)), max_size=30))
-def test_no_history_leaves_a_final_state_or_reaches_an_unknown_one(history: list[str]) -> None:
+def test_no_history_leaves_a_final_state_by_itself_or_reaches_an_unknown_one(history: list[str]) -> None:
     state = INITIAL
     for event in history:
         try:
@@ -23,7 +23,7 @@ def test_no_history_leaves_a_final_state_or_reaches_an_unknown_one(history: list
             continue
         assert state in STATES
         if state in FINAL:
-            assert all((state, any_event) not in TABLE for any_event in EVENTS)
+            assert all((state, any_event) not in TABLE for any_event in EVENTS if any_event != "again")
 
 
 def test_every_state_can_be_reached_and_every_active_one_can_end() -> None:

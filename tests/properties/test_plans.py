@@ -61,7 +61,12 @@ ARGUMENTS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "pipeline.get": st.fixed_dictionaries({"id": _PIPELINES}),
     "pipeline.create": st.fixed_dictionaries(
         {"name": _OWN, "tasks": _TASKS},
-        optional={"description": st.just("words"), "environment": st.sampled_from(["prod", "nowhere"])},
+        optional={
+            "description": st.just("words"),
+            "environment": st.sampled_from(["prod", "nowhere"]),
+            "retries": st.sampled_from([0, 2, 11]),
+            "retry_on": st.sampled_from([[], ["failed", "failed"], ["cancelled"]]),
+        },
     ),
     "pipeline.update": st.fixed_dictionaries(
         {"id": _PIPELINES},
@@ -69,6 +74,7 @@ ARGUMENTS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
             "description": st.sampled_from(["words", ""]),
             "tasks": _TASKS,
             "tags": st.sampled_from([[], ["x", "x"]]),
+            "retry_backoff_s": st.sampled_from([0, 10]),
             "revision": st.integers(0, 3),
         },
     ),
@@ -86,6 +92,8 @@ ARGUMENTS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "execution.cancel": st.fixed_dictionaries({"id": _EXECUTIONS}, optional={"reason": st.just("enough")}),
     "execution.wait": st.fixed_dictionaries({"id": _EXECUTIONS, "timeout_ms": st.just(0)}),
     "execution.logs": st.fixed_dictionaries({"id": _EXECUTIONS}),
+    "execution.attempts": st.fixed_dictionaries({"id": _EXECUTIONS}),
+    "execution.retry": st.fixed_dictionaries({"id": _EXECUTIONS}),
     "execution.streams": st.fixed_dictionaries({"id": _EXECUTIONS}),
     "system.status": _NOTHING,
     "system.info": _NOTHING,
@@ -261,6 +269,9 @@ async def world() -> AsyncIterator[World]:
         ("pipeline.delete", {"id": "own"}, 0, None, None),
         ("runs end", {}, 0, None, None),
         ("execution.cancel", {"id": {"execution": 2}}, 5, None, None),
+        ("execution.retry", {"id": {"execution": 0}}, 0, "k3", None),
+        ("execution.retry", {"id": {"execution": 0}}, 0, "k3", None),
+        ("execution.retry", {"id": {"execution": 0}}, 0, None, None),
     ]
 )
 @example(

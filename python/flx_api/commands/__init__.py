@@ -127,6 +127,22 @@ COMMANDS: dict[str, Command] = _table(
         "unary",
         "The row ledger: records in the pipe, rows at the destination, and a verdict for each stream.",
     ),
+    Command(
+        "execution.attempts",
+        execution.ExecutionIdArgs,
+        execution.AttemptPage,
+        "read",
+        "unary",
+        "The attempts of an execution: when, how they ended, and why there was another one.",
+    ),
+    Command(
+        "execution.retry",
+        execution.ExecutionIdArgs,
+        execution.Execution,
+        "key",
+        "long",
+        "Try an execution again that has ended without success; one that waits for its next attempt goes on at once.",
+    ),
     Command("system.status", project.NoArgs, monitoring.SystemStatus, "read", "unary", "How the daemon is."),
     Command("system.info", project.NoArgs, monitoring.SystemInfo, "read", "unary", "Versions and identity."),
     Command(

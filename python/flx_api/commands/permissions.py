@@ -24,12 +24,13 @@ _VIEWER = (
     "*.validate",
     "execution.logs",
     "execution.streams",
+    "execution.attempts",
     "execution.wait",
     "system.status",
     "system.info",
     "system.echo",
 )
-_OPERATOR = (*_VIEWER, "pipeline.run", "execution.cancel")
+_OPERATOR = (*_VIEWER, "pipeline.run", "execution.cancel", "execution.retry")
 _DEVELOPER = (*_OPERATOR, "pipeline.*")
 
 ROLES: dict[str, tuple[str, ...]] = {

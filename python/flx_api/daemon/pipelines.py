@@ -21,7 +21,7 @@ from flx_api.daemon.executions.states import ACTIVE
 from flx_api.daemon.journal.tables import executions, pipelines
 from flx_api.errors import Conflict, FieldError, NotFound, ValidationFailed
 from flx_api.models.event import PipelineEvent
-from flx_api.models.pipeline import Pipeline
+from flx_api.models.pipeline import USUAL_ENDS, Pipeline, RetryOn
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -37,6 +37,7 @@ EVENTS = "pipeline_events"
 _NONE = "There is no such pipeline."
 
 _decode_tasks = msgspec.json.Decoder(tuple[tuple[str, ...], ...]).decode
+_decode_retry_on = msgspec.json.Decoder(tuple[RetryOn, ...]).decode
 _decode_tags = msgspec.json.Decoder(tuple[str, ...]).decode
 
 # Statements are built once: SQLAlchemy then finds their text in its cache.
@@ -50,6 +51,9 @@ _ROWS = select(
     pipelines.c.created_us,
     pipelines.c.updated_us,
     pipelines.c.created_by,
+    pipelines.c.retries,
+    pipelines.c.retry_backoff_s,
+    pipelines.c.retry_on,
 ).where(pipelines.c.tenant == bindparam("tenant"), pipelines.c.project_id == bindparam("project"))
 _ROW = _ROWS.where(pipelines.c.name == bindparam("key"))
 
@@ -131,6 +135,9 @@ def create(tx: Tx, model: ProjectModel, principal: Principal, args: PipelineCrea
             "created_us": tx.now_us,
             "updated_us": tx.now_us,
             "created_by": principal.subject,
+            "retries": args.retries,
+            "retry_backoff_s": args.retry_backoff_s,
+            "retry_on": msgspec.json.encode(_without_repeats(args.retry_on)),
         },
     )
     tx.emit(EVENTS, PipelineEvent("created", args.name, principal.subject), tenant=principal.tenant)
@@ -156,6 +163,12 @@ def change(tx: Tx, model: ProjectModel, principal: Principal, args: PipelineUpda
         values["tasks"] = msgspec.json.encode(args.tasks)
     if args.tags is not UNSET:
         values["tags"] = msgspec.json.encode(_without_repeats(args.tags))
+    if args.retries is not UNSET:
+        values["retries"] = args.retries
+    if args.retry_backoff_s is not UNSET:
+        values["retry_backoff_s"] = args.retry_backoff_s
+    if args.retry_on is not UNSET:
+        values["retry_on"] = msgspec.json.encode(_without_repeats(args.retry_on))
     values.update(revision=present.revision + 1, updated_us=tx.now_us)
     tx.connection.execute(update(pipelines).where(*_key(tx, principal, args.id)).values(values))
     tx.emit(EVENTS, PipelineEvent("updated", args.id, principal.subject), tenant=principal.tenant)
@@ -274,12 +287,25 @@ def _with_run(item: Pipeline, run: Any) -> Pipeline:  # noqa: ANN401 - a row of 
 
 
 def _of_job(job: Job) -> Pipeline:
-    return Pipeline(job.name, job.name, "project", "", job.tasks, None, (), 1)
+    return Pipeline(
+        job.name,
+        job.name,
+        "project",
+        "",
+        job.tasks,
+        None,
+        (),
+        1,
+        retries=job.retry.retries,
+        retry_backoff_s=job.retry.backoff_s,
+        retry_on=job.retry.on,
+    )
 
 
 def _of_row(row: Any) -> Pipeline:  # noqa: ANN401 - a row of _ROWS
     # Unpacked, since a look-up by name in a row costs several times as much.
-    name, description, tasks, environment, tags, revision, created_us, updated_us, created_by = row
+    name, description, tasks, environment, tags, revision, created_us, updated_us, created_by, *retry = row
+    retries, retry_backoff_s, retry_on = retry
     return Pipeline(
         name,
         name,
@@ -292,8 +318,11 @@ def _of_row(row: Any) -> Pipeline:  # noqa: ANN401 - a row of _ROWS
         created_us,
         updated_us,
         created_by,
+        retries=retries,
+        retry_backoff_s=retry_backoff_s,
+        retry_on=USUAL_ENDS if retry_on is None else _decode_retry_on(retry_on),
     )
 
 
-def _without_repeats(tags: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(tags))
+def _without_repeats(words: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(words))

@@ -48,7 +48,21 @@ class View(NamedTuple):
 
 
 VIEWS: Final[dict[str, View]] = {
-    "pipelines": View("pipeline", "name", ("description", "tasks", "environment", "tags", "revision", "created_by")),
+    "pipelines": View(
+        "pipeline",
+        "name",
+        (
+            "description",
+            "tasks",
+            "environment",
+            "tags",
+            "revision",
+            "created_by",
+            "retries",
+            "retry_backoff_s",
+            "retry_on",
+        ),
+    ),
     "executions": View(
         "execution",
         "id",
@@ -64,6 +78,7 @@ VIEWS: Final[dict[str, View]] = {
             "exit_code",
             "error",
             "verdict",
+            "retry_at_us",
         ),
         makes_id=True,
     ),
@@ -130,7 +145,7 @@ async def plan(command: Command, context: Context, carry_out: Callable[[], Outco
     if isinstance(outcome, Replay):
         return Plan(
             command=command.name,
-            outcome="ok",
+            outcome="ok" if outcome.execution_id is None else "accepted",
             permission=permission,
             key="replayed",
             replays=outcome.execution_id,

@@ -88,7 +88,7 @@ class Watcher:
         for execution_id in executions.active_logs():
             self._lines[execution_id] = executions.log(execution_id).last_line
         # One that waits may begin and end between two looks, and its first event is past: nothing else tells of it.
-        self._lines.update(dict.fromkeys(executions.waiting(), 0))
+        self._lines.update(executions.waiting())
         self._lines.update(self._named)
 
     async def batches(self) -> AsyncIterator[EventBatch]:
@@ -141,17 +141,28 @@ class Watcher:
         return size
 
     def _note_new_execution(self, row: EventRow) -> None:
-        if row.prev == 0 and row.topic.startswith(_PREFIX) and row.topic.endswith(_STATUS):
-            execution_id = row.topic[len(_PREFIX) : -len(_STATUS)]
+        if not (row.topic.startswith(_PREFIX) and row.topic.endswith(_STATUS)):
+            return
+        execution_id = row.topic[len(_PREFIX) : -len(_STATUS)]
+        if row.prev == 0:
             if execution_id not in self._named:
                 self._lines[execution_id] = 0
+        elif b'"status":"queued"' in row.data:
+            # Tried again after its end was given: its log goes on behind the attempts before.
+            self._follow_again(execution_id)
+
+    def _follow_again(self, execution_id: str) -> None:
+        self._given.discard(execution_id)
+        log = self._log(execution_id)
+        if log is not None:
+            self._lines.setdefault(execution_id, log.earlier_lines)
 
     async def _take_lines(self, events: list[Event], size: int) -> None:
         active = self._executions.active_logs()
         self._given.intersection_update(active)
         for execution_id in active:
-            if execution_id not in self._given:
-                self._lines.setdefault(execution_id, 0)
+            if execution_id not in self._given and execution_id not in self._lines:
+                self._follow_again(execution_id)
         for execution_id in list(self._lines):
             if len(events) >= BATCH_EVENTS or size >= BATCH_BYTES:
                 return

@@ -23,7 +23,10 @@ class PipelineEvent(msgspec.Struct, frozen=True):
 
 
 class ExecutionEvent(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Topics `execution_events` and `execution.{id}.status`: an execution has a new status."""
+    """Topics `execution_events` and `execution.{id}.status`: an execution has a new status.
+
+    `attempt` is the number of the attempt that it is about, `retry_at_us` when the next one begins by itself.
+    """
 
     execution: str
     pipeline: str
@@ -33,6 +36,8 @@ class ExecutionEvent(msgspec.Struct, frozen=True, omit_defaults=True):
     error: str | None = None
     verdict: str | None = None
     warnings: tuple[str, ...] = ()
+    attempt: int = 1
+    retry_at_us: int | None = None
 
 
 class StreamCount(msgspec.Struct, frozen=True):

@@ -16,6 +16,7 @@ Status = Literal[
     "starting",
     "running",
     "cancelling",
+    "retrying",
     "succeeded",
     "succeeded_with_warnings",
     "failed",
@@ -65,7 +66,11 @@ class ExecutionLogsArgs(msgspec.Struct, frozen=True, forbid_unknown_fields=True)
 
 
 class Execution(msgspec.Struct, frozen=True):
-    """One start of a pipeline. `warnings` are why a success is `succeeded_with_warnings`; `error` why it is none."""
+    """One start of a pipeline. `warnings` are why a success is `succeeded_with_warnings`; `error` why it is none.
+
+    `started_us` and all below are of the latest attempt; while it rests (`retrying`) the next one begins at
+    `retry_at_us`.
+    """
 
     id: str
     pipeline: str
@@ -86,6 +91,31 @@ class Execution(msgspec.Struct, frozen=True):
     records: int | None = None
     cpu_s: float | None = None
     max_rss_kib: int | None = None
+    retry_at_us: int | None = None
+
+
+class Attempt(msgspec.Struct, frozen=True):
+    """One attempt of an execution; its `id` is Meltano's run id, the first one's is the execution's.
+
+    `trigger`: the run itself, another try by itself, or `execution.retry`.
+    """
+
+    id: str
+    number: int
+    trigger: Literal["run", "automatic", "manual"]
+    status: Status
+    queued_us: int | None = None
+    started_us: int | None = None
+    finished_us: int | None = None
+    exit_code: int | None = None
+    error: str | None = None
+
+
+class AttemptPage(msgspec.Struct, frozen=True):
+    """The attempts of an execution, in their order."""
+
+    id: str
+    items: tuple[Attempt, ...]
 
 
 class ExecutionPage(msgspec.Struct, frozen=True):

@@ -26,6 +26,22 @@ Description = Annotated[str, Meta(max_length=1000)]
 Tag = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$(?!\n)")]
 Tags = Annotated[tuple[Tag, ...], Meta(max_length=32)]
 EnvironmentName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,62}$(?!\n)")]
+# Failures that another attempt may mend.
+RetryOn = Literal["failed", "crashed", "timed_out"]
+Retries = Annotated[int, Meta(ge=0, le=10, description="how many more attempts a run gets by itself")]
+Backoff = Annotated[
+    int, Meta(ge=0, le=3600, description="seconds before the second attempt; doubled before each further one")
+]
+RetryOns = Annotated[tuple[RetryOn, ...], Meta(max_length=3, description="the ends after which there is another one")]
+USUAL_ENDS: tuple[RetryOn, ...] = ("failed", "crashed")
+
+
+class RetryPolicy(msgspec.Struct, frozen=True):
+    """Whether and when a failed attempt is followed by another one."""
+
+    retries: Retries = 0
+    backoff_s: Backoff = 10
+    on: RetryOns = USUAL_ENDS
 
 
 class PipelineCreateArgs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -39,6 +55,9 @@ class PipelineCreateArgs(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     transform: BlockName | None = None
     environment: EnvironmentName | None = None
     tags: Tags = ()
+    retries: Retries = 0
+    retry_backoff_s: Backoff = 10
+    retry_on: RetryOns = USUAL_ENDS
 
 
 class PipelineUpdateArgs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -49,6 +68,9 @@ class PipelineUpdateArgs(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     tasks: Tasks | UnsetType = UNSET
     environment: EnvironmentName | UnsetType | None = UNSET
     tags: Tags | UnsetType = UNSET
+    retries: Retries | UnsetType = UNSET
+    retry_backoff_s: Backoff | UnsetType = UNSET
+    retry_on: RetryOns | UnsetType = UNSET
     revision: Annotated[int, Meta(ge=1)] | None = None
 
 
@@ -68,12 +90,13 @@ class PipelineListArgs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class PipelineRunArgs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Start a pipeline. `timeout_s` ends the run as `timed_out`."""
+    """Start a pipeline. `timeout_s` ends each attempt as `timed_out`; `retries` stands for the pipeline's own."""
 
     id: PipelineId
     refresh: Literal["incremental", "full"] = "incremental"
     environment: EnvironmentName | None = None
     timeout_s: Annotated[int, Meta(ge=1, le=604_800)] | None = None
+    retries: Retries | None = None
 
 
 class Pipeline(msgspec.Struct, frozen=True):
@@ -94,6 +117,14 @@ class Pipeline(msgspec.Struct, frozen=True):
     last_execution: str | None = None
     last_status: str | None = None
     last_finished_us: int | None = None
+    retries: int = 0
+    retry_backoff_s: int = 10
+    retry_on: tuple[RetryOn, ...] = USUAL_ENDS
+
+    @property
+    def retry(self) -> RetryPolicy:
+        """What becomes of failed attempts of its runs."""
+        return RetryPolicy(self.retries, self.retry_backoff_s, self.retry_on)
 
 
 class PipelinePage(msgspec.Struct, frozen=True):

@@ -56,6 +56,8 @@ RESOURCES: Final[tuple[Resource, ...]] = (
     Resource("GET", "/v1/executions/{id}", "execution.get", "One execution."),
     Resource("DELETE", "/v1/executions/{id}", "execution.cancel", "End a run.", after="cancelled"),
     Resource("GET", "/v1/executions/{id}/streams", "execution.streams", "The row ledger of an execution."),
+    Resource("GET", "/v1/executions/{id}/attempts", "execution.attempts", "The attempts of an execution."),
+    Resource("POST", "/v1/executions/{id}/retry", "execution.retry", "Try it again.", "optional", "accepted"),
     Resource("GET", "/v1/executions/{id}/wait", "execution.wait", "Wait until it is over.", after="waited"),
     Resource("GET", "/v1/plugins", "plugin.list", "The project's plugins."),
     Resource("GET", "/v1/environments", "environment.list", "The project's environments."),

@@ -54,6 +54,9 @@ jobs:
 - {name: a-and-b, tasks: [tap-a target-x, tap-b target-x]}
 - {name: work, tasks: ["tool:work"]}
 - {name: broken, tasks: [tap-a tap-b]}
+- {name: at-once, tasks: [tap-a target-x], annotations: {flx: {retries: 2, retry_backoff_s: 0}}}
+- {name: later, tasks: [tap-a target-x], annotations: {flx: {retries: 1, retry_backoff_s: 3600}}}
+- {name: late, tasks: [tap-b target-x], annotations: {flx: {retries: 1, retry_backoff_s: 0, retry_on: [timed_out]}}}
 """
 
 
@@ -181,9 +184,14 @@ class FakeExecutor:
     async def close(self) -> None:
         """Nothing to stop."""
 
-    async def run_of(self, execution: Execution) -> FakeRun:
-        """The run of an execution, released."""
-        found: FakeRun = await until(lambda: self.runs.get(execution.id), "a run")
+    async def run_of(self, execution: Execution, number: int = 1) -> FakeRun:
+        """The run of an execution's attempt, released."""
+
+        def mine() -> FakeRun | None:
+            runs = [run for run in self.runs.values() if run.spec.execution_id == execution.id]
+            return runs[number - 1] if len(runs) >= number else None
+
+        found: FakeRun = await until(mine, "a run")
         await until(lambda: found.released, "the gate")
         return found
 

@@ -376,11 +376,11 @@ def test_executions_that_wait_are_known_as_such(play: Callable[..., None]) -> No
         async with stage.daemon() as executions:
             running = await submit(executions, "a")
             waiting = await submit(executions, "b")
-            assert (executions.active_logs(), executions.waiting()) == ((running.id,), (waiting.id,))
+            assert (executions.active_logs(), executions.waiting()) == ((running.id,), {waiting.id: 0})
             (await stage.executor.run_of(running)).end(0)
             (await stage.executor.run_of(waiting)).end(0)
             await over(executions, waiting)
-            assert executions.waiting() == ()
+            assert executions.waiting() == {}
 
     play(story, slots=1)
 

@@ -148,6 +148,26 @@ def test_a_cancellation_with_a_key_happens_once(play: Callable[..., None]) -> No
     play(story)
 
 
+def test_another_attempt_with_a_key_is_made_once(play: Callable[..., None]) -> None:
+    async def story(stage: Stage, executions: Executions, context: Context) -> None:
+        accepted = await call("pipeline.run", context, PipelineRunArgs("a"))
+        (await stage.executor.run_of(accepted.result)).end(1)
+        await over(executions, accepted.result)
+        args = ExecutionIdArgs(accepted.execution_id)
+        keyed = replace(context, idempotency_key="again", body_hash="same")
+        first = await call("execution.retry", keyed, args)
+        assert (first.execution_id, first.replayed, first.result.attempts) == (accepted.execution_id, False, 2)
+        (await stage.executor.run_of(accepted.result, 2)).end(1)
+        await over(executions, accepted.result)
+        again = await call("execution.retry", replace(keyed, wait_ms=60_000), args)
+        assert (again.execution_id, again.replayed, again.result.status) == (accepted.execution_id, True, "failed")
+        assert len((await call("execution.attempts", context, args)).items) == 2
+        found = await call("execution.list", context, ExecutionListArgs(idempotency_key="again"))
+        assert [one.id for one in found.items] == [accepted.execution_id]
+
+    play(story)
+
+
 def test_waiting_for_a_run_ends_with_it_or_with_the_deadline(play: Callable[..., None]) -> None:
     async def story(stage: Stage, executions: Executions, context: Context) -> None:
         hurried = replace(context, wait_ms=30_000, deadline_us=stage.clock() + 51_500)

@@ -125,3 +125,51 @@ def test_a_second_reader_waits_for_the_index_that_a_first_one_makes(
         go_on.set()
         assert second.result(5) == 2
         first.result(5)
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(st.binary(max_size=20), max_size=6), min_size=1, max_size=4), st.integers(1, 20))
+def test_attempts_are_one_log(attempts: list[list[bytes]], start: int) -> None:
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(log_file, "MARK_LINES", 3)
+        paths = [Path(folder) / str(number) for number in range(len(attempts))]
+        found = LogFile(paths[0], tenant="t")
+        whole: list[bytes] = []
+        for number, pieces in enumerate(attempts):
+            if number:
+                found.continue_in(paths[number])
+            assert found.earlier_lines == found.last_line == len(whole)
+            paths[number].write_bytes(b"\n".join(pieces))
+            found.take_rest()
+            whole += naive(b"\n".join(pieces), complete=True)
+            assert not found.complete
+        found.finish()
+        *earlier, last = paths
+        for log in (found, LogFile(last, tenant="t", complete=True, earlier=earlier)):
+            assert log.is_whole
+            assert log.last_line == len(whole)
+            # A page never goes beyond its attempt, and the pages together are everything.
+            read, line = whole[: start - 1], min(start, len(whole) + 1)
+            while page := log.lines(line, 5):
+                read += page
+                line += len(page)
+            assert read == whole
+        paths[0].unlink()
+        assert not found.is_whole
+
+
+def test_who_follows_an_attempt_hears_of_the_next_one(tmp_path: Path) -> None:
+    async def story() -> None:
+        first, second = tmp_path / "1", tmp_path / "2"
+        first.write_bytes(b"a\n")
+        found = LogFile(first, tenant="t")
+        found.take_rest()
+        following = asyncio.create_task(found.changed(2))
+        found.continue_in(second)
+        second.write_bytes(b"b\nc\n")
+        found.advance()
+        async with asyncio.timeout(10):
+            await following
+        assert found.lines(2, 10) == [b"b", b"c"]
+
+    asyncio.run(story())

@@ -29,8 +29,13 @@ def test_states_and_events_are_those_of_the_models() -> None:
 
 def test_which_states_are_final_and_which_hold_a_slot() -> None:
     assert {"succeeded", "succeeded_with_warnings", "failed", "cancelled", "timed_out", "crashed"} == FINAL
-    assert {"queued", "starting", "running", "cancelling"} == ACTIVE
+    assert {"queued", "starting", "running", "cancelling", "retrying"} == ACTIVE
     assert {"starting", "running", "cancelling"} == HOLDING
+
+
+def test_an_end_is_left_by_hand_alone_and_never_a_success() -> None:
+    ways = {(state, event) for state, event in TABLE if state in FINAL}
+    assert ways == {(state, "again") for state in ("failed", "cancelled", "timed_out", "crashed")}
 
 
 def test_what_is_not_in_the_table_is_refused() -> None:

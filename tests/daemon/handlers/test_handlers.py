@@ -174,6 +174,23 @@ def test_a_pipeline_shows_how_it_did_last_and_is_kept_while_it_runs(tmp_path: Pa
     asyncio.run(story())
 
 
+def test_a_pipeline_says_what_becomes_of_failed_attempts(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with parts(tmp_path) as daemon:
+            usual = {"retries": 0, "retry_backoff_s": 10, "retry_on": ["failed", "crashed"]}
+            made = await daemon.result("pipeline.create", MINE)
+            assert usual == {name: made[name] for name in usual}
+            mine = {"retries": 3, "retry_backoff_s": 0, "retry_on": ["timed_out"]}
+            changed = await daemon.result("pipeline.update", {"id": "mine", **mine})
+            assert mine == {name: changed[name] for name in mine}
+            (listed,) = (await daemon.result("pipeline.list", {"source": "api"}))["items"]
+            assert mine == {name: listed[name] for name in mine}
+            wrong = await daemon.problem("pipeline.update", {"id": "mine", "retries": 11, "retry_on": ["cancelled"]})
+            assert [error["field"] for error in wrong["errors"]] == ["args.retries", "args.retry_on[0]"]
+
+    asyncio.run(story())
+
+
 def test_pages_of_pipelines(tmp_path: Path) -> None:
     async def story() -> None:
         async with parts(tmp_path) as daemon:

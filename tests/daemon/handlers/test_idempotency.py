@@ -41,7 +41,7 @@ CHANGES: dict[str, tuple[Any, Any]] = {
     "user.add": (USER, {**USER, "password": "another one"}),
 }
 # Runs need executions: tests/daemon/executions/test_handlers.py.
-ELSEWHERE = {"pipeline.run", "execution.cancel"}
+ELSEWHERE = {"pipeline.run", "execution.cancel", "execution.retry"}
 
 
 async def set_up(daemon: Parts, command: str) -> Any:

@@ -24,6 +24,7 @@ import structlog
 
 from flx_api.daemon import pipelines
 from flx_api.daemon.executions import recovery, retention
+from flx_api.daemon.executions.comebacks import Comebacks
 from flx_api.daemon.executions.ids import uuid7_factory
 from flx_api.daemon.executions.log_file import LogFile
 from flx_api.daemon.executions.outlook import waits
@@ -35,10 +36,11 @@ from flx_api.daemon.journal import DEFAULT_TENANT
 from flx_api.daemon.project.blocks import SingerBlock
 from flx_api.errors import Conflict, FlxError, NotFound, Unavailable, ValidationFailed
 from flx_api.models.event import SystemEvent
-from flx_api.models.execution import Execution, LogPage, StreamsResult
+from flx_api.models.execution import AttemptPage, Execution, LogPage, StreamsResult
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
+    from pathlib import Path
 
     import sqlalchemy as sa
 
@@ -124,6 +126,7 @@ class Executions:
             read_states=read_states,
             backstop_s=backstop_s,
         )
+        self._comebacks = Comebacks(journal, self._store, clock, self._ids, self._come_back)
         self._queue: dict[str, Stored] = {}
         # The logs of all that are not over, also of those that wait: readers may be there before the first line.
         self._live_logs: dict[str, LogFile] = {}
@@ -143,8 +146,13 @@ class Executions:
         findings = await recovery.examine(left, self._parts.executor)
         for finding in findings:
             stored = finding.stored
+            # The lines of attempts that are over, which no supervisor will look for.
+            await asyncio.to_thread(self.log(stored.id).take_rest)
             if stored.execution.status == "queued":
                 self._queue[stored.id] = stored
+                continue
+            if stored.execution.status == "retrying":
+                self._comebacks.rest(stored)
                 continue
             supervisor = self._supervisor(stored)
             run = finding.run
@@ -165,6 +173,7 @@ class Executions:
             ends = (self._cancel(key, None, STOPPED, _CLOSE_GRACE_S) for key in (*self._queue, *self._active))
             await asyncio.gather(*ends, return_exceptions=True)
             await self._end_all()
+        await self._comebacks.close()
         rest = list(self._tasks.values())
         for task in rest:
             task.cancel()
@@ -266,6 +275,33 @@ class Executions:
         by = f"cancelled by {principal.subject}"
         return await self._cancel(execution_id, principal.tenant, f"{by}: {reason}" if reason else by, once=once)
 
+    async def retry(
+        self,
+        execution_id: str,
+        principal: Principal,
+        once: Callable[[Callable[[Tx], Execution]], Callable[[Tx], Execution]] = lambda change: change,
+    ) -> Execution:
+        """Try an execution again that has ended without success; one that rests goes on at once.
+
+        Raises:
+            NotFound: there is none, or it is another tenant's.
+            Conflict: `already_running`, or it has succeeded.
+            Unavailable: the daemon is stopping.
+        """
+        if self._closing:
+            raise Unavailable(code="shutting_down")
+        return await self._comebacks.now(execution_id, principal.tenant, once)
+
+    def attempts(self, execution_id: str, tenant: str) -> AttemptPage:
+        """The attempts of an execution.
+
+        Raises:
+            NotFound: there is none, or it is another tenant's.
+        """
+        with self._journal.read() as connection:
+            execution = self._store.get(connection, execution_id, tenant)
+            return AttemptPage(execution.id, self._store.attempts(connection, execution))
+
     async def wait(self, execution_id: str, timeout_ms: int, tenant: str) -> Execution:
         """The execution when it is over, or as it is when the time is up.
 
@@ -323,7 +359,7 @@ class Executions:
         execution = self.get(args.id, tenant)
         found = self.log(args.id)
         if found.complete and execution.status in FINAL:
-            if execution.started_us is not None and not found.path.exists():
+            if execution.started_us is not None and not found.is_whole:
                 raise NotFound(_LOG_GONE)
             await asyncio.to_thread(found.load)
         lines = found.lines(args.from_line, args.limit)
@@ -341,14 +377,20 @@ class Executions:
         if found is None:
             with self._journal.read() as connection:
                 stored = self._store.find(connection, execution_id)
+                several = stored.execution.attempts > 1
+                logged = self._store.logged(connection, execution_id) if several else []
             over = stored.execution.status in FINAL
-            path = self._runs_dir / stored.attempt_id / "log.jsonl"
-            found = LogFile(path, tenant=stored.tenant, complete=over)
+            earlier = [self._log_path(attempt_id) for attempt_id in logged if attempt_id != stored.attempt_id]
+            path = self._log_path(stored.attempt_id)
+            found = LogFile(path, tenant=stored.tenant, complete=over, earlier=earlier)
             if not over:
                 self._live_logs[execution_id] = found
                 return found
             self._keep_open(execution_id, found)
         return found
+
+    def _log_path(self, attempt_id: str) -> Path:
+        return self._runs_dir / attempt_id / "log.jsonl"
 
     def _keep_open(self, execution_id: str, found: LogFile) -> None:
         """Keep the index of a log that is over for a while."""
@@ -360,9 +402,9 @@ class Executions:
         """The executions whose logs may still grow."""
         return tuple(self._active)
 
-    def waiting(self) -> Iterable[str]:
-        """The executions that wait for their turn: their logs do not exist yet."""
-        return tuple(self._queue)
+    def waiting(self) -> dict[str, int]:
+        """The executions that wait for their turn or rest, and how many lines their attempts so far have written."""
+        return {key: self.log(key).last_line for key in (*self._queue, *self._comebacks.resting)}
 
     def counts(self) -> tuple[int, int]:
         """How many are active (starting, running or being cancelled) and how many wait."""
@@ -384,7 +426,10 @@ class Executions:
         fields = [f"tasks[{i}][{j}]" for i, task in enumerate(pipeline.tasks) for j in range(len(task))]
         pipelines.check_blocks(model, pipeline.tasks, chosen, fields)
         words = [word for task in pipeline.tasks for word in task]
-        return _Planned(args, pipeline, model, chosen, Plan(pipeline.tasks, model.blocks(words, chosen)))
+        retry = (
+            pipeline.retry if args.retries is None else msgspec.structs.replace(pipeline.retry, retries=args.retries)
+        )
+        return _Planned(args, pipeline, model, chosen, Plan(pipeline.tasks, model.blocks(words, chosen), retry))
 
     def _check(self, connection: sa.Connection, planned: _Planned, principal: Principal, now_us: int) -> Execution:
         """The execution as it would be accepted; the pipeline may be gone or running by now."""
@@ -440,8 +485,24 @@ class Executions:
         if stored.execution.status in FINAL:
             self._tell_ended(execution_id)
         elif stored.execution.status == "queued" and not self._closing:
-            self._queue[execution_id] = stored
-            self._queue = dict(sorted(self._queue.items()))
+            self._enqueue(stored)
+        elif stored.execution.status == "retrying" and not self._closing:
+            self._comebacks.rest(stored)
+        self._schedule()
+
+    def _enqueue(self, stored: Stored) -> None:
+        self._queue[stored.id] = stored
+        self._queue = dict(sorted(self._queue.items()))
+
+    def _come_back(self, stored: Stored) -> None:
+        """An execution has a new attempt and waits for its turn."""
+        if self._closing:
+            return
+        self._opened.pop(stored.id, None)
+        known = self._live_logs.get(stored.id)
+        if known is not None:
+            known.continue_in(self._log_path(stored.attempt_id))
+        self._enqueue(stored)
         self._schedule()
 
     async def _read_back(self, execution_id: str) -> Stored:
@@ -473,8 +534,9 @@ class Executions:
     ) -> Execution:
         def change(tx: Tx) -> Execution:
             execution = self._store.find(tx.connection, execution_id, tenant).execution
-            if execution.status == "queued":
-                return self._store.transition(tx, execution_id, "cancel", finished_us=tx.now_us, error=reason)
+            if execution.status in {"queued", "retrying"}:
+                ended = {"finished_us": tx.now_us, "error": reason, "retry_at_us": None}
+                return self._store.transition(tx, execution_id, "cancel", **ended)
             if execution.status in FINAL or execution.status == "cancelling":
                 return execution
             return self._store.transition(tx, execution_id, "cancel", error=reason)
@@ -482,6 +544,7 @@ class Executions:
         execution = await self._journal.write(once(change))
         if execution.status == "cancelled":
             self._queue.pop(execution_id, None)
+            self._comebacks.drop(execution_id)
             self._tell_ended(execution_id)
             self._schedule()
         elif execution.status == "cancelling" and (supervisor := self._active.get(execution_id)) is not None:

@@ -4,6 +4,9 @@ Strategy: every 256th line's byte offset is remembered (8,000 numbers for two mi
 the mark before it and one `pread` run from there. The file's length is looked at by whoever follows the run
 (`advance`), so that readers, however many, cost one `stat` per tick together.
 
+An execution that is tried again goes on in another file: `continue_in` puts what came before behind it, so that all
+attempts are one log with one count of lines.
+
 Rules:
 - Lines are numbered from 1 and are what ends in a newline; a line without its end counts once the run is over.
 - The content is never judged: a line is bytes, handed out as they are.
@@ -19,6 +22,7 @@ import threading
 from typing import IO, TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 MARK_LINES = 256
@@ -32,12 +36,14 @@ class LogFile:
     """The log of one execution.
 
     Args:
-        path: the file; it need not exist yet.
+        path: the file of its latest attempt; it need not exist yet.
         tenant: whose execution it is.
         complete: nothing will be added any more.
+        earlier: the files of the attempts before, in their order.
     """
 
-    def __init__(self, path: Path, *, tenant: str, complete: bool = False) -> None:
+    def __init__(self, path: Path, *, tenant: str, complete: bool = False, earlier: Sequence[Path] = ()) -> None:
+        self._earlier = [LogFile(before, tenant=tenant, complete=True) for before in earlier]
         self.path = path
         self.tenant = tenant
         self._marks = [0]  # _marks[k] is the offset of line k * MARK_LINES + 1
@@ -53,7 +59,17 @@ class LogFile:
     def last_line(self) -> int:
         """The number of the last line that can be read, 0 when there is none."""
         self.load()
-        return self._ends + self._has_rest
+        return self.earlier_lines + self._own_lines
+
+    @property
+    def earlier_lines(self) -> int:
+        """How many lines the attempts before the latest one have."""
+        return sum(before.last_line for before in self._earlier)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the files of all attempts are there."""
+        return self.path.exists() and all(before.path.exists() for before in self._earlier)
 
     @property
     def complete(self) -> bool:
@@ -61,13 +77,24 @@ class LogFile:
         return self._over
 
     @property
+    def _own_lines(self) -> int:
+        return self._ends + self._has_rest
+
+    @property
     def _has_rest(self) -> bool:
         return self._over and self._seen > self._line_start
 
     def lines(self, from_line: int, limit: int, max_bytes: int = PAGE_BYTES) -> list[bytes]:
         """Lines from a number on, without their ends; fewer than asked for at the end or when they are long."""
-        last = min(from_line + limit - 1, self.last_line)
-        if from_line < 1 or last < from_line:
+        if from_line < 1:
+            return []
+        for before in self._earlier:
+            if from_line <= before.last_line:
+                return before.lines(from_line, limit, max_bytes)
+            from_line -= before.last_line
+        self.load()
+        last = min(from_line + limit - 1, self._own_lines)
+        if last < from_line:
             return []
         try:
             file = self.path.open("rb", buffering=0)
@@ -80,7 +107,7 @@ class LogFile:
             return _read_lines(file, part)
 
     def tail(self, max_bytes: int) -> list[bytes]:
-        """The last whole lines within so many bytes, however many there are."""
+        """The last whole lines of the latest attempt within so many bytes, however many there are."""
         size = _size(self.path)
         start = max(0, size - max_bytes)
         try:
@@ -108,15 +135,34 @@ class LogFile:
             self._wake()
         return until < size
 
-    def finish(self) -> None:
-        """The run is over: take in the rest, count a line without an end, wake everybody."""
+    def take_rest(self) -> None:
+        """The attempt is over: take in what it still wrote."""
+        self.load()
         while self.advance():
             pass
+
+    def continue_in(self, path: Path) -> None:
+        """Another attempt follows, and writes this file. A line without an end is one from now on."""
+        self.take_rest()
+        before = LogFile(self.path, tenant=self.tenant, complete=True)
+        before._unread = False
+        before._marks, before._ends = self._marks, self._ends
+        before._seen, before._line_start = self._seen, self._line_start
+        self._earlier.append(before)
+        self.path = path
+        self._marks, self._ends, self._seen, self._line_start = [0], 0, 0, 0
+        self._wake()
+
+    def finish(self) -> None:
+        """The execution is over: take in the rest, count a line without an end, wake everybody."""
+        self.take_rest()
         self._over = True
         self._wake()
 
     def load(self) -> None:
-        """Index a log that was over when it was opened; done at its first use, or before in a thread."""
+        """Index what was over when it was opened; done at its first use, or before in a thread."""
+        for before in self._earlier:
+            before.load()
         if self._unread:
             # Whoever comes while another thread reads waits for it: half an index would look like a shorter log.
             with self._loading:

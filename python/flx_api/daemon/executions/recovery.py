@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import structlog
 
+from flx_api.daemon.executions.states import HOLDING
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
     from pathlib import Path
@@ -38,14 +40,15 @@ class Finding(NamedTuple):
     @property
     def is_dead(self) -> bool:
         """Whether it had a process, or was about to, and has none now."""
-        return self.run is None and self.stored.execution.status != "queued"
+        return self.run is None and self.stored.execution.status in HOLDING
 
 
 async def examine(left: list[Stored], executor: Executor) -> list[Finding]:
     """What became of each execution, in the same order."""
 
     async def look(stored: Stored) -> Finding:
-        if stored.identity is None:
+        # One that rests has the process of its last attempt, which is known to be over.
+        if stored.identity is None or stored.execution.status not in HOLDING:
             return Finding(stored, None)
         return Finding(stored, await executor.attach(stored.attempt_id, stored.identity))
 

@@ -5,7 +5,7 @@ was seen or asked for, states are what is true afterwards. The documentation's d
 
 Rules:
 - Pure. What is not in the table cannot happen: `after` raises, and the transaction that asked for it is rolled back.
-- A final state has no way out: an execution that is over stays what it is.
+- A final state has one way out, and only by somebody's hand: another attempt of what has not succeeded.
 - `cancelling` may still end in any final state: a run that ended before the signal reached it keeps its true end.
 """
 
@@ -25,6 +25,9 @@ Event = Literal[
     "release",
     "cancel",
     "requeue",
+    "retry",
+    "due",
+    "again",
     "success",
     "success_with_warnings",
     "failure",
@@ -40,6 +43,9 @@ EVENTS: Mapping[Event, str] = MappingProxyType(
         "release": "the process is committed and its gate was opened",
         "cancel": "somebody asked for its end",
         "requeue": "an earlier daemon ended before the process was released: nothing has happened",
+        "retry": "the attempt failed, and its pipeline allows another one",
+        "due": "the pause before the next attempt is over",
+        "again": "somebody asked for another attempt",
         "success": "exit 0",
         "success_with_warnings": "exit 0, but the ledger has something to say",
         "failure": "a plugin or Meltano failed",
@@ -57,6 +63,9 @@ _ENDS: Mapping[Event, Status] = {
     "vanished": "crashed",
 }
 
+COMES_BACK: frozenset[Status] = frozenset({"failed", "cancelled", "timed_out", "crashed"})
+"""What may be tried again by hand."""
+
 TABLE: Mapping[tuple[Status, Event], Status] = MappingProxyType(
     {
         ("queued", "start"): "starting",
@@ -65,11 +74,16 @@ TABLE: Mapping[tuple[Status, Event], Status] = MappingProxyType(
         ("starting", "unable"): "failed",
         ("starting", "requeue"): "queued",
         ("starting", "cancel"): "cancelling",
+        ("starting", "retry"): "retrying",
         ("running", "cancel"): "cancelling",
+        ("running", "retry"): "retrying",
+        ("retrying", "due"): "queued",
+        ("retrying", "cancel"): "cancelled",
         **{("running", event): end for event, end in _ENDS.items()},
         **{("cancelling", event): end for event, end in _ENDS.items()},
         ("cancelling", "stopped"): "cancelled",
         ("cancelling", "unable"): "cancelled",
+        **{(state, "again"): "queued" for state in sorted(COMES_BACK)},
     }
 )
 
@@ -78,6 +92,7 @@ STATES: tuple[Status, ...] = (
     "starting",
     "running",
     "cancelling",
+    "retrying",
     "succeeded",
     "succeeded_with_warnings",
     "failed",
@@ -86,10 +101,10 @@ STATES: tuple[Status, ...] = (
     "crashed",
 )
 INITIAL: Status = "queued"
-FINAL: frozenset[Status] = frozenset(STATES) - {state for state, _ in TABLE}
+FINAL: frozenset[Status] = COMES_BACK | frozenset({"succeeded", "succeeded_with_warnings"})
 ACTIVE: frozenset[Status] = frozenset(STATES) - FINAL
 # These hold a slot and their state ids.
-HOLDING: frozenset[Status] = ACTIVE - {INITIAL}
+HOLDING: frozenset[Status] = ACTIVE - {INITIAL, "retrying"}
 
 
 class ImpossibleError(Exception):

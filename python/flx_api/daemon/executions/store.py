@@ -23,9 +23,10 @@ from flx_api.daemon.journal.tables import attempts, executions, idempotency, str
 from flx_api.daemon.project.blocks import CommandBlock, SingerBlock
 from flx_api.errors import NotFound, ValidationFailed
 from flx_api.models.event import ExecutionEvent
-from flx_api.models.execution import Execution, ExecutionPage, Status
+from flx_api.models.execution import Attempt, Execution, ExecutionPage, Status
 from flx_api.models.ledger import Ledger
 from flx_api.models.listing import decode_cursor, encode_cursor
+from flx_api.models.pipeline import RetryPolicy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -54,6 +55,7 @@ class Plan(msgspec.Struct, frozen=True):
 
     tasks: tuple[tuple[str, ...], ...]
     blocks: tuple[SingerBlock | CommandBlock, ...]
+    retry: RetryPolicy = RetryPolicy()
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -72,7 +74,10 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 class Stored(msgspec.Struct, frozen=True):
-    """An execution with what is not shown: its plan and its latest attempt."""
+    """An execution with what is not shown: its plan and its latest attempt.
+
+    `tries` is how many attempts there were since somebody asked for the run, the latest included.
+    """
 
     execution: Execution
     tenant: str
@@ -80,6 +85,7 @@ class Stored(msgspec.Struct, frozen=True):
     timeout_s: int | None
     attempt_id: str
     identity: ProcessIdentity | None
+    tries: int = 1
 
     @property
     def id(self) -> str:
@@ -122,6 +128,7 @@ _STORED = (
         attempts.c.id,
         attempts.c.pid,
         attempts.c.process_start,
+        attempts.c.tries,
     )
     .join(attempts, (attempts.c.execution_id == executions.c.id) & (attempts.c.number == _LATEST))
     .where(_MINE)
@@ -135,6 +142,22 @@ _BEGUN_BY = sa.select(idempotency.c.execution_id).where(
     idempotency.c.tenant == sa.bindparam("of_tenant"),
     idempotency.c.subject == sa.bindparam("of_subject"),
     idempotency.c.key == sa.bindparam("of_key"),
+)
+_OF_EXECUTION = attempts.c.execution_id == sa.bindparam("key")
+_ATTEMPTS_OF = (
+    sa.select(
+        attempts.c.id,
+        attempts.c.number,
+        attempts.c.tries,
+        attempts.c.status,
+        attempts.c.queued_us,
+        attempts.c.started_us,
+        attempts.c.finished_us,
+        attempts.c.exit_code,
+        attempts.c.error,
+    )
+    .where(attempts.c.project_id == sa.bindparam("project"), _OF_EXECUTION)
+    .order_by(attempts.c.number)
 )
 _LEDGER = sa.select(executions.c.ledger).where(_MINE, _THIS)
 _ENDS = (
@@ -211,6 +234,16 @@ class Store:
         cursor = encode_cursor(f"{items[-1].queued_us}:{items[-1].id}") if more else None
         return ExecutionPage(tuple(items), cursor)
 
+    def attempts(self, connection: sa.Connection, execution: Execution) -> tuple[Attempt, ...]:
+        """The attempts of an execution, in their order."""
+        rows = connection.execute(_ATTEMPTS_OF, self._key(execution.id)).all()
+        return tuple(_attempt(row, execution, is_last=row.number == execution.attempts) for row in rows)
+
+    def logged(self, connection: sa.Connection, execution_id: str) -> list[str]:
+        """The attempts that came to write a log, in their order."""
+        rows = connection.execute(_ATTEMPTS_OF, self._key(execution_id)).all()
+        return [row.id for row in rows if row.started_us is not None]
+
     def ledger(self, connection: sa.Connection, execution_id: str) -> Ledger | None:
         """The final ledger, None while there is none."""
         found = connection.execute(_LEDGER, self._key(execution_id)).scalar_one_or_none()
@@ -263,9 +296,17 @@ class Store:
                 "warnings": b"[]",
             },
         )
-        first = {"id": execution.id, "execution_id": execution.id, "number": 1}
-        tx.connection.execute(_INSERT_ATTEMPT, {**first, "tenant": tenant, "project_id": self._project_id})
+        self._insert_attempt(tx, tenant, {"id": execution.id, "execution_id": execution.id, "number": 1, "tries": 1})
         _tell(tx, tenant, execution, None)
+
+    def insert_attempt(self, tx: Tx, stored: Stored, attempt_id: str, *, number: int, tries: int) -> None:
+        """One more attempt of an execution."""
+        values = {"id": attempt_id, "execution_id": stored.id, "number": number, "tries": tries}
+        self._insert_attempt(tx, stored.tenant, values)
+
+    def _insert_attempt(self, tx: Tx, tenant: str, values: dict[str, Any]) -> None:
+        values |= {"tenant": tenant, "project_id": self._project_id, "queued_us": tx.now_us}
+        tx.connection.execute(_INSERT_ATTEMPT, values)
 
     def transition(self, tx: Tx, execution_id: str, event: Event, **columns: Any) -> Execution:  # noqa: ANN401
         """Let an event happen to an execution; `columns` of its row are written with the new status.
@@ -276,7 +317,9 @@ class Store:
         stored = self.find(tx.connection, execution_id)
         status = after(stored.execution.status, event)
         values = {"status": status, **columns}
-        tx.connection.execute(_UPDATE, {**self._key(execution_id), **values})
+        # Counted, not stored.
+        written = {name: value for name, value in values.items() if name != "attempts"}
+        tx.connection.execute(_UPDATE, {**self._key(execution_id), **written})
         if "warnings" in values:
             values["warnings"] = _DECODE_STRINGS.decode(values["warnings"])
         shown = {name: value for name, value in values.items() if name in Execution.__struct_fields__}
@@ -323,6 +366,8 @@ def _tell(tx: Tx, tenant: str, execution: Execution, previous: Status | None) ->
         error=execution.error,
         verdict=execution.verdict,
         warnings=execution.warnings,
+        attempt=execution.attempts,
+        retry_at_us=execution.retry_at_us,
     )
     tx.emit(EXECUTION_EVENTS, event, tenant=tenant)
     tx.emit(status_topic(execution.id), event, tenant=tenant)
@@ -337,9 +382,26 @@ def _shown(row: Sequence[Any]) -> Execution:
 
 
 def _stored(row: Sequence[Any]) -> Stored:
-    tenant, plan, timeout_s, attempt_id, pid, start_time = row[len(_FIELDS) :]
+    tenant, plan, timeout_s, attempt_id, pid, start_time, tries = row[len(_FIELDS) :]
     identity = None if pid is None or start_time is None else ProcessIdentity(pid, start_time)
-    return Stored(_shown(row), tenant, _DECODE_PLAN.decode(plan), timeout_s, attempt_id, identity)
+    return Stored(_shown(row), tenant, _DECODE_PLAN.decode(plan), timeout_s, attempt_id, identity, tries)
+
+
+def _attempt(row: Any, execution: Execution, *, is_last: bool) -> Attempt:  # noqa: ANN401 - a row of _ATTEMPTS_OF
+    """An attempt as it is shown; what its row does not say is what the execution says, if it is the last one."""
+    goes_on = is_last and row.status is None
+    # Only one that was cancelled before it began says nothing.
+    return Attempt(
+        id=row.id,
+        number=row.number,
+        trigger="run" if row.number == 1 else "manual" if row.tries == 1 else "automatic",
+        status=row.status or (execution.status if goes_on else "cancelled"),
+        queued_us=execution.queued_us if row.queued_us is None else row.queued_us,
+        started_us=row.started_us,
+        finished_us=row.finished_us or (execution.finished_us if goes_on else None),
+        exit_code=row.exit_code,
+        error=execution.error if goes_on else row.error,
+    )
 
 
 def _place(text: str) -> tuple[int, str]:

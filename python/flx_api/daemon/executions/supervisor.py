@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -32,10 +33,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import msgspec
 import structlog
 
-from flx_api.daemon.executions import outcome
+from flx_api.daemon.executions import outcome, retries
 from flx_api.daemon.executions.accounts import Accounts
 from flx_api.daemon.executions.meter_counts import MeterCounts
-from flx_api.daemon.executions.states import HOLDING, ImpossibleError
+from flx_api.daemon.executions.states import HOLDING, ImpossibleError, after
 from flx_api.daemon.executions.store import metric_topic
 from flx_api.daemon.executors import RunSpec
 from flx_api.errors import FlxError, Unavailable
@@ -82,6 +83,7 @@ class Parts:
     cancel_grace_s: float
     read_states: Callable[[tuple[str, ...]], States | None]
     backstop_s: float = BACKSTOP_S
+    jitter: Callable[[], float] = random.random
 
 
 class Supervisor:
@@ -164,7 +166,9 @@ class Supervisor:
             status = self._parts.store.find(tx.connection, self.stored.id).execution.status
             if status in HOLDING:
                 event: Event = "unable" if status == "starting" else "vanished"
-                self._transition(tx, event, finished_us=tx.now_us, error="A fault of the service ended this run.")
+                ended = {"finished_us": tx.now_us, "error": "A fault of the service ended this run."}
+                self._parts.store.set_attempt(tx, self.stored.attempt_id, status=after(status, event), **ended)
+                self._transition(tx, event, **ended)
 
         await self._write(change)
 
@@ -275,7 +279,7 @@ class Supervisor:
         self.meter.poll()
         while self.log.advance():  # noqa: ASYNC110 - not waiting: letting others run in between
             await asyncio.sleep(0)
-        self.log.finish()
+        self.log.take_rest()
         account = await self._account(record)
         facts = outcome.read_facts(await asyncio.to_thread(self.log.tail, TAIL_BYTES))
         result = outcome.judge(
@@ -317,8 +321,7 @@ class Supervisor:
         def change(tx: Tx) -> None:
             # The reason of a cancellation is already there.
             told = {} if error is None or self._is_cancelling(tx) else {"error": error}
-            self._transition(tx, event, finished_us=tx.now_us, **told)
-            self._parts.store.set_attempt(tx, self.stored.attempt_id, finished_us=tx.now_us)
+            self._end_attempt(tx, event, {"finished_us": tx.now_us, **told})
 
         await self._write(change)
 
@@ -379,10 +382,21 @@ class Supervisor:
             }
         if store.find(tx.connection, stored.id).execution.status == "starting":
             self._transition(tx, "release", started_us=tx.now_us if record is None else record.started_us)
-        self._transition(tx, result.event, **columns)
-        store.set_attempt(tx, stored.attempt_id, finished_us=columns["finished_us"], exit_code=result.exit_code)
+        self._end_attempt(tx, result.event, columns)
         if account is not None and result.event in {"success", "success_with_warnings"}:
             store.remember_streams(tx, stored.tenant, account.remember)
+
+    def _end_attempt(self, tx: Tx, event: Event, columns: dict[str, Any]) -> None:
+        """The attempt is over, and with it the execution, unless another attempt follows."""
+        store, stored = self._parts.store, self.stored
+        status = store.find(tx.connection, stored.id).execution.status
+        ended = {name: columns[name] for name in ("finished_us", "exit_code", "error") if name in columns}
+        store.set_attempt(tx, stored.attempt_id, status=after(status, event), **ended)
+        pause = retries.pause_us(stored.plan.retry, event, stored.tries, self._parts.jitter())
+        if pause is None or status == "cancelling":
+            self._transition(tx, event, **columns)
+        else:
+            self._transition(tx, "retry", **{**columns, "finished_us": None, "retry_at_us": tx.now_us + pause})
 
     # --- in the journal ---
 

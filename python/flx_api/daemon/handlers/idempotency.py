@@ -50,7 +50,11 @@ class Replayed(Exception):
 
 
 def once(
-    context: Context, command: str, change: Callable[[Tx], T], shown: Callable[[T], msgspec.Struct] | None = None
+    context: Context,
+    command: str,
+    change: Callable[[Tx], T],
+    shown: Callable[[T], msgspec.Struct] | None = None,
+    begins: str | None = None,
 ) -> Callable[[Tx], T]:
     """The same change, made at most once for this request's key.
 
@@ -59,6 +63,7 @@ def once(
         command: its name.
         change: what is made, and returns what it made.
         shown: the answer made of that, when it is not the answer itself.
+        begins: the execution that goes on after the answer, for who looks for it by the key.
 
     Returns:
         A change that raises `Replayed` when the key is known, and ValidationFailed (`idempotency_key_reuse`) when it
@@ -70,7 +75,7 @@ def once(
         if stored is not None:
             raise Replayed(stored)
         made = change(tx)
-        remember(tx, context, command, made if shown is None else shown(made))
+        remember(tx, context, command, made if shown is None else shown(made), begins)
         return made
 
     return keyed

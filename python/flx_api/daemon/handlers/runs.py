@@ -18,11 +18,13 @@ from flx_api.daemon.handlers import idempotency
 from flx_api.daemon.handlers.context import Accepted, Replay
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+    from typing import Any
 
     from flx_api.daemon.handlers.context import Context, Handler
     from flx_api.daemon.journal import Tx
     from flx_api.models.execution import (
+        AttemptPage,
         Execution,
         ExecutionCancelArgs,
         ExecutionIdArgs,
@@ -35,7 +37,7 @@ if TYPE_CHECKING:
     )
     from flx_api.models.pipeline import PipelineRunArgs
 
-RUN, CANCEL = "pipeline.run", "execution.cancel"
+RUN, CANCEL, RETRY = "pipeline.run", "execution.cancel", "execution.retry"
 # What is left of a deadline for the answer to travel.
 _ANSWER_MS = 50
 
@@ -80,13 +82,32 @@ async def cancel(context: Context, args: ExecutionCancelArgs) -> Execution | Rep
     executions, tenant = context.services.executions, context.principal.tenant
     replayed = False
     try:
-        once = partial(idempotency.once, context, CANCEL)
-        execution = await executions.cancel(args.id, args.reason, context.principal, once)
+        execution = await executions.cancel(args.id, args.reason, context.principal, _once(context, CANCEL))
     except idempotency.Replayed:
         replayed, execution = True, executions.get(args.id, tenant)
     if context.wait_ms and execution.status not in FINAL:
         execution = await executions.wait(args.id, _patience_ms(context, context.wait_ms), tenant)
     return Replay(msgspec.json.encode(execution)) if replayed else execution
+
+
+async def retry(context: Context, args: ExecutionIdArgs) -> Accepted:
+    """Another attempt; with `wait_ms`, answer when the execution is over, at the latest then."""
+    executions, tenant = context.services.executions, context.principal.tenant
+    replayed = False
+    try:
+        execution = await executions.retry(args.id, context.principal, _once(context, RETRY, args.id))
+    except idempotency.Replayed:
+        if context.dry_run:
+            raise
+        replayed, execution = True, executions.get(args.id, tenant)
+    if context.wait_ms and execution.status not in FINAL:
+        execution = await executions.wait(args.id, _patience_ms(context, context.wait_ms), tenant)
+    return Accepted(execution, execution.id, replayed)
+
+
+def attempts(context: Context, args: ExecutionIdArgs) -> AttemptPage:
+    """The attempts."""
+    return context.services.executions.attempts(args.id, context.principal.tenant)
 
 
 async def wait(context: Context, args: ExecutionWaitArgs) -> Execution:
@@ -105,6 +126,10 @@ def streams(context: Context, args: ExecutionIdArgs) -> StreamsResult:
     return context.services.executions.streams(args.id, context.principal.tenant)
 
 
+def _once(context: Context, command: str, begins: str | None = None) -> Callable[..., Any]:
+    return partial(idempotency.once, context, command, begins=begins)
+
+
 def _patience_ms(context: Context, wanted_ms: int) -> int:
     if context.dry_run:
         return 0
@@ -119,6 +144,8 @@ HANDLERS: Mapping[str, Handler] = {
     "execution.list": page,
     "execution.get": get,
     CANCEL: cancel,
+    RETRY: retry,
+    "execution.attempts": attempts,
     "execution.wait": wait,
     "execution.logs": logs,
     "execution.streams": streams,

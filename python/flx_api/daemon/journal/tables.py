@@ -117,6 +117,9 @@ pipelines = Table(
     Column("created_us", BigInteger, nullable=False),
     Column("updated_us", BigInteger, nullable=False),
     Column("created_by", String(128), nullable=False),
+    Column("retries", Integer, nullable=False, server_default="0"),
+    Column("retry_backoff_s", Integer, nullable=False, server_default="10"),
+    Column("retry_on", LargeBinary),
 )
 
 executions = Table(
@@ -146,6 +149,7 @@ executions = Table(
     Column("cpu_s", Float),
     Column("max_rss_kib", BigInteger),
     Column("ledger", LargeBinary),
+    Column("retry_at_us", BigInteger),
     Index(None, "tenant", "project_id", "pipeline", "queued_us"),
     Index(None, "tenant", "project_id", "status", "queued_us"),
     Index(None, "tenant", "project_id", "queued_us"),
@@ -164,9 +168,16 @@ attempts = Table(
     Column("started_us", BigInteger),
     Column("finished_us", BigInteger),
     Column("exit_code", Integer),
+    Column("tries", Integer, nullable=False, server_default="1"),
+    Column("status", String(32)),
+    Column("error", Text),
+    Column("queued_us", BigInteger),
     UniqueConstraint("execution_id", "number"),
 )
-"""`pid` and `process_start` are committed before the run's gate opens; both null: no process was ever released."""
+"""`pid` and `process_start` are committed before the run's gate opens; both null: no process was ever released.
+
+`tries` counts the attempts since somebody asked for the run, `status` is how the attempt ended, null while it has not.
+"""
 
 stream_history = Table(
     "stream_history",

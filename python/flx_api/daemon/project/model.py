@@ -24,6 +24,7 @@ import msgspec
 from flx_api.daemon.project.blocks import Block, SingerBlock, expand
 from flx_api.daemon.project.settings import Setting, env_names, flatten
 from flx_api.errors import NotFound
+from flx_api.models.pipeline import RetryPolicy
 
 # In this order Meltano looks for a plugin by name alone.
 PLUGIN_TYPES = (
@@ -105,11 +106,15 @@ class Plugin(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
 
 class Job(msgspec.Struct, frozen=True):
-    """A job: each task is one run line, split in block names. `problem` says why it cannot be run, if it cannot."""
+    """A job: each task is one run line, split in block names. `problem` says why it cannot be run, if it cannot.
+
+    `retry` is what its `annotations.flx` says about failed attempts.
+    """
 
     name: str
     tasks: tuple[tuple[str, ...], ...]
     problem: str | None = None
+    retry: RetryPolicy = RetryPolicy()
 
     @property
     def blocks(self) -> tuple[str, ...]:

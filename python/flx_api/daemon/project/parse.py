@@ -16,6 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from flx_api.daemon.project.annotations import retry_of
 from flx_api.daemon.project.blocks import expand_variables, variables_in
 from flx_api.daemon.project.document import Refused, merge
 from flx_api.daemon.project.entries import component_name, keyword_mapping, mapping_of, text_of
@@ -309,7 +310,8 @@ def _read_job(entry: dict[str, Any], field: str) -> Job:
         tasks = tuple(_split(task) for task in _items(entry["tasks"]))
     except TypeError:
         return Job(name, (), "tasks must be a list of block names or of lists of them")
-    return Job(name, tasks)
+    retry, problem = retry_of(entry.get("annotations"))
+    return Job(name, tasks, problem, retry)
 
 
 def _items(value: object) -> Iterable[Any]:

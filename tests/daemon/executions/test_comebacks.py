@@ -1,0 +1,271 @@
+"""Executions that are tried again: by themselves, by hand, across restarts. Runs are played by hand."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import select
+from tests.daemon.executions.fake_runs import ALICE, MALLORY, Stage, over, submit, until
+
+from flx_api.daemon.journal import DEFAULT_TENANT
+from flx_api.daemon.journal.tables import attempts
+from flx_api.errors import Conflict, NotFound
+from flx_api.models.execution import ExecutionLogsArgs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from flx_api.daemon.executions import Executions
+    from flx_api.models.execution import Execution
+
+
+def shown(executions: Executions, execution: Execution) -> list[tuple[int, str, str, int | None]]:
+    found = executions.attempts(execution.id, DEFAULT_TENANT)
+    return [(one.number, one.trigger, one.status, one.exit_code) for one in found.items]
+
+
+async def resting(executions: Executions, execution: Execution) -> Execution:
+    def rests() -> Execution | None:
+        found = executions.get(execution.id, DEFAULT_TENANT)
+        return found if found.status == "retrying" else None
+
+    found: Execution = await until(rests, "the pause")
+    return found
+
+
+def test_a_failure_is_tried_again_until_it_succeeds(play: Callable[..., None]) -> None:
+    async def story(stage: Stage) -> None:
+        async with stage.daemon() as executions:
+            accepted = await submit(executions, "at-once")
+            for number, code in ((1, 1), (2, 7), (3, 0)):
+                run = await stage.executor.run_of(accepted, number)
+                run.say(f"attempt {number}")
+                run.end(code)
+            done = await over(executions, accepted)
+            assert (done.status, done.attempts, done.exit_code, done.error) == ("succeeded", 3, 0, None)
+            assert done.retry_at_us is None
+            found = executions.attempts(accepted.id, DEFAULT_TENANT).items
+            assert shown(executions, accepted) == [
+                (1, "run", "failed", 1),
+                (2, "automatic", "failed", 7),
+                (3, "automatic", "succeeded", 0),
+            ]
+            assert found[0].error is not None
+            assert all(one.started_us and one.finished_us and one.queued_us for one in found)
+            # The first attempt bears the execution's id, each one its own, and that is Meltano's run id.
+            ids = [run.spec.attempt_id for run in stage.executor.runs.values()]
+            assert ids == [one.id for one in found]
+            assert (ids[0], len(set(ids))) == (accepted.id, 3)
+            once = ["starting", "running"]
+            again = ["retrying", "queued", *once]
+            assert stage.statuses(accepted) == ["queued", *once, *again, *again, "succeeded"]
+            told = stage.events("execution_events")
+            assert [event.get("attempt", 1) for event in told] == [1] * 4 + [2] * 4 + [3] * 4
+            assert all(("retry_at_us" in event) == (event["status"] == "retrying") for event in told)
+
+    play(story)
+
+
+def test_all_attempts_are_one_log(play: Callable[..., None]) -> None:
+    async def story(stage: Stage) -> None:
+        async with stage.daemon() as executions:
+            accepted = await submit(executions, "at-once")
+            log = executions.log(accepted.id)
+            following = asyncio.create_task(log.changed(3))
+            first = await stage.executor.run_of(accepted, 1)
+            first.say("one", "two")
+            with (first.folder / "log.jsonl").open("a") as file:
+                file.write("cut off")
+            first.end(1)
+            second = await stage.executor.run_of(accepted, 2)
+            assert executions.waiting() == {}
+            second.say("four")
+            second.end(0)
+            await following
+            await over(executions, accepted)
+            page = await executions.logs(ExecutionLogsArgs(accepted.id), DEFAULT_TENANT)
+            assert not page.complete, "a page ends where an attempt does"
+            rest = await executions.logs(ExecutionLogsArgs(accepted.id, page.next_line), DEFAULT_TENANT)
+            lines = [*page.lines, *rest.lines]
+            assert rest.complete
+            assert [line if line == "cut off" else line.split('"')[3] for line in lines] == [
+                "one", "two", "cut off", "four",
+            ]  # fmt: skip
+        async with stage.daemon() as executions:
+            again = executions.log(accepted.id)
+            assert (again.last_line, again.earlier_lines, again.complete) == (4, 3, True)
+            assert again.lines(3, 10) == [b"cut off"]
+            assert len(again.lines(4, 10)) == 1
+
+    play(story)
+
+
+def test_what_is_not_tried_again(play: Callable[..., None]) -> None:
+    async def story(stage: Stage) -> None:
+        async with stage.daemon() as executions:
+            cancelled = await submit(executions, "at-once")
+            await stage.executor.run_of(cancelled)
+            await executions.cancel(cancelled.id, "", ALICE)
+            assert (await over(executions, cancelled)).status == "cancelled"
+            other_end = await submit(executions, "late")
+            (await stage.executor.run_of(other_end)).end(1)
+            assert (await over(executions, other_end)).status == "failed"
+            exhausted = await submit(executions, "at-once", retries=1)
+            for number in (1, 2):
+                (await stage.executor.run_of(exhausted, number)).end(1)
+            assert (await over(executions, exhausted)).status == "failed"
+            assert [done for _, _, done, _ in shown(executions, exhausted)] == ["failed", "failed"]
+            never = await submit(executions, "at-once", retries=0)
+            (await stage.executor.run_of(never)).end(1)
+            assert (await over(executions, never)).attempts == 1
+            assert len(stage.executor.runs) == 5
+
+    play(story)
+
+
+def test_a_crash_and_a_run_that_could_not_begin_are_tried_again(play: Callable[..., None]) -> None:
+    async def story(stage: Stage) -> None:
+        async with stage.daemon() as executions:
+            crashed = await submit(executions, "at-once")
+            (await stage.executor.run_of(crashed)).end(None)
+            (await stage.executor.run_of(crashed, 2)).end(0)
+            assert (await over(executions, crashed)).status == "succeeded"
+            assert [done for _, _, done, _ in shown(executions, crashed)] == ["crashed", "succeeded"]
+            stage.executor.fault = OSError("no processes left")
+            unable = await submit(executions, "later")
+            rests = await resting(executions, unable)
+            assert rests.error is not None
+            assert shown(executions, unable) == [(1, "run", "failed", None)]
+
+    play(story)
+
+
+def test_whoever_rests_holds_nothing_and_can_be_cancelled(play: Callable[..., None]) -> None:
+    async def story(stage: Stage) -> None:
+        async with stage.daemon() as executions:
+            accepted = await submit(executions, "later")
+            (await stage.executor.run_of(accepted)).end(3)
+            rests = await resting(executions, accepted)
+            assert (rests.finished_us, rests.exit_code) == (None, 3)
+            assert rests.retry_at_us is not None
+            assert 1_800_000_000 <= rests.retry_at_us - stage.clock() + 1000 <= 3_600_001_000
+            assert (executions.counts(), executions.waiting()) == ((0, 0), {accepted.id: 0})
+            with pytest.raises(Conflict) as running:
+                await submit(executions, "later")
+            assert running.value.code == "already_running"
+            # Another pipeline of the same state id.
+            other = await submit(executions, "a")
+            (await stage.executor.run_of(other)).end(0)
+            await over(executions, other)
+            waiting = asyncio.create_task(over(executions, accepted))
+            ended = await executions.cancel(accepted.id, "enough", ALICE)
+            assert (ended.status, ended.error, ended.retry_at_us) == (
+                "cancelled", "cancelled by alice: enough", None,
+            )  # fmt: skip
+            assert (await waiting).status == "cancelled"
+            assert shown(executions, accepted) == [(1, "run", "failed", 3)]
+            assert executions.waiting() == {}
+        async with stage.daemon() as executions:
+            assert executions.waiting() == {}
+            assert len(stage.executor.runs) == 2
+
+    play(story, slots=1)
+
+
+@pytest.mark.parametrize("cancel_runs", [True, False])
+def test_a_pause_outlives_the_daemon(play: Callable[..., None], cancel_runs: bool) -> None:
+    async def story(stage: Stage) -> None:
+        async with stage.daemon(cancel_runs=cancel_runs) as executions:
+            accepted = await submit(executions, "later")
+            run = await stage.executor.run_of(accepted)
+            run.say("one")
+            run.end(1)
+            rests = await resting(executions, accepted)
+        async with stage.daemon() as executions:
+            assert executions.get(accepted.id, DEFAULT_TENANT) == rests
+            assert executions.waiting() == {accepted.id: 1}
+            assert len(stage.executor.runs) == 1
+        stage.clock.now_us += 3_600_000_000
+        async with stage.daemon() as executions:
+            second = await stage.executor.run_of(accepted, 2)
+            second.say("two")
+            second.end(0)
+            done = await over(executions, accepted)
+            assert (done.status, done.attempts) == ("succeeded", 2)
+            assert executions.log(accepted.id).last_line == 2
+
+    play(story)
+
+
+def test_an_attempt_by_hand(play: Callable[..., None]) -> None:
+    async def story(stage: Stage) -> None:
+        async with stage.daemon() as executions:
+            accepted = await submit(executions, "at-once")
+            with pytest.raises(Conflict) as running:
+                await executions.retry(accepted.id, ALICE)
+            assert running.value.code == "already_running"
+            with pytest.raises(NotFound):
+                await executions.retry(accepted.id, MALLORY)
+            first = await stage.executor.run_of(accepted)
+            first.say("one")
+            await executions.cancel(accepted.id, "", ALICE)
+            await over(executions, accepted)
+            assert executions.log(accepted.id).complete
+            again = await executions.retry(accepted.id, ALICE)
+            assert (again.status, again.attempts, again.finished_us, again.id) == ("queued", 2, None, accepted.id)
+            # Whoever asks gives it all its tries anew.
+            for number, code in ((2, 1), (3, 1), (4, 1)):
+                run = await stage.executor.run_of(accepted, number)
+                run.say(str(number))
+                run.end(code)
+            done = await over(executions, accepted)
+            assert (done.status, done.attempts) == ("failed", 4)
+            assert [trigger for _, trigger, _, _ in shown(executions, accepted)] == [
+                "run", "manual", "automatic", "automatic",
+            ]  # fmt: skip
+            assert executions.log(accepted.id).last_line == 4
+            other = await submit(executions, "at-once")
+            with pytest.raises(Conflict) as busy:
+                await executions.retry(accepted.id, ALICE)
+            assert busy.value.code == "already_running"
+            (await stage.executor.run_of(other)).end(0)
+            await over(executions, other)
+            with pytest.raises(Conflict) as succeeded:
+                await executions.retry(other.id, ALICE)
+            assert succeeded.value.code == "conflict"
+
+    play(story)
+
+
+def test_by_hand_a_pause_is_cut_short(play: Callable[..., None]) -> None:
+    async def story(stage: Stage) -> None:
+        async with stage.daemon() as executions:
+            accepted = await submit(executions, "later")
+            (await stage.executor.run_of(accepted)).end(1)
+            await resting(executions, accepted)
+            await executions.retry(accepted.id, ALICE)
+            (await stage.executor.run_of(accepted, 2)).end(1)
+            done = await over(executions, accepted)
+            assert (done.status, done.attempts) == ("failed", 2), "it was the last one that its pipeline allows"
+            with stage.journal.read() as connection:
+                assert list(connection.execute(select(attempts.c.tries)).scalars()) == [1, 2]
+
+    play(story)
+
+
+def test_only_whole_logs_are_shown(play: Callable[..., None]) -> None:
+    async def story(stage: Stage) -> None:
+        async with stage.daemon() as executions:
+            accepted = await submit(executions, "at-once")
+            for number, code in ((1, 1), (2, 0)):
+                run: Any = await stage.executor.run_of(accepted, number)
+                run.say("x")
+                run.end(code)
+            await over(executions, accepted)
+            (stage.runs_dir / accepted.id / "log.jsonl").unlink()
+            with pytest.raises(NotFound):
+                await executions.logs(ExecutionLogsArgs(accepted.id), DEFAULT_TENANT)
+
+    play(story)
