@@ -5,6 +5,7 @@ the loop's one timer is for the first of them. Beginning and giving up a wait ar
 a timer of its own for each request costs the loop several times that, and `asyncio.timeout` over ten times.
 
 Rules:
+- One loop for each of these, as long as they live.
 - An alarm goes off once, never early, and as late as the loop is.
 - Whoever set one clears it, also after it went off.
 """
@@ -35,13 +36,20 @@ class Alarms:
         clock: seconds, never going back.
     """
 
-    __slots__ = ("_after_s", "_clock", "_timer", "_until")
+    __slots__ = ("_after_s", "_clock", "_loop", "_timer", "_until")
 
     def __init__(self, after_s: float, clock: Callable[[], float] = monotonic) -> None:
         self._after_s = after_s
         self._clock = clock
         self._until: dict[Ringing, float] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
+
+    def task(self) -> asyncio.Task[None] | None:
+        """The task that runs now. Asking asyncio for the loop each time is a call of the kernel each time."""
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        return asyncio.current_task(self._loop)
 
     def set(self, who: Ringing) -> None:
         """Begin to wait."""

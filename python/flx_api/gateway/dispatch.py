@@ -139,7 +139,7 @@ class Watch:
     def __init__(self, exchange: Exchange, alarms: Alarms) -> None:
         self._exchange = exchange
         self._alarms = alarms
-        self._caller = asyncio.current_task()
+        self._caller = alarms.task()
         self._task: asyncio.Task[None] | None = None
         self._is_gone = False
 

@@ -34,8 +34,8 @@ class _Reading:
 
     __slots__ = ("_task", "is_over")
 
-    def __init__(self) -> None:
-        self._task = asyncio.current_task()
+    def __init__(self, task: asyncio.Task[None] | None) -> None:
+        self._task = task
         self.is_over = False
 
     def ring(self) -> None:
@@ -63,7 +63,7 @@ async def take_body(exchange: Exchange, limit: int, alarms: Alarms) -> bytes:
     length = exchange.admitted.length
     if length == 0:
         return b""
-    reading = _Reading()
+    reading = _Reading(alarms.task())
     alarms.set(reading)
     try:
         body = await _read(exchange, length, limit)
