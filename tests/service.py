@@ -79,7 +79,9 @@ class Service:
         self.data_dir = project / ".flx"
         self.log = project.parent / f"{project.name}-serve.log"
         self._args = args
-        self._environ = {**os.environ, "FLX_PROJECT": str(project), "FLX_API_PORT": "0", **(environ or {})}
+        # The demo project has a schedule: it must not fire into a test that happens to run at midnight.
+        ours = {"FLX_PROJECT": str(project), "FLX_API_PORT": "0", "FLX_SCHEDULES": "off"}
+        self._environ = {**os.environ, **ours, **(environ or {})}
         self._http: httpx.Client | None = None
         self._process: subprocess.Popen[bytes] | None = None
 

@@ -116,6 +116,11 @@ def test_environment_and_overrides() -> None:
         ({"FLX_RETENTION": '{"days": 0}'}, "FLX_RETENTION.days: expected `int` >= 1"),
         ({"FLX_MAX_STALENESS_S": "1"}, "FLX_MAX_STALENESS_S: expected `float` >= 3"),
         ({"FLX_MAX_STALENESS_S": "nan"}, "FLX_MAX_STALENESS_S: "),
+        ({"FLX_TIMEZONE": "Europe/Atlantis"}, "FLX_TIMEZONE: is no time zone such as UTC"),
+        ({"FLX_TIMEZONE": "../../etc/passwd"}, "FLX_TIMEZONE: is no time zone such as UTC"),
+        ({"FLX_TIMEZONE": "Europe"}, "FLX_TIMEZONE: is no time zone such as UTC"),
+        ({"FLX_SCHEDULES": "sometimes"}, "FLX_SCHEDULES: invalid enum value"),
+        ({"FLX_SCHEDULE_GRACE_S": "1"}, "FLX_SCHEDULE_GRACE_S: expected `int` >= 10"),
         ({"FLX_WHEN_STALE": "guess"}, "FLX_WHEN_STALE: invalid enum value"),
     ],
 )

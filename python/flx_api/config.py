@@ -17,6 +17,7 @@ import re
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
+from zoneinfo import ZoneInfo
 
 import msgspec
 from msgspec import Meta
@@ -216,6 +217,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         tuple[str, ...], Meta(description="further environment names or globs that runs may see, separated by commas")
     ] = ()
     retention: Annotated[Retention, Meta(description="JSON: days, log_mib, journal_rows")] = Retention()
+    timezone: Annotated[str, Meta(description="in which schedules of meltano.yml fire, such as Europe/Berlin")] = "UTC"
+    schedules: Annotated[
+        Literal["on", "off"], Meta(description="whether schedules fire at all; off leaves them to something else")
+    ] = "on"
+    schedule_grace_s: Annotated[
+        int, Meta(ge=10, le=86_400, description="seconds after its time that the newest missed firing still runs")
+    ] = 3600
     max_staleness_s: Annotated[
         # Probes are 1.5 s apart: less would call a daemon silent that is only idle.
         float, Meta(ge=3, le=3600, description="seconds without the daemon after which a gateway is not ready")
@@ -397,6 +405,7 @@ def _check(settings: Settings) -> None:
     addresses.check_peers(settings.trusted_proxies, settings.trusted_hosts, settings.cors_origins)
     if settings.redis_url is not None:
         addresses.check_redis(settings.redis_url)
+    _check_timezone(settings.timezone)
     if settings.environment == "production":
         _check_production(settings)
     if settings.enable_ssl:
@@ -406,6 +415,13 @@ def _check(settings: Settings) -> None:
     for name in ("cancel_grace_s", "max_staleness_s"):
         if not math.isfinite(getattr(settings, name)):
             raise StartupError(f"FLX_{name.upper()}: is not a number of seconds")
+
+
+def _check_timezone(name: str) -> None:
+    try:
+        ZoneInfo(name)
+    except (LookupError, OSError, ValueError):
+        raise StartupError("FLX_TIMEZONE: is no time zone such as UTC or Europe/Berlin") from None
 
 
 def _check_certificate(settings: Settings) -> None:

@@ -45,6 +45,9 @@ plugins:
   loaders: [{name: target-b, namespace: target_b, pip_url: target-b, executable: target-b}]
   utilities: [{name: tool, namespace: tool, pip_url: tool, executable: tool, commands: {build: build}}]
 jobs: [{name: load, tasks: [tap-a target-b]}]
+schedules:
+- {name: nightly, interval: '@daily', job: load}
+- {name: weekly, interval: '@weekly', job: load}
 """
 
 

@@ -74,6 +74,8 @@ OTHERS = {
     "hosts-by-pattern": ("FLX_TRUSTED_HOSTS", "api.example,*.example", "is no name of a host"),
     "an-origin-of-nothing": ("FLX_CORS_ORIGINS", "nonsense", "is no origin as browsers send it"),
     "an-origin-with-a-path": ("FLX_CORS_ORIGINS", f"https://app.example/{WORD}", "is no origin as browsers send it"),
+    "a-zone-that-is-none": ("FLX_TIMEZONE", "Europe/Atlantis", "is no time zone such as UTC or Europe/Berlin"),
+    "a-zone-by-its-offset": ("FLX_TIMEZONE", "+01:00", "is no time zone such as UTC or Europe/Berlin"),
     "redis-of-another-scheme": ("FLX_REDIS_URL", f"http://:{WORD}@host:6379", "is no redis:, rediss: or unix: address"),
     "redis-without-a-scheme": ("FLX_REDIS_URL", WORD, "is no redis:, rediss: or unix: address"),
     "redis-at-no-port": ("FLX_REDIS_URL", f"redis://:{WORD}@host:port", "is no redis:, rediss: or unix: address"),

@@ -39,8 +39,15 @@ if TYPE_CHECKING:
 
 Rows = dict[str, dict[Any, dict[str, Any]]]
 
+SCHEDULES = """schedules:
+- {name: hourly, interval: '@hourly', job: a}
+- {name: old, interval: '@daily', extractor: tap-b, loader: target-x, transform: skip, env: {A: b}}
+- {name: broken, interval: never, job: nowhere}
+"""
+
 _HOUR_US = 3_600_000_000
 _PIPELINES = st.sampled_from(["a", "a-again", "b", "a-and-b", "work", "broken", "own", "other", "missing"])
+_SCHEDULES = st.sampled_from(["hourly", "old", "broken", "missing"])
 _OWN = st.sampled_from(["own", "other", "a"])
 _USERS = st.sampled_from(["ann", "bob"])
 # One of those there are, by its place, or none.
@@ -86,6 +93,13 @@ ARGUMENTS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
             "environment": st.sampled_from(["prod", "nowhere"]),
             "timeout_s": st.just(9),
         },
+    ),
+    "schedule.list": st.sampled_from([{}, {"coming": 1}, {"coming": -1}]),
+    "schedule.get": st.fixed_dictionaries({"name": _SCHEDULES}),
+    "schedule.enable": st.fixed_dictionaries({"name": _SCHEDULES}),
+    "schedule.disable": st.fixed_dictionaries({"name": _SCHEDULES}),
+    "schedule.run": st.fixed_dictionaries(
+        {"name": _SCHEDULES}, optional={"environment": st.sampled_from(["prod", "nowhere"])}
     ),
     "execution.list": _PAGE,
     "execution.get": st.fixed_dictionaries({"id": _EXECUTIONS}),
@@ -242,6 +256,8 @@ class World:
 async def world() -> AsyncIterator[World]:
     with tempfile.TemporaryDirectory(prefix="flx") as folder:
         stage = Stage(Path(folder))
+        with (stage.settings.project_dir / "meltano.yml").open("a", encoding="utf-8") as file:
+            file.write(SCHEDULES)
         async with stage.daemon() as executions:
             made = World(stage, executions)
             try:
@@ -364,6 +380,6 @@ def _plain(row: dict[str, Any] | None, columns: tuple[str, ...]) -> dict[str, An
     if row is None:
         return None
     shown = {name: row[name] for name in columns}
-    if "disabled" in shown:
-        shown["disabled"] = bool(shown["disabled"])
+    for name in shown.keys() & {"disabled", "enabled"}:
+        shown[name] = bool(shown[name])
     return {name: msgspec.json.decode(value) if isinstance(value, bytes) else value for name, value in shown.items()}

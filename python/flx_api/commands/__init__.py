@@ -18,7 +18,7 @@ import difflib
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from flx_api.errors import NotFound
-from flx_api.models import auth, execution, monitoring, pipeline, project
+from flx_api.models import auth, execution, monitoring, pipeline, project, schedule
 
 if TYPE_CHECKING:
     import msgspec
@@ -142,6 +142,39 @@ COMMANDS: dict[str, Command] = _table(
         "key",
         "long",
         "Try an execution again that has ended without success; one that waits for its next attempt goes on at once.",
+    ),
+    Command(
+        "schedule.list",
+        schedule.ScheduleListArgs,
+        schedule.SchedulePage,
+        "read",
+        "unary",
+        "The schedules of meltano.yml with their next fire times and what became of the last.",
+    ),
+    Command("schedule.get", schedule.ScheduleGetArgs, schedule.Schedule, "read", "unary", "One schedule."),
+    Command(
+        "schedule.enable",
+        schedule.ScheduleNameArgs,
+        schedule.Schedule,
+        "idempotent",
+        "unary",
+        "Let a schedule fire again, from now on.",
+    ),
+    Command(
+        "schedule.disable",
+        schedule.ScheduleNameArgs,
+        schedule.Schedule,
+        "idempotent",
+        "unary",
+        "Keep a schedule from firing; runs that have begun go on.",
+    ),
+    Command(
+        "schedule.run",
+        schedule.ScheduleRunArgs,
+        execution.Execution,
+        "key",
+        "long",
+        "Run now what a schedule runs, with its variables.",
     ),
     Command("system.status", project.NoArgs, monitoring.SystemStatus, "read", "unary", "How the daemon is."),
     Command("system.info", project.NoArgs, monitoring.SystemInfo, "read", "unary", "Versions and identity."),

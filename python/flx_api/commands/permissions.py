@@ -30,8 +30,8 @@ _VIEWER = (
     "system.info",
     "system.echo",
 )
-_OPERATOR = (*_VIEWER, "pipeline.run", "execution.cancel", "execution.retry")
-_DEVELOPER = (*_OPERATOR, "pipeline.*")
+_OPERATOR = (*_VIEWER, "pipeline.run", "schedule.run", "execution.cancel", "execution.retry")
+_DEVELOPER = (*_OPERATOR, "pipeline.*", "schedule.*")
 
 ROLES: dict[str, tuple[str, ...]] = {
     "viewer": _VIEWER,

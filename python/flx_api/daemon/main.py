@@ -2,7 +2,7 @@
 
 Strategy: everything is made here once, in the order in which it is needed, and closed in reverse order: lock → journal
 (migrated) → executor and executions (what an earlier daemon left is adopted or settled) → revocations known → gRPC
-server → ready.
+server → ready → schedules fire.
 
 Rules:
 - One daemon for each data folder, held by a lock that ends with the process.
@@ -41,6 +41,7 @@ from flx_api.daemon.journal import DEFAULT_TENANT, Journal
 from flx_api.daemon.lock import DataLock
 from flx_api.daemon.project import ProjectCache
 from flx_api.daemon.revocations import Revocations
+from flx_api.daemon.scheduler import Scheduler
 from flx_api.daemon.server import DaemonService, services_of
 from flx_api.daemon.tokens import TokenIssuer
 from flx_api.daemon.trust import SocketTrust, TokenTrust
@@ -167,6 +168,9 @@ async def _live(settings: Settings, address: Address, ready: Callable[[], None],
         # Runs end before streams do, so that watchers see them end. Executions refuse new runs from here on.
         stack.push_async_callback(executions.close, cancel_runs=True)
         await _tell(journal, SystemEvent("started", "The daemon accepts commands."))
+        scheduler = Scheduler(journal, projects, executions, settings, _now_us)
+        # Before runs end: no schedule fires into a daemon that stops.
+        stack.push_async_callback(scheduler.close)
         log.info("daemon ready", epoch=journal.epoch, seq=journal.seq)
         ready()
         # Last: Meltano's import takes a core for a second or more, and nobody who waits for us waits for that. The
@@ -175,6 +179,7 @@ async def _live(settings: Settings, address: Address, ready: Callable[[], None],
             async with asyncio.timeout(_HEAD_START_S):
                 await stop.wait()
         await executor.start()
+        scheduler.start()
         # The first request that needs the model should find it read; a broken project is told when it is asked for.
         with contextlib.suppress(ProjectInvalid):
             await asyncio.to_thread(projects.current)

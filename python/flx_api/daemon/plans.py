@@ -82,6 +82,7 @@ VIEWS: Final[dict[str, View]] = {
         ),
         makes_id=True,
     ),
+    "schedules": View("schedule", "name", ("enabled",)),
     "users": View("user", "username", ("tenant", "roles", "disabled")),
     "revocations": View(
         "revocation", "id", ("kind", "value", "issued_before", "expires_at", "reason", "created_by"), makes_id=True

@@ -56,6 +56,26 @@ class MetricEvent(msgspec.Struct, frozen=True):
     streams: dict[str, StreamCount]
 
 
+class ScheduleEvent(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Topic `schedule_events`: a schedule fired, was skipped or missed, enabled or disabled.
+
+    `fire_us` is the time it was to fire (of missed firings the newest). Skipped: it was time, but there could be no
+    run; `reason` is an error code, `detail` a sentence. Missed: nobody was there to fire it; `first_us` is the oldest
+    of `firings`, of which there were even more with `more`.
+    """
+
+    type: Literal["fired", "skipped", "missed", "enabled", "disabled"]
+    schedule: str
+    fire_us: int | None = None
+    execution: str | None = None
+    reason: str | None = None
+    detail: str | None = None
+    firings: int | None = None
+    first_us: int | None = None
+    more: bool = False
+    by: str | None = None
+
+
 class SystemEvent(msgspec.Struct, frozen=True, omit_defaults=True):
     """Topic `system_events`: the daemon started, is stopping, adopted or settled runs, removed old data."""
 

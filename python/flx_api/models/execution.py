@@ -24,6 +24,7 @@ Status = Literal[
     "timed_out",
     "crashed",
 ]
+Trigger = Literal["api", "schedule"]
 ExecutionId = Annotated[str, Meta(min_length=1, max_length=64)]
 
 

@@ -38,10 +38,12 @@ CHANGES: dict[str, tuple[Any, Any]] = {
     "auth.logout": ({}, {"everywhere": True}),
     "token.revoke": ({"jti": "a"}, {"jti": "b"}),
     "token.restore": ({"id": "?"}, {"id": "other"}),
+    "schedule.enable": ({"name": "nightly"}, {"name": "weekly"}),
+    "schedule.disable": ({"name": "nightly"}, {"name": "weekly"}),
     "user.add": (USER, {**USER, "password": "another one"}),
 }
-# Runs need executions: tests/daemon/executions/test_handlers.py.
-ELSEWHERE = {"pipeline.run", "execution.cancel", "execution.retry"}
+# Runs need executions: tests/daemon/executions/test_handlers.py, tests/daemon/schedules/test_schedules.py.
+ELSEWHERE = {"pipeline.run", "schedule.run", "execution.cancel", "execution.retry"}
 
 
 async def set_up(daemon: Parts, command: str) -> Any:

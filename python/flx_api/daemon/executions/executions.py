@@ -22,37 +22,35 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 import structlog
 
-from flx_api.daemon import pipelines
 from flx_api.daemon.executions import recovery, retention
+from flx_api.daemon.executions.acceptance import execution_of, work_out
 from flx_api.daemon.executions.comebacks import Comebacks
 from flx_api.daemon.executions.ids import uuid7_factory
 from flx_api.daemon.executions.log_file import LogFile
 from flx_api.daemon.executions.outlook import waits
 from flx_api.daemon.executions.planning import Waiting, startable
 from flx_api.daemon.executions.states import FINAL
-from flx_api.daemon.executions.store import Plan, Store
+from flx_api.daemon.executions.store import Store
 from flx_api.daemon.executions.supervisor import BACKSTOP_S, Parts, Supervisor
 from flx_api.daemon.journal import DEFAULT_TENANT
-from flx_api.daemon.project.blocks import SingerBlock
-from flx_api.errors import Conflict, FlxError, NotFound, Unavailable, ValidationFailed
+from flx_api.errors import FlxError, NotFound, Unavailable
 from flx_api.models.event import SystemEvent
 from flx_api.models.execution import AttemptPage, Execution, LogPage, StreamsResult
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
     from pathlib import Path
 
-    import sqlalchemy as sa
-
     from flx_api.config import Settings
+    from flx_api.daemon.executions.acceptance import Planned
     from flx_api.daemon.executions.accounts import States
     from flx_api.daemon.executions.store import Stored
     from flx_api.daemon.executors import Executor
     from flx_api.daemon.journal import Journal, Tx
     from flx_api.daemon.principal import Principal
-    from flx_api.daemon.project import ProjectCache, ProjectModel
-    from flx_api.models.execution import ExecutionListArgs, ExecutionLogsArgs, ExecutionPage
-    from flx_api.models.pipeline import Pipeline, PipelineRunArgs
+    from flx_api.daemon.project import ProjectCache
+    from flx_api.models.execution import ExecutionListArgs, ExecutionLogsArgs, ExecutionPage, Trigger
+    from flx_api.models.pipeline import PipelineRunArgs
     from flx_api.models.plan import Wait
 
 CLOSE_S = 8.0
@@ -67,7 +65,6 @@ _READ_AGAIN_S = 0.5
 _LOOKED_UP = 500
 STOPPED = "service stopped"
 _LOG_GONE = "The log was removed by retention."
-_NOT_OVER = "The pipeline has an execution that is not over yet."
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -124,6 +121,7 @@ class Executions:
             runs_dir=self._runs_dir,
             cancel_grace_s=settings.cancel_grace_s,
             read_states=read_states,
+            variables=self._variables,
             backstop_s=backstop_s,
         )
         self._comebacks = Comebacks(journal, self._store, clock, self._ids, self._come_back)
@@ -203,19 +201,23 @@ class Executions:
         idempotency_key: str | None = None,
         replay: Callable[[Tx], str | None] = lambda _tx: None,
         remember: Callable[[Tx, Execution], None] = lambda _tx, _execution: None,
+        schedule: str | None = None,
+        trigger: Trigger = "api",
     ) -> Submitted:
         """Accept a run of a pipeline: it starts when a slot and its state ids are free.
 
         Args:
-            args: of `pipeline.run`.
+            args: of `pipeline.run`; of a schedule's run all but `id`, which is then the schedule's own affair.
             principal: who asks.
             environment: in place of the pipeline's own, when `args` names none.
             idempotency_key: kept beside the execution.
             replay: gives the id of the execution that an earlier request with the same key made.
             remember: keeps the answer for such requests.
+            schedule: the schedule of meltano.yml whose run this is, in place of a pipeline.
+            trigger: what made it.
 
         Raises:
-            NotFound: there is no such pipeline.
+            NotFound: there is no such pipeline or schedule.
             ValidationFailed: the environment or a block is not acceptable.
             Conflict: `already_running`.
             ProjectInvalid: the project cannot be read.
@@ -223,10 +225,12 @@ class Executions:
         """
         if self._closing:
             raise Unavailable(code="shutting_down")
-        planned: _Planned | None = None
+        planned: Planned | None = None
         refusal: FlxError | None = None
         try:
-            planned = self._plan(args, principal.tenant, environment)
+            model = self._projects.current()
+            tenant = principal.tenant
+            planned = work_out(self._journal, model, args, tenant=tenant, environment=environment, schedule=schedule)
         except FlxError as error:
             refusal = error  # an earlier request with the same key comes first
 
@@ -236,7 +240,7 @@ class Executions:
                 return self._store.get(tx.connection, earlier, principal.tenant), None
             if planned is None:
                 raise refusal or NotFound()
-            execution = self._check(tx.connection, planned, principal, tx.now_us)
+            execution = execution_of(tx, self._store, planned, principal, trigger)
             execution = msgspec.structs.replace(execution, id=self._ids())
             self._store.insert(
                 tx,
@@ -412,44 +416,9 @@ class Executions:
 
     # --- how it is done ---
 
-    def _plan(self, args: PipelineRunArgs, tenant: str, environment: str | None) -> _Planned:
-        model = self._projects.current()
-        with self._journal.read() as connection:
-            pipeline = pipelines.find(connection, model, tenant, self._journal.project_id, args.id)
-        chosen = args.environment or environment or pipeline.environment or model.default_environment
-        if chosen is not None and chosen not in model.environments_by_name:
-            refused = ValidationFailed.field("args.environment", "the project has no such environment")
-            raise refused
-        # A job's own name and its blocks are the same run to Meltano; the blocks are what was accepted.
-        if pipeline.source == "project":
-            model.blocks((pipeline.id,), chosen)
-        fields = [f"tasks[{i}][{j}]" for i, task in enumerate(pipeline.tasks) for j in range(len(task))]
-        pipelines.check_blocks(model, pipeline.tasks, chosen, fields)
-        words = [word for task in pipeline.tasks for word in task]
-        retry = (
-            pipeline.retry if args.retries is None else msgspec.structs.replace(pipeline.retry, retries=args.retries)
-        )
-        return _Planned(args, pipeline, model, chosen, Plan(pipeline.tasks, model.blocks(words, chosen), retry))
-
-    def _check(self, connection: sa.Connection, planned: _Planned, principal: Principal, now_us: int) -> Execution:
-        """The execution as it would be accepted; the pipeline may be gone or running by now."""
-        args, pipeline, tenant = planned.args, planned.pipeline, principal.tenant
-        pipelines.find(connection, planned.model, tenant, self._journal.project_id, args.id)
-        if self._store.active_of(connection, tenant, pipeline.id) is not None:
-            raise Conflict(_NOT_OVER, code="already_running")
-        state_ids = [block.state_id for block in planned.plan.blocks if isinstance(block, SingerBlock)]
-        return Execution(
-            id="",
-            pipeline=pipeline.id,
-            status="queued",
-            trigger="api",
-            triggered_by=principal.subject,
-            environment=planned.environment,
-            refresh=args.refresh,
-            state_ids=tuple(dict.fromkeys(state_id for state_id in state_ids if state_id is not None)),
-            attempts=1,
-            queued_us=now_us,
-        )
+    def _variables(self, schedule: str) -> Mapping[str, str]:
+        """What runs of a schedule find in their environment, as the project says now."""
+        return self._projects.current().schedule(schedule).variables
 
     def _schedule(self) -> None:
         """Start whatever may start now."""
@@ -582,13 +551,3 @@ class Executions:
     def _active_attempts(self) -> set[str]:
         mine = (*self._queue.values(), *(supervisor.stored for supervisor in self._active.values()))
         return {stored.attempt_id for stored in mine}
-
-
-class _Planned(NamedTuple):
-    """A request to run, worked out against the project."""
-
-    args: PipelineRunArgs
-    pipeline: Pipeline
-    model: ProjectModel
-    environment: str | None
-    plan: Plan

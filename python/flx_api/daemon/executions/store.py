@@ -18,7 +18,7 @@ import msgspec
 import sqlalchemy as sa
 
 from flx_api.daemon.executions.states import ACTIVE, FINAL, INITIAL, after
-from flx_api.daemon.executors import ProcessIdentity
+from flx_api.daemon.executors import Elt, ProcessIdentity
 from flx_api.daemon.journal.tables import attempts, executions, idempotency, stream_history
 from flx_api.daemon.project.blocks import CommandBlock, SingerBlock
 from flx_api.errors import NotFound, ValidationFailed
@@ -51,15 +51,20 @@ def metric_topic(execution_id: str) -> str:
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """What was accepted to run: the project may change before and while it does. Stored in `executions.tasks`."""
+    """What was accepted to run: the project may change before and while it does. Stored in `executions.tasks`.
+
+    `schedule` is the one whose variables the run gets. Their values are not stored, since they may be secrets.
+    """
 
     tasks: tuple[tuple[str, ...], ...]
     blocks: tuple[SingerBlock | CommandBlock, ...]
     retry: RetryPolicy = RetryPolicy()
+    elt: Elt | None = None
+    schedule: str | None = None
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The words after `meltano run`."""
+        """The words after `meltano run` or `meltano elt`."""
         return tuple(word for task in self.tasks for word in task)
 
     @property

@@ -43,7 +43,7 @@ from flx_api.errors import FlxError, Unavailable
 from flx_api.models.event import SystemEvent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     from flx_api.daemon.executions.accounts import Account, States
@@ -73,7 +73,10 @@ log = structlog.stdlib.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What every attempt works with. `read_states` gives Meltano's states before a run; called in a thread."""
+    """What every attempt works with. `read_states` gives Meltano's states before a run; called in a thread.
+
+    `variables` gives what the runs of a schedule find in their environment; raises FlxError when nobody knows.
+    """
 
     journal: Journal
     store: Store
@@ -82,6 +85,7 @@ class Parts:
     runs_dir: Path
     cancel_grace_s: float
     read_states: Callable[[tuple[str, ...]], States | None]
+    variables: Callable[[str], Mapping[str, str]]
     backstop_s: float = BACKSTOP_S
     jitter: Callable[[], float] = random.random
 
@@ -176,17 +180,19 @@ class Supervisor:
 
     async def _spawn(self) -> Run | None:
         execution, plan = self.stored.execution, self.stored.plan
-        spec = RunSpec(
-            attempt_id=self.stored.attempt_id,
-            execution_id=execution.id,
-            blocks=plan.words,
-            environment=execution.environment,
-            full_refresh=execution.refresh == "full",
-            timeout_s=self.stored.timeout_s,
-            extractors=plan.extractors,
-            loaders=plan.loaders,
-        )
         try:
+            spec = RunSpec(
+                attempt_id=self.stored.attempt_id,
+                execution_id=execution.id,
+                blocks=plan.words,
+                environment=execution.environment,
+                full_refresh=execution.refresh == "full",
+                timeout_s=self.stored.timeout_s,
+                overrides={} if plan.schedule is None else dict(self._parts.variables(plan.schedule)),
+                extractors=plan.extractors,
+                loaders=plan.loaders,
+                elt=plan.elt,
+            )
             self._states = await asyncio.to_thread(self._parts.read_states, execution.state_ids)
             return await self._parts.executor.spawn(spec)
         except Exception as error:  # noqa: BLE001 - whatever it is, the execution has ended and must say so

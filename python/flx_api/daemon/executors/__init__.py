@@ -20,11 +20,19 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+class Elt(msgspec.Struct, frozen=True):
+    """The old form of a run, `meltano elt EXTRACTOR LOADER`: its own state id, and what is done about transforms."""
+
+    state_id: str
+    transform: str
+
+
 class RunSpec(msgspec.Struct, frozen=True):
     """What one attempt runs.
 
     `blocks` are the words after `meltano run` (job names, plugins, `plugin:command`); `overrides` are extra environment
     variables for this run, already checked by the caller; `extractors` and `loaders` are the plugin names of the plan.
+    With `elt` the blocks are an extractor and a loader, and the run is of that form.
     """
 
     attempt_id: str
@@ -37,6 +45,7 @@ class RunSpec(msgspec.Struct, frozen=True):
     overrides: dict[str, str] = {}
     extractors: tuple[str, ...] = ()
     loaders: tuple[str, ...] = ()
+    elt: Elt | None = None
 
 
 class ProcessIdentity(msgspec.Struct, frozen=True):

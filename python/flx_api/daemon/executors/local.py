@@ -367,9 +367,12 @@ def command_line(spec: RunSpec) -> list[str]:
     words = ["--log-format=json"]
     if spec.environment is not None:
         words.append(f"--environment={spec.environment}")
-    words += ["run", "--no-install", f"--run-id={spec.attempt_id}"]
+    words += ["run" if spec.elt is None else "elt", "--no-install", f"--run-id={spec.attempt_id}"]
     if spec.full_refresh:
         words.append("--full-refresh")
+    if spec.elt is not None:
+        # It knows no time limit: the supervisor's own ends it.
+        return [*words, f"--state-id={spec.elt.state_id}", f"--transform={spec.elt.transform}", "--", *spec.blocks]
     if spec.timeout_s is not None:
         words.append(f"--timeout={spec.timeout_s}")
     if spec.state_id_suffix is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from flx_api.daemon.handlers import auth, pipeline, project, runs, system
+from flx_api.daemon.handlers import auth, pipeline, project, runs, schedules, system
 from flx_api.daemon.handlers.context import Accepted, Context, Handler, Outcome, Replay, Services
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ HANDLERS: Mapping[str, Handler] = {
     **project.HANDLERS,
     **pipeline.HANDLERS,
     **runs.HANDLERS,
+    **schedules.HANDLERS,
     **auth.HANDLERS,
 }
 

@@ -44,14 +44,19 @@ _ANSWER_MS = 50
 
 async def run(context: Context, args: PipelineRunArgs) -> Accepted:
     """Accept a run; with `wait_ms`, answer when it is over, at the latest then."""
+    return await accept(context, RUN, args)
+
+
+async def accept(context: Context, command: str, args: PipelineRunArgs, schedule: str | None = None) -> Accepted:
+    """Accept a run of a pipeline, or of what a schedule runs, for this command."""
     executions, tenant = context.services.executions, context.principal.tenant
 
     def replay(tx: Tx) -> str | None:
-        stored = idempotency.look_up(tx, context, RUN)
+        stored = idempotency.look_up(tx, context, command)
         return None if stored is None else stored.execution_id
 
     def remember(tx: Tx, execution: Execution) -> None:
-        idempotency.remember(tx, context, RUN, execution, execution.id)
+        idempotency.remember(tx, context, command, execution, execution.id)
 
     submitted = await executions.submit(
         args,
@@ -60,6 +65,7 @@ async def run(context: Context, args: PipelineRunArgs) -> Accepted:
         idempotency_key=context.client_key,
         replay=replay,
         remember=remember,
+        schedule=schedule,
     )
     execution = submitted.execution
     if context.wait_ms and execution.status not in FINAL:

@@ -25,7 +25,7 @@ from flx_api.errors import FlxError, StartupError, Unavailable
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
-HEAD = "0003"
+HEAD = "0004"
 """The newest revision in `migrations/versions`."""
 
 _versions = Table("alembic_version", MetaData(), Column("version_num", String(32), primary_key=True, nullable=False))

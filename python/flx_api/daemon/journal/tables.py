@@ -193,6 +193,25 @@ stream_history = Table(
 )
 """What each stream moved in its last successful run: the ledger's memory."""
 
+schedules = Table(
+    "schedules",
+    metadata,
+    Column("tenant", String(64), primary_key=True),
+    Column("project_id", String(255), primary_key=True),
+    Column("name", String(255), primary_key=True),
+    Column("enabled", Boolean, nullable=False),
+    Column("mark", Text),
+    Column("until_us", BigInteger),
+    Column("fired_us", BigInteger),
+    Column("execution_id", String(36)),
+    Column("skipped_us", BigInteger),
+    Column("skip_reason", String(64)),
+    Column("missed_us", BigInteger),
+    Column("updated_us", BigInteger, nullable=False),
+)
+"""What is remembered of schedules of meltano.yml: up to `until_us` all was decided under the rule of `mark`; both null:
+nothing is remembered. The other times are fire times."""
+
 idempotency = Table(
     "idempotency",
     metadata,

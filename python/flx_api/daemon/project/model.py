@@ -126,7 +126,7 @@ class Schedule(msgspec.Struct, frozen=True):
     """A schedule of a job, or in the old form of an extractor and a loader.
 
     `cron` is the expression behind the interval; None for schedules that only a person starts (`@once`, none at all).
-    As in Meltano its text is not judged here.
+    As in Meltano its text is not judged here. `env` are the names of `variables`, which its runs get.
     """
 
     name: str
@@ -138,6 +138,11 @@ class Schedule(msgspec.Struct, frozen=True):
     transform: str | None = None
     start_date: str | None = None
     env: tuple[str, ...] = ()
+    variables: Mapping[str, str] = NOTHING
+
+    def __repr__(self) -> str:
+        """Name and interval only: the variables may hold secrets."""
+        return f"<Schedule {self.name} {self.interval}>"
 
 
 class Override(msgspec.Struct, frozen=True):

@@ -345,7 +345,14 @@ def _read_schedule(entry: dict[str, Any], field: str) -> Schedule:
         text_of(entry, "transform", field),
         text_of(entry, "start_date", field),
         tuple(str(name) for name in env) if isinstance(env, dict) else (),
+        MappingProxyType(_variables(env) if isinstance(env, dict) else {}),
     )
+
+
+def _variables(env: dict[Any, Any]) -> dict[str, str]:
+    """Variables as a process gets them: YAML's numbers and truth values as text."""
+    spelled = {name: str(value).lower() if isinstance(value, bool) else value for name, value in env.items()}
+    return {str(name): "" if value is None else str(value) for name, value in spelled.items()}
 
 
 def _read_environment(entry: dict[str, Any], field: str) -> Environment:
