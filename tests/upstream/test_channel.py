@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
 @contextlib.asynccontextmanager
 async def connection(daemon: SmallDaemon, socket: Path) -> AsyncIterator[tuple[Upstream, Server]]:
-    upstream = Upstream(Endpoint(path=str(socket), token="shared"), Metrics(), jitter=lambda: 0.0)
+    # How load is shed has tests of its own (test_shedding).
+    upstream = Upstream(Endpoint(path=str(socket), token="shared"), Metrics(), jitter=lambda: 0.0, sheds=False)
     async with serving(daemon, socket) as server:
         upstream.start()
         try:

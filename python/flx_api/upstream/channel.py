@@ -34,11 +34,10 @@ from flx_api.errors import DeadlineExceeded, Unavailable
 from flx_api.observability.metrics import UpstreamState
 from flx_api.proto import http2
 from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame, Principal, ReplyFrame
-from flx_api.upstream.breaker import State
 from flx_api.upstream.connection import PROBE_TIMEOUT_S
 from flx_api.upstream.credits import Credits
 from flx_api.upstream.endpoints import Endpoint
-from flx_api.upstream.pending import Pending, StreamLost, is_wait, sends_of
+from flx_api.upstream.pending import SORTS, Pending, StreamLost, is_wait, sends_of
 from flx_api.upstream.pool import Pool
 from flx_api.upstream.queue import Queue
 from flx_api.upstream.retry_budget import RetryBudget
@@ -114,6 +113,9 @@ class Upstream:
         self._ready = self._streams.ready
         self._budget = RetryBudget(0.0)
         self._queue = Queue()
+        self._shed = 0
+        # Asking for the running loop is a system call (Python 3.11), and this is on every command's way.
+        self._now: Callable[[], float] = lambda: asyncio.get_running_loop().time()
         self._primary: Connection | None = None
         self._credits = Credits()
         self._grouped = Credits()
@@ -129,6 +131,7 @@ class Upstream:
     def start(self) -> None:
         """Connect in the background and stay connected."""
         http2.install()
+        self._now = asyncio.get_running_loop().time
         for pool in self._pools:
             pool.start()
 
@@ -147,15 +150,9 @@ class Upstream:
 
     def state(self) -> UpstreamState:
         """The upstream in numbers."""
-        pools = [
-            pool.state._replace(
-                limit=sum(load.limit for load in loads), open=sum(load.state is not State.CLOSED for load in loads)
-            )
-            for pool in self._pools
-            for loads in (self._streams.loads(pool.number),)
-        ]
+        pools = [self._streams.told(pool.state, pool.number) for pool in self._pools]
         return UpstreamState(
-            len(self._pending), self._sent_again, self._not_sent_again, self._foreign, self._streams.refused, pools
+            len(self._pending), self._sent_again, self._not_sent_again, self._foreign, self._shed, pools
         )
 
     @property
@@ -216,7 +213,7 @@ class Upstream:
             Unavailable: no connection, too much in flight, or (`StreamLost`) the connection broke.
             DeadlineExceeded: no reply in time; the command may still be carried out.
         """
-        now = asyncio.get_running_loop().time()
+        now = self._now()
         deadline = now + deadline_s
         self._budget.sent(now)
         try:
@@ -236,10 +233,9 @@ class Upstream:
 
     async def _again(self, frame: CommandFrame, deadline: float, sends: int, lost: StreamLost) -> ReplyFrame:
         """Send a command again whose stream was lost, as often as that is allowed; `lost` when that is of no use."""
-        loop = asyncio.get_running_loop()
         pause, longest = ASK_AGAIN_S
         while True:
-            left_s = deadline - loop.time()
+            left_s = deadline - self._now()
             if left_s <= 0 or self._closing:
                 raise lost
             if not self.may_send_again():
@@ -263,7 +259,7 @@ class Upstream:
 
     def may_send_again(self) -> bool:
         """Whether a command may be sent for another time; if so, it is counted."""
-        if self._budget.take(asyncio.get_running_loop().time()):
+        if self._budget.take(self._now()):
             self._sent_again += 1
             return True
         self._not_sent_again += 1
@@ -276,7 +272,7 @@ class Upstream:
         if not self._credits.take():
             self._grouped.release()
             return False
-        now = asyncio.get_running_loop().time()
+        now = self._now()
         try:
             self._put(frame, now + deadline_s, reply, "grouped")
         except Overloaded:
@@ -308,17 +304,13 @@ class Upstream:
         Raises:
             Unavailable: nothing was sent: no connection, or too much in flight.
         """
-        now = asyncio.get_running_loop().time()
+        now = self._now()
         deadline = now + deadline_s
         self._budget.sent(now)
         if avoid is not None:
             await self._let_die(avoid)
         kind = await self._room(frame, grouped=True, patient=patient, patience_s=patience_s)
-        try:
-            await self._put_in_turn(frame, deadline, reply, kind, avoid=avoid, within_s=QUEUE_S if patient else 0.0)
-        except BaseException:
-            self._give_back(kind)
-            raise
+        await self._put_in_turn(frame, deadline, reply, kind, avoid=avoid, within_s=QUEUE_S if patient else 0.0)
 
     def end(self, seq: int) -> None:
         """A reply has come, or never will."""
@@ -333,6 +325,12 @@ class Upstream:
             self._done(ended)
 
     @property
+    def grouped(self) -> int:
+        """How many commands of one batch are worth being outstanding now."""
+        grouped = self._streams.grouped
+        return GROUPED if grouped is None else min(grouped, GROUPED)
+
+    @property
     def closing(self) -> bool:
         """Whether the service stops."""
         return self._closing
@@ -341,7 +339,7 @@ class Upstream:
 
     def joined(self, carrier: Carrier) -> None:
         """A stream takes commands from now on."""
-        self._streams.add(carrier, asyncio.get_running_loop().time())
+        self._streams.add(carrier, self._now())
         self._credits.resize(_CREDITS)
         self._grouped.resize(GROUPED)
         self.connected.set()
@@ -358,7 +356,7 @@ class Upstream:
 
     def replies(self, carrier: Carrier, frames: Iterable[ReplyFrame]) -> None:
         """These came on a stream."""
-        now = asyncio.get_running_loop().time()
+        now = self._now()
         for reply in frames:
             pending = self._pending.get(reply.seq)
             if pending is None:
@@ -379,7 +377,7 @@ class Upstream:
     def lost(self, carrier: Carrier) -> None:
         """A stream has ended; no more replies come on it."""
         self.left(carrier)
-        now = asyncio.get_running_loop().time()
+        now = self._now()
         on_it = [
             pending for pending in (*self._pending.values(), *self._abandoned.values()) if pending.carrier is carrier
         ]
@@ -404,7 +402,7 @@ class Upstream:
         """Wait for an echo on a stream."""
         frame = CommandFrame(command="system.echo", args=b"{}", principal=_PROBE)
         async with asyncio.timeout(PROBE_TIMEOUT_S):
-            await self._send(frame, asyncio.get_running_loop().time() + PROBE_TIMEOUT_S, None, carrier)
+            await self._send(frame, self._now() + PROBE_TIMEOUT_S, None, carrier)
 
     # --- one command --------------------------------------------------------------------------------------------------
 
@@ -450,7 +448,7 @@ class Upstream:
         if ended.carrier is not None:
             ended.carrier.outstanding -= 1
         if ended.passage is not None and not ended.passage.is_over:
-            ended.passage.unanswered(asyncio.get_running_loop().time(), self._jitter())
+            ended.passage.unanswered(self._now(), self._jitter())
         if self._queue:
             self._queue.wake()
         if ended.kind is not None:
@@ -484,16 +482,19 @@ class Upstream:
         if credits_.take():
             return
         detail = "Too many commands are waiting for the daemon"
-        if not patient or self._queued >= _MAX_QUEUED:
-            raise Overloaded(detail, retry_after_s=1)
-        self._queued += 1
-        try:
-            async with asyncio.timeout(within_s):
-                await credits_.acquire()
-        except TimeoutError:
-            raise Overloaded(detail, retry_after_s=1) from None
-        finally:
-            self._queued -= 1
+        if patient and self._queued < _MAX_QUEUED:
+            self._queued += 1
+            try:
+                async with asyncio.timeout(within_s):
+                    await credits_.acquire()
+            except TimeoutError:
+                pass
+            else:
+                return
+            finally:
+                self._queued -= 1
+        self._shed += 1
+        raise Overloaded(detail, retry_after_s=1)
 
     def _put(
         self,
@@ -512,9 +513,8 @@ class Upstream:
         """
         passage = None
         if carrier is None and self._ready:
-            carrier, passage = self._streams.choose(
-                frame.command, self._seq, asyncio.get_running_loop().time(), avoid=avoid, is_counted=kind != "wait"
-            )
+            now = self._now()
+            carrier, passage = self._streams.choose(frame.command, self._seq, now, sort=SORTS[kind], avoid=avoid)
         self._seq += 1
         frame.seq = seq = self._seq
         self._pending[seq] = Pending(reply, deadline + _DEADLINE_GRACE_S, kind, carrier, passage)
@@ -530,21 +530,28 @@ class Upstream:
     async def _put_in_turn(
         self, frame: CommandFrame, deadline: float, reply: Reply, kind: Kind, *, avoid: object, within_s: float
     ) -> int:
-        """Do what `_put` does as soon as there is room, if that is within so many seconds."""
-        refused = Overloaded(retry_after_s=1)
-        now = asyncio.get_running_loop().time()
-        until = now + within_s
+        """Do what `_put` does as soon as there is room, if that is within so many seconds; else the credit goes back."""
+        refused, until = Overloaded(retry_after_s=1), 0.0
         is_woken = not self._queue
-        while True:
-            if is_woken or kind == "wait":
-                try:
-                    return self._put(frame, deadline, reply, kind, avoid=avoid)
-                except Overloaded as error:
-                    refused = error
-            if refused.code != "overloaded" or now >= until or (kind == "call" and len(self._queue) >= _MAX_BURST):
-                raise refused
-            is_woken = await self._queue.wait(until - now)
-            now = asyncio.get_running_loop().time() if is_woken else until
+        try:
+            while True:
+                if is_woken or kind == "wait":
+                    try:
+                        return self._put(frame, deadline, reply, kind, avoid=avoid)
+                    except Overloaded as error:
+                        refused = error
+                now = self._now()
+                until = until or now + within_s
+                is_crowded = kind == "call" and len(self._queue) >= _MAX_BURST
+                if refused.code != "overloaded" or now >= until or is_crowded:
+                    self._shed += 1
+                    raise refused
+                is_woken = await self._queue.wait(until - now)
+                if not is_woken:
+                    until = now
+        except BaseException:
+            self._give_back(kind)
+            raise
 
     async def _send(
         self,
@@ -560,13 +567,7 @@ class Upstream:
         if kind is None:
             seq = self._put(frame, deadline, reply, kind, carrier)
         else:
-            try:
-                seq = await self._put_in_turn(
-                    frame, deadline, reply, kind, avoid=avoid, within_s=self._patience_s(kind)
-                )
-            except BaseException:
-                self._give_back(kind)
-                raise
+            seq = await self._put_in_turn(frame, deadline, reply, kind, avoid=avoid, within_s=self._patience_s(kind))
         try:
             return await reply
         finally:

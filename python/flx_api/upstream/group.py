@@ -91,7 +91,8 @@ class Group:
     @property
     def has_room(self) -> bool:
         """Whether another command may be begun; never before it was looked at what has ended."""
-        return not self._endings and len(self._outstanding) + len(self._lost) + len(self._resting) < self._width
+        begun = len(self._outstanding) + len(self._lost) + len(self._resting)
+        return not self._endings and begun < min(self._width, self._upstream.grouped)
 
     @property
     def is_idle(self) -> bool:

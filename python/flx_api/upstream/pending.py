@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 from flx_api.commands import COMMANDS
 from flx_api.errors import Unavailable
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from flx_api.errors import FlxError
     from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame, ReplyFrame
+    from flx_api.upstream.concurrency import Sort
     from flx_api.upstream.connection import Carrier
     from flx_api.upstream.shedding import Passage
 
@@ -18,6 +22,12 @@ _WAIT: Final = "execution.wait"
 
 # What a credit was given for; a probe has none.
 Kind = Literal["call", "wait", "grouped"]
+
+
+SORTS: Final[Mapping[Kind | None, Sort | None]] = MappingProxyType(
+    {None: None, "wait": None, "call": "ordinary", "grouped": "grouped"}
+)
+"""What each is when it comes to room; what waits by nature takes none."""
 
 
 class Reply(Protocol):

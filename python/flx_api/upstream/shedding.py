@@ -22,6 +22,7 @@ from flx_api.upstream.concurrency import AdaptiveLimit, Gate
 
 if TYPE_CHECKING:
     from flx_api.upstream.breaker import Ticket
+    from flx_api.upstream.concurrency import Sort
 
 Place = tuple[int, str]
 """An address: the daemon it belongs to, by its number in the configuration, and where it is."""
@@ -36,14 +37,14 @@ _MOST_PLACES: Final = 1024
 class Passage:
     """That a command went to a daemon; ended once."""
 
-    __slots__ = ("_load", "began_s", "command", "is_over", "ticket", "vital")
+    __slots__ = ("_load", "began_s", "command", "is_over", "sort", "ticket")
 
-    def __init__(self, load: Load, ticket: Ticket, command: str, began_s: float, *, vital: bool) -> None:
+    def __init__(self, load: Load, ticket: Ticket, command: str, began_s: float, sort: Sort) -> None:
         self._load = load
         self.ticket = ticket
         self.command = command
         self.began_s = began_s
-        self.vital = vital
+        self.sort = sort
         self.is_over = False
 
     def answered(self, now_s: float) -> None:
@@ -82,25 +83,30 @@ class Load:
         return self._limit.limit
 
     @property
+    def grouped(self) -> int:
+        """How many of these may belong to batches."""
+        return self._limit.grouped
+
+    @property
     def state(self) -> State:
         """That of its breaker."""
         return self._breaker.state
 
-    def enter(self, command: str, now_s: float, *, vital: bool) -> Passage | None:
+    def enter(self, command: str, now_s: float, sort: Sort) -> Passage | None:
         """Let a command go to it; None when it must not."""
-        if not self._gate.enter(vital=vital):
+        if not self._gate.enter(sort):
             return None
         ticket = self._breaker.admit(now_s)
         if ticket is None:
-            self._gate.leave(vital=vital)
+            self._gate.leave(sort)
             return None
-        return Passage(self, ticket, command, now_s, vital=vital)
+        return Passage(self, ticket, command, now_s, sort)
 
     def answered(self, passage: Passage, now_s: float) -> None:
         """It answered, whatever it said."""
         self._limit.sample(passage.command, now_s - passage.began_s, self._gate.outstanding, now_s)
         self._breaker.succeeded(passage.ticket, now_s)
-        self._gate.leave(vital=passage.vital)
+        self._gate.leave(passage.sort)
         self.last_s = now_s
 
     def unanswered(self, passage: Passage, now_s: float, jitter: float) -> None:
@@ -110,12 +116,12 @@ class Load:
             self._breaker.failed(passage.ticket, now_s, jitter)
         else:
             self._breaker.abandoned(passage.ticket)
-        self._gate.leave(vital=passage.vital)
+        self._gate.leave(passage.sort)
 
     def lost(self, passage: Passage) -> None:
         """The connection of a command has ended."""
         self._breaker.abandoned(passage.ticket)
-        self._gate.leave(vital=passage.vital)
+        self._gate.leave(passage.sort)
 
     def broke(self, now_s: float, jitter: float) -> None:
         """A connection on which commands were under way has ended before its time."""

@@ -19,8 +19,10 @@ from flx_api.upstream.breaker import State
 from flx_api.upstream.shedding import Loads
 
 if TYPE_CHECKING:
+    from flx_api.observability.metrics import PoolState
+    from flx_api.upstream.concurrency import Sort
     from flx_api.upstream.connection import Carrier
-    from flx_api.upstream.shedding import Load, Passage
+    from flx_api.upstream.shedding import Passage
 
 _RETRY_AFTER_S: Final = 1.0
 
@@ -40,7 +42,6 @@ class Streams:
 
     def __init__(self, *, sheds: bool) -> None:
         self.ready: list[Carrier] = []
-        self.refused = 0
         self._sheds = sheds
         self._loads = Loads()
 
@@ -49,12 +50,23 @@ class Streams:
         carrier.load = self._loads.of(carrier.connection.place, now_s)
         self.ready.append(carrier)
 
-    def loads(self, daemon: int) -> list[Load]:
-        """What the addresses of one daemon of the configuration bear."""
-        return self._loads.of_daemon(daemon)
+    def told(self, state: PoolState, daemon: int) -> PoolState:
+        """The numbers of one daemon of the configuration, with what its addresses bear."""
+        loads = self._loads.of_daemon(daemon)
+        is_open = sum(load.state is not State.CLOSED for load in loads)
+        return state._replace(limit=sum(load.limit for load in loads), open=is_open)
+
+    @property
+    def grouped(self) -> int | None:
+        """How many commands of batches may be outstanding now; None: as many as like."""
+        if not self._sheds or not self.ready:
+            return None
+        if len(self.ready) == 1:
+            return self.ready[0].load.grouped
+        return sum(load.grouped for load in {carrier.load for carrier in self.ready})
 
     def choose(
-        self, command: str, turn: int, now_s: float, *, avoid: object = None, is_counted: bool = True
+        self, command: str, turn: int, now_s: float, *, sort: Sort | None, avoid: object = None
     ) -> tuple[Carrier, Passage | None]:
         """A stream, of which there is one at least.
 
@@ -62,26 +74,26 @@ class Streams:
             command: the name of what is to be sent.
             turn: a number that grows.
             now_s: the moment.
+            sort: what it is when it comes to room, but for being vital; None: it is none of what load is made of.
             avoid: a place to keep away from, if there is another.
-            is_counted: whether it is one of those that load consists of.
 
         Raises:
             Overloaded: no daemon lets it in.
         """
         ready = self.ready
         first = ready[0] if len(ready) == 1 else self._least(turn, avoid)
-        if not is_counted or not self._sheds:
+        if sort is None or not self._sheds:
             return first, None
-        vital = command in VITAL
-        passage = first.load.enter(command, now_s, vital=vital)
+        if command in VITAL:
+            sort = "vital"
+        passage = first.load.enter(command, now_s, sort)
         if passage is not None:
             return first, passage
         for carrier in sorted(ready, key=lambda carrier: carrier.outstanding):
             if carrier.load is not first.load:
-                passage = carrier.load.enter(command, now_s, vital=vital)
+                passage = carrier.load.enter(command, now_s, sort)
                 if passage is not None:
                     return carrier, passage
-        self.refused += 1
         raise self._refusal(now_s)
 
     def _least(self, turn: int, avoid: object) -> Carrier:
