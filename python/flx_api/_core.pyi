@@ -119,8 +119,8 @@ class TokenVerifier:
     def remembering(self, max_bytes: int) -> TokenVerifier:
         """The same verifier, which remembers the tokens it has verified until they end.
 
-        That is for who sees one again and again. What is given out is the caller's own, to change as it likes. Whether
-        a token was revoked is not asked here, before or after.
+        That is for who sees one again and again and asks by `verify_full`. Whether a token was revoked is not asked
+        here, before or after.
 
         Args:
             max_bytes: Room for what is remembered; the token that was not asked for longest makes way.
@@ -133,8 +133,11 @@ class TokenVerifier:
     def key_count(self) -> int:
         """How many keys are usable."""
 
-    def verify_full(self, token: bytes, now_s: float) -> tuple[dict[str, Any], str | None]:
-        """The claims as from `verify`, and the `kid` of the key the token was verified with, named by it or not."""
+    def verify_full(self, token: bytes, now_s: float) -> tuple[Mapping[str, Any], str | None]:
+        """The claims as from `verify`, and the `kid` of the key the token was verified with, named by it or not.
+
+        The claims cannot be changed: mappings are read-only and arrays are tuples, so one answer may serve many.
+        """
 
     def verify(self, token: bytes, now_s: float) -> dict[str, Any]:
         """The claims of an acceptable token, as plain JSON values.

@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -32,7 +32,7 @@ from flx_api.observability.logging import set_up
 from flx_api.upstream.endpoints import endpoint_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
 
     from flx_api._core import SharedMemory
     from flx_api.config import Settings
@@ -66,6 +66,14 @@ class Gateway(RsgiFace):
             await self.parts.endpoint.websocket(scope, receive, send)
         elif kind == "lifespan":
             await self._lifespan(receive, send)
+
+    def enter(
+        self, scope: Scope, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]
+    ) -> Coroutine[Any, Any, None]:
+        """Do the same, for a server that asks for no more than a coroutine: a request then needs one, not two."""
+        if scope["type"] == "http" and self.parts is not None:
+            return self.parts.edge.http(scope, receive, send)
+        return self(scope, receive, send)
 
     async def _lifespan(
         self, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]

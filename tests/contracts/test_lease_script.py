@@ -49,7 +49,7 @@ def random_call(draw: random.Random, node: int, number: int, now_us: int, told: 
         )  # fmt: skip
         for pair in pairs:
             blob += struct.pack("<BI", *pair)
-        keys.append(b"{flx}:key:" + bytes([key]) * 16)
+        keys.append(b"{flx}:units:" + bytes([key]) * 16)
     return [*keys, blob]
 
 

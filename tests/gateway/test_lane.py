@@ -18,12 +18,16 @@ if TYPE_CHECKING:
     from flx_api.gateway.exchange import Scope
 
 
+class Connection(Protocol):
+    """The protocol of a WebSocket, as far as the lane is concerned."""
+
+
 class Watcher:
     """What Granian gives to its scheduler."""
 
     def __init__(self, proto: str = "http") -> None:
         self.scope = Rsgi(proto=proto)
-        self.proto = Protocol()
+        self.proto = Protocol() if proto == "http" else Connection()
         self.ends: list[Any] = []
         self.ended = threading.Event()
 
@@ -82,7 +86,7 @@ def ride(edge: Edge, watcher: Watcher) -> tuple[int, list[Watcher]]:
 
     async def story() -> int:
         loop = asyncio.get_running_loop()
-        made = Lane(edge, loop, contextvars.copy_context(), passed_on.append)  # type: ignore[arg-type]
+        made = Lane(edge, loop, contextvars.copy_context(), passed_on.append, Protocol)  # type: ignore[arg-type]
         await asyncio.to_thread(made.schedule, watcher)
         if not passed_on and not watcher.proto.calls:
             await asyncio.to_thread(watcher.ended.wait, 5)
@@ -137,7 +141,7 @@ def test_websockets_go_the_ordinary_way() -> None:
 def test_a_closed_loop_raises_nothing() -> None:
     loop = asyncio.new_event_loop()
     loop.close()
-    Lane(Edge(), loop, contextvars.copy_context(), print).schedule(Watcher())  # type: ignore[arg-type]
+    Lane(Edge(), loop, contextvars.copy_context(), print, Protocol).schedule(Watcher())  # type: ignore[arg-type]
 
 
 def test_the_installed_server_is_the_known_one() -> None:
@@ -146,6 +150,7 @@ def test_the_installed_server_is_the_known_one() -> None:
 
 def test_it_takes_the_place_of_the_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(granian._futures, HOOK, getattr(granian._futures, HOOK))
+    monkeypatch.setattr("granian.rsgi.HTTPProtocol", Protocol)
     assert install(Edge(whole=True))  # type: ignore[arg-type]
     watcher = Watcher()
     loop = asyncio.new_event_loop()

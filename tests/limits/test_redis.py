@@ -124,6 +124,27 @@ def test_without_redis_strict_is_unavailable_and_fast_goes_on(server: RedisServe
     run(leases(server), story)
 
 
+def test_a_node_that_was_held_up_itself_does_not_blame_redis(server: RedisServer) -> None:
+    node = Leases(LeaseBook([("api", 100, 60_000, "strict")], grace_ms=0), server.url, deadline_s=0.05, wait_s=5.0)
+
+    async def story(node: Leases) -> None:
+        await until(lambda: node.ready)
+        for _ in range(5):
+            calls, losses = node.calls, node.losses
+            server.freeze()
+            hit(node)
+            await until(lambda calls=calls: node.calls > calls)  # type: ignore[misc]
+            # The answer comes while the loop does something else for longer than a call may take.
+            server.thaw()
+            held_until = time.monotonic() + 0.2
+            while time.monotonic() < held_until:
+                pass
+            await until(lambda: node.book.counts[0] >= node.calls)
+            assert losses == node.losses
+
+    run(node, story)
+
+
 def test_a_redis_that_hangs_is_left_after_the_deadline(server: RedisServer) -> None:
     node = Leases(LeaseBook([("api", 100, 60_000, "strict")], grace_ms=0), server.url)
 

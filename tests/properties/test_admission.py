@@ -307,7 +307,9 @@ class Pair:
             mine = start["headers"]
             ids = [dict(mine)[b"x-request-id"], dict(others)["x-request-id"].encode()]
             assert (start["status"], end["body"].replace(ids[0], b"")) == (status, body.replace(ids[1], b""))
-        plain = [pair for pair in mine if pair[0] != b"x-request-id"]
+        # On RSGI the server says how long a body is, when it has it.
+        unsaid = {b"x-request-id"} if request["method"] == "HEAD" else {b"x-request-id", b"content-length"}
+        plain = [pair for pair in mine if pair[0] not in unsaid]
         assert plain == [(k.encode(), v.encode()) for k, v in others if k != "x-request-id"]
 
 

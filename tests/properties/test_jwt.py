@@ -345,19 +345,20 @@ def test_a_remembered_token_is_worth_what_it_was_and_no_longer() -> None:
     plain = TokenVerifier(key_set(key(kid="k1", alg="HS256")), leeway_s=5)
     remembering = plain.remembering(100_000)
     for _ in range(3):
-        found, key_id = remembering.verify_full(token, NOW)
-        assert (claims, "k1") == (found, key_id)
-        # What was given out is the caller's: nobody else gets to see what became of it.
-        found["roles"].append("admin")
-        found["more"]["deep"].append(2)
-        found["sub"] = "b"
-        assert claims == remembering.verify(token, NOW + 14.9)
-    for verifier in (plain, remembering):
+        found, key_id = remembering.verify_full(token, NOW + 14.9)
+        assert ({**claims, "roles": ("r",), "more": {"deep": (1,)}}, "k1") == (found, key_id)
+        # Many may hold it at once, so nobody can change it.
+        for mapping in (found, found["more"]):
+            with pytest.raises(TypeError, match="assignment"):
+                mapping["sub"] = "b"  # type: ignore[index]
+        assert claims == remembering.verify(token, NOW)
+    assert found is remembering.verify_full(token, NOW)[0], "it was remembered"
+    for verify in (plain.verify, plain.verify_full, remembering.verify, remembering.verify_full):
         with pytest.raises(TokenRejected) as refusal:
-            verifier.verify(token, NOW + 15)
+            verify(token, NOW + 15)
         assert "expired" == refusal.value.reason
     with pytest.raises(TokenRejected) as refusal:
-        remembering.verify(token[:-4] + b"AAAA", NOW)
+        remembering.verify_full(token[:-4] + b"AAAA", NOW)
     assert "invalid_signature" == refusal.value.reason
 
 
@@ -366,6 +367,6 @@ def test_memory_for_tokens_is_bounded() -> None:
         remembering = TokenVerifier(key_set(key(kid="k1", alg="HS256"))).remembering(room)
         for number in [*range(50), *range(50)]:
             token = minted({"sub": str(number), "exp": NOW + 10})
-            assert str(number) == remembering.verify(token, NOW)["sub"]
+            assert str(number) == remembering.verify_full(token, NOW)[0]["sub"]
     with pytest.raises(ValueError, match="16 GiB"):
         remembering.remembering(1 << 40)

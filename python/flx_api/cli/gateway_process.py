@@ -92,11 +92,11 @@ class Gateway(MPServer):
         super()._stop_workers()  # type: ignore[no-untyped-call]
 
 
-def hand_over(app: Any, server: int) -> Any:  # noqa: ANN401 - an ASGI and RSGI application
+def hand_over(app: Any, server: int, interface: str) -> Any:  # noqa: ANN401 - an ASGI and RSGI application
     """In a worker: the application, ready before the fork. The worker ends with the server that forked it."""
     expect_parent(server)
     spare_the_collector()
-    return app
+    return app.enter if interface == "asgi" else app
 
 
 def main() -> int:
@@ -111,7 +111,7 @@ def main() -> int:
         set_up(settings.log_level)
         app = create_app(settings)
         gateway = Gateway(settings, int(sys.argv[2]))
-        gateway.serve(target_loader=partial(hand_over, app, os.getpid()), wrap_loader=False)
+        gateway.serve(target_loader=partial(hand_over, app, os.getpid(), settings.interface), wrap_loader=False)
     except StartupError as error:
         print(error, file=sys.stderr)
         return 2

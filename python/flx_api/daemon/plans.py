@@ -214,7 +214,8 @@ def _run_of(row: RowChange, context: Context) -> PlannedRun | None:
     if row.before is not None and row.before["status"] == INITIAL:
         return None
     state_ids = msgspec.json.decode(after["state_ids"], type=tuple[str, ...])
-    waits_for = context.services.executions.outlook(state_ids, after["tenant"])
+    known = None if row.before is None else after["id"]
+    waits_for = context.services.executions.outlook(state_ids, after["tenant"], known)
     return PlannedRun(
         pipeline=after["pipeline"],
         environment=after["environment"],

@@ -129,7 +129,7 @@ class TokenTrust:
     def __init__(
         self,
         gateway_token: bytes | None,
-        verify: Callable[[bytes, float], tuple[dict[str, Any], str | None]],
+        verify: Callable[[bytes, float], tuple[Mapping[str, Any], str | None]],
         now_s: Callable[[], float],
         revocations: Revocations,
     ) -> None:
@@ -174,20 +174,20 @@ class TokenTrust:
 
 
 def principal_of(claims: Mapping[str, Any]) -> Principal:
-    """The principal that verified claims describe.
+    """The principal that verified claims describe, arrays being tuples.
 
     Raises:
         TokenRejected: `roles` or `tenant` have a shape that grants nothing.
     """
-    roles, tenant = claims.get("roles", []), claims.get("tenant", DEFAULT_TENANT)
-    if not isinstance(roles, list) or not all(isinstance(role, str) for role in roles) or not isinstance(tenant, str):
+    roles, tenant = claims.get("roles", ()), claims.get("tenant", DEFAULT_TENANT)
+    if not isinstance(roles, tuple) or not all(isinstance(role, str) for role in roles) or not isinstance(tenant, str):
         reason = "invalid_roles"
         raise TokenRejected(reason)
     token_id, session = claims.get("jti"), claims.get("sid")
     return Principal(
         str(claims["sub"]),
         tenant,
-        tuple(roles),
+        roles,
         token_id if isinstance(token_id, str) else None,
         session if isinstance(session, str) else None,
         math.floor(claims["exp"]) if "exp" in claims else None,

@@ -44,6 +44,7 @@ class Lane:
         loop: the application's loop, which runs in another thread.
         context: what tasks of the loop run in.
         ordinary: what Granian would have called.
+        http: what the protocol of a request is, and that of a WebSocket is not.
     """
 
     def __init__(
@@ -52,27 +53,31 @@ class Lane:
         loop: asyncio.AbstractEventLoop,
         context: Any,  # noqa: ANN401 - contextvars.Context, as Granian made it
         ordinary: Callable[[Any], None],
+        http: Any,  # noqa: ANN401 - a class of Granian's
     ) -> None:
         self._edge = edge
+        self._decide = edge.decide
+        self._http = http
         self._loop = loop
         self._context = context
         self._ordinary = ordinary
 
     def schedule(self, watcher: Any) -> None:  # noqa: ANN401 - Granian's own
         """Answer a request here, or let it go on in the loop."""
-        scope = watcher.scope
-        if scope.proto != "http":
+        scope, protocol = watcher.scope, watcher.proto
+        # By the object at hand: asking the scope makes a text, which costs ten times as much.
+        if type(protocol) is not self._http:
             self._ordinary(watcher)
             return
         try:
-            seen = self._edge.decide(scope)
+            seen = self._decide(scope)
             if seen is None:  # it has to wait for a lease, and waiting is an affair of the loop
                 self._ordinary(watcher)
                 return
             if len(seen) == WHOLE:
-                watcher.proto.response_bytes(*seen)
+                protocol.response_bytes(*seen)
                 return
-            rest = serve(self._edge, scope, watcher.proto, *seen)
+            rest = serve(self._edge, scope, protocol, *seen)
             if self._edge.answers_at_once(seen[0]):
                 _to_its_end(rest)
                 return
@@ -113,11 +118,13 @@ def install(edge: Edge) -> bool:
     if reason:
         _log.warning("lane.not_available", reason=reason, instead="rsgi")
         return False
+    from granian import rsgi  # noqa: PLC0415 - as above
+
     futures = _futures()
-    original = getattr(futures, HOOK)
+    original, http = getattr(futures, HOOK), rsgi.HTTPProtocol  # type: ignore[attr-defined]
 
     def scheduler(loop: asyncio.AbstractEventLoop, ctx: Any, cb: Any) -> Callable[[Any], None]:  # noqa: ANN401
-        return Lane(edge, loop, ctx, original(loop, ctx, cb)).schedule
+        return Lane(edge, loop, ctx, original(loop, ctx, cb), http).schedule
 
     setattr(futures, HOOK, scheduler)
     return True

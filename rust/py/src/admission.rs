@@ -19,10 +19,10 @@ use flx_core::metrics;
 use pyo3::exceptions::PyValueError;
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyList, PyString, PyTuple};
+use pyo3::types::{PyDict, PyString, PyTuple};
 
 use crate::admitted::{Admitted, Client, RequestId, values_of};
-use crate::answer::{Answers, Face, Given, Lane, Parts, Template, Told, whole};
+use crate::answer::{Answers, Face, Given, Lane, Parts, Template, Told};
 use crate::counters::{Counters, method_of};
 use crate::errors::unusable;
 use crate::given::{GivenPolicy, GivenRoute, access_of, policy, toll};
@@ -225,11 +225,11 @@ impl Admission {
         let it = Rsgi::read(scope)?;
         let request = Request {
             method: it.method.to_str()?,
-            path: &it.path,
+            path: it.path()?,
             peer: without_port(it.client.to_str()?),
             peer_text: None,
             secure: it.scheme == "https",
-            version: Version::Told(it.version.to_str()?.starts_with('1')),
+            version: Version::Of(scope),
             pages,
             last,
             face: Face::Rsgi,
@@ -482,11 +482,8 @@ impl Admission {
             && method == Method::Get
             && let Some(page) = known.shell.page(seen.route)
         {
-            let list = PyList::new(py, &page.headers)?;
             let request_id = seen.request_id.text(py, &this.id_prefix);
-            this.answers.finish(py, &list, &seen.parts(&request_id), false)?;
-            let body = if is_head { PyBytes::new(py, b"") } else { page.body.bind(py).clone() };
-            let answer = whole(py, request.face, page.status, &list, &body)?;
+            let answer = this.answers.page(py, &page, &seen.parts(&request_id), is_head)?;
             this.over(&seen, page.status);
             return Ok(answer.into_any());
         }

@@ -8,7 +8,8 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyString, PyTuple};
 
 use crate::admission::Admission;
-use crate::answer::{Face, Parts, Told, header, line, number};
+use crate::answer::{Face, Parts, Told, header, last, line, number};
+use crate::counters::method_of;
 use crate::principal::{Page, Principal, Shell};
 
 /// The id of a request, written out when somebody asks for it.
@@ -128,7 +129,9 @@ impl Admitted {
         let request_id = self.request_id(py);
         let parts = Parts { request_id: &request_id, secure: self.secure, told: self.told, face: self.face };
         self.by.get().answers().finish(py, &list, &parts, own_security)?;
-        if let Some(length) = length {
+        if let Some(length) = length
+            && needs_length(self.face, self.method == method_of("HEAD"))
+        {
             list.append(length_header(py, self.face, length)?)?;
         }
         Ok(list)
@@ -143,10 +146,11 @@ impl Admitted {
         body: Bound<'_, PyBytes>,
     ) -> PyResult<()> {
         if let Some(known) = self.known.as_deref() {
-            let mut headers =
+            let headers =
                 headers.into_iter().map(|it| Ok(line(self.face, &it)?.unbind())).collect::<PyResult<Vec<_>>>()?;
-            headers.push(length_header(py, self.face, body.as_bytes().len() as u64)?.unbind());
-            known.shell.keep(Page { route: self.route, status, headers, body: body.unbind() });
+            let length = length_header(py, self.face, body.as_bytes().len() as u64)?.unbind();
+            let end = (self.face == Face::Asgi).then(|| last(py, &body)).transpose()?.map(Bound::unbind);
+            known.shell.keep(Page { route: self.route, status, headers, length, body: body.unbind(), end });
         }
         Ok(())
     }
@@ -164,6 +168,12 @@ pub(crate) fn values_of(py: Python<'_>, values: &[Cow<'_, str>]) -> PyResult<Py<
         [] => PyTuple::empty(py).unbind(),
         values => PyTuple::new(py, values.iter().map(AsRef::<str>::as_ref))?.unbind(),
     })
+}
+
+/// Whether a response says how long it is. On RSGI the server does, and for less; but of a body that is not there it only
+/// knows that it is empty.
+pub(crate) fn needs_length(face: Face, is_head: bool) -> bool {
+    face == Face::Asgi || is_head
 }
 
 pub(crate) fn length_header(py: Python<'_>, face: Face, length: u64) -> PyResult<Bound<'_, PyTuple>> {

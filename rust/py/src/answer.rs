@@ -13,6 +13,9 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyString, PyTuple};
 
+use crate::admitted::needs_length;
+use crate::principal::Page;
+
 /// The interface that an answer is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Face {
@@ -238,6 +241,26 @@ impl Answers {
         Ok(())
     }
 
+    /// A page as a whole answer.
+    pub(crate) fn page<'py>(
+        &self,
+        py: Python<'py>,
+        page: &Page,
+        parts: &Parts<'_>,
+        head: bool,
+    ) -> PyResult<Bound<'py, PyTuple>> {
+        let list = PyList::empty(py);
+        let length = needs_length(parts.face, head).then_some(&page.length);
+        for line in page.headers.iter().chain(length) {
+            list.append(line)?;
+        }
+        self.finish(py, &list, parts, false)?;
+        if head {
+            return whole(py, parts.face, page.status, &list, &PyBytes::new(py, b""), None);
+        }
+        whole(py, parts.face, page.status, &list, page.body.bind(py), page.end.as_ref())
+    }
+
     /// A template as a whole answer.
     pub(crate) fn problem<'py>(
         &self,
@@ -258,19 +281,22 @@ impl Answers {
         }
         self.finish(py, &list, parts, false)?;
         let body = [&template.before, parts.request_id.as_bytes(), &template.after].concat();
-        list.append(template.length.numbered(py, face, b"content-length", body.len() as u64)?)?;
+        if needs_length(face, head) {
+            list.append(template.length.numbered(py, face, b"content-length", body.len() as u64)?)?;
+        }
         let body = PyBytes::new(py, if head { b"" } else { &body });
-        whole(py, face, template.status, &list, &body)
+        whole(py, face, template.status, &list, &body, None)
     }
 }
 
-/// A whole response: the two messages of ASGI, or the three arguments of RSGI.
+/// A whole response: the two messages of ASGI, the second of which may be there already, or the three arguments of RSGI.
 pub(crate) fn whole<'py>(
     py: Python<'py>,
     face: Face,
     status: u16,
     headers: &Bound<'py, PyList>,
     body: &Bound<'py, PyBytes>,
+    end: Option<&Py<PyDict>>,
 ) -> PyResult<Bound<'py, PyTuple>> {
     if face == Face::Rsgi {
         return (status, headers, body).into_pyobject(py);
@@ -279,10 +305,16 @@ pub(crate) fn whole<'py>(
     start.set_item(intern!(py, "type"), intern!(py, "http.response.start"))?;
     start.set_item(intern!(py, "status"), status)?;
     start.set_item(intern!(py, "headers"), headers)?;
+    let end = end.map_or_else(|| last(py, body), |end| Ok(end.bind(py).clone()))?;
+    PyTuple::new(py, [start, end])
+}
+
+/// The message of ASGI with a whole body.
+pub(crate) fn last<'py>(py: Python<'py>, body: &Bound<'py, PyBytes>) -> PyResult<Bound<'py, PyDict>> {
     let end = PyDict::new(py);
     end.set_item(intern!(py, "type"), intern!(py, "http.response.body"))?;
     end.set_item(intern!(py, "body"), body)?;
-    PyTuple::new(py, [start, end])
+    Ok(end)
 }
 
 /// One header.

@@ -7,7 +7,7 @@ use flx_core::admission as core;
 use pyo3::IntoPyObjectExt as _;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyBytes, PyString, PyTuple};
+use pyo3::types::{PyBytes, PyDict, PyString, PyTuple};
 
 /// Who a verified token speaks for.
 #[pyclass(frozen, eq, hash, module = "flx_api._core")]
@@ -67,9 +67,13 @@ impl Principal {
 pub(crate) struct Page {
     pub(crate) route: usize,
     pub(crate) status: u16,
-    /// Its own headers, Content-Length included.
+    /// Its own headers.
     pub(crate) headers: Vec<Py<PyTuple>>,
+    /// Content-Length.
+    pub(crate) length: Py<PyTuple>,
     pub(crate) body: Py<PyBytes>,
+    /// ASGI: the message with the body.
+    pub(crate) end: Option<Py<PyDict>>,
 }
 
 /// What is kept of a principal for as long as its token is remembered.

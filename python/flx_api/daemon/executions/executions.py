@@ -259,10 +259,14 @@ class Executions:
             self._schedule()
         return Submitted(execution, replayed=stored is None)
 
-    def outlook(self, state_ids: Iterable[str], tenant: str) -> tuple[Wait, ...]:
-        """What an execution with these state ids would wait for if it were accepted now; nothing: it would start."""
+    def outlook(self, state_ids: Iterable[str], tenant: str, execution_id: str | None = None) -> tuple[Wait, ...]:
+        """What an execution with these state ids would wait for if it were accepted now; nothing: it would start.
+
+        One that comes back has an id, and those that were accepted after it do not stand in its way.
+        """
         active = [supervisor.stored for supervisor in self._active.values()]
-        return waits(state_ids, tenant, list(self._queue.values()), active, self._settings.run_slots - len(active))
+        queue = [stored for key, stored in self._queue.items() if execution_id is None or key < execution_id]
+        return waits(state_ids, tenant, queue, active, self._settings.run_slots - len(active))
 
     async def cancel(
         self,

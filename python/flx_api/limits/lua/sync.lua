@@ -70,48 +70,78 @@ for _, silent in ipairs(redis.call("ZRANGEBYSCORE", nodes, "-inf", now - SILENT_
 end
 if epoch ~= epoch_now or began or seed ~= seed_now then return head(NEW_EPOCH) end
 
+-- What is kept of a key, as one string, since most of it stays as it is from one call to the next:
+-- the epoch, the units in the ring, the oldest slot that has any; the ring, units by slot modulo 65; then the leases.
+local HEAD, COUNT, LEASE = "<I8I8I8", "<I4", "<c8I8I4I8"
+local RING_AT, RING_BYTES, COUNT_BYTES = 25, 4 * RING, 4
+local NOTHING = string.rep("\0", RING_BYTES)
+
+local function with(ring, slot, units)
+  local place = slot % RING * COUNT_BYTES
+  return string.sub(ring, 1, place) .. struct.pack(COUNT, units) .. string.sub(ring, place + COUNT_BYTES + 1)
+end
+
+local function units_of(ring, slot)
+  return (struct.unpack(COUNT, ring, slot % RING * COUNT_BYTES + 1))
+end
+
+-- The first slot from this one on that has units; there is one.
+local function first_from(ring, slot)
+  local place = slot % RING
+  local found, beyond = string.find(ring, "[^%z]", place * COUNT_BYTES + 1), 0
+  if not found then found, beyond = string.find(ring, "[^%z]"), RING end
+  return slot - place + math.floor((found - 1) / COUNT_BYTES) + beyond
+end
+
 local rules = {}
 for index = 1, policies do
   local limit, window, lease, fast
   limit, window, lease, fast, at = struct.unpack("<I4I8I8I1", input, at)
-  rules[index] = { limit = limit, window = window, lease = lease, fast = fast == 1, slot = math.ceil(window / 64) }
+  local lives_ms = math.ceil(2 * (window + lease) / 1000) + 10000
+  rules[index] = { limit = limit, window = window, lease = lease, fast = fast == 1, slot = math.ceil(window / 64), lives_ms = lives_ms }
 end
 
 local fleet_size = math.max(1, redis.call("ZCARD", nodes))
+local grants = grace_left == 0 and not bye
 local answer = { head(DONE) }
 for index = 4, #KEYS do
   local policy, spent, told, keep, need, extra, newest, pairs_told
   policy, spent, told, keep, need, extra, newest, pairs_told, at = struct.unpack("<I2I8I4I4I4I4I8I1", input, at)
   local rule = rules[policy]
-  local slot = math.floor(now / rule.slot)
-  local ring, leases = {}, {}
+  local window, slot = rule.window, math.floor(now / rule.slot)
+  local used, oldest, ring, leases = 0, 0, NOTHING, ""
   local state = redis.call("GET", KEYS[index])
   if state then
-    local kept_epoch, kept_ring, kept_leases = unpack(cmsgpack.unpack(state))
-    if kept_epoch == epoch_now then ring, leases = kept_ring, kept_leases end
+    local kept_epoch, kept_used, kept_oldest = struct.unpack(HEAD, state)
+    if kept_epoch == epoch_now then
+      used, oldest = kept_used, kept_oldest
+      ring, leases = string.sub(state, RING_AT, RING_AT + RING_BYTES - 1), string.sub(state, RING_AT + RING_BYTES)
+    end
   end
 
-  -- What is still within the window.
-  local order, counts, used = {}, {}, 0
-  for i = 1, #ring, 2 do
-    if ring[i] > slot - RING then
-      order[#order + 1] = ring[i]
-      counts[ring[i]] = ring[i + 1]
-      used = used + ring[i + 1]
+  -- What has left the window. All that is in the ring lies within 65 slots of the oldest.
+  if used > 0 and oldest <= slot - RING then
+    for gone = oldest, math.min(slot - RING, oldest + RING - 1) do
+      local units = units_of(ring, gone)
+      if units > 0 then ring, used = with(ring, gone, 0), used - units end
     end
+    if used > 0 then oldest = first_from(ring, slot - RING + 1) end
   end
   -- What others hold, or may have spent without telling.
-  local counted, others, frees, kept = spent - told, 0, nil, {}
-  for i = 1, #leases, 4 do
-    local out = leases[i + 3] + rule.window
-    if leases[i] == node then
-      counted = math.max(counted, leases[i + 1])
-    elseif out > now then
-      for j = i, i + 3 do kept[#kept + 1] = leases[j] end
-      others = others + leases[i + 2]
-      if leases[i + 2] > 0 then frees = math.min(frees or out, out) end
+  local counted, others, frees, kept, from, lease_at = spent - told, 0, nil, "", 1, 1
+  while lease_at <= #leases do
+    local holder, its_spent, units, expiry, following = struct.unpack(LEASE, leases, lease_at)
+    local out = expiry + window
+    if holder ~= node and out > now then
+      others = others + units
+      if units > 0 and (not frees or out < frees) then frees = out end
+    else
+      if holder == node and its_spent > counted then counted = its_spent end
+      kept, from = kept .. string.sub(leases, from, lease_at - 1), following
     end
+    lease_at = following
   end
+  kept = kept .. string.sub(leases, from)
   -- What this node spent since it was last counted, the oldest first.
   local skip = counted - (spent - told)
   for _ = 1, pairs_told do
@@ -121,11 +151,8 @@ for index = 4, #KEYS do
     local skipped = math.min(skip, units)
     skip, units = skip - skipped, units - skipped
     if units > 0 and when > slot - RING then
-      if not counts[when] then
-        order[#order + 1] = when
-        counts[when] = 0
-      end
-      counts[when] = counts[when] + units
+      ring = with(ring, when, units_of(ring, when) + units)
+      if used == 0 or when < oldest then oldest = when end
       used = used + units
     end
   end
@@ -133,7 +160,7 @@ for index = 4, #KEYS do
   -- The grant: what will surely be spent, then a part of what the others might want as well.
   local free = math.max(0, rule.limit - used - others - keep)
   local grant = 0
-  if grace_left == 0 and not bye then
+  if grants then
     grant = math.min(need, free)
     local rest = free - grant
     local share = math.floor(rest / (2 * fleet_size))
@@ -142,21 +169,14 @@ for index = 4, #KEYS do
   end
   free = free - grant
 
-  local flat, retry = {}, nil
-  for _, when in ipairs(order) do
-    flat[#flat + 1] = when
-    flat[#flat + 1] = counts[when]
-    local leaves = (when + RING) * rule.slot
-    retry = math.min(retry or leaves, leaves)
-  end
-  if frees then retry = math.min(retry or frees, frees) end
+  local retry = used > 0 and (oldest + RING) * rule.slot or nil
+  if frees and (not retry or frees < retry) then retry = frees end
   retry = retry and math.max(0, retry - now) or 0
   -- Others may return some before; asking at the ends of slots lets all keys of a policy go in one call.
   if others > 0 then retry = math.min(retry, math.floor(now / rule.slot + 1.5) * rule.slot - now) end
-  for _, field in ipairs({ node, spent, keep + grant, now + rule.lease }) do kept[#kept + 1] = field end
 
-  local lives_ms = math.ceil(2 * (rule.window + rule.lease) / 1000) + 10000
-  redis.call("SET", KEYS[index], cmsgpack.pack({ epoch_now, flat, kept }), "PX", lives_ms)
+  local lease = struct.pack(LEASE, node, spent, keep + grant, now + rule.lease)
+  redis.call("SET", KEYS[index], struct.pack(HEAD, epoch_now, used, oldest) .. ring .. kept .. lease, "PX", rule.lives_ms)
   answer[#answer + 1] = struct.pack("<I4I4I8", grant, free, retry)
 end
 return table.concat(answer)

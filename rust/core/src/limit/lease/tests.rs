@@ -163,7 +163,7 @@ fn crowding_gives_a_key_over_its_limit_no_fresh_window() {
         now += 30 * MS;
         book.hit(0, &key.to_le_bytes(), now, 1);
         if let Some(call) = book.collect(now, 256, b"sha") {
-            let reports = call.windows(10).filter(|words| words == b"{flx}:key:").count();
+            let reports = call.windows(12).filter(|words| words == b"{flx}:units:").count();
             book.apply(&answer(0, now / 1_000, &vec![(0, 0, 60_000_000); reports]), now).expect("an answer");
         }
     }

@@ -10,7 +10,7 @@ use crate::limit::lease::{Mode, Policy};
 const FLEET: &[u8] = b"{flx}:fleet";
 const NODES: &[u8] = b"{flx}:nodes";
 const CALLS: &[u8] = b"{flx}:calls";
-const KEY: &[u8] = b"{flx}:key:";
+const KEY: &[u8] = b"{flx}:units:";
 /// Bytes of an answer's head and of each grant.
 const HEAD: usize = 45;
 const GRANT: usize = 16;
