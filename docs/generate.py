@@ -16,7 +16,7 @@ import msgspec
 from flx_api.commands import COMMANDS, Command
 from flx_api.commands.permissions import ROLES, permits
 from flx_api.config import describe
-from flx_api.errors import CODES
+from flx_api.errors import CODES, STATUSES
 from flx_api.models.plan import Change, LimitCost, Permission, Plan, PlannedError, PlannedRun, Wait
 
 if TYPE_CHECKING:
@@ -164,13 +164,27 @@ def _shape(schema: dict[str, Any]) -> str:
 def errors_page() -> str:
     """Every error code."""
     rows = [
-        [f"`{name}`", str(code.http), str(code.grpc), code.source, "yes" if code.retryable else "no", code.title]
+        [
+            f"`{name}`",
+            str(code.http),
+            f"{code.grpc} {STATUSES[code.grpc].name}",
+            code.source,
+            "yes" if code.retryable else "no",
+            code.title,
+        ]
         for name, code in CODES.items()
+    ]
+    bare = [
+        [f"{number} {status.name}", f"`{status.code}`", str(CODES[status.code].http)]
+        for number, status in STATUSES.items()
     ]
     return (
         "# Error codes\n\nAn error is an `application/problem+json` document; `code` is one of these. "
-        "`retry` says that the same request may succeed later and can do no harm.\n\n"
+        "`retry` says that the same request may succeed later and can do no harm (`retryable` in the document). Over "
+        "gRPC a command's error is its code and document in the reply; a call without one ends with the status.\n\n"
         + table(["code", "HTTP", "gRPC", "source", "retry", "meaning"], rows)
+        + "\nA gRPC status that comes without a code is told as:\n\n"
+        + table(["gRPC", "code", "HTTP"], bare)
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grpclib.const
 import msgspec
 import pytest
 
@@ -52,3 +53,16 @@ def test_statuses_are_sane(code: str) -> None:
     assert 1 <= spec.grpc <= 16
     assert spec.source in {"client", "gateway", "daemon"}
     assert spec.source != "client" or spec.http < 500
+
+
+def test_every_status_of_grpc_has_a_name_and_a_code() -> None:
+    """The table is grpclib's own list without OK, and a code's status leads back to a code of that status."""
+    assert {status.value: status.name for status in grpclib.const.Status if status.value} == {
+        number: status.name for number, status in errors.STATUSES.items()
+    }
+    used = {spec.grpc for spec in errors.CODES.values()}
+    for number, status in errors.STATUSES.items():
+        error = errors.FlxError.from_status(number)
+        assert error.code == status.code
+        assert number not in used or error.spec.grpc == number
+    assert errors.FlxError.from_status(99).code == "internal"

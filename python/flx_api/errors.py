@@ -1,7 +1,8 @@
 """Every error of the product, once.
 
 Strategy: an error is a value that knows its code, where it comes from, and whether a retry is safe. The table
-`CODES` is the only place that maps a code to an HTTP status and a gRPC status; both ends of the wire use it.
+`CODES` is the only place that maps a code to an HTTP status and a gRPC status, `STATUSES` the way back from a status
+that came without a code; both ends of the wire use them.
 `gateway.responses` is the only place that turns an error into an HTTP response, and the documentation page is
 generated from the table.
 
@@ -50,7 +51,34 @@ class Code(NamedTuple):
     title: str
 
 
-# gRPC status numbers: https://grpc.github.io/grpc/core/md_doc_statuscodes.html
+class Status(NamedTuple):
+    """A gRPC status: its name, and the code that it stands for when it comes without one of ours."""
+
+    name: str
+    code: str
+
+
+STATUSES: dict[int, Status] = {
+    1: Status("CANCELLED", "cancelled"),
+    2: Status("UNKNOWN", "internal"),
+    3: Status("INVALID_ARGUMENT", "invalid_request"),
+    4: Status("DEADLINE_EXCEEDED", "deadline_exceeded"),
+    5: Status("NOT_FOUND", "not_found"),
+    6: Status("ALREADY_EXISTS", "already_exists"),
+    7: Status("PERMISSION_DENIED", "forbidden"),
+    8: Status("RESOURCE_EXHAUSTED", "payload_too_large"),
+    9: Status("FAILED_PRECONDITION", "conflict"),
+    10: Status("ABORTED", "conflict"),
+    11: Status("OUT_OF_RANGE", "invalid_request"),
+    12: Status("UNIMPLEMENTED", "unknown_command"),
+    13: Status("INTERNAL", "internal"),
+    14: Status("UNAVAILABLE", "upstream_unavailable"),
+    15: Status("DATA_LOSS", "internal"),
+    16: Status("UNAUTHENTICATED", "missing_token"),
+}
+"""All gRPC statuses (https://grpc.github.io/grpc/core/md_doc_statuscodes.html) but OK."""
+
+_CANCELLED = 1
 _INVALID_ARGUMENT, _DEADLINE, _NOT_FOUND, _ALREADY_EXISTS, _PERMISSION = 3, 4, 5, 6, 7
 _EXHAUSTED, _PRECONDITION, _UNIMPLEMENTED, _INTERNAL, _UNAVAILABLE, _UNAUTHENTICATED = 8, 9, 12, 13, 14, 16
 
@@ -99,6 +127,7 @@ CODES: dict[str, Code] = {
     ),
     "project_invalid": Code(422, _PRECONDITION, "daemon", retryable=False, title="The Meltano project cannot be read"),
     "rate_limited": Code(429, _EXHAUSTED, "gateway", retryable=True, title="Too many requests"),
+    "cancelled": Code(499, _CANCELLED, "client", retryable=False, title="The client gave the command up"),
     "internal": Code(500, _INTERNAL, "daemon", retryable=False, title="Something broke on our side"),
     "upstream_unavailable": Code(503, _UNAVAILABLE, "gateway", retryable=True, title="The daemon cannot be reached"),
     "shutting_down": Code(503, _UNAVAILABLE, "gateway", retryable=True, title="The service is shutting down"),
@@ -106,6 +135,10 @@ CODES: dict[str, Code] = {
     "deadline_exceeded": Code(504, _DEADLINE, "gateway", retryable=True, title="The deadline has passed"),
     "insufficient_storage": Code(507, _EXHAUSTED, "daemon", retryable=True, title="The disk is full"),
 }
+
+
+GIVEN_UP = "cancelled"
+"""The code of a command that nobody waits for any more."""
 
 
 class FieldError(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -179,6 +212,12 @@ class FlxError(Exception):
             suggestions=body.suggestions,
         )
         return error
+
+    @staticmethod
+    def from_status(status: int, detail: str = "") -> FlxError:
+        """The error that a bare gRPC status stands for; an unknown one becomes `internal`."""
+        known = STATUSES.get(status)
+        return FlxError.from_body(ErrorBody("internal" if known is None else known.code, detail))
 
     @classmethod
     def field(cls, field: str, reason: str, detail: str = "") -> Self:

@@ -144,3 +144,57 @@ def test_a_reply_larger_than_a_message_should_be_goes_alone(tmp_path: Path) -> N
             await stream.end()
 
     asyncio.run(story())
+
+
+def test_a_read_that_is_given_up_ends_and_is_answered_and_a_change_goes_on(tmp_path: Path) -> None:
+    async def story() -> None:
+        begun, ended, done, go = asyncio.Event(), asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+        async def forever(_context: Context, _args: Any) -> Deleted:
+            begun.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                ended.set()
+            raise AssertionError
+
+        async def change(_context: Context, _args: Any) -> Deleted:
+            await go.wait()
+            done.set()
+            return Deleted("x")
+
+        handlers = {"pipeline.get": forever, "pipeline.delete": change}
+        async with stub(tmp_path, handlers) as daemon, daemon.Channel.open() as stream:
+            await stream.send_message(CommandBatch(frames=[frame(1, "pipeline.get"), frame(2, "pipeline.delete")]))
+            await begun.wait()
+            cancels = [CommandFrame(seq=seq, cancel=True) for seq in (1, 2, 2, 3)]
+            await stream.send_message(CommandBatch(frames=[*cancels, echo(4)]))
+            answers = {reply.seq: reply.code for batch in await replies(stream, 3) for reply in batch}
+            assert answers == {1: "cancelled", 2: "cancelled", 4: ""}
+            await ended.wait()
+            assert not done.is_set()
+            go.set()
+            await done.wait()
+            await stream.end()
+            assert await stream.recv_message() is None, "nothing is outstanding"
+
+    asyncio.run(story())
+
+
+def test_room_is_made_by_giving_up(tmp_path: Path) -> None:
+    """A channel that is full of commands that wait still hears what nobody waits for any more."""
+
+    async def story() -> None:
+        async def forever(_context: Context, _args: Any) -> Deleted:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        async with stub(tmp_path, {"pipeline.get": forever}) as daemon, daemon.Channel.open() as stream:
+            waits = [frame(seq, "pipeline.get") for seq in range(1, MAX_OUTSTANDING + 1)]
+            await stream.send_message(CommandBatch(frames=waits))
+            await stream.send_message(CommandBatch(frames=[CommandFrame(seq=9, cancel=True), echo(1000)]))
+            answers = {reply.seq: reply.code for batch in await replies(stream, 2) for reply in batch}
+            assert answers == {9: "cancelled", 1000: ""}
+            await stream.cancel()
+
+    asyncio.run(story())

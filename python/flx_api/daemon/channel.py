@@ -6,14 +6,17 @@ reply has been handed to the transport: a client that does not read its replies 
 
 Rules:
 - At most `MAX_OUTSTANDING` commands; then nothing more is read, and HTTP/2 flow control holds the client back.
+- A frame that cancels is read even when the channel is full, and is no command: the one it names is answered, at once.
 - When the stream ends, reads that are under way are cancelled; what changes something goes on (see `dispatch`).
 """
 
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from flx_api.errors import GIVEN_UP
 from flx_api.proto.flx.v1.daemon_pb2 import ReplyBatch, ReplyFrame
 from flx_api.proto.outbox import Outbox
 
@@ -47,7 +50,7 @@ class CommandChannel:
         self._stream = stream
         self._dispatcher = dispatcher
         self._caller = caller
-        self._tasks: set[asyncio.Task[ReplyFrame]] = set()
+        self._tasks: dict[int, asyncio.Task[ReplyFrame]] = {}
         self._outstanding = 0
         self._outbox: Outbox[ReplyFrame] = Outbox(stream, _batches, self._left)
         self._room = asyncio.Event()
@@ -63,7 +66,7 @@ class CommandChannel:
             for ended in done:
                 ended.result()
         finally:
-            for task in (reader, writer, *self._tasks):
+            for task in (reader, writer, *self._tasks.values()):
                 task.cancel()
             await asyncio.gather(reader, writer, return_exceptions=True)
 
@@ -71,6 +74,9 @@ class CommandChannel:
         inline = 0
         while (batch := await self._stream.recv_message()) is not None:
             for frame in batch.frames:
+                if frame.cancel:
+                    self._give_up(frame.seq)
+                    continue
                 await self._fewer_than(MAX_OUTSTANDING)
                 inline += self._begin(frame)
                 if inline >= _INLINE_TURN:
@@ -90,18 +96,24 @@ class CommandChannel:
         if isinstance(found, ReplyFrame):
             self._answer(found)
             return True
-        self._wait_for(found)
+        self._wait_for(frame.seq, found)
         return False
 
-    def _wait_for(self, reply: Coroutine[Any, Any, ReplyFrame]) -> None:
-        task = asyncio.create_task(reply)
-        self._tasks.add(task)
-        task.add_done_callback(self._done)
+    def _wait_for(self, seq: int, reply: Coroutine[Any, Any, ReplyFrame]) -> None:
+        self._tasks[seq] = task = asyncio.create_task(reply)
+        task.add_done_callback(partial(self._done, seq))
 
-    def _done(self, task: asyncio.Task[ReplyFrame]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled():
-            self._answer(task.result())
+    def _done(self, seq: int, task: asyncio.Task[ReplyFrame]) -> None:
+        # A client that gives one number twice gets two answers; which of them can be cancelled is its own affair.
+        if self._tasks.get(seq) is task:
+            del self._tasks[seq]
+        self._answer(ReplyFrame(seq=seq, code=GIVEN_UP) if task.cancelled() else task.result())
+
+    def _give_up(self, seq: int) -> None:
+        task = self._tasks.get(seq)
+        if task is not None:
+            # Behind its first step: a task that is cancelled before it has begun would not even know of its handler.
+            asyncio.get_running_loop().call_soon(task.cancel)
 
     def _answer(self, reply: ReplyFrame) -> None:
         self._outbox.put(reply)
@@ -114,10 +126,10 @@ class CommandChannel:
 def _batches(replies: list[ReplyFrame]) -> list[tuple[ReplyBatch, int]]:
     """The replies in messages of bounded size; usually one."""
     batches: list[list[ReplyFrame]] = []
-    held = _BATCH_BYTES
+    held = 0
     for reply in replies:
         size = len(reply.result) + len(reply.problem)
-        if held + size > _BATCH_BYTES:
+        if not batches or held + size > _BATCH_BYTES:
             batches.append([])
             held = 0
         batches[-1].append(reply)

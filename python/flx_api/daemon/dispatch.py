@@ -17,6 +17,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import re
 from collections import Counter
@@ -248,6 +249,9 @@ def _field_error(place: str, message: str) -> FieldError:
 
 
 def _body_hash(command: str, environment: str, raw_args: bytes) -> str:
+    """What a request asks, whatever its spaces and the order of its fields; other ways to it write them otherwise."""
+    with contextlib.suppress(msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        raw_args = msgspec.json.encode(msgspec.json.decode(raw_args), order="sorted")
     return hashlib.sha256(b"\0".join((command.encode(), environment.encode(), raw_args))).hexdigest()
 
 

@@ -16,12 +16,13 @@ import contextlib
 from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
+from grpclib.const import Status
 from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 from msgspec import Meta
 
 from flx_api.commands import COMMANDS
 from flx_api.commands.permissions import authorise
-from flx_api.errors import RateLimited, Unavailable
+from flx_api.errors import FlxError, RateLimited, Unavailable
 from flx_api.gateway.dispatch import frame_principal
 from flx_api.gateway.exchange import StreamCut
 from flx_api.gateway.options import convert, known, query
@@ -98,9 +99,9 @@ class LogRoute:
                 if exchange.method == "HEAD" or not await self._pass_on(exchange, stream, text=text):
                     # Left before its end, the stream would be waited for: say that nobody listens any more.
                     await stream.cancel()
-        except (GRPCError, StreamTerminatedError, ProtocolError, OSError):
+        except (GRPCError, StreamTerminatedError, ProtocolError, OSError) as error:
             if not exchange.status:
-                raise Unavailable(retry_after_s=1) from None
+                raise _why(error) from None
             # Headers are out: a cut connection is the only way left to say that the stream is not complete.
             raise StreamCut from None
         await exchange.send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -126,6 +127,13 @@ class LogRoute:
             for task in ends:
                 task.cancel()
             await asyncio.gather(*ends, return_exceptions=True)
+
+
+def _why(error: Exception) -> FlxError:
+    """What a refusal of the daemon means. That it refuses the gateway itself is no affair of a client's."""
+    if isinstance(error, GRPCError) and error.status is not Status.UNAUTHENTICATED:
+        return FlxError.from_status(error.status.value)
+    return Unavailable(retry_after_s=1)
 
 
 async def begin_stream(exchange: Exchange, cors: Cors, content_type: bytes) -> None:

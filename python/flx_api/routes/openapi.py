@@ -128,6 +128,8 @@ def _resource(resource: table.Resource, refs: dict[Any, Json], components: Json)
         answer["content"] = {"application/json": {"schema": refs[command.result]}}
     # With `dry_run` the status is 200 and the answer a plan.
     operation["responses"] = {"200": {"description": "What would happen.", "content": plan}, status: answer}
+    if resource.after == "accepted":
+        operation["responses"]["200"] = {**answer, "description": "With `wait_ms`: it is over."}
     if resource.after in {"waited", "cancelled"}:
         operation["responses"]["202"] = {**answer, "description": "Not over yet."}
     if resource.after == "revision" and resource.method == "GET":

@@ -140,8 +140,9 @@ def _answer(exchange: Exchange, resource: Resource, reply: ReplyFrame) -> Respon
                 status = 201
                 headers.append((b"location", b"/v1/pipelines/" + glance.id.encode()))
             case "accepted":
-                status = 202
-                headers.append((b"location", f"/v1/executions/{reply.accepted_id or glance.id}".encode()))
+                # With `wait_ms` it may be over by now.
+                status = 202 if reply.accepted_id else 200
+                headers.append((b"location", f"/v1/executions/{glance.id}".encode()))
             case "cancelled":
                 status = 200 if glance.status in _OVER else 202
             case "waited" if glance.status not in _OVER:

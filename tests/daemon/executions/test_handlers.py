@@ -159,8 +159,11 @@ def test_another_attempt_with_a_key_is_made_once(play: Callable[..., None]) -> N
         assert (first.execution_id, first.replayed, first.result.attempts) == (accepted.execution_id, False, 2)
         (await stage.executor.run_of(accepted.result, 2)).end(1)
         await over(executions, accepted.result)
-        again = await call("execution.retry", replace(keyed, wait_ms=60_000), args)
+        again = await call("execution.retry", keyed, args)
         assert (again.execution_id, again.replayed, again.result.status) == (accepted.execution_id, True, "failed")
+        done = await call("execution.retry", replace(keyed, wait_ms=60_000), args)
+        assert isinstance(done, Replay), "it is over, so it is done and not accepted"
+        assert msgspec.json.decode(done.result, type=Execution) == again.result
         assert len((await call("execution.attempts", context, args)).items) == 2
         found = await call("execution.list", context, ExecutionListArgs(idempotency_key="again"))
         assert [one.id for one in found.items] == [accepted.execution_id]
@@ -179,7 +182,9 @@ def test_waiting_for_a_run_ends_with_it_or_with_the_deadline(play: Callable[...,
         await over(executions, early.result)
         found = await until(lambda: executions.page(ExecutionListArgs(pipeline="b"), ALICE).items)
         (await stage.executor.run_of(found[0])).end(0)
-        assert (await asking).result.status == "succeeded"
+        done = await asking
+        assert isinstance(done, Execution), "done in time is no longer accepted"
+        assert done.status == "succeeded"
 
     play(story)
 

@@ -83,6 +83,18 @@ def test_a_key_lets_a_change_happen_once(tmp_path: Path, command: str, key: str)
     asyncio.run(story())
 
 
+def test_the_same_request_may_be_written_otherwise(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with parts(tmp_path) as daemon:
+            await daemon.result("token.revoke", b'{"jti":"a","reason":"b"}', idempotency_key="k")
+            again = await daemon.run("token.revoke", b'{ "reason": "b",  "jti": "\\u0061" }', idempotency_key="k")
+            assert again.replayed
+            for other in (b'{"jti":"a"}', b'{"jti":"a","reason":"c"}', b"{", b"\xff"):
+                assert not (await daemon.run("token.revoke", other, idempotency_key="k")).replayed
+
+    asyncio.run(story())
+
+
 def test_a_refusal_is_not_kept(tmp_path: Path) -> None:
     async def story() -> None:
         async with parts(tmp_path) as daemon:

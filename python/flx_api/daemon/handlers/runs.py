@@ -42,14 +42,16 @@ RUN, CANCEL, RETRY = "pipeline.run", "execution.cancel", "execution.retry"
 _ANSWER_MS = 50
 
 
-async def run(context: Context, args: PipelineRunArgs) -> Accepted:
+async def run(context: Context, args: PipelineRunArgs) -> Accepted | Execution | Replay:
     """Accept a run; with `wait_ms`, answer when it is over, at the latest then."""
     return await accept(context, RUN, args)
 
 
-async def accept(context: Context, command: str, args: PipelineRunArgs, schedule: str | None = None) -> Accepted:
+async def accept(
+    context: Context, command: str, args: PipelineRunArgs, schedule: str | None = None
+) -> Accepted | Execution | Replay:
     """Accept a run of a pipeline, or of what a schedule runs, for this command."""
-    executions, tenant = context.services.executions, context.principal.tenant
+    executions = context.services.executions
 
     def replay(tx: Tx) -> str | None:
         stored = idempotency.look_up(tx, context, command)
@@ -67,10 +69,7 @@ async def accept(context: Context, command: str, args: PipelineRunArgs, schedule
         remember=remember,
         schedule=schedule,
     )
-    execution = submitted.execution
-    if context.wait_ms and execution.status not in FINAL:
-        execution = await executions.wait(execution.id, _patience_ms(context, context.wait_ms), tenant)
-    return Accepted(execution, execution.id, submitted.replayed)
+    return await _waited(context, submitted.execution, replayed=submitted.replayed)
 
 
 def get(context: Context, args: ExecutionIdArgs) -> Execution:
@@ -96,7 +95,7 @@ async def cancel(context: Context, args: ExecutionCancelArgs) -> Execution | Rep
     return Replay(msgspec.json.encode(execution)) if replayed else execution
 
 
-async def retry(context: Context, args: ExecutionIdArgs) -> Accepted:
+async def retry(context: Context, args: ExecutionIdArgs) -> Accepted | Execution | Replay:
     """Another attempt; with `wait_ms`, answer when the execution is over, at the latest then."""
     executions, tenant = context.services.executions, context.principal.tenant
     replayed = False
@@ -106,9 +105,7 @@ async def retry(context: Context, args: ExecutionIdArgs) -> Accepted:
         if context.dry_run:
             raise
         replayed, execution = True, executions.get(args.id, tenant)
-    if context.wait_ms and execution.status not in FINAL:
-        execution = await executions.wait(args.id, _patience_ms(context, context.wait_ms), tenant)
-    return Accepted(execution, execution.id, replayed)
+    return await _waited(context, execution, replayed=replayed)
 
 
 def attempts(context: Context, args: ExecutionIdArgs) -> AttemptPage:
@@ -130,6 +127,18 @@ async def logs(context: Context, args: ExecutionLogsArgs) -> LogPage:
 def streams(context: Context, args: ExecutionIdArgs) -> StreamsResult:
     """The row ledger."""
     return context.services.executions.streams(args.id, context.principal.tenant)
+
+
+async def _waited(context: Context, execution: Execution, *, replayed: bool) -> Accepted | Execution | Replay:
+    """Accepted; or, with `wait_ms`, done when it is over by then."""
+    if not context.wait_ms:
+        return Accepted(execution, execution.id, replayed)
+    if execution.status not in FINAL:
+        patience_ms = _patience_ms(context, context.wait_ms)
+        execution = await context.services.executions.wait(execution.id, patience_ms, context.principal.tenant)
+    if execution.status not in FINAL:
+        return Accepted(execution, execution.id, replayed)
+    return Replay(msgspec.json.encode(execution)) if replayed else execution
 
 
 def _once(context: Context, command: str, begins: str | None = None) -> Callable[..., Any]:

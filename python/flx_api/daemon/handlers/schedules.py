@@ -24,9 +24,10 @@ from flx_api.models.schedule import SchedulePage
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from flx_api.daemon.handlers.context import Accepted, Context, Handler
+    from flx_api.daemon.handlers.context import Accepted, Context, Handler, Replay
     from flx_api.daemon.journal import Tx
     from flx_api.daemon.project import Schedule
+    from flx_api.models.execution import Execution
     from flx_api.models.schedule import (
         Schedule as View,
     )
@@ -81,7 +82,7 @@ async def switch(context: Context, args: ScheduleNameArgs, *, on: bool) -> View:
     return await services.journal.write(idempotency.once(context, ENABLE if on else DISABLE, change))
 
 
-async def run(context: Context, args: ScheduleRunArgs) -> Accepted:
+async def run(context: Context, args: ScheduleRunArgs) -> Accepted | Execution | Replay:
     """Run now what a schedule runs, enabled or not."""
     _find(context, args.name)
     wanted = PipelineRunArgs(PREFIX + args.name, args.refresh, args.environment, args.timeout_s, args.retries)

@@ -23,7 +23,7 @@ class Principal(_message.Message):
     def __init__(self, subject: _Optional[str] = ..., tenant: _Optional[str] = ..., roles: _Optional[_Iterable[str]] = ..., token_id: _Optional[str] = ..., session: _Optional[str] = ..., expires_at: _Optional[int] = ...) -> None: ...
 
 class CommandFrame(_message.Message):
-    __slots__ = ("seq", "command", "args", "principal", "idempotency_key", "deadline_unix_ms", "request_id", "traceparent", "environment", "dry_run", "wait_ms", "client_address")
+    __slots__ = ("seq", "command", "args", "principal", "idempotency_key", "deadline_unix_ms", "request_id", "traceparent", "environment", "dry_run", "wait_ms", "client_address", "cancel")
     SEQ_FIELD_NUMBER: _ClassVar[int]
     COMMAND_FIELD_NUMBER: _ClassVar[int]
     ARGS_FIELD_NUMBER: _ClassVar[int]
@@ -36,6 +36,7 @@ class CommandFrame(_message.Message):
     DRY_RUN_FIELD_NUMBER: _ClassVar[int]
     WAIT_MS_FIELD_NUMBER: _ClassVar[int]
     CLIENT_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    CANCEL_FIELD_NUMBER: _ClassVar[int]
     seq: int
     command: str
     args: bytes
@@ -48,7 +49,8 @@ class CommandFrame(_message.Message):
     dry_run: bool
     wait_ms: int
     client_address: str
-    def __init__(self, seq: _Optional[int] = ..., command: _Optional[str] = ..., args: _Optional[bytes] = ..., principal: _Optional[_Union[Principal, _Mapping]] = ..., idempotency_key: _Optional[str] = ..., deadline_unix_ms: _Optional[int] = ..., request_id: _Optional[str] = ..., traceparent: _Optional[str] = ..., environment: _Optional[str] = ..., dry_run: _Optional[bool] = ..., wait_ms: _Optional[int] = ..., client_address: _Optional[str] = ...) -> None: ...
+    cancel: bool
+    def __init__(self, seq: _Optional[int] = ..., command: _Optional[str] = ..., args: _Optional[bytes] = ..., principal: _Optional[_Union[Principal, _Mapping]] = ..., idempotency_key: _Optional[str] = ..., deadline_unix_ms: _Optional[int] = ..., request_id: _Optional[str] = ..., traceparent: _Optional[str] = ..., environment: _Optional[str] = ..., dry_run: _Optional[bool] = ..., wait_ms: _Optional[int] = ..., client_address: _Optional[str] = ..., cancel: _Optional[bool] = ...) -> None: ...
 
 class ReplyFrame(_message.Message):
     __slots__ = ("seq", "code", "result", "problem", "accepted_id", "replayed")
