@@ -6,6 +6,7 @@ reply has been handed to the transport: a client that does not read its replies 
 
 Rules:
 - At most `MAX_OUTSTANDING` commands; then nothing more is read, and HTTP/2 flow control holds the client back.
+- A result that no message could hold is an error of that one command.
 - A frame that cancels is read even when the channel is full, and is no command: the one it names is answered, at once.
 - When the stream ends, reads that are under way are cancelled; what changes something goes on (see `dispatch`).
 """
@@ -16,7 +17,11 @@ import asyncio
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from flx_api.errors import GIVEN_UP
+import msgspec
+import structlog
+
+from flx_api.errors import GIVEN_UP, Internal
+from flx_api.proto.buffer import MAX_MESSAGE_BYTES
 from flx_api.proto.flx.v1.daemon_pb2 import ReplyBatch, ReplyFrame
 from flx_api.proto.outbox import Outbox
 
@@ -31,10 +36,14 @@ if TYPE_CHECKING:
     from flx_api.proto.flx.v1.daemon_pb2 import CommandBatch, CommandFrame
 
 MAX_OUTSTANDING: Final = 256
+# Beside it there are a few short fields.
+_MAX_RESULT: Final = MAX_MESSAGE_BYTES - 65_536
 # A message of replies stays well below what a client accepts, unless one reply alone is larger.
 _BATCH_BYTES: Final = 1024 * 1024
 # After so many commands that were answered without waiting, others get their turn.
 _INLINE_TURN: Final = 32
+
+log = structlog.stdlib.get_logger("flx.daemon")
 
 
 class CommandChannel:
@@ -116,11 +125,20 @@ class CommandChannel:
             asyncio.get_running_loop().call_soon(task.cancel)
 
     def _answer(self, reply: ReplyFrame) -> None:
-        self._outbox.put(reply)
+        self._outbox.put(bearable(reply) if len(reply.result) > _MAX_RESULT else reply)
 
     def _left(self, count: int) -> None:
         self._outstanding -= count
         self._room.set()
+
+
+def bearable(reply: ReplyFrame) -> ReplyFrame:
+    """The reply, or in its place an error when no message could hold it: the client would end its stream over it."""
+    if len(reply.result) <= _MAX_RESULT:
+        return reply
+    log.error("a result is too large for a message", size=len(reply.result))
+    error = Internal("The result is too large to be sent")
+    return ReplyFrame(seq=reply.seq, code=error.code, problem=msgspec.json.encode(error.body))
 
 
 def _batches(replies: list[ReplyFrame]) -> list[tuple[ReplyBatch, int]]:
