@@ -99,3 +99,32 @@ def test_what_no_browser_sends_is_no_origin(origin: str) -> None:
     """It would never match, and whoever wrote it would look for the reason elsewhere."""
     with pytest.raises(StartupError, match=r"^FLX_CORS_ORIGINS\[1\]: is no origin as browsers send it"):
         config.load({"FLX_CORS_ORIGINS": f"https://app.example.com,{origin}"})
+
+
+@pytest.mark.parametrize(
+    ("text", "places"),
+    [
+        ("daemon", [("daemon", 50051)]),
+        ("Daemon:7", [("daemon", 7)]),
+        ("a:1, b ,a:1", [("a", 1), ("b", 50051)]),
+        ("127.0.0.1:7,::1,[::1]:8,[0::2]", [("127.0.0.1", 7), ("::1", 50051), ("::1", 8), ("::2", 50051)]),
+    ],
+)
+def test_daemons_are_hosts_with_and_without_ports(text: str, places: list[tuple[str, int]]) -> None:
+    assert places == list(config.load({"FLX_GRPC_DAEMON_HOST": text, "FLX_GRPC_INSECURE": "true"}).daemons)
+
+
+@pytest.mark.parametrize(
+    "text", ["a:", "a:b", "a:0", "a:65536", ":7", "a b", "[a]:7", "[::1", "http://a", "a/b", "a:1:2"]
+)
+def test_what_is_no_daemon(text: str) -> None:
+    with pytest.raises(StartupError, match=r"^FLX_GRPC_DAEMON_HOST: "):
+        config.load({"FLX_GRPC_DAEMON_HOST": f"b,{text}", "FLX_GRPC_INSECURE": "true"})
+
+
+def test_where_a_daemon_listens_has_a_port() -> None:
+    assert ("127.0.0.1", 0) == config.load({"FLX_GRPC_LISTEN": "127.0.0.1:0"}).listening
+    for text in ("127.0.0.1", "::1", "", ":", "a:99999"):
+        if text:
+            with pytest.raises(StartupError, match=r"^FLX_GRPC_LISTEN: "):
+                config.load({"FLX_GRPC_LISTEN": text, "FLX_GRPC_INSECURE": "true"})

@@ -1,4 +1,4 @@
-"""Whether the addresses in settings are acceptable: networks, hosts, origins, key sets and Redis.
+"""Whether the addresses in settings are acceptable: daemons, networks, hosts, origins, key sets and Redis.
 
 Rules:
 - Each check raises `StartupError` with one line that names the setting; it looks nothing up and connects to nothing.
@@ -13,8 +13,12 @@ from urllib.parse import parse_qsl, urlsplit
 
 from flx_api.errors import StartupError
 
+Place = tuple[str, int]
+"""Host (a name, or an address without brackets) and port."""
+
 LAST_PORT = 65535
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\]")
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,253}")
 _ORIGIN = re.compile(r"([a-z][a-z0-9+.-]{0,30})://([a-z0-9._-]{1,253}|\[[0-9a-f:.]{2,45}\])(?::([1-9][0-9]{0,4}))?")
 _OWN_PORTS = {"http": "80", "https": "443"}
 # What an address of Redis may say after its question mark. Its client would take more, and let it undo what we rely on.
@@ -51,6 +55,36 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def daemons(text: str, port: int) -> tuple[Place, ...]:
+    """The daemons of a list of `host` and `host:port`; `port` is for those that name none."""
+    parts = [part.strip() for part in text.split(",")]
+    return tuple(dict.fromkeys(_place("FLX_GRPC_DAEMON_HOST", part, port) for part in parts if part))
+
+
+def listening(text: str) -> Place:
+    """Host and port of `host:port`; port 0 takes any free one."""
+    return _place("FLX_GRPC_LISTEN", text.strip(), None)
+
+
+def _place(setting: str, text: str, default: int | None) -> Place:
+    host, colon, number = text.rpartition(":")
+    if text.count(":") > 1 and not text.startswith("["):
+        # An IPv6 address as it is, which leaves no room for a port.
+        host, colon = text, ""
+    elif not colon or text.endswith("]"):
+        host, colon = text, ""
+    port = default if not colon else int(number) if re.fullmatch(r"[0-9]{1,5}", number) else None
+    if port is None or port > LAST_PORT or (port == 0 and default is not None):
+        raise StartupError(f"{setting}: a port is missing or no number up to {LAST_PORT}")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    try:
+        return str(ipaddress.ip_address(bare)), port
+    except ValueError:
+        if host != bare or not _NAME.fullmatch(host):
+            raise StartupError(f"{setting}: is no host, or host and port such as daemon:50051") from None
+        return host.lower(), port
 
 
 def check_peers(proxies: tuple[str, ...], hosts: tuple[str, ...], origins: tuple[str, ...]) -> None:

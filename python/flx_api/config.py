@@ -172,12 +172,39 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     jwt_issuer: Annotated[str, Meta(min_length=1, description="`iss` of our tokens")] = "flx"
     jwt_audience: Annotated[str, Meta(min_length=1, description="`aud` of our tokens")] = "flx-api"
     grpc_daemon_host: Annotated[
-        str | None, Meta(description="a daemon elsewhere; not given, `flx serve` starts its own on a Unix socket")
+        str | None,
+        Meta(
+            description="daemons elsewhere, `host` or `host:port`, separated by commas; "
+            "not given, `flx serve` starts its own on a Unix socket"
+        ),
     ] = None
-    grpc_daemon_port: Annotated[Port, Meta(description="the port of a daemon elsewhere")] = 50051
+    grpc_daemon_port: Annotated[Port, Meta(description="the port of daemons elsewhere that name none")] = 50051
+    grpc_connections: Annotated[int, Meta(ge=1, le=4, description="connections of a worker to each daemon")] = 1
+    grpc_listen: Annotated[
+        str | None, Meta(description="`host:port` at which `flx daemon` listens, in place of a Unix socket")
+    ] = None
     grpc_token_file: Annotated[
         str | None, Meta(description="a file with the token that gateway and daemon share over TCP")
     ] = None
+    grpc_tls: Annotated[bool, Meta(description="TLS between gateway and daemon over TCP")] = False
+    grpc_ca_file: Annotated[
+        str | None,
+        Meta(
+            description="PEM: who signs daemons' certificates (gateway; the system's authorities when not given), "
+            "who signs gateways' (daemon; without it no certificate makes a gateway)"
+        ),
+    ] = None
+    grpc_cert_file: Annotated[
+        str | None, Meta(description="certificate chain of this side, PEM; a daemon with TLS needs one")
+    ] = None
+    grpc_key_file: Annotated[str | None, Meta(description="its private key, PEM, not encrypted")] = None
+    grpc_gateway_names: Annotated[
+        tuple[str, ...],
+        Meta(description="host names in certificates that make a gateway, separated by commas; empty: any of that CA"),
+    ] = ()
+    grpc_insecure: Annotated[
+        bool, Meta(description="allow TCP without TLS beyond this machine; for networks that protect it themselves")
+    ] = False
     database_url: Annotated[
         str | None, Meta(description="SQLAlchemy URL of the daemon's database; SQLite in the data folder by default")
     ] = None
@@ -235,7 +262,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="of our own log")] = "info"
     metrics: Annotated[Literal["public", "token", "off"], Meta(description="who may read /metrics")] = "public"
     deadline_ms: Annotated[int, Meta(ge=1, le=3_600_000, description="of a command that names none")] = 30_000
-    body_limit: Annotated[int, Meta(ge=1024, description="bytes of a request body")] = 1_048_576
+    body_limit: Annotated[
+        # A frame has 4 MiB (`flx_api.proto.buffer`), and its other fields come out of headers of 64 KiB.
+        int, Meta(ge=1024, le=4_128_768, description="bytes of a request body")
+    ] = 1_048_576
     cancel_grace_s: Annotated[
         float, Meta(gt=0, le=60, description="seconds between SIGTERM and SIGKILL when a run is cancelled")
     ] = 5.0
@@ -249,6 +279,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def data_path(self) -> Path:
         """The folder of all state, absolute."""
         return Path(self.data_dir).resolve() if self.data_dir else self.project_dir / ".flx"
+
+    @property
+    def daemons(self) -> tuple[addresses.Place, ...]:
+        """Host and port of the daemons elsewhere; none when `flx serve` has its own."""
+        return addresses.daemons(self.grpc_daemon_host or "", self.grpc_daemon_port)
+
+    @property
+    def listening(self) -> addresses.Place | None:
+        """Host and port at which a daemon listens; None: on a Unix socket."""
+        return None if self.grpc_listen is None else addresses.listening(self.grpc_listen)
 
     @property
     def run_slots(self) -> int:
@@ -361,11 +401,11 @@ def shown(settings: Settings) -> dict[str, str]:
 
 
 def _parse(name: str, text: str) -> Any:  # noqa: ANN401 - the shape is checked by msgspec right after
-    if name in {"cors_origins", "trusted_hosts", "trusted_proxies", "run_env", "jwt_algorithms"}:
+    if name in {"cors_origins", "trusted_hosts", "trusted_proxies", "run_env", "jwt_algorithms", "grpc_gateway_names"}:
         return [part.strip() for part in text.split(",") if part.strip()]
     if name in {"rate_limits", "retention"}:
         return _document(name, text)
-    if name == "enable_ssl":
+    if name in {"enable_ssl", "grpc_tls", "grpc_insecure"}:
         return _SWITCH.get(text.lower(), text)
     return text
 
@@ -403,6 +443,7 @@ def _check(settings: Settings) -> None:
         raise StartupError("FLX_JWT_ALGORITHMS: names an algorithm twice")
     _check_jwks(settings)
     addresses.check_peers(settings.trusted_proxies, settings.trusted_hosts, settings.cors_origins)
+    _check_grpc(settings)
     if settings.redis_url is not None:
         addresses.check_redis(settings.redis_url)
     _check_timezone(settings.timezone)
@@ -429,6 +470,29 @@ def _check_certificate(settings: Settings) -> None:
         path = getattr(settings, name)
         if not path or not Path(path).is_file():
             raise StartupError(f"FLX_{name.upper()}: FLX_ENABLE_SSL needs a readable file here")
+
+
+def _check_grpc(settings: Settings) -> None:
+    """Hold that nothing between gateway and daemon travels in the clear by mistake, and that TLS has what it needs."""
+    if settings.grpc_daemon_host is not None and not settings.daemons:
+        raise StartupError("FLX_GRPC_DAEMON_HOST: names no daemon")
+    places = [("FLX_GRPC_DAEMON_HOST", place) for place in settings.daemons]
+    if settings.listening is not None:
+        places.append(("FLX_GRPC_LISTEN", settings.listening))
+    for name, (host, _) in places:
+        if not settings.grpc_tls and not settings.grpc_insecure and not addresses.is_loopback(host):
+            msg = "is beyond this machine, which needs FLX_GRPC_TLS (or FLX_GRPC_INSECURE on a protected network)"
+            raise StartupError(f"{name}: {msg}")
+    for name in ("grpc_ca_file", "grpc_cert_file", "grpc_key_file"):
+        if getattr(settings, name) is not None and not settings.grpc_tls:
+            raise StartupError(f"FLX_{name.upper()}: means nothing without FLX_GRPC_TLS")
+    if (settings.grpc_cert_file is None) != (settings.grpc_key_file is None):
+        missing = "FLX_GRPC_KEY_FILE" if settings.grpc_key_file is None else "FLX_GRPC_CERT_FILE"
+        raise StartupError(f"{missing}: a certificate and its key go together")
+    if settings.listening is not None and settings.grpc_tls and settings.grpc_cert_file is None:
+        raise StartupError("FLX_GRPC_CERT_FILE: a daemon with TLS needs a certificate")
+    if settings.grpc_gateway_names and settings.grpc_ca_file is None:
+        raise StartupError("FLX_GRPC_GATEWAY_NAMES: means nothing without FLX_GRPC_CA_FILE")
 
 
 def _is_public_key(secret: str) -> bool:

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from flx_api.limits.policies import Lanes
     from flx_api.limits.redis import Leases
     from flx_api.routes.application import NativeRoutes
-    from flx_api.upstream.endpoints import Endpoint as DaemonEndpoint
+    from flx_api.upstream.endpoints import Daemons
 
 
 class Parts:
@@ -58,7 +58,7 @@ class Parts:
         StartupError: a setting does not let a part be built.
     """
 
-    def __init__(self, settings: Settings, daemon: DaemonEndpoint, shared: SharedMemory | None = None) -> None:
+    def __init__(self, settings: Settings, daemons: Daemons, shared: SharedMemory | None = None) -> None:
         self.settings = settings
         self.shared = shared
         self.draining = asyncio.Event()
@@ -80,8 +80,8 @@ class Parts:
             self.health.register("keys", lambda: self.keys.jwks.reason if self.keys is not None else "")
         self.tickets = Tickets(ticket_key(settings), self.revoked)
 
-        self.upstream = Upstream(daemon, self.metrics)
-        self.health.register("daemon", lambda: self.upstream.reason)
+        self.upstream = Upstream(daemons, self.metrics, width=settings.grpc_connections)
+        self.health.register("daemon", lambda: self.upstream.reason, note=lambda: self.upstream.note)
         self.revocations = RevocationFollower(
             self.upstream,
             self.revoked,

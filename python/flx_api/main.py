@@ -29,7 +29,7 @@ from flx_api.errors import StartupError
 from flx_api.gateway.rsgi import RsgiFace
 from flx_api.limits import shared_memory
 from flx_api.observability.logging import set_up
-from flx_api.upstream.endpoints import endpoint_of
+from flx_api.upstream.endpoints import endpoints_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from flx_api._core import SharedMemory
     from flx_api.config import Settings
     from flx_api.gateway.exchange import Message, Scope
-    from flx_api.upstream.endpoints import Endpoint
+    from flx_api.upstream.endpoints import Daemons
 
 DAEMON_SOCKET = "FLX_INTERNAL_DAEMON_SOCKET"
 """What the supervisor tells its children: the socket of the daemon it started."""
@@ -48,9 +48,9 @@ _log = structlog.get_logger("flx.gateway")
 class Gateway(RsgiFace):
     """The ASGI and RSGI application. `parts` exist between start-up and shutdown."""
 
-    def __init__(self, settings: Settings, daemon: Endpoint, shared: SharedMemory | None = None) -> None:
+    def __init__(self, settings: Settings, daemons: Daemons, shared: SharedMemory | None = None) -> None:
         self._settings = settings
-        self._daemon = daemon
+        self._daemons = daemons
         self._shared = shared
         self.parts: Parts | None = None
         self.wants_lane = settings.interface == "lane"
@@ -81,7 +81,7 @@ class Gateway(RsgiFace):
         await receive()
         set_up(self._settings.log_level)
         try:
-            self.parts = parts = Parts(self._settings, self._daemon, self._shared)
+            self.parts = parts = Parts(self._settings, self._daemons, self._shared)
             await parts.start()
         except StartupError as error:
             # Raising here would make the server go on without a lifespan; it must be said.
@@ -103,21 +103,21 @@ class Gateway(RsgiFace):
         await send({"type": "lifespan.shutdown.complete"})
 
 
-def create_app(settings: Settings, daemon: Endpoint | None = None) -> Gateway:
+def create_app(settings: Settings, daemons: Daemons | None = None) -> Gateway:
     """The application of these settings.
 
     Args:
         settings: all settings.
-        daemon: where the daemon is; by default what settings and supervisor say.
+        daemons: where they are; by default what settings and supervisor say.
 
     Raises:
         StartupError: no daemon is known, or a setting does not let a part be built.
     """
     shared = shared_memory.of_environment(os.environ.get(shared_memory.SHARED_MEMORY))
-    daemon = daemon or endpoint_of(settings, os.environ.get(DAEMON_SOCKET))
+    daemons = daemons or endpoints_of(settings, os.environ.get(DAEMON_SOCKET))
     # Once for nothing: what cannot be built is said here, in one line. A worker that found out would be started again.
-    Parts(settings, daemon, shared)
-    return Gateway(settings, daemon, shared)
+    Parts(settings, daemons, shared)
+    return Gateway(settings, daemons, shared)
 
 
 def app_factory() -> Gateway:

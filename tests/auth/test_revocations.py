@@ -269,21 +269,23 @@ def test_silence_is_measured_from_the_last_sign_of_life_and_refused_by_setting()
             try:
                 async with serving(daemon, socket):
                     await upstream.connected.wait()
+                    await upstream.stub()
+                    assert upstream._primary is not None
                     revocations.batch([], anew=True)
                     revocations._install(0, [])
                     now_s = asyncio.get_running_loop().time()
-                    upstream.heard_s = now_s + 100.0
+                    upstream._primary.heard_s = now_s + 100.0
                     revocations.look(now_s + 105.0)
                     assert (False, False, "") == (revocations.stale, revocations.stale_refuses, revocations.reason)
                     revocations.look(now_s + 105.1)
                     assert (True, refuse) == (revocations.stale, revocations.stale_refuses)
                     assert "silent for more than 5 s" in revocations.reason
-                    upstream.heard_s = now_s + 106.0
+                    upstream._primary.heard_s = now_s + 106.0
                     revocations.look(now_s + 106.0)
                     assert (False, "") == (revocations.stale, revocations.reason)
                     # Replies alone do not help: without the stream nothing would be heard.
                     revocations.lost()
-                    upstream.heard_s = now_s + 112.0
+                    upstream._primary.heard_s = now_s + 112.0
                     revocations.look(now_s + 112.0)
                     assert revocations.stale
                     revocations.batch([], anew=False)
@@ -291,7 +293,7 @@ def test_silence_is_measured_from_the_last_sign_of_life_and_refused_by_setting()
                     assert "" == revocations.reason
                     # Nor does the stream, as long as what was before it is not known.
                     revocations.batch([], anew=True)
-                    upstream.heard_s = now_s + 118.0
+                    upstream._primary.heard_s = now_s + 118.0
                     revocations.look(now_s + 118.0)
                     assert revocations.stale
             finally:

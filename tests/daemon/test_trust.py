@@ -145,3 +145,32 @@ def test_no_token_is_nobody_and_a_bad_one_is_refused() -> None:
 def test_claims_of_another_shape_grant_nothing(claims: dict[str, Any]) -> None:
     with pytest.raises(TokenRejected):
         principal_of(CLAIMS | claims)
+
+
+@pytest.mark.parametrize(
+    ("names", "certificate", "kind"),
+    [
+        (None, {"subjectAltName": (("DNS", "gateway"),)}, Nobody),
+        (frozenset(), {"subjectAltName": (("DNS", "gateway"),)}, Gateway),
+        (frozenset(), {}, Nobody),
+        (frozenset(), None, Nobody),
+        (frozenset({"gateway", "other"}), {"subjectAltName": (("DNS", "gateway"),)}, Gateway),
+        (frozenset({"gateway"}), {"subjectAltName": (("DNS", "gateway.evil"), ("URI", "gateway"))}, Nobody),
+        (frozenset({"gateway"}), {"subject": ((("commonName", "gateway"),),)}, Nobody),
+    ],
+)
+def test_a_certificate_makes_a_gateway_where_it_is_signed_for_one(
+    names: frozenset[str] | None, certificate: dict[str, Any] | None, kind: type
+) -> None:
+    class Shown:
+        def cert(self) -> dict[str, Any] | None:
+            return certificate
+
+    made = TokenTrust(b"shared", verify, Now(), Revocations(), names)
+    assert isinstance(made.caller({}, Shown()), kind)
+    # A token says more than a certificate, and a wrong one is not made good by it.
+    client = made.caller({"authorization": f"Bearer {GOOD}"}, Shown()).principal(None)
+    assert client is not None
+    assert "bob" == client.subject
+    with pytest.raises(TokenRejected):
+        made.caller({"x-flx-gateway-token": "guess"}, Shown())

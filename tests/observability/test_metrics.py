@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from flx_api.observability.metrics import Metrics
+from flx_api.observability.metrics import Metrics, UpstreamState
 
 
 def test_everything_is_exposed() -> None:
@@ -15,7 +15,8 @@ def test_everything_is_exposed() -> None:
     metrics.closed(4408)
     metrics.gap("epoch")
     metrics.phase("admit", 10_000)
-    metrics.connections, metrics.subscriptions, metrics.upstream_in_flight = 1, 2, 3
+    metrics.connections, metrics.subscriptions = 1, 2
+    metrics.upstream = lambda: UpstreamState(3)
     samples = {
         (sample.name, tuple(sample.labels[name] for name in sorted(sample.labels))): sample.value
         for family in text_string_to_metric_families(metrics.exposition().decode())

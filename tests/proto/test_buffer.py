@@ -6,11 +6,12 @@ import asyncio
 from typing import Any
 
 import pytest
+from grpclib.exceptions import ProtocolError
 from grpclib.protocol import Buffer as Judge
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flx_api.proto.buffer import Buffer
+from flx_api.proto.buffer import MAX_MESSAGE_BYTES, Buffer
 
 chunks = st.tuples(st.binary(min_size=1, max_size=40), st.integers(0, 5))
 steps = st.lists(
@@ -125,3 +126,18 @@ def test_a_reader_that_stops_hands_nothing_back() -> None:
         assert reader.acked <= 1000
 
     asyncio.run(told())
+
+
+def test_nobody_may_ask_for_more_than_a_message() -> None:
+    """The number comes from the peer, and what was asked for is claimed from it."""
+
+    async def story() -> None:
+        handed_back: list[int] = []
+        buffer = Buffer(handed_back.append)
+        buffer.add(b"x" * 10, 10)
+        with pytest.raises(ProtocolError):
+            await buffer.read(MAX_MESSAGE_BYTES + 1)
+        assert [] == handed_back
+        assert b"x" * 10 == await buffer.read(10)
+
+    asyncio.run(story())

@@ -161,6 +161,46 @@ def test_a_plain_frame_does_not_go_through_h2(monkeypatch: pytest.MonkeyPatch) -
     assert 1 == len(made)
 
 
+def _arrived(pair: Pair, side: str) -> list[str]:
+    """All that a side has to send arrives: the names of the events."""
+    pair.wire[side] += getattr(pair, side).data_to_send()
+    before = len(pair.told)
+    pair.do(("deliver", side, []))
+    return [name for name, _ in pair.told[before]]
+
+
+def test_a_farewell_ends_nothing_that_is_open() -> None:
+    pair = Pair(http2.Connection)
+    told: list[int] = []
+    pair.client.on_parting = told.append  # type: ignore[attr-defined]
+    pair.server.part()  # type: ignore[attr-defined]
+    assert [] == _arrived(pair, "server")
+    assert [2**31 - 1] == told
+    for side in ("client", "server"):
+        pair.do(("data", side, STREAMS[0], 50, False, None))
+        assert ["DataReceived"] == _arrived(pair, side)
+    pair.do(("trailers", "server", STREAMS[0]))
+    assert ["TrailersReceived", "StreamEnded"] == _arrived(pair, "server")
+
+
+def test_for_whoever_does_not_listen_a_farewell_is_the_end_as_h2_has_it() -> None:
+    pair = Pair(http2.Connection)
+    pair.server.part()  # type: ignore[attr-defined]
+    assert ["ConnectionTerminated"] == _arrived(pair, "server")
+
+
+def test_an_end_with_an_error_is_no_farewell() -> None:
+    pair = Pair(http2.Connection)
+    told: list[int] = []
+    pair.client.on_parting = told.append  # type: ignore[attr-defined]
+    pair.server.close_connection(error_code=2)
+    assert ["ConnectionTerminated"] == _arrived(pair, "server")
+    assert [] == told
+    # And there is nobody to part from any more.
+    pair.client.part()  # type: ignore[attr-defined]
+    assert b"" == pair.client.data_to_send()
+
+
 def _in_use() -> Any:
     return vars(grpclib.protocol)["H2Connection"]
 

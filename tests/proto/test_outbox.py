@@ -42,7 +42,7 @@ def run(story: Story) -> None:
                 async with DaemonStub(channel).Channel.open() as stream:
                     await stream.send_request()
                     await story(daemon, stream, channel)
-                    if not stream._stream._transport.is_closing():
+                    if stream._stream.closable:
                         await stream.cancel()
             finally:
                 channel.close()
@@ -126,5 +126,20 @@ def test_a_message_that_would_have_to_wait_is_not_sent_now() -> None:
         wire._h2_connection.outbound_flow_control_window = 104
         assert not module.send_now(stream, small)
         wire._h2_connection.outbound_flow_control_window = window
+
+    run(story)
+
+
+def test_after_the_last_word_the_answers_still_come() -> None:
+    async def story(daemon: SmallDaemon, stream: Any, _channel: Channel) -> None:
+        outbox = Outbox(stream, pack)
+        writing = asyncio.create_task(outbox.write())
+        for seq in range(1, 4):
+            outbox.put(frame(seq))
+        outbox.end()
+        await writing
+        assert [1, 2, 3] == await replies(stream, 3)
+        assert await stream.recv_message() is None
+        assert [1, 2, 3] == [command.seq for command in daemon.frames]
 
     run(story)

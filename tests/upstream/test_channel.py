@@ -15,16 +15,19 @@ from grpclib.const import Status
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 from tests.small_daemon import SmallDaemon, serving, stop
 
-from flx_api.errors import DeadlineExceeded, Unavailable
+from flx_api.errors import Conflict, DeadlineExceeded, Unavailable
 from flx_api.observability.metrics import Metrics
 from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame, Principal, ReplyFrame
-from flx_api.upstream.channel import Upstream, why_lost
+from flx_api.upstream.channel import Upstream, sends_of
+from flx_api.upstream.connection import Connection, why_lost
 from flx_api.upstream.endpoints import TOKEN_METADATA, Endpoint
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from grpclib.server import Server
+
+    from flx_api.errors import FlxError
 
 
 @contextlib.asynccontextmanager
@@ -186,6 +189,9 @@ def test_what_was_abandoned_stays_outstanding_until_the_daemon_is_done_with_it()
         call.cancel()
         await asyncio.gather(call, return_exceptions=True)
         assert (upstream._credits._value, len(upstream._abandoned)) == (free - 1, 1)
+        # The daemon is told; this one does not care.
+        await upstream.call(frame(), 5, read=True)
+        assert daemon.given_up == [daemon.commands()[0].seq]
         while upstream._abandoned:  # noqa: ASYNC110 - it ends with its deadline
             await asyncio.sleep(0.01)
         assert upstream._credits._value == free
@@ -211,18 +217,93 @@ def test_those_who_wait_leave_room_for_others(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_fault_of_any_kind_does_not_end_the_connection_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
     async def story(daemon: SmallDaemon, upstream: Upstream, server: Server, socket: Path) -> None:
-        read = upstream._read
+        read = Connection._read
 
-        async def broken(_stream: object) -> None:
-            monkeypatch.setattr(upstream, "_read", read)
+        async def broken(*_: object) -> None:
+            monkeypatch.setattr(Connection, "_read", read)
             raise ValueError
 
-        monkeypatch.setattr(upstream, "_read", broken)
+        monkeypatch.setattr(Connection, "_read", broken)
         await stop(server)
         async with serving(daemon, socket):
-            while upstream._read is not read:  # noqa: ASYNC110 - an attribute is no event
+            while Connection._read is not read:  # noqa: ASYNC110 - an attribute is no event
                 await asyncio.sleep(0.01)
             await upstream.connected.wait()
             assert (await upstream.call(frame(), 5, read=True)).result == b"{}"
+
+    run(story)
+
+
+@pytest.mark.parametrize(
+    ("command", "key", "sends"),
+    [
+        ("pipeline.run", "", 1),
+        ("pipeline.run", "k", 3),
+        ("execution.cancel", "", 3),
+        ("event.publish", "", 1),
+        ("no.such", "k", 1),
+    ],
+)
+def test_what_may_be_sent_again(command: str, key: str, sends: int) -> None:
+    """A command with its key, and one that is harmless by nature; a read, once."""
+    assert sends == sends_of(CommandFrame(command=command, idempotency_key=key), read=False)
+    assert 2 == sends_of(CommandFrame(command=command, idempotency_key=key), read=True)
+
+
+def test_a_command_with_its_key_is_sent_again_with_it_and_its_outcome_waited_for() -> None:
+    """The daemon that comes back is still about the first one for a while; that is no answer."""
+
+    async def story(daemon: SmallDaemon, upstream: Upstream, server: Server, socket: Path) -> None:
+        daemon.answers["pipeline.run"] = lambda _: None
+        command = frame("pipeline.run")
+        command.idempotency_key = "k1"
+        call = asyncio.create_task(upstream.call(command, 20, read=False))
+        while not daemon.commands():  # noqa: ASYNC110 - the daemon's list is no event
+            await asyncio.sleep(0)
+        still = Conflict("still", code="idempotency_in_progress")
+        answers: list[ReplyFrame | FlxError] = [still, still, ReplyFrame(result=b"1")]
+        daemon.answers["pipeline.run"] = lambda _: answers.pop(0)
+        await stop(server)
+        async with serving(daemon, socket):
+            assert b"1" == (await call).result
+        assert ["k1"] * 4 == [sent.idempotency_key for sent in daemon.commands()]
+        assert 3 == upstream.state().sent_again
+
+    run(story)
+
+
+def test_somebody_elses_command_in_progress_is_an_answer() -> None:
+    async def story(daemon: SmallDaemon, upstream: Upstream, _server: Server, _socket: Path) -> None:
+        daemon.answers["pipeline.run"] = lambda _: Conflict("still", code="idempotency_in_progress")
+        command = frame("pipeline.run")
+        command.idempotency_key = "k1"
+        assert "idempotency_in_progress" == (await upstream.call(command, 5, read=False)).code
+        assert 1 == len(daemon.commands())
+
+    run(story)
+
+
+def test_a_stopping_daemons_refusal_is_no_answer_while_there_is_another() -> None:
+    async def story(daemon: SmallDaemon, upstream: Upstream, _server: Server, _socket: Path) -> None:
+        answers: list[ReplyFrame | FlxError] = [Unavailable(code="shutting_down"), ReplyFrame(result=b"1")]
+        daemon.answers["pipeline.run"] = lambda _: answers.pop(0)
+        assert b"1" == (await upstream.call(frame("pipeline.run"), 5, read=False)).result
+
+    run(story)
+
+
+def test_the_callers_deadline_bounds_all_attempts() -> None:
+    async def story(daemon: SmallDaemon, upstream: Upstream, server: Server, _socket: Path) -> None:
+        daemon.answers["pipeline.run"] = lambda _: None
+        command = frame("pipeline.run")
+        command.idempotency_key = "k1"
+        call = asyncio.create_task(upstream.call(command, 4, read=False))
+        while not daemon.commands():  # noqa: ASYNC110 - the daemon's list is no event
+            await asyncio.sleep(0)
+        began = asyncio.get_running_loop().time()
+        await stop(server)
+        with pytest.raises((Unavailable, DeadlineExceeded)):
+            await call
+        assert asyncio.get_running_loop().time() - began < 6
 
     run(story)

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 from tests.small_daemon import SmallDaemon, serving, stop
 from tests.upstream.test_channel import frame, run
 
-from flx_api.errors import FlxError
+from flx_api.errors import Conflict, FlxError
 from flx_api.proto.flx.v1.daemon_pb2 import ReplyFrame
 from flx_api.upstream.group import Ending, Group
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import pytest
     from grpclib.server import Server
 
     from flx_api.upstream.channel import Upstream
@@ -137,4 +138,50 @@ def test_what_was_left_stays_outstanding_until_the_daemon_is_done_with_it() -> N
             await asyncio.sleep(0)
         assert (free, 128) == (upstream._credits._value, upstream._grouped._value)
 
+    run(story)
+
+
+def test_commands_with_keys_are_sent_again_with_them_and_their_outcome_waited_for() -> None:
+    async def story(daemon: SmallDaemon, upstream: Upstream, server: Server, socket: Path) -> None:
+        daemon.answers["pipeline.run"] = lambda _: None
+        group = Group(upstream)
+        for index in range(3):
+            command = frame("pipeline.run")
+            command.idempotency_key = f"k{index}" if index else ""
+            await group.begin(index, command, 20, read=False)
+        while len(daemon.commands()) < 3:  # noqa: ASYNC110 - the daemon's list is no event
+            await asyncio.sleep(0)
+        answers: list[ReplyFrame | FlxError] = [Conflict("still", code="idempotency_in_progress")] * 3
+        answers += [ReplyFrame(result=b"1")] * 2
+        daemon.answers["pipeline.run"] = lambda _: answers.pop(0)
+        await stop(server)
+        async with serving(daemon, socket):
+            assert {0: "upstream_unavailable", 1: "1", 2: "1"} == await all_of(group)
+        assert ["k1", "k2"] == sorted({sent.idempotency_key for sent in daemon.commands()[3:]})
+        assert group.is_idle
+
+    run(story)
+
+
+def test_a_group_that_is_closed_asks_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story(daemon: SmallDaemon, upstream: Upstream, server: Server, socket: Path) -> None:
+        daemon.answers["pipeline.run"] = lambda _: None
+        group = Group(upstream)
+        command = frame("pipeline.run")
+        command.idempotency_key = "k"
+        await group.begin(0, command, 20, read=False)
+        while not daemon.commands():  # noqa: ASYNC110 - the daemon's list is no event
+            await asyncio.sleep(0)
+        daemon.answers["pipeline.run"] = lambda _: Conflict("still", code="idempotency_in_progress")
+        await stop(server)
+        async with serving(daemon, socket):
+            ending = asyncio.create_task(group.ended())
+            while not group._resting:  # noqa: ASYNC110 - the group's table is no event
+                await asyncio.sleep(0)
+            group.close()
+            ending.cancel()
+            await asyncio.gather(ending, return_exceptions=True)
+            assert group.is_idle
+
+    monkeypatch.setattr("flx_api.upstream.group.ASK_AGAIN_S", (0.05, 60.0))
     run(story)

@@ -48,8 +48,10 @@ _log = structlog.get_logger("flx.revocations")
 class Source(Protocol):
     """What is needed of the upstream: the real one, or a test's."""
 
-    heard_s: float
-    """When the daemon last said anything, by the loop's clock."""
+    @property
+    def heard_s(self) -> float:
+        """When the daemon last said anything, by the loop's clock."""
+        ...
 
     @property
     def metadata(self) -> dict[str, str]:

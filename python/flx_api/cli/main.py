@@ -57,18 +57,24 @@ def serve(
 def daemon(
     project: ProjectOption = None,
     socket: Annotated[Path | None, typer.Option(help="Where to listen; in the runtime directory by default.")] = None,
+    listen: Annotated[str | None, typer.Option(help="HOST:PORT to listen on in its place (FLX_GRPC_LISTEN).")] = None,
 ) -> None:
     """Run only the daemon, in the foreground; `flx serve` does this by itself."""
     from flx_api.cli import meltano, runtime  # noqa: PLC0415
     from flx_api.daemon.main import run_daemon  # noqa: PLC0415
 
-    settings = _settings(project=project)
+    settings = _settings(project=project, grpc_listen=listen)
+    if socket is not None and listen is not None:
+        msg = "--listen: the daemon listens on a socket or on TCP, not on both"
+        raise StartupError(msg)
     runtime.check_project(settings)
     runtime.prepare_data_folder(settings)
     folder = meltano.ensure(meltano.environment_folder(settings), say)
-    settings = _settings(project=project, meltano=str(folder))
+    settings = _settings(project=project, grpc_listen=listen, meltano=str(folder))
+    if socket is None and settings.listening is not None:
+        raise SystemExit(run_daemon(settings, tcp=settings.listening, environ=os.environ))
     place = socket or runtime.make_runtime_dir(settings, dict(os.environ)) / "daemon.sock"
-    raise SystemExit(run_daemon(settings, socket_path=place, ready_fd=None, environ=os.environ))
+    raise SystemExit(run_daemon(settings, socket_path=place, environ=os.environ))
 
 
 @app.command()

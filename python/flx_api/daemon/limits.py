@@ -18,10 +18,10 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from grpclib.const import Handler, Status
 from grpclib.exceptions import GRPCError
 
+from flx_api.proto.buffer import MAX_MESSAGE_BYTES
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 
 _Function = Callable[[Any], Awaitable[None]]
 

@@ -6,7 +6,8 @@ server → ready → schedules fire.
 
 Rules:
 - One daemon for each data folder, held by a lock that ends with the process.
-- SIGTERM and SIGINT: no new runs, runs are cancelled and written down, then streams end, then the journal is closed.
+- SIGTERM and SIGINT: gateways are told (GOAWAY), no new runs, runs are cancelled and written down, commands get their
+  replies, then streams end, then the journal is closed.
   A daemon that is killed leaves its runs alive; the next one adopts them.
 - What cannot start says why in one line (`StartupError`).
 """
@@ -27,7 +28,6 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 import uvloop
-from grpclib.server import Server
 
 from flx_api.config import secret_of
 from flx_api.daemon import meltano_database
@@ -38,6 +38,7 @@ from flx_api.daemon.executors.local import LocalExecutor, MeterCommand
 from flx_api.daemon.handlers import HANDLERS, Services
 from flx_api.daemon.identity import project_id_of
 from flx_api.daemon.journal import DEFAULT_TENANT, Journal
+from flx_api.daemon.listener import Address, Listener
 from flx_api.daemon.lock import DataLock
 from flx_api.daemon.project import ProjectCache
 from flx_api.daemon.revocations import Revocations
@@ -49,7 +50,7 @@ from flx_api.daemon.users import Users
 from flx_api.errors import FlxError, ProjectInvalid, StartupError
 from flx_api.models.event import SystemEvent
 from flx_api.observability.logging import set_up
-from flx_api.proto import http2
+from flx_api.proto import http2, tls
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -60,21 +61,15 @@ if TYPE_CHECKING:
 
 _HEAD_START_S = 0.1
 _CHANGES_END_S = 2.0
+# For clients to hear that the daemon stops and to have their replies; `flx serve` has stopped its gateway before.
+_DRAIN_S = 5.0
+_LOCAL_DRAIN_S = 0.5
 # Room for verified tokens of direct clients: some thousands.
 _TOKEN_BYTES = 8 * 1024 * 1024
 # Meltano's name for states in its own database, which is also its default.
 _SYSTEM_DATABASE = "systemdb"
 
 log = structlog.stdlib.get_logger("flx.daemon")
-
-
-class Address:
-    """Where the daemon listens: a Unix socket, or host and port."""
-
-    def __init__(self, *, socket_path: Path | None = None, host: str | None = None, port: int = 0) -> None:
-        self.socket_path = socket_path
-        self.host = host
-        self.port = port
 
 
 def run_daemon(
@@ -115,6 +110,9 @@ def run_daemon(
                 os.write(ready_fd, b"ready\n")
                 os.close(ready_fd)
 
+    if tcp is not None:
+        # Before anything else is begun: whatever is wrong with the files is one line.
+        tls.of_daemon(settings)
     settings.data_path.mkdir(mode=0o700, parents=True, exist_ok=True)
     with DataLock(settings.data_path), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_live(settings, address, tell_ready, environ))
@@ -162,16 +160,17 @@ async def _live(settings: Settings, address: Address, ready: Callable[[], None],
         daemon = DaemonService(services, dispatcher, _trust(settings, address, revocations))
         guarded, health = services_of(daemon)
         http2.install()
-        server = Server(guarded)
-        await _listen(server, address)
-        stack.push_async_callback(_stop_serving, server, address)
+        listener = Listener(guarded, address, settings)
+        listens = await listener.listen()
+        stack.push_async_callback(listener.stop)
+        stack.push_async_callback(daemon.idle, _DRAIN_S if address.socket_path is None else _LOCAL_DRAIN_S)
         # Runs end before streams do, so that watchers see them end. Executions refuse new runs from here on.
         stack.push_async_callback(executions.close, cancel_runs=True)
         await _tell(journal, SystemEvent("started", "The daemon accepts commands."))
         scheduler = Scheduler(journal, projects, executions, settings, _now_us)
         # Before runs end: no schedule fires into a daemon that stops.
         stack.push_async_callback(scheduler.close)
-        log.info("daemon ready", epoch=journal.epoch, seq=journal.seq)
+        log.info("daemon ready", epoch=journal.epoch, seq=journal.seq, listens=listens)
         ready()
         # Last: Meltano's import takes a core for a second or more, and nobody who waits for us waits for that. The
         # gateway, which is about to say that all is ready, gets its answers first.
@@ -186,6 +185,7 @@ async def _live(settings: Settings, address: Address, ready: Callable[[], None],
         await stop.wait()
         log.info("daemon stopping")
         health.set(False)
+        listener.part()
         await _tell(journal, SystemEvent("stopping", "The daemon ends its runs and stops."))
 
 
@@ -195,28 +195,6 @@ async def _open_journal(settings: Settings, environ: Mapping[str, str]) -> Journ
     except FlxError as error:
         msg = f"FLX_DATABASE_URL: {error.detail}"
         raise StartupError(msg) from error
-
-
-async def _listen(server: Server, address: Address) -> None:
-    try:
-        if address.socket_path is None:
-            await server.start(address.host, address.port)
-            return
-        address.socket_path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # The lock is ours: a socket that is there belongs to a daemon that is no more.
-        address.socket_path.unlink(missing_ok=True)
-        await server.start(path=str(address.socket_path))
-        address.socket_path.chmod(0o600)
-    except OSError as error:
-        msg = f"the daemon cannot listen: {os.strerror(error.errno or 0)}"
-        raise StartupError(msg) from error
-
-
-async def _stop_serving(server: Server, address: Address) -> None:
-    server.close()
-    await server.wait_closed()
-    if address.socket_path is not None:
-        address.socket_path.unlink(missing_ok=True)
 
 
 async def _tell(journal: Journal, event: SystemEvent) -> None:
@@ -236,7 +214,8 @@ def _trust(settings: Settings, address: Address, revocations: Revocations) -> Tr
     # A key file of another issuer counts here too; an address does not, since the daemon fetches nothing.
     # A client without a stream shows its token with each call.
     verify = verifier(settings).remembering(_TOKEN_BYTES).verify_full
-    return TokenTrust(_shared_token(settings.grpc_token_file), verify, time.time, revoked)
+    gateways = frozenset(settings.grpc_gateway_names) if settings.grpc_ca_file is not None else None
+    return TokenTrust(_shared_token(settings.grpc_token_file), verify, time.time, revoked, gateways)
 
 
 def _shared_token(file: str | None) -> bytes | None:

@@ -11,6 +11,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 from grpclib.const import Status
@@ -21,16 +22,17 @@ from grpclib.reflection.service import ServerReflection
 
 from flx_api.commands import COMMANDS
 from flx_api.commands.permissions import authorise
-from flx_api.daemon.channel import CommandChannel
-from flx_api.daemon.limits import MAX_MESSAGE_BYTES, Guarded
+from flx_api.daemon.channel import CommandChannel, bearable
+from flx_api.daemon.limits import Guarded
 from flx_api.daemon.trust import Gateway, Nobody
 from flx_api.daemon.watch import Watcher, log_batches
 from flx_api.errors import FlxError, Unauthenticated
+from flx_api.proto.buffer import MAX_MESSAGE_BYTES
 from flx_api.proto.flx.v1.daemon_grpc import DaemonBase
 from flx_api.proto.flx.v1.daemon_pb2 import Revocation, RevocationBatch
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
     from grpclib.server import Stream
 
@@ -69,6 +71,28 @@ class DaemonService(DaemonBase):
         self._services = services
         self._dispatcher = dispatcher
         self._trust = trust
+        # Calls with commands that have not ended.
+        self._open = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def idle(self, within_s: float) -> None:
+        """Wait until no command waits for its reply any more, but not longer."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                await self._idle.wait()
+
+    @contextlib.contextmanager
+    def _commands(self) -> Iterator[None]:
+        """A call with commands."""
+        self._open += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._open -= 1
+            if not self._open:
+                self._idle.set()
 
     async def Execute(self, stream: Stream[CommandFrame, ReplyFrame]) -> None:  # noqa: N802 - the contract's name
         """One command."""
@@ -76,14 +100,17 @@ class DaemonService(DaemonBase):
         frame = await stream.recv_message()
         if frame is None:
             raise GRPCError(Status.INVALID_ARGUMENT, "A message is needed")
-        reply = await self._dispatcher.carry_out(frame, caller)
-        if reply.code in {"missing_token", "invalid_token"} and not isinstance(caller, Gateway):
-            raise GRPCError(Status.UNAUTHENTICATED, "A token is needed")
-        await stream.send_message(reply)
+        with self._commands():
+            reply = await self._dispatcher.carry_out(frame, caller)
+            if reply.code in {"missing_token", "invalid_token"} and not isinstance(caller, Gateway):
+                raise GRPCError(Status.UNAUTHENTICATED, "A token is needed")
+            await stream.send_message(bearable(reply))
 
     async def Channel(self, stream: Stream[CommandBatch, ReplyBatch]) -> None:  # noqa: N802 - the contract's name
         """Many commands."""
-        await CommandChannel(stream, self._dispatcher, self._known(stream)).run()
+        caller = self._known(stream)
+        with self._commands():
+            await CommandChannel(stream, self._dispatcher, caller).run()
 
     async def Watch(self, stream: Stream[WatchRequest, EventBatch]) -> None:  # noqa: N802 - the contract's name
         """Events from a position on. A client with its own token needs the permission to read logs."""
@@ -137,7 +164,7 @@ class DaemonService(DaemonBase):
 
     def _caller(self, stream: Stream[Any, Any]) -> Caller:
         with _as_status():
-            return self._trust.caller(stream.metadata or {})
+            return self._trust.caller(stream.metadata or {}, stream.peer)
 
     def _known(self, stream: Stream[Any, Any]) -> Caller:
         caller = self._caller(stream)

@@ -1,10 +1,12 @@
 """Whom a connection is believed to be.
 
 Strategy: what comes over the Unix socket is a gateway (or the socket's owner): whoever can open it may name the
-principal of a frame. Over TCP a gateway shows the shared token; any other client shows its own JWT, whose claims are
-the principal, whatever its frames say. A client with neither may only use public commands of `Execute`.
+principal of a frame. Over TCP a gateway shows the shared token, or a certificate that was signed for gateways; any
+other client shows its own JWT, whose claims are the principal, whatever its frames say. A client with none of these may
+only use public commands of `Execute`.
 
 Rules:
+- A JWT counts before a certificate: whoever shows both is the one the JWT names.
 - A secret is compared in constant time. A wrong shared token is refused, never passed on as "no token".
 - A token is verified when its stream opens; its end and its revocation are looked at with each command.
 - A key is revoked by the `kid` of the key that verified the token; what the token's header names proves nothing.
@@ -45,6 +47,14 @@ class Caller(Protocol):
     @property
     def tenant(self) -> str | None:
         """The one tenant this caller may see; None: all of them."""
+        ...
+
+
+class Peer(Protocol):
+    """The other side of a connection, as grpclib knows it."""
+
+    def cert(self) -> dict[str, Any] | None:
+        """Its certificate, verified; empty or None when it has shown none."""
         ...
 
 
@@ -110,7 +120,7 @@ class Client:
 class SocketTrust:
     """A Unix socket that only its owner can open: every caller is a gateway."""
 
-    def caller(self, metadata: Mapping[str, Any]) -> Caller:  # noqa: ARG002 - nothing to prove
+    def caller(self, metadata: Mapping[str, Any], peer: Peer | None = None) -> Caller:  # noqa: ARG002 - nothing to prove
         """The gateway."""
         return Gateway()
 
@@ -124,6 +134,8 @@ class TokenTrust:
             TokenRejected.
         now_s: seconds since the epoch.
         revocations: what is asked about every acceptable JWT.
+        gateways: host names of certificates that make a gateway, none for all that were verified; None: no certificate
+            does.
     """
 
     def __init__(
@@ -132,14 +144,16 @@ class TokenTrust:
         verify: Callable[[bytes, float], tuple[Mapping[str, Any], str | None]],
         now_s: Callable[[], float],
         revocations: Revocations,
+        gateways: frozenset[str] | None = None,
     ) -> None:
         self._gateway_token = gateway_token
         self._verify = verify
         self._now_s = now_s
         self._revocations = revocations
+        self._gateways = gateways
 
-    def caller(self, metadata: Mapping[str, Any]) -> Caller:
-        """Who a call's metadata prove it is.
+    def caller(self, metadata: Mapping[str, Any], peer: Peer | None = None) -> Caller:
+        """Who a call's metadata and its connection prove it is.
 
         Raises:
             Unauthenticated: a token that is not acceptable.
@@ -152,7 +166,7 @@ class TokenTrust:
             return Gateway()
         credentials = metadata.get("authorization")
         if credentials is None:
-            return Nobody()
+            return Gateway() if self._is_gateway(peer) else Nobody()
         scheme, token = str(credentials)[: len(_BEARER)], str(credentials)[len(_BEARER) :]
         if scheme.lower() != _BEARER:
             raise Unauthenticated(code="invalid_token")
@@ -171,6 +185,16 @@ class TokenTrust:
         client = Client(principal, float(claims["exp"]), self._now_s, revoked)
         client.principal(None)
         return client
+
+    def _is_gateway(self, peer: Peer | None) -> bool:
+        """Whether the connection's certificate, which the handshake has verified, is a gateway's."""
+        if self._gateways is None or peer is None:
+            return False
+        certificate = peer.cert()
+        if not certificate:
+            return False
+        names = {name for kind, name in certificate.get("subjectAltName", ()) if kind == "DNS"}
+        return not self._gateways or not self._gateways.isdisjoint(names)
 
 
 def principal_of(claims: Mapping[str, Any]) -> Principal:
@@ -197,6 +221,6 @@ def principal_of(claims: Mapping[str, Any]) -> Principal:
 class Trust(Protocol):
     """Decides who a caller is; one for each kind of listener."""
 
-    def caller(self, metadata: Mapping[str, Any]) -> Caller:
-        """Who a call's metadata prove it is. Raises Unauthenticated."""
+    def caller(self, metadata: Mapping[str, Any], peer: Peer | None = None) -> Caller:
+        """Who a call's metadata and its connection prove it is. Raises Unauthenticated."""
         ...

@@ -136,10 +136,11 @@ class Ticket(msgspec.Struct, frozen=True):
 
 
 class CheckView(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One thing that readiness depends on."""
+    """One thing that readiness depends on. `reason`: why it is not well; `note`: what else there is to say."""
 
     ok: bool
     reason: str = ""
+    note: str = ""
 
 
 class Readiness(msgspec.Struct, frozen=True):

@@ -19,16 +19,23 @@ class Health:
 
     def __init__(self) -> None:
         self._checks: dict[str, Callable[[], str]] = {}
+        self._notes: dict[str, Callable[[], str]] = {}
 
-    def register(self, name: str, check: Callable[[], str]) -> None:
-        """Let readiness depend on this check."""
+    def register(self, name: str, check: Callable[[], str], note: Callable[[], str] | None = None) -> None:
+        """Let readiness depend on this check. `note` says more about a part, well or not."""
         self._checks[name] = check
+        if note is not None:
+            self._notes[name] = note
 
     def readiness(self) -> Readiness:
         """Ask all checks."""
         reasons = {name: check() for name, check in self._checks.items()}
+        notes = {name: note() for name, note in self._notes.items()}
         return Readiness(
             status="not_ready" if any(reasons.values()) else "ready",
             reasons=tuple(f"{name}: {reason}" for name, reason in reasons.items() if reason),
-            checks={name: CheckView(ok=not reason, reason=reason) for name, reason in reasons.items()},
+            checks={
+                name: CheckView(ok=not reason, reason=reason, note=notes.get(name, ""))
+                for name, reason in reasons.items()
+            },
         )

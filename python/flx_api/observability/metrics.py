@@ -11,7 +11,7 @@ Rules:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -22,7 +22,7 @@ from flx_api._core import Counters, reasons
 from flx_api.errors import CODES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from prometheus_client.metrics_core import Metric
 
@@ -36,6 +36,32 @@ _PHASE_INDEX: Final = {phase: index for index, phase in enumerate(PHASES)}
 UNMATCHED: Final = "unmatched"
 WEBSOCKET: Final = "/ws/{client_id}"
 UNKNOWN_TICKET: Final = "unknown_ticket"
+
+
+class PoolState(NamedTuple):
+    """The connections to one daemon. `daemon`: its place in the configuration; the rest are counts.
+
+    `ready` take commands, `parting` end what is under way, `away` are not there; `connected`, `failed` and `lost` are
+    how often one was made, could not be made, or broke; `recycled` how often a stream was given up for a new one.
+    """
+
+    daemon: str
+    ready: int
+    parting: int
+    away: int
+    connected: int
+    failed: int
+    lost: int
+    recycled: int
+
+
+class UpstreamState(NamedTuple):
+    """The way to the daemons."""
+
+    in_flight: int = 0
+    sent_again: int = 0
+    foreign: int = 0
+    pools: Sequence[PoolState] = ()
 
 
 class Metrics(Collector):
@@ -52,7 +78,8 @@ class Metrics(Collector):
         self.counters = Counters(
             routes=len(self.routes), refusals=len(self._kinds), policies=len(self._policies), shared=shared
         )
-        self.upstream_in_flight = 0
+        # Asked when somebody wants to know.
+        self.upstream: Callable[[], UpstreamState] = UpstreamState
         # By command and status of the operation.
         self.operations: dict[tuple[str, str], int] = {}
         self.connections = 0
@@ -132,9 +159,7 @@ class Metrics(Collector):
         )
         shadows = dict(zip(self._policies, self.counters.shadows(), strict=True))
         yield _counts("flx_shadow_refusals", "Requests a shadow policy would have refused.", "policy", shadows)
-        yield GaugeMetricFamily(
-            "flx_upstream_in_flight", "Commands that wait for the daemon.", value=self.upstream_in_flight
-        )
+        yield from _of_upstream(self.upstream())
         yield GaugeMetricFamily("flx_ws_connections", "Open WebSocket connections.", value=self.connections)
         yield GaugeMetricFamily("flx_ws_subscriptions", "Subscriptions of all connections.", value=self.subscriptions)
         yield _counts(
@@ -146,6 +171,33 @@ class Metrics(Collector):
         yield CounterMetricFamily("flx_events_received", "Events from the daemon.", value=self.events_received)
         yield CounterMetricFamily("flx_events_delivered", "Events given to connections.", value=self.events_delivered)
         yield _counts("flx_event_gaps", "Gaps told to connections, by reason.", "reason", self.gaps)
+
+
+def _of_upstream(state: UpstreamState) -> Iterator[Metric]:
+    yield GaugeMetricFamily("flx_upstream_in_flight", "Commands that wait for the daemon.", value=state.in_flight)
+    yield CounterMetricFamily(
+        "flx_upstream_sent_again", "Commands sent again, since their connection was lost.", value=state.sent_again
+    )
+    yield CounterMetricFamily(
+        "flx_upstream_foreign_replies", "Replies on a stream where nobody had asked; dropped.", value=state.foreign
+    )
+    connections = GaugeMetricFamily(
+        "flx_upstream_connections",
+        "Connections to each daemon, by its place in FLX_GRPC_DAEMON_HOST: ready, parting or away.",
+        labels=("daemon", "state"),
+    )
+    events = CounterMetricFamily(
+        "flx_upstream_connection_events",
+        "Connections made (connected), not made (failed) or broken (lost), and streams renewed (recycled).",
+        labels=("daemon", "event"),
+    )
+    for pool in state.pools:
+        for of in ("ready", "parting", "away"):
+            connections.add_metric((pool.daemon, of), getattr(pool, of))
+        for event in ("connected", "failed", "lost", "recycled"):
+            events.add_metric((pool.daemon, event), getattr(pool, event))
+    yield connections
+    yield events
 
 
 def _counts(name: str, sentence: str, label: str, counts: dict[str, int]) -> CounterMetricFamily:

@@ -5,6 +5,7 @@ is handed back to the peer (`ack`) for what was taken and for what a reader wait
 reader that stops reading stops the peer. What is owed is handed back at the latest before the next wait.
 
 Rules:
+- Nobody may ask for more than `MAX_MESSAGE_BYTES` at once: the peer would only have to name a number for it.
 - One reader at a time, as grpclib has it.
 - Padding counts against the windows like data (RFC 9113, section 6.1) and is handed back with the data it came with.
 """
@@ -12,11 +13,15 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+from grpclib.exceptions import ProtocolError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+# Of one message, either way. A daemon says so to whoever sends more (`flx_api.daemon.limits`).
+MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
 _OWED_AT_MOST = 16_384
 
 
@@ -58,7 +63,11 @@ class Buffer:
 
         Raises:
             AssertionError: it ended with fewer (as grpclib says it).
+            ProtocolError: it is more than a message may have.
         """
+        if size > MAX_MESSAGE_BYTES:
+            msg = f"a message of more than {MAX_MESSAGE_BYTES} bytes"
+            raise ProtocolError(msg)
         received = self._bytes
         while len(received) < size and not self._eof:
             # Whoever waits for the rest of something has claimed its beginning.

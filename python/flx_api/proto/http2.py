@@ -6,7 +6,11 @@ and daemon (docs/decisions/0008). `Connection` is h2's connection; a frame that 
 stream and within all windows changes nothing but the windows (RFC 9113, sections 5.2 and 6.1), so that is all it does
 here. Whatever else there is goes h2's way.
 
+A GOAWAY without an error is no end but a farewell (RFC 9113, section 6.8): no new streams, and those that are open go
+on. For h2 it is the end. So whoever wants to part in peace says so with `part`, and hears it by `on_parting`.
+
 Rules:
+- Without `on_parting`, a GOAWAY is what h2 makes of it.
 - What is not certain to be such a frame is h2's, from its first byte; h2 is the judge in the tests, frame by frame.
 - It uses names that h2 keeps for itself, so it is installed for the versions it was written against, and only there.
 """
@@ -18,15 +22,20 @@ from typing import TYPE_CHECKING, Any, Final
 import grpclib.protocol
 import h2
 from h2.connection import ConnectionState, H2Connection
+from h2.errors import ErrorCodes
 from h2.events import DataReceived
 from h2.stream import StreamState
+from hyperframe.frame import GoAwayFrame
 
 from flx_api.proto.buffer import Buffer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from h2.events import Event
     from h2.stream import H2Stream
     from h2.windows import WindowManager
+    from hyperframe.frame import Frame
 
 KNOWN_VERSIONS: Final = ("4.4.",)
 _HEAD: Final = 9
@@ -37,8 +46,30 @@ _RECEIVING: Final = frozenset({StreamState.OPEN, StreamState.HALF_CLOSED_LOCAL})
 _SENDING: Final = frozenset({StreamState.OPEN, StreamState.HALF_CLOSED_REMOTE})
 
 
+# Every stream that is on its way is still taken; RFC 9113 has this number for a farewell.
+_ALL_STREAMS: Final = 2**31 - 1
+
+
 class Connection(H2Connection):
     """h2's connection."""
+
+    on_parting: Callable[[int], None] | None = None
+    """Told that the peer wants no new streams, with the number of the last one that it takes."""
+
+    def part(self) -> None:
+        """Tell the peer to open no new streams here; those that are open go on."""
+        if self.state_machine.state not in _OPEN:
+            return
+        frame = GoAwayFrame(0)
+        frame.last_stream_id = _ALL_STREAMS
+        frame.error_code = ErrorCodes.NO_ERROR
+        self._prepare_for_sending([frame])
+
+    def _receive_goaway_frame(self, frame: GoAwayFrame) -> tuple[list[Frame], list[Event]]:
+        if self.on_parting is None or frame.error_code != ErrorCodes.NO_ERROR or self.state_machine.state not in _OPEN:
+            return super()._receive_goaway_frame(frame)
+        self.on_parting(frame.last_stream_id)
+        return [], []
 
     def receive_data(self, data: Any) -> list[Event]:  # noqa: ANN401 - bytes, or what h2 takes for bytes
         """What the peer sent, as events; in h2's words."""

@@ -52,7 +52,13 @@ class Outbox(Generic[Frame]):
         self._frames: list[Frame] = []
         self._is_due = False
         self._is_waiting = False
+        self._is_last = False
         self._wake = asyncio.Event()
+
+    def end(self) -> None:
+        """Send what is here, and then that nothing more comes; nothing may be put after this."""
+        self._is_last = True
+        self._wake.set()
 
     def put(self, frame: Frame) -> None:
         """Let a frame leave with this tick."""
@@ -75,7 +81,7 @@ class Outbox(Generic[Frame]):
         self._wake.set()
 
     async def write(self) -> None:
-        """Send what cannot leave at once, for as long as the stream lives; raises what grpclib raises when it ends."""
+        """Send what cannot leave at once, until `end`; raises what grpclib raises when the stream ends before that."""
         while True:
             await self._wake.wait()
             self._wake.clear()
@@ -85,6 +91,9 @@ class Outbox(Generic[Frame]):
                     await self._stream.send_message(message)
                     self._sent(count)
             self._is_waiting = False
+            if self._is_last:
+                await self._stream.end()
+                return
 
 
 def send_now(stream: Any, message: bytes) -> bool:  # noqa: ANN401 - see above

@@ -1,57 +1,65 @@
-"""The upstream: one connection to the daemon and one long-lived stream that carries all commands of this worker.
+"""The upstream: all commands of this worker on their way to the daemons and back.
 
-Strategy: a call puts a frame into the outbox (`flx_api.proto.outbox`), which leaves with the loop's tick as one message
-with all others, and waits for a future. The reader task matches replies by `seq`. One task (`_run`) owns the
-connection: connect, probe, serve, and after a loss again with growing, jittered pauses.
+Strategy: a call puts a frame into the outbox (`flx_api.proto.outbox`) of a stream, which leaves with the loop's tick as
+one message with all others, and waits for a future. Replies are matched by `seq`, in one table for all streams. Which
+stream: the one with the fewest commands outstanding, of those whose daemon has answered a probe. Streams come and go
+with the connections of `flx_api.upstream.pool`; here it is known what is outstanding on each.
 
 Rules:
-- Connected means that the daemon answered a probe. Probes go on: a daemon that hangs is a daemon that is away.
-- A loss fails everything that is pending with `upstream_unavailable`. Whether the daemon had seen it is unknown, so
-  only commands that change nothing are sent again, once.
-- While there is no connection a call waits at most `PATIENCE_S` for one.
-- A caller that goes away takes its pending entry with it; a late reply is dropped. Its credit comes back with that
-  reply, its deadline or the connection's end: until then the command is outstanding at the daemon.
+- A stream that is lost fails everything that is pending on it with `upstream_unavailable`. Whether the daemon had seen
+  it is unknown, so only what does no harm twice is sent again, on another stream and within the caller's deadline: a
+  read once; an idempotent command, or one with an idempotency key, `SENDS` times in all. It goes to another daemon if
+  there is one: other streams of the same place are likely to be lost as well, and only have not said so yet.
+- What a stopping daemon refuses for that reason is sent elsewhere, if there is another.
+- While there is no connection a call waits at most `PATIENCE_S` for one; a command whose outcome is unknown, for a
+  daemon that is just started again, `RECONNECT_S`.
+- A reply counts only on the stream that its command left on.
+- A caller that goes away takes its pending entry with it, and the daemon is told: it ends what is only read. Its credit
+  comes back with the reply, which is dropped, its deadline or the stream's end: until then the command is outstanding.
 - When the service stops, whoever waits is told that, and not that the daemon is away.
 - Commands that wait by nature never hold all credits, and neither do those of batches (`flx_api.upstream.group`).
+- Streams of their own (`stub`) all go to one connection for as long as it is there, whose last word is `heard_s`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
 import random
-import socket
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
-import structlog
-from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
-
+from flx_api.commands import COMMANDS
 from flx_api.errors import DeadlineExceeded, Unavailable
+from flx_api.observability.metrics import UpstreamState
 from flx_api.proto import http2
-from flx_api.proto.flx.v1.daemon_grpc import DaemonStub
-from flx_api.proto.flx.v1.daemon_pb2 import CommandBatch, CommandFrame, Principal, ReplyBatch, ReplyFrame
-from flx_api.proto.outbox import Outbox
+from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame, Principal, ReplyFrame
+from flx_api.upstream.connection import PROBE_TIMEOUT_S
+from flx_api.upstream.credits import Credits
+from flx_api.upstream.endpoints import Endpoint
+from flx_api.upstream.pool import Pool
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from grpclib.client import Channel, Stream
+    from collections.abc import Callable, Iterable
 
     from flx_api.errors import FlxError
     from flx_api.observability.metrics import Metrics
-    from flx_api.upstream.endpoints import Endpoint
+    from flx_api.proto.flx.v1.daemon_grpc import DaemonStub
+    from flx_api.upstream.connection import Carrier, Connection
+    from flx_api.upstream.endpoints import Daemons
 
 PATIENCE_S: Final = 0.5
-PROBE_EVERY_S: Final = 1.5
-PROBE_TIMEOUT_S: Final = 2.0
-# Short at first: at a start both sides come up together, and the daemon of this host is a few milliseconds away.
-_BACKOFF_S: Final = (0.01, 2.0)
-_BACKOFF_FACTOR: Final = 1.5
+RECONNECT_S: Final = 5.0
+SENDS: Final = 3
+# How long to wait before asking again for the outcome of a command that the daemon is still about.
+ASK_AGAIN_S: Final = (0.05, 1.0)
+IN_PROGRESS: Final = "idempotency_in_progress"
+STOPPING: Final = "shutting_down"
+# For the other streams of a place to be lost as well.
+_LET_DIE_S: Final = 0.02
 _SWEEP_EVERY_S: Final = 0.1
 # The daemon knows the deadline too and its answer is better than ours, so ours comes a little later.
 _DEADLINE_GRACE_S: Final = 0.25
-# The daemon reads no further with 256 commands outstanding, probes included: beyond this calls wait here, briefly.
+# The daemon reads no further with 256 commands outstanding on a stream, probes included: beyond this calls wait here,
+# briefly. All three are for each stream.
 _CREDITS: Final = 240
 # Of these, so many for commands that wait for an execution: they last for minutes, and others must get through.
 _WAITS: Final = 160
@@ -60,16 +68,9 @@ _WAIT: Final = "execution.wait"
 GROUPED: Final = 128
 _QUEUE_S: Final = 1.0
 _MAX_QUEUED: Final = 4096
-_MAX_FRAMES: Final = 128
-_MAX_BATCH_BYTES: Final = 262_144
 
-# What grpclib raises when a connection cannot be made, breaks, or the daemon ends the stream.
-LOSSES: Final = (GRPCError, StreamTerminatedError, ProtocolError, OSError, asyncio.TimeoutError)
 _BROKE: Final = "The connection to the daemon broke"
 _PROBE = Principal(subject="gateway", roles=["viewer"])
-
-_log = structlog.get_logger("flx.upstream")
-
 
 # What a credit was given for; a probe has none.
 Kind = Literal["call", "wait", "grouped"]
@@ -91,106 +92,135 @@ class Reply(Protocol):
         ...
 
 
-class Credits(asyncio.Semaphore):
-    """How many commands may be outstanding; whoever has to wait for one gets it in turn."""
-
-    def take(self) -> bool:
-        """One without waiting, if nobody waits. The usual case, and several times cheaper than `acquire`."""
-        if self._value <= 0 or self._waiters:
-            return False
-        self._value -= 1
-        return True
-
-
 class _Pending:
-    """A command that is waited for."""
+    """A command that is waited for, or whose caller left while the daemon works on it."""
 
-    __slots__ = ("deadline", "kind", "reply")
+    __slots__ = ("carrier", "deadline", "kind", "reply")
 
-    def __init__(self, reply: Reply, deadline: float, kind: Kind | None) -> None:
+    def __init__(self, reply: Reply, deadline: float, kind: Kind | None, carrier: Carrier | None) -> None:
         self.reply = reply
         self.deadline = deadline
         self.kind = kind
-
-
-class _Abandoned(NamedTuple):
-    """A command whose caller left while the daemon works on it."""
-
-    deadline: float
-    kind: Kind
+        self.carrier = carrier
 
 
 class StreamLost(Unavailable):
     """The stream broke after the frame may have left; whether the command was carried out is unknown."""
 
+    place: object = None
+    """Where it was sent."""
+
 
 class Upstream:
-    """The connection of one worker to one daemon.
+    """The way of one worker to its daemons.
 
     Args:
-        endpoint: where the daemon is.
-        metrics: where what is in flight is counted.
+        endpoints: where they are.
+        metrics: where what is in flight is told.
         jitter: a number in [0, 1) at each call; tests pass their own.
+        width: connections to each address.
     """
 
-    def __init__(self, endpoint: Endpoint, metrics: Metrics, jitter: Callable[[], float] = random.random) -> None:
-        self._endpoint = endpoint
-        self._metrics = metrics
+    def __init__(
+        self,
+        endpoints: Daemons,
+        metrics: Metrics,
+        jitter: Callable[[], float] = random.random,
+        *,
+        width: int = 1,
+    ) -> None:
+        self._endpoints = (endpoints,) if isinstance(endpoints, Endpoint) else tuple(endpoints)
         self._jitter = jitter
+        self._pools = [
+            Pool(endpoint, number, width=width, table=self, jitter=jitter)
+            for number, endpoint in enumerate(self._endpoints, 1)
+        ]
+        metrics.upstream = self.state
         self._pending: dict[int, _Pending] = {}
-        self._abandoned: dict[int, _Abandoned] = {}
-        self._outbox: Outbox[CommandFrame] | None = None
-        self._credits = Credits(_CREDITS)
-        self._grouped = Credits(GROUPED)
+        self._abandoned: dict[int, _Pending] = {}
+        # Streams that take commands.
+        self._ready: list[Carrier] = []
+        self._primary: Connection | None = None
+        self._credits = Credits()
+        self._grouped = Credits()
         self._queued = 0
         self._waits = 0
         self._seq = 0
-        self._stub: DaemonStub | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._sent_again = 0
+        self._foreign = 0
         self._sweeper: asyncio.TimerHandle | None = None
         self._closing = False
         self.connected = asyncio.Event()
-        # When the daemon last said anything, by the loop's clock: probes see to it that it does.
-        self.heard_s = 0.0
-        self.reason = "not connected yet"
 
     def start(self) -> None:
         """Connect in the background and stay connected."""
         http2.install()
-        self._task = asyncio.create_task(self._run(), name="upstream")
+        for pool in self._pools:
+            pool.start()
 
     async def close(self) -> None:
-        """Close the connection; what is pending fails."""
-        # Before the cancel: the owner of the connection fails what is pending on its way out.
+        """Close the connections; what is pending fails."""
+        # Before the streams end: they fail what is pending on their way out.
         self._closing = True
-        self.reason = "closed"
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await asyncio.gather(*(pool.close() for pool in self._pools))
         if self._sweeper is not None:
             self._sweeper.cancel()
-        self._fail_pending()
 
     @property
     def in_flight(self) -> int:
         """How many calls wait for a reply."""
         return len(self._pending)
 
+    def state(self) -> UpstreamState:
+        """The upstream in numbers."""
+        pools = [pool.state for pool in self._pools]
+        return UpstreamState(len(self._pending), self._sent_again, self._foreign, pools)
+
     @property
     def metadata(self) -> dict[str, str]:
         """What every call carries."""
-        return self._endpoint.metadata
+        return self._endpoints[0].metadata
+
+    @property
+    def heard_s(self) -> float:
+        """When the daemon of `stub` last said anything, by the loop's clock."""
+        return self._primary.heard_s if self._primary is not None else 0.0
+
+    @property
+    def reason(self) -> str:
+        """Why there is no connection at all; empty when there is one."""
+        if self._ready:
+            return ""
+        if self._closing:
+            return "closed"
+        return self._pools[0].why_away if len(self._pools) == 1 else f"no daemon is connected ({self._away})"
+
+    @property
+    def note(self) -> str:
+        """Which daemons are connected, where there are several."""
+        if len(self._pools) == 1 or not self._ready:
+            return ""
+        connected = sum(pool.is_connected for pool in self._pools)
+        away = f" ({self._away})" if connected < len(self._pools) else ""
+        return f"{connected} of {len(self._pools)} daemons are connected{away}"
+
+    @property
+    def _away(self) -> str:
+        """Each daemon that is not connected, by its place in the configuration, and why."""
+        return "; ".join(f"{pool.number}: {pool.why_away}" for pool in self._pools if not pool.is_connected)
 
     async def stub(self) -> DaemonStub:
-        """The stub for streams of their own (Watch, Logs) on the present connection.
+        """The stub for streams of their own (Watch, Logs), on one connection for as long as that is there.
 
         Raises:
             Unavailable: there is no connection and none came within `PATIENCE_S`.
         """
         await self._connection()
-        if self._stub is None:
-            raise Unavailable(retry_after_s=1)
-        return self._stub
+        if self._primary is None or not self._primary.is_ready:
+            if not self._ready:
+                raise Unavailable(retry_after_s=1)
+            self._primary = self._ready[0].connection
+        return self._primary.stub
 
     async def call(self, frame: CommandFrame, deadline_s: float, *, read: bool) -> ReplyFrame:
         """Send a command and wait for its reply, whatever it is.
@@ -206,15 +236,53 @@ class Upstream:
         """
         deadline = asyncio.get_running_loop().time() + deadline_s
         try:
-            return await self._attempt(frame, deadline)
-        except StreamLost:
-            if not read or self._closing:
+            # The usual case in as few steps as possible; `_attempt` is the same for all cases.
+            if self._ready and not _is_wait(frame) and self._credits.take():
+                reply = await self._send(frame, deadline, "call")
+            else:
+                reply = await self._attempt(frame, deadline)
+        except StreamLost as lost:
+            sends = sends_of(frame, read=read)
+            if sends == 1 or self._closing:
                 raise
+            return await self._again(frame, deadline, sends - 1, lost)
+        if reply.code == STOPPING and self._ready:
             return await self._attempt(frame, deadline)
+        return reply
+
+    async def _again(self, frame: CommandFrame, deadline: float, sends: int, lost: StreamLost) -> ReplyFrame:
+        """Send a command again whose stream was lost, as often as that is allowed; `lost` when that is of no use."""
+        loop = asyncio.get_running_loop()
+        pause, longest = ASK_AGAIN_S
+        while True:
+            left_s = deadline - loop.time()
+            if left_s <= 0 or self._closing:
+                raise lost
+            self.sent_again()
+            patience_s = min(PATIENCE_S if sends == 1 else RECONNECT_S, left_s)
+            try:
+                reply = await self._attempt(frame, deadline, patience_s, lost.place)
+            except StreamLost as error:
+                sends, lost = sends - 1, error
+                if sends == 0:
+                    raise
+                continue
+            except Unavailable:
+                # Not even sent; what is not known is what became of it before.
+                raise lost from None
+            if reply.code != IN_PROGRESS:
+                return reply
+            # Our own first attempt: the daemon is still about it, and will know the answer.
+            await asyncio.sleep(pause * (0.5 + self._jitter() / 2))
+            pause = min(pause * 2, longest)
+
+    def sent_again(self) -> None:
+        """A command is sent for another time."""
+        self._sent_again += 1
 
     def begin_now(self, frame: CommandFrame, deadline_s: float, reply: Reply) -> bool:
         """Do what `begin` does, if nothing has to be waited for; else nothing, and say so."""
-        if not self.connected.is_set() or _is_wait(frame) or not self._grouped.take():
+        if not self._ready or _is_wait(frame) or not self._grouped.take():
             return False
         if not self._credits.take():
             self._grouped.release()
@@ -222,7 +290,16 @@ class Upstream:
         self._put(frame, asyncio.get_running_loop().time() + deadline_s, reply, "grouped")
         return True
 
-    async def begin(self, frame: CommandFrame, deadline_s: float, reply: Reply, *, patient: bool) -> None:
+    async def begin(
+        self,
+        frame: CommandFrame,
+        deadline_s: float,
+        reply: Reply,
+        *,
+        patient: bool,
+        patience_s: float = PATIENCE_S,
+        avoid: object = None,
+    ) -> None:
         """Send a command of a batch; its reply goes to `reply`, and then `end` or `abandon` has to be called.
 
         Args:
@@ -230,41 +307,114 @@ class Upstream:
             deadline_s: seconds from now after which nobody waits any more.
             reply: told once, maybe before this returns.
             patient: whether to wait for a connection and for room.
+            patience_s: how long to wait for a connection.
+            avoid: a place to keep away from, if there is another.
 
         Raises:
             Unavailable: nothing was sent: no connection, or too much in flight.
         """
         deadline = asyncio.get_running_loop().time() + deadline_s
-        self._put(frame, deadline, reply, await self._room(frame, grouped=True, patient=patient))
+        if avoid is not None:
+            await self._let_die(avoid)
+        kind = await self._room(frame, grouped=True, patient=patient, patience_s=patience_s)
+        self._put(frame, deadline, reply, kind, avoid=avoid)
 
     def end(self, seq: int) -> None:
         """A reply has come, or never will."""
-        kind = self._pending.pop(seq).kind
-        if kind is not None:
-            self._release(kind)
-        self._metrics.upstream_in_flight = len(self._pending)
+        self._done(self._pending.pop(seq))
 
     def abandon(self, seq: int) -> None:
-        """Nobody waits for a reply any more, but the daemon works on the command."""
+        """Nobody waits for a reply any more, but the daemon works on the command, until it hears of that."""
         ended = self._pending.pop(seq)
-        if ended.kind is not None:
-            self._abandoned[seq] = _Abandoned(ended.deadline, ended.kind)
-        self._metrics.upstream_in_flight = len(self._pending)
+        if ended.kind is not None and ended.carrier is not None:
+            self._abandoned[seq] = ended
+            if ended.carrier in self._ready and ended.carrier.outbox is not None:
+                ended.carrier.outbox.put(CommandFrame(seq=seq, cancel=True))
+        else:
+            self._done(ended)
 
     @property
     def closing(self) -> bool:
         """Whether the service stops."""
         return self._closing
 
-    async def _attempt(self, frame: CommandFrame, deadline: float) -> ReplyFrame:
-        return await self._send(frame, deadline, await self._room(frame))
+    # --- what the connections tell ------------------------------------------------------------------------------------
 
-    async def _room(self, frame: CommandFrame, *, grouped: bool = False, patient: bool = True) -> Kind:
+    def joined(self, carrier: Carrier) -> None:
+        """A stream takes commands from now on."""
+        self._ready.append(carrier)
+        self._credits.resize(_CREDITS)
+        self._grouped.resize(GROUPED)
+        self.connected.set()
+
+    def left(self, carrier: Carrier) -> None:
+        """It takes no more; its replies still come."""
+        if carrier not in self._ready:
+            return
+        self._ready.remove(carrier)
+        self._credits.resize(-_CREDITS)
+        self._grouped.resize(-GROUPED)
+        if not self._ready:
+            self.connected.clear()
+
+    def replies(self, carrier: Carrier, frames: Iterable[ReplyFrame]) -> None:
+        """These came on a stream."""
+        for reply in frames:
+            pending = self._pending.get(reply.seq)
+            if pending is None:
+                self._forget(reply.seq, carrier)
+            elif pending.carrier is not carrier:
+                # An answer to what was not asked there is nobody's.
+                self._foreign += 1
+            elif not pending.reply.done():
+                pending.reply.set_result(reply)
+            else:
+                # Its caller is just leaving: what it abandons is over.
+                pending.deadline = 0.0
+
+    def lost(self, carrier: Carrier) -> None:
+        """A stream has ended; no more replies come on it."""
+        self.left(carrier)
+        for seq in [seq for seq, abandoned in self._abandoned.items() if abandoned.carrier is carrier]:
+            self._forget(seq, carrier)
+        detail, code = _BROKE, "upstream_unavailable"
+        if self._closing:
+            detail, code = "The service is shutting down", STOPPING
+        # A copy: what belongs to a batch leaves the table as soon as it is told.
+        for pending in [pending for pending in self._pending.values() if pending.carrier is carrier]:
+            if not pending.reply.done():
+                lost = StreamLost(detail, code=code, retry_after_s=1)
+                lost.place = carrier.connection.place
+                pending.reply.set_exception(lost)
+
+    async def ask(self, carrier: Carrier) -> None:
+        """Wait for an echo on a stream."""
+        frame = CommandFrame(command="system.echo", args=b"{}", principal=_PROBE)
+        async with asyncio.timeout(PROBE_TIMEOUT_S):
+            await self._send(frame, asyncio.get_running_loop().time() + PROBE_TIMEOUT_S, None, carrier)
+
+    # --- one command --------------------------------------------------------------------------------------------------
+
+    async def _attempt(
+        self, frame: CommandFrame, deadline: float, patience_s: float = PATIENCE_S, avoid: object = None
+    ) -> ReplyFrame:
+        if avoid is not None:
+            await self._let_die(avoid)
+        return await self._send(frame, deadline, await self._room(frame, patience_s=patience_s), avoid=avoid)
+
+    async def _let_die(self, place: object) -> None:
+        """When there are only streams of a place where one was lost, wait until the others would be lost as well."""
+        if all(carrier.connection.place == place for carrier in self._ready):
+            await asyncio.sleep(_LET_DIE_S)
+
+    async def _room(
+        self, frame: CommandFrame, *, grouped: bool = False, patient: bool = True, patience_s: float = PATIENCE_S
+    ) -> Kind:
         """A connection, and a credit of the kind that is told."""
-        if not self.connected.is_set():
-            await self._connection(PATIENCE_S if patient else 0)
+        if not self._ready:
+            await self._connection(patience_s if patient else 0)
         if _is_wait(frame):
-            if self._waits >= _WAITS:
+            if self._waits >= _WAITS * max(len(self._ready), 1):
                 detail = "Too many callers wait for executions"
                 raise Unavailable(detail, retry_after_s=1)
             self._waits += 1
@@ -282,9 +432,13 @@ class Upstream:
             raise
         return kind
 
-    def _release(self, kind: Kind) -> None:
-        self._release_share(kind)
-        self._credits.release()
+    def _done(self, ended: _Pending) -> None:
+        """The daemon is done with a command, or it will never be known."""
+        if ended.carrier is not None:
+            ended.carrier.outstanding -= 1
+        if ended.kind is not None:
+            self._release_share(ended.kind)
+            self._credits.release()
 
     def _release_share(self, kind: Kind) -> None:
         if kind == "wait":
@@ -292,11 +446,12 @@ class Upstream:
         elif kind == "grouped":
             self._grouped.release()
 
-    def _forget(self, seq: int) -> None:
+    def _forget(self, seq: int, carrier: Carrier) -> None:
         """The daemon is done with a command that nobody waits for."""
-        abandoned = self._abandoned.pop(seq, None)
-        if abandoned is not None:
-            self._release(abandoned.kind)
+        abandoned = self._abandoned.get(seq)
+        if abandoned is not None and abandoned.carrier is carrier:
+            del self._abandoned[seq]
+            self._done(abandoned)
 
     async def _acquire(self, credits_: Credits, *, patient: bool) -> None:
         """One of these credits, or `upstream_unavailable` when none becomes free in time."""
@@ -314,24 +469,54 @@ class Upstream:
         finally:
             self._queued -= 1
 
-    def _put(self, frame: CommandFrame, deadline: float, reply: Reply, kind: Kind | None) -> int:
-        """Let a frame leave with this tick; its number."""
+    def _put(
+        self,
+        frame: CommandFrame,
+        deadline: float,
+        reply: Reply,
+        kind: Kind | None,
+        carrier: Carrier | None = None,
+        *,
+        avoid: object = None,
+    ) -> int:
+        """Let a frame leave with this tick, on this stream or the one with the fewest outstanding; its number."""
         self._seq += 1
         frame.seq = seq = self._seq
-        self._pending[seq] = _Pending(reply, deadline + _DEADLINE_GRACE_S, kind)
-        self._metrics.upstream_in_flight = len(self._pending)
-        if self._outbox is not None:
-            self._outbox.put(frame)
+        if carrier is None and self._ready:
+            carrier = self._ready[0] if len(self._ready) == 1 else self._least(seq, avoid)
+        self._pending[seq] = _Pending(reply, deadline + _DEADLINE_GRACE_S, kind, carrier)
+        if carrier is not None and carrier.outbox is not None:
+            carrier.outstanding += 1
+            carrier.outbox.put(frame)
         else:
             reply.set_exception(StreamLost(_BROKE, retry_after_s=1))
         if self._sweeper is None:
             self._sweeper = asyncio.get_running_loop().call_later(_SWEEP_EVERY_S, self._sweep)
         return seq
 
-    async def _send(self, frame: CommandFrame, deadline: float, kind: Kind | None = None) -> ReplyFrame:
+    def _least(self, turn: int, avoid: object) -> Carrier:
+        """The stream with the fewest commands outstanding; those that have equally few take turns."""
+        ready = self._ready
+        if avoid is not None:
+            ready = [carrier for carrier in ready if carrier.connection.place != avoid] or ready
+        least = ready[turn % len(ready)]
+        for carrier in ready:
+            if carrier.outstanding < least.outstanding:
+                least = carrier
+        return least
+
+    async def _send(
+        self,
+        frame: CommandFrame,
+        deadline: float,
+        kind: Kind | None = None,
+        carrier: Carrier | None = None,
+        *,
+        avoid: object = None,
+    ) -> ReplyFrame:
         """Send a frame and wait for its reply. A probe holds no credit."""
         reply: asyncio.Future[ReplyFrame] = asyncio.get_running_loop().create_future()
-        seq = self._put(frame, deadline, reply, kind)
+        seq = self._put(frame, deadline, reply, kind, carrier, avoid=avoid)
         try:
             return await reply
         finally:
@@ -351,143 +536,32 @@ class Upstream:
                 pending.reply.set_exception(DeadlineExceeded())
         # The daemon gives up at the same deadline.
         for seq in [seq for seq, abandoned in self._abandoned.items() if abandoned.deadline <= now]:
-            self._forget(seq)
+            self._done(self._abandoned.pop(seq))
         if self._pending or self._abandoned:
             self._sweeper = loop.call_later(_SWEEP_EVERY_S, self._sweep)
 
     async def _connection(self, patience_s: float = PATIENCE_S) -> None:
-        if self.connected.is_set():
+        if self._ready:
             return
         try:
             async with asyncio.timeout(patience_s):
                 await self.connected.wait()
         except TimeoutError:
-            code = "shutting_down" if self._closing else "upstream_unavailable"
+            code = STOPPING if self._closing else "upstream_unavailable"
             raise Unavailable(code=code, retry_after_s=1) from None
 
-    async def _run(self) -> None:
-        shortest, longest = _BACKOFF_S
-        pause = shortest
-        while True:
-            channel = self._endpoint.open()
-            was_connected = False
-            try:
-                await self._serve(channel)
-                self.reason = "the daemon closed the stream"
-            except LOSSES as error:
-                self.reason = f"the daemon {why_lost(error)}"
-            except Exception as error:  # noqa: BLE001 - said and logged; the task goes on
-                # Whatever it is, without this task the gateway would stay without a daemon and call itself ready.
-                self.reason = f"the connection to the daemon failed ({type(error).__name__})"
-                _log.exception("upstream.unexpected")
-            finally:
-                was_connected = self.connected.is_set()
-                self.connected.clear()
-                self._stub = None
-                channel.close()
-                self._outbox = None
-                for seq in list(self._abandoned):
-                    self._forget(seq)
-                self._fail_pending()
-            if was_connected:
-                _log.warning("upstream.lost", reason=self.reason)
-                pause = shortest
-            await asyncio.sleep(pause * (0.5 + self._jitter() / 2))
-            pause = min(pause * _BACKOFF_FACTOR, longest)
 
-    async def _serve(self, channel: Channel) -> None:
-        """Serve one connection until it ends. Raises one of LOSSES when it does not end by itself."""
-        stub = DaemonStub(channel)
-        async with stub.Channel.open(metadata=self._endpoint.metadata) as stream:
-            async with asyncio.timeout(PROBE_TIMEOUT_S):
-                await stream.send_request()
-            self._outbox = outbox = Outbox(stream, _batches)
-            tasks = [
-                asyncio.create_task(outbox.write(), name="upstream-writer"),
-                asyncio.create_task(self._read(stream), name="upstream-reader"),
-                asyncio.create_task(self._probe(stub), name="upstream-probe"),
-            ]
-            try:
-                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
-                with contextlib.suppress(*LOSSES):
-                    await stream.cancel()
-            for task in done:
-                task.result()
-
-    async def _read(self, stream: Stream[CommandBatch, ReplyBatch]) -> None:
-        loop = asyncio.get_running_loop()
-        while (batch := await stream.recv_message()) is not None:
-            self.heard_s = loop.time()
-            for reply in batch.frames:
-                pending = self._pending.get(reply.seq)
-                if pending is None:
-                    self._forget(reply.seq)
-                elif not pending.reply.done():
-                    pending.reply.set_result(reply)
-                else:
-                    # Its caller is just leaving: what it abandons is over.
-                    pending.deadline = 0.0
-
-    async def _probe(self, stub: DaemonStub) -> None:
-        """Ask for an echo, again and again; the first answer makes the connection one."""
-        loop = asyncio.get_running_loop()
-        while True:
-            frame = CommandFrame(command="system.echo", args=b"{}", principal=_PROBE)
-            async with asyncio.timeout(PROBE_TIMEOUT_S):
-                await self._send(frame, loop.time() + PROBE_TIMEOUT_S)
-            if not self.connected.is_set():
-                self._stub = stub
-                self.reason = ""
-                self.connected.set()
-                _log.info("upstream.connected")
-            await asyncio.sleep(PROBE_EVERY_S)
-
-    def _fail_pending(self) -> None:
-        detail, code = _BROKE, "upstream_unavailable"
-        if self._closing:
-            detail, code = "The service is shutting down", "shutting_down"
-        for pending in list(self._pending.values()):
-            if not pending.reply.done():
-                pending.reply.set_exception(StreamLost(detail, code=code, retry_after_s=1))
-
-
-def why_lost(error: Exception) -> str:
-    """What one of LOSSES means, in words that name no place: everybody may read them."""
-    match error:
-        case GRPCError():
-            return f"refuses the connection: {error.status.name}"
-        case socket.gaierror():
-            why = "its host name cannot be resolved"
-        case ConnectionRefusedError():
-            why = "nothing listens there"
-        case TimeoutError():
-            why = "it does not answer in time"
-        case OSError(errno=int(number)):
-            why = os.strerror(number)
-        case _:
-            why = type(error).__name__
-    return f"cannot be reached: {why}"
+def sends_of(frame: CommandFrame, *, read: bool) -> int:
+    """How often a command may be sent in all, when it is not known what became of it."""
+    if read:
+        return 2
+    command = COMMANDS.get(frame.command)
+    if command is None:
+        return 1
+    is_safe = command.idempotency == "idempotent" or (command.idempotency == "key" and frame.idempotency_key != "")
+    return SENDS if is_safe else 1
 
 
 def _is_wait(frame: CommandFrame) -> bool:
     """Whether a command waits for an execution by nature."""
     return frame.wait_ms > 0 or frame.command == _WAIT
-
-
-def _batches(frames: list[CommandFrame]) -> list[tuple[CommandBatch, int]]:
-    """The frames in messages of a bearable size; one message in the usual case."""
-    if len(frames) <= _MAX_FRAMES and sum(len(frame.args) for frame in frames) <= _MAX_BATCH_BYTES:
-        return [(CommandBatch(frames=frames), len(frames))]
-    batches: list[list[CommandFrame]] = [[]]
-    size = 0
-    for frame in frames:
-        if batches[-1] and (len(batches[-1]) >= _MAX_FRAMES or size + len(frame.args) > _MAX_BATCH_BYTES):
-            batches.append([])
-            size = 0
-        batches[-1].append(frame)
-        size += len(frame.args)
-    return [(CommandBatch(frames=batch), len(batch)) for batch in batches]

@@ -6,7 +6,8 @@ group. What came to its end gathers there until `ended` asks for it, so a messag
 Rules:
 - What is begun within one tick leaves as one message (`flx_api.proto.outbox`).
 - At most `width` commands are outstanding; `begin` is for when there is room.
-- A read whose connection broke is sent again, once; all else that may have left is told as lost.
+- What does no harm twice is sent again when its connection broke, as often as a single command would be
+  (`flx_api.upstream.channel`); all else that may have left is told as lost.
 - After a command that could not be sent, others are not waited with for room, until a reply shows that there is some.
 - `close` drops what is outstanding: the daemon may still finish it.
 """
@@ -18,7 +19,16 @@ from typing import TYPE_CHECKING
 
 from flx_api.errors import FlxError, Unavailable
 from flx_api.proto.flx.v1.daemon_pb2 import ReplyFrame
-from flx_api.upstream.channel import GROUPED, StreamLost
+from flx_api.upstream.channel import (
+    ASK_AGAIN_S,
+    GROUPED,
+    IN_PROGRESS,
+    PATIENCE_S,
+    RECONNECT_S,
+    STOPPING,
+    StreamLost,
+    sends_of,
+)
 
 if TYPE_CHECKING:
     from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame
@@ -31,15 +41,24 @@ Ending = ReplyFrame | FlxError
 class _Member:
     """One command of a group; stands in the upstream's table where a single call has a future."""
 
-    __slots__ = ("_group", "frame", "index", "is_done", "read", "until")
+    __slots__ = ("_group", "avoid", "frame", "index", "is_again", "is_done", "sends", "until")
 
-    def __init__(self, group: Group, index: int, frame: CommandFrame, *, read: bool, until: float) -> None:
+    def __init__(self, group: Group, index: int, frame: CommandFrame, *, sends: int, until: float) -> None:
         self._group = group
         self.index = index
         self.frame = frame
-        self.read = read
+        # How often it may be sent, this time included; whether it was sent before.
+        self.sends = sends
+        self.is_again = False
+        self.avoid: object = None
         self.until = until
         self.is_done = False
+
+    def again(self, sends: int) -> _Member:
+        """The same command for another time."""
+        member = _Member(self._group, self.index, self.frame, sends=sends, until=self.until)
+        member.is_again = True
+        return member
 
     def done(self) -> bool:
         return self.is_done
@@ -64,6 +83,8 @@ class Group:
         self._width = width
         self._outstanding: dict[int, _Member] = {}
         self._lost: list[_Member] = []
+        # Commands that the daemon is still about, until it is asked again.
+        self._resting: dict[_Member, asyncio.TimerHandle] = {}
         self._endings: list[tuple[int, Ending]] = []
         self._patient = True
         self._wake = asyncio.Event()
@@ -71,12 +92,12 @@ class Group:
     @property
     def has_room(self) -> bool:
         """Whether another command may be begun; never before it was looked at what has ended."""
-        return not self._endings and len(self._outstanding) + len(self._lost) < self._width
+        return not self._endings and len(self._outstanding) + len(self._lost) + len(self._resting) < self._width
 
     @property
     def is_idle(self) -> bool:
         """Whether everything that was begun has ended and was told."""
-        return not self._outstanding and not self._lost and not self._endings
+        return not (self._outstanding or self._lost or self._resting or self._endings)
 
     async def begin(self, index: int, frame: CommandFrame, deadline_s: float, *, read: bool) -> None:
         """Send a command.
@@ -88,7 +109,7 @@ class Group:
             read: it changes nothing, so that it may be sent twice.
         """
         until = asyncio.get_running_loop().time() + deadline_s
-        member = _Member(self, index, frame, read=read, until=until)
+        member = _Member(self, index, frame, sends=sends_of(frame, read=read), until=until)
         if not self._upstream.begin_now(frame, deadline_s, member):
             await self._send(member)
         elif not member.is_done:
@@ -109,8 +130,11 @@ class Group:
         """Wait for nothing any more."""
         for seq in self._outstanding:
             self._upstream.abandon(seq)
+        for handle in self._resting.values():
+            handle.cancel()
         self._outstanding.clear()
         self._lost.clear()
+        self._resting.clear()
 
     def take(self, member: _Member, ending: Ending) -> None:
         """A command has ended; for the upstream's table."""
@@ -118,18 +142,53 @@ class Group:
         seq = member.frame.seq
         self._outstanding.pop(seq, None)
         self._upstream.end(seq)
-        if isinstance(ending, StreamLost) and member.read and not self._upstream.closing:
-            again = _Member(self, member.index, member.frame, read=False, until=member.until)
-            self._lost.append(again)
-        else:
+        if self._upstream.closing or not self._goes_again(member, ending):
             self._endings.append((member.index, ending))
             self._patient = self._patient or isinstance(ending, ReplyFrame)
+        self._wake.set()
+
+    def _goes_again(self, member: _Member, ending: Ending) -> bool:
+        """Whether a command that ended like this is sent again; if so, it is on its way to that."""
+        if isinstance(ending, StreamLost):
+            if member.sends <= 1:
+                return False
+            self._upstream.sent_again()
+            again = member.again(member.sends - 1)
+            again.avoid = ending.place
+            self._lost.append(again)
+            return True
+        if isinstance(ending, FlxError) or not ending.code:
+            return False
+        if ending.code == STOPPING and self._upstream.connected.is_set() and not member.is_again:
+            self._lost.append(member.again(1))
+            return True
+        if ending.code == IN_PROGRESS and member.is_again:
+            # Our own first attempt: the daemon is still about it, and will know the answer.
+            loop = asyncio.get_running_loop()
+            if loop.time() < member.until:
+                again = member.again(member.sends)
+                self._resting[again] = loop.call_later(ASK_AGAIN_S[1], self._rested, again)
+                return True
+        return False
+
+    def _rested(self, member: _Member) -> None:
+        self._upstream.sent_again()
+        del self._resting[member]
+        self._lost.append(member)
         self._wake.set()
 
     async def _send(self, member: _Member) -> None:
         left_s = member.until - asyncio.get_running_loop().time()
         try:
-            await self._upstream.begin(member.frame, left_s, member, patient=self._patient)
+            patience_s = RECONNECT_S if member.is_again and member.sends > 1 else PATIENCE_S
+            await self._upstream.begin(
+                member.frame,
+                left_s,
+                member,
+                patient=self._patient,
+                patience_s=min(patience_s, max(left_s, 0)),
+                avoid=member.avoid,
+            )
         except Unavailable as error:
             self._patient = False
             member.is_done = True
