@@ -73,7 +73,7 @@ def verify(token: bytes, _now_s: float) -> tuple[dict[str, Any], str | None]:
     if token != GOOD.encode():
         reason = "malformed_token"
         raise TokenRejected(reason)
-    return {"sub": "bob", "tenant": "default", "roles": ["viewer"], "exp": 2e9}, "k1"
+    return {"sub": "bob", "tenant": "default", "roles": ("viewer",), "exp": 2e9}, "k1"
 
 
 TCP = TokenTrust(b"shared", verify, lambda: 1e9, Revocations())

@@ -27,7 +27,7 @@ from flx_api.commands import COMMANDS, find
 from flx_api.commands.permissions import authorise
 from flx_api.errors import Conflict, FlxError, Internal, InvalidRequest, NotFound, ValidationFailed
 from flx_api.gateway.costs import ASKING
-from flx_api.gateway.dispatch import Watch, error_of, frame_of, reads
+from flx_api.gateway.dispatch import error_of, frame_of, reads
 from flx_api.gateway.intake import ClientGone
 from flx_api.gateway.logs import NDJSON, begin_stream
 from flx_api.gateway.options import decoded, no_query
@@ -93,7 +93,7 @@ class BatchRoute:
         request = _request(exchange)
         streams = _wants_lines(exchange.headers.get(b"accept", b""))
         batch = _Batch(self, exchange, request, keeps=not streams)
-        with Watch(exchange):
+        with self.dispatcher.watch(exchange):
             if streams:
                 await self._stream(exchange, batch)
                 return None

@@ -5,8 +5,9 @@ before its mark has lost something: it came out of a backup, and would give the 
 does one without a mark, perhaps. Either gets a new epoch (`flx_api.daemon.journal.journal`).
 
 Rules:
-- The mark is set after the commit and before anybody is told, without fsync: after a kill it is exact or one commit
-  late, after a loss of power perhaps later still. So it may know too little and never too much.
+- The mark is set after the commit and before anybody is told: after a kill it is exact or one commit late. Only the
+  first one waits for the disk, so that there is one after a loss of power: it may be late, and this history goes on.
+  So a mark may know too little and never too much.
 - A mark that cannot be read or written stops nothing.
 """
 
@@ -46,13 +47,26 @@ class Mark:
     def set(self, epoch: str, seq: int) -> None:
         """The database of this epoch has come so far."""
         with contextlib.suppress(OSError):
+            first = self._descriptor is None
             if self._descriptor is None:
                 self._descriptor = os.open(self._file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
             # Numbers are written in one width and what follows the line is not read: no need to cut the file.
             os.pwrite(self._descriptor, b"%b %020d\n" % (epoch.encode(), seq), 0)
+            if first:
+                os.fsync(self._descriptor)
+                _sync_folder(self._file.parent)
 
     def close(self) -> None:
         """No more marks."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -8,6 +8,8 @@ end in one statement; the outcomes of the group then go to the loop in one call.
 Rules:
 - An event and the change that emitted it are in the database both or neither.
 - Sequence numbers are given here only: dense, in the order of commit. An undone change gives its numbers back.
+- A group whose fsync failed was refused and is undone; only if the process is killed before the next commit may it come
+  to light all the same. A key, its answer and its effect come together even then, so who repeats with the key is right.
 - The thread outlives every fault: storage that fails makes the group fail, and the next group tries again on a new
   connection, since a handle that met a read-only or vanished file stays bad after the file is good again.
 """
