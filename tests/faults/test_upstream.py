@@ -73,7 +73,8 @@ async def until(condition: Callable[[], object], within_s: float = 20) -> None:
 class Load:
     """Callers that go on and on; what became of each command."""
 
-    def __init__(self, upstream: Upstream, *, read: bool = True) -> None:
+    def __init__(self, upstream: Upstream, *, read: bool = True, size: int = 0) -> None:
+        self._size = size
         self._upstream = upstream
         self._read = read
         self._over = asyncio.Event()
@@ -99,7 +100,7 @@ class Load:
         while not self._over.is_set():
             marker = self._next = self._next + 1
             try:
-                reply = await self._upstream.call(frame(marker), 30, read=self._read)
+                reply = await self._upstream.call(frame(marker, self._size), 30, read=self._read)
             except FlxError as error:
                 self.told[error.code] += 1
                 await asyncio.sleep(0.01)
@@ -168,12 +169,15 @@ def test_a_daemon_that_stops_loses_nothing_not_even_what_may_be_sent_once(tmp_pa
     play(story())
 
 
-def test_a_daemon_that_hangs_costs_time_but_no_read_and_comes_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [0, 100_000])
+def test_a_daemon_that_hangs_costs_time_but_no_read_and_comes_back(tmp_path: Path, size: int) -> None:
+    """Also when what it does not read fills all buffers on the way to it."""
+
     async def story() -> None:
         async with (
             two(tmp_path) as (first, second),
             connected(endpoint(first), endpoint(second)) as upstream,
-            Load(upstream) as load,
+            Load(upstream, size=size) as load,
         ):
             first.send(signal.SIGSTOP)
             try:
