@@ -258,8 +258,8 @@ def test_ten_thousand_cancelled_callers_leave_no_answer_to_others(tmp_path: Path
                 await asyncio.gather(*calls)
             assert told["answered"] > 0
             assert 0 == upstream.state().foreign
-            await until(lambda: not upstream._abandoned)
-            assert {0} == {carrier.outstanding for carrier in upstream._ready}
+            # A probe is outstanding for a moment, now and then.
+            await until(lambda: not upstream._abandoned and not any(c.outstanding for c in upstream._ready))
 
     play(story())
 
