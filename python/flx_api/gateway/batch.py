@@ -26,7 +26,7 @@ import msgspec
 from flx_api.commands import COMMANDS, find
 from flx_api.commands.permissions import authorise
 from flx_api.errors import Conflict, FlxError, Internal, InvalidRequest, NotFound, ValidationFailed
-from flx_api.gateway.costs import ASKING
+from flx_api.gateway.costs import payer
 from flx_api.gateway.dispatch import error_of, frame_of, reads
 from flx_api.gateway.intake import ClientGone
 from flx_api.gateway.logs import NDJSON, begin_stream
@@ -188,7 +188,7 @@ class _Batch:
             return await self._no_command(operation.command)
         last = self._waited_in_vain
         dry_run = self._is_dry(operation)
-        limited = ASKING if dry_run else command.name
+        limited = payer(command, dry_run=dry_run)
         refused = await self._route.patience.command(self._exchange.admitted, limited, last=last)
         if refused is not None:
             reason, policy, retry_after_s = refused
