@@ -21,9 +21,10 @@ from tests.daemon_process import TOKEN, DaemonProcess
 
 from flx_api.errors import FlxError
 from flx_api.observability.metrics import Metrics
-from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame, Principal
+from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame, Principal, ReplyFrame
 from flx_api.upstream.channel import Upstream
 from flx_api.upstream.endpoints import Endpoint
+from flx_api.upstream.group import Group
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
@@ -45,7 +46,8 @@ def endpoint(daemon: DaemonProcess, **more: Any) -> Endpoint:
 
 @contextlib.asynccontextmanager
 async def connected(*endpoints: Endpoint, width: int = 1) -> AsyncIterator[Upstream]:
-    upstream = Upstream(endpoints, Metrics(), width=width)
+    # A machine that is busy with tests must not look like a daemon that has too much to do.
+    upstream = Upstream(endpoints, Metrics(), width=width, sheds=False)
     upstream.start()
     try:
         await until(lambda: ready(upstream) == len(endpoints) * width)
@@ -193,6 +195,43 @@ def test_a_daemon_that_hangs_costs_time_but_no_read_and_comes_back(tmp_path: Pat
     play(story())
 
 
+def test_batches_go_the_same_way(tmp_path: Path) -> None:
+    """Each operation of each batch ends once, with its own answer, while a daemon is killed and comes back."""
+
+    async def story() -> None:
+        async with two(tmp_path) as (first, second), connected(endpoint(first), endpoint(second), width=2) as upstream:
+            over = asyncio.Event()
+            done = 0
+
+            async def batches() -> None:
+                nonlocal done
+                while not over.is_set():
+                    group, told, index = Group(upstream, 60), {}, 0
+                    while index < 300 or not group.is_idle:
+                        while index < 300 and group.has_room:
+                            await group.begin(index, frame(index), 30, read=True)
+                            index += 1
+                        for number, ending in await group.ended():
+                            assert number not in told
+                            assert isinstance(ending, ReplyFrame), ending
+                            told[number] = json.loads(ending.result)["marker"]
+                    assert {number: number for number in range(300)} == told
+                    done += 1
+
+            working = [asyncio.create_task(batches()) for _ in range(3)]
+            for _ in range(3):
+                await until(partial(lambda target: done >= target, done + 5))
+                await first.end(signal.SIGKILL)
+                await until(partial(lambda target: done >= target, done + 5))
+                assert await first.start()
+                await until(lambda: ready(upstream) == 4)
+            over.set()
+            await asyncio.gather(*working)
+            assert upstream.state().sent_again > 0
+
+    play(story())
+
+
 def test_ten_thousand_cancelled_callers_leave_no_answer_to_others(tmp_path: Path) -> None:
     chance = random.Random(5)
 
@@ -220,8 +259,8 @@ def test_ten_thousand_cancelled_callers_leave_no_answer_to_others(tmp_path: Path
                 await asyncio.gather(*calls)
             assert told["answered"] > 0
             assert 0 == upstream.state().foreign
-            await until(lambda: not upstream._abandoned)
-            assert {0} == {carrier.outstanding for carrier in upstream._ready}
+            # A probe is outstanding for a moment, now and then.
+            await until(lambda: not upstream._abandoned and not any(c.outstanding for c in upstream._ready))
 
     play(story())
 

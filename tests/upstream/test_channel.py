@@ -21,7 +21,6 @@ from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame, Principal, ReplyFrame
 from flx_api.upstream.channel import Upstream
 from flx_api.upstream.connection import Connection, why_lost
 from flx_api.upstream.endpoints import TOKEN_METADATA, Endpoint
-from flx_api.upstream.pending import sends_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -191,6 +190,9 @@ def test_what_was_abandoned_stays_outstanding_until_the_daemon_is_done_with_it()
         call.cancel()
         await asyncio.gather(call, return_exceptions=True)
         assert (upstream._credits._value, len(upstream._abandoned)) == (free - 1, 1)
+        # The daemon is told; this one does not care.
+        await upstream.call(frame(), 5, read=True)
+        assert daemon.given_up == [daemon.commands()[0].seq]
         while upstream._abandoned:  # noqa: ASYNC110 - it ends with its deadline
             await asyncio.sleep(0.01)
         assert upstream._credits._value == free
@@ -231,22 +233,6 @@ def test_a_fault_of_any_kind_does_not_end_the_connection_for_good(monkeypatch: p
             assert (await upstream.call(frame(), 5, read=True)).result == b"{}"
 
     run(story)
-
-
-@pytest.mark.parametrize(
-    ("command", "key", "sends"),
-    [
-        ("pipeline.run", "", 1),
-        ("pipeline.run", "k", 3),
-        ("execution.cancel", "", 3),
-        ("event.publish", "", 1),
-        ("no.such", "k", 1),
-    ],
-)
-def test_what_may_be_sent_again(command: str, key: str, sends: int) -> None:
-    """A command with its key, and one that is harmless by nature; a read, once."""
-    assert sends == sends_of(CommandFrame(command=command, idempotency_key=key), read=False)
-    assert 2 == sends_of(CommandFrame(command=command, idempotency_key=key), read=True)
 
 
 def test_a_command_with_its_key_is_sent_again_with_it_and_its_outcome_waited_for() -> None:

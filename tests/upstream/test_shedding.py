@@ -6,24 +6,22 @@ import asyncio
 import contextlib
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from tests.small_daemon import SmallDaemon, serving
 from tests.upstream.test_channel import frame
 
 from flx_api.errors import DeadlineExceeded, Unavailable
-from flx_api.observability.metrics import Metrics, PoolState
+from flx_api.observability.metrics import Metrics
 from flx_api.proto.flx.v1.daemon_pb2 import ReplyFrame
 from flx_api.upstream import concurrency, shedding
 from flx_api.upstream.breaker import LEAST_OUTCOMES, PROBES, State
 from flx_api.upstream.channel import MOMENT_S, Upstream
 from flx_api.upstream.endpoints import Endpoint
 from flx_api.upstream.pending import StreamLost
-from flx_api.upstream.queue import Queue
 from flx_api.upstream.shedding import Load, Loads
-from flx_api.upstream.streams import Overloaded, Streams
+from flx_api.upstream.streams import Overloaded
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -155,24 +153,6 @@ def test_nothing_is_sent_again_beyond_the_budget() -> None:
     run(story)
 
 
-def carrier(loads: Loads, place: tuple[int, str]) -> Any:
-    return SimpleNamespace(connection=SimpleNamespace(place=place), outstanding=0)
-
-
-def test_what_one_daemon_cannot_take_goes_to_another() -> None:
-    streams = Streams(sheds=True)
-    one, other = (carrier(Loads(), (number, "here")) for number in (1, 2))
-    streams.add(one, 0.0)
-    streams.add(other, 0.0)
-    taken = [streams.choose("pipeline.list", 0, 0.0, sort="ordinary")[0] for _ in range(2 * ORDINARY)]
-    assert (ORDINARY, ORDINARY) == (taken.count(one), taken.count(other))
-    with pytest.raises(Overloaded):
-        streams.choose("pipeline.list", 0, 0.0, sort="ordinary")
-    assert (one, None) == streams.choose("execution.wait", 0, 0.0, sort=None)
-    none = PoolState("1", 0, 0, 0, 0, 0, 0, 0)
-    assert [(concurrency.FIRST, 0)] * 2 == [streams.told(none, number)[8:] for number in (1, 2)]
-
-
 def test_a_passage_ends_once() -> None:
     load = Load(0.0)
     passages = [load.enter("pipeline.list", 0.0, "ordinary") for _ in range(ORDINARY)]
@@ -204,22 +184,3 @@ def test_what_is_known_of_addresses_is_bounded() -> None:
     for number in range(3000):
         loads.of((1, str(number)), float(number))
     assert len(loads.of_daemon(1)) < 2000
-
-
-def test_a_turn_is_never_lost() -> None:
-    async def story() -> None:
-        queue = Queue()
-        waits = [asyncio.create_task(queue.wait(20)) for _ in range(3)]
-        short = asyncio.create_task(queue.wait(0.001))
-        assert await short is False
-        assert 3 == len(queue)
-        # Woken and cancelled in one tick: the turn is the next one's.
-        queue.wake()
-        waits[0].cancel()
-        assert await waits[1] is True
-        waits[2].cancel()
-        await asyncio.gather(*waits, return_exceptions=True)
-        assert 0 == len(queue)
-        queue.wake()
-
-    asyncio.run(story())

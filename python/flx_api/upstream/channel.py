@@ -17,8 +17,8 @@ Rules:
 - While there is no connection a call waits at most `PATIENCE_S` for one; a command whose outcome is unknown, for a
   daemon that is just started again, `RECONNECT_S`.
 - A reply counts only on the stream that its command left on.
-- A caller that goes away takes its pending entry with it; a late reply is dropped. Its credit comes back with that
-  reply, its deadline or the stream's end: until then the command is outstanding at the daemon.
+- A caller that goes away takes its pending entry with it, and the daemon is told: it ends what is only read. Its credit
+  comes back with the reply, which is dropped, its deadline or the stream's end: until then the command is outstanding.
 - When the service stops, whoever waits is told that, and not that the daemon is away.
 - Commands that wait by nature never hold all credits, and neither do those of batches (`flx_api.upstream.group`).
 - Streams of their own (`stub`) all go to one connection for as long as it is there, whose last word is `heard_s`.
@@ -317,10 +317,12 @@ class Upstream:
         self._done(self._pending.pop(seq))
 
     def abandon(self, seq: int) -> None:
-        """Nobody waits for a reply any more, but the daemon works on the command."""
+        """Nobody waits for a reply any more, but the daemon works on the command, until it hears of that."""
         ended = self._pending.pop(seq)
         if ended.kind is not None and ended.carrier is not None:
             self._abandoned[seq] = ended
+            if ended.carrier in self._ready and ended.carrier.outbox is not None:
+                ended.carrier.outbox.put(CommandFrame(seq=seq, cancel=True))
         else:
             self._done(ended)
 
@@ -530,28 +532,28 @@ class Upstream:
     async def _put_in_turn(
         self, frame: CommandFrame, deadline: float, reply: Reply, kind: Kind, *, avoid: object, within_s: float
     ) -> int:
-        """Do what `_put` does as soon as there is room, if that is within so many seconds; else the credit goes back."""
+        """Do what `_put` does as soon as there is room, within so many seconds; else the credit goes back."""
         refused, until = Overloaded(retry_after_s=1), 0.0
-        is_woken = not self._queue
+        is_woken = kind == "wait" or not self._queue
         try:
             while True:
-                if is_woken or kind == "wait":
+                if is_woken:
                     try:
                         return self._put(frame, deadline, reply, kind, avoid=avoid)
                     except Overloaded as error:
                         refused = error
                 now = self._now()
                 until = until or now + within_s
-                is_crowded = kind == "call" and len(self._queue) >= _MAX_BURST
-                if refused.code != "overloaded" or now >= until or is_crowded:
-                    self._shed += 1
-                    raise refused
+                if refused.code != "overloaded" or now >= until or (kind == "call" and len(self._queue) >= _MAX_BURST):
+                    break
                 is_woken = await self._queue.wait(until - now)
-                if not is_woken:
-                    until = now
+                until = until if is_woken else now
         except BaseException:
             self._give_back(kind)
             raise
+        self._give_back(kind)
+        self._shed += 1
+        raise refused
 
     async def _send(
         self,
