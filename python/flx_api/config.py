@@ -207,7 +207,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         bool, Meta(description="allow TCP without TLS beyond this machine; for networks that protect it themselves")
     ] = False
     database_url: Annotated[
-        str | None, Meta(description="URL of the daemon's database: postgresql://… or sqlite:///…; SQLite in the data folder by default")
+        str | None,
+        Meta(
+            description="URL of the daemon's database, `postgresql://…` or `sqlite:///…`; "
+            "SQLite in the data folder by default"
+        ),
     ] = None
     redis_url: Annotated[
         str | None,

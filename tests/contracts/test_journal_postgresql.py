@@ -117,15 +117,17 @@ def test_a_server_that_crashes_keeps_what_was_acknowledged(home: Home, postgres:
     async def story() -> None:
         async with opened(home) as journal:
             acknowledged: list[int] = []
+            enough = asyncio.Event()
 
             async def client() -> None:
                 with contextlib.suppress(Unavailable):
                     while True:
                         acknowledged.append(await journal.write(emit()))
+                        if len(acknowledged) > 50:
+                            enough.set()
 
             clients = [asyncio.create_task(client()) for _ in range(8)]
-            while len(acknowledged) < 50:
-                await asyncio.sleep(0.01)
+            await enough.wait()
             await asyncio.to_thread(postgres.crash)
             await asyncio.gather(*clients)
             with pytest.raises(Unavailable):
@@ -257,9 +259,10 @@ def test_faults_of_the_server_are_told(home: Home, sqlstate: str, code: str | No
 def test_a_text_that_it_cannot_keep_is_the_callers_fault(home: Home) -> None:
     async def story() -> None:
         async with opened(home) as journal:
-            for name in ("a\0b", "x" * 129):
-                with pytest.raises(InvalidRequest):
-                    await journal.write(lambda tx, name=name: add_user(tx, name))
+            with pytest.raises(InvalidRequest):
+                await journal.write(lambda tx: add_user(tx, "a\0b"))
+            with pytest.raises(InvalidRequest):
+                await journal.write(lambda tx: add_user(tx, "x" * 129))
             assert await journal.write(emit()) == 1
 
     asyncio.run(story())
@@ -334,39 +337,60 @@ class Line:
     """A line to the server that can break around a commit: before it arrives, or before it is answered."""
 
     def __init__(self, server: Path, folder: Path) -> None:
-        self.breaks: str | None = None
+        self._breaks: str | None = None
         self._server = server
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(folder / server.name))
         self._listener.listen()
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._sockets = [self._listener]
+        self._threads: list[threading.Thread] = []
+        self._begin(self._accept)
+
+    def break_at_commit(self, how: str) -> None:
+        self._breaks = how
+
+    def has_broken(self) -> bool:
+        return self._breaks is None
 
     def close(self) -> None:
-        self._listener.close()
+        for one in self._sockets:
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
+        for one in self._sockets:
+            one.close()
+
+    def _begin(self, target: Callable[..., None], *words: Any) -> None:
+        self._threads.append(threading.Thread(target=target, args=words))
+        self._threads[-1].start()
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while True:
                 near, _ = self._listener.accept()
                 far = socket.socket(socket.AF_UNIX)
+                self._sockets += [near, far]
                 far.connect(str(self._server))
-                threading.Thread(target=self._carry, args=(near, far, True), daemon=True).start()
-                threading.Thread(target=self._carry, args=(far, near, False), daemon=True).start()
+                self._begin(self._carry, near, far, True)
+                self._begin(self._carry, far, near, False)
 
     def _carry(self, source: socket.socket, target: socket.socket, asks: bool) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
-                if asks and b"COMMIT" in data and self.breaks is not None:
-                    how, self.breaks = self.breaks, None
+                if asks and b"COMMIT" in data and self._breaks is not None:
+                    how, self._breaks = self._breaks, None
                     if how == "before it is answered":
+                        # The other direction finds nobody to tell.
                         source.shutdown(socket.SHUT_RDWR)
                         target.sendall(data)
-                        target.recv(65536)
                     break
                 target.sendall(data)
-        for one in (source, target):
-            with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
+        # What is on its way to the server arrives; nothing comes back.
+        with contextlib.suppress(OSError):
+            source.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):
+            target.shutdown(socket.SHUT_WR)
 
 
 @pytest.fixture
@@ -385,9 +409,9 @@ def test_a_commit_whose_answer_was_lost_is_asked_for(home: Home, line: Line) -> 
     async def story() -> None:
         async with opened(home) as journal:
             assert await journal.write(emit()) == 1
-            line.breaks = "before it is answered"
+            line.break_at_commit("before it is answered")
             assert await journal.write(emit()) == 2
-            assert line.breaks is None
+            assert line.has_broken()
             assert await journal.write(emit()) == 3
             assert [row.seq for row in journal.events_after(0, 9)] == [1, 2, 3]
 
@@ -398,10 +422,10 @@ def test_a_commit_that_never_arrived_is_refused(home: Home, line: Line) -> None:
     async def story() -> None:
         async with opened(home) as journal:
             assert await journal.write(emit()) == 1
-            line.breaks = "before it arrives"
+            line.break_at_commit("before it arrives")
             with pytest.raises(Unavailable):
                 await journal.write(emit("other"))
-            assert line.breaks is None
+            assert line.has_broken()
             assert await journal.write(emit()) == 2
             assert [row.topic for row in journal.events_after(0, 9)] == ["t", "t"]
 
