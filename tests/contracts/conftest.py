@@ -6,13 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 from redis import Redis
-from tests import postgres_server
 from tests.redis_server import running
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from tests.postgres_server import PostgresServer
 
 
 @pytest.fixture(scope="module")
@@ -20,10 +17,3 @@ def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Redis]:
     """A client of a real Redis."""
     with running(tmp_path_factory.mktemp("redis")) as server, Redis(unix_socket_path=str(server.socket)) as client:
         yield client
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[PostgresServer]:
-    """A real PostgreSQL."""
-    with postgres_server.running() as server:
-        yield server

@@ -9,6 +9,7 @@ import socket
 import tempfile
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +93,20 @@ def test_a_second_daemon_is_refused(home: Home) -> None:
             with pytest.raises(StartupError, match="FLX_DATABASE_URL: another daemon"):
                 await _open_and_close(home)
             assert await journal.write(emit()) == 1
+
+    asyncio.run(story())
+
+
+def test_two_schemas_are_two_databases(home: Home, postgres: PostgresServer) -> None:
+    homes = []
+    for schema in ("one", "two"):
+        postgres.execute(f"CREATE SCHEMA {schema}", home.url)
+        url = f"{home.url}&options=-csearch_path%3D{schema}"
+        homes.append(Home(partial(str, url)))
+
+    async def story() -> None:
+        async with opened(homes[0]) as one, opened(homes[1]) as two:
+            assert [await one.write(emit()), await two.write(emit()), await one.write(emit())] == [1, 1, 2]
 
     asyncio.run(story())
 

@@ -14,9 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from sqlalchemy import Column, Integer, MetaData, String, Table, insert, inspect, select
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.sql.functions import GenericFunction
+from sqlalchemy import Column, MetaData, String, Table, insert, inspect, select
 
 from flx_api.daemon.journal.tables import metadata
 from flx_api.errors import FlxError, StartupError
@@ -109,23 +107,6 @@ def database_of(url: str, *, busy_timeout_ms: int) -> Database:
         msg = "FLX_DATABASE_URL: PostgreSQL needs its driver: pip install 'flx-api[postgresql]'"
         raise StartupError(msg) from error
     return Postgresql(url, busy_timeout_ms=busy_timeout_ms)
-
-
-class position(GenericFunction[int]):  # noqa: N801 - as SQL writes it
-    """Where a text first holds another, from 1; 0 when it does not."""
-
-    type = Integer()
-    inherit_cache = True
-
-
-@compiles(position, "sqlite")
-def _instr(element: position, compiler: Any, **options: Any) -> str:  # noqa: ANN401 - SQLAlchemy's own
-    return f"instr({compiler.process(element.clauses, **options)})"
-
-
-@compiles(position, "postgresql")
-def _strpos(element: position, compiler: Any, **options: Any) -> str:  # noqa: ANN401 - as above
-    return f"strpos({compiler.process(element.clauses, **options)})"
 
 
 def bring_to_head(connection: Connection) -> None:

@@ -2,7 +2,7 @@
 
 Strategy: changes go to the writer thread (`writer`); reads are taken at once on the loop from a connection of their
 own, since an indexed read of a file in the page cache costs microseconds and WAL readers never wait for the writer.
-A server costs a round trip, and no more than a time that the connection bounds (docs/decisions/0010).
+A server costs a round trip, and no more than a time that the connection bounds (docs/decisions/0012).
 
 Rules:
 - A `with journal.read()` block must not await.
@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from sqlalchemy import bindparam, delete, exists, func, insert, select
 from sqlalchemy.exc import DBAPIError
 
-from flx_api.daemon.journal.database import bring_to_head, database_of, position
+from flx_api.daemon.journal.database import bring_to_head, database_of
+from flx_api.daemon.journal.functions import position
 from flx_api.daemon.journal.rehearsal import is_rehearsing, rehearsal_of
 from flx_api.daemon.journal.tables import events, executions, idempotency, identity, revocations, topic_heads
 from flx_api.daemon.journal.tail import EventRow, Tail

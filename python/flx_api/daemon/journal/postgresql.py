@@ -1,7 +1,7 @@
 """PostgreSQL: one daemon by an advisory lock, nothing waits without an end, and what its faults mean.
 
 Strategy: psycopg's blocking connections, whose every wait ends after a time of ours even when the server is gone
-without a word: the loop reads from one of them (docs/decisions/0010). The server ends statements sooner by itself. The
+without a word: the loop reads from one of them (docs/decisions/0012). The server ends statements sooner by itself. The
 writer's connection holds an advisory lock of its schema, so that of two daemons one waits, and is refused.
 
 Rules:
