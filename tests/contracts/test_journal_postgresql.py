@@ -353,6 +353,7 @@ class Line:
 
     def __init__(self, server: Path, folder: Path) -> None:
         self._breaks: str | None = None
+        self._is_down = False
         self._server = server
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(folder / server.name))
@@ -363,6 +364,13 @@ class Line:
 
     def break_at_commit(self, how: str) -> None:
         self._breaks = how
+
+    def stay_down(self) -> None:
+        """Once broken."""
+        self._is_down = True
+
+    def mend(self) -> None:
+        self._is_down = False
 
     def has_broken(self) -> bool:
         return self._breaks is None
@@ -386,6 +394,9 @@ class Line:
                 near, _ = self._listener.accept()
                 far = socket.socket(socket.AF_UNIX)
                 self._sockets += [near, far]
+                if self._is_down and self._breaks is None:
+                    near.shutdown(socket.SHUT_RDWR)
+                    continue
                 far.connect(str(self._server))
                 self._begin(self._carry, near, far, True)
                 self._begin(self._carry, far, near, False)
@@ -429,6 +440,25 @@ def test_a_commit_whose_answer_was_lost_is_asked_for(home: Home, line: Line) -> 
             assert line.has_broken()
             assert await journal.write(emit()) == 3
             assert [row.seq for row in journal.events_after(0, 9)] == [1, 2, 3]
+
+    asyncio.run(story())
+
+
+def test_a_commit_that_nobody_could_ask_for_is_found_later(home: Home, line: Line) -> None:
+    """Refused as far as anybody knew; what follows comes after it, and who follows events hears of both."""
+
+    async def story() -> None:
+        async with opened(home) as journal:
+            assert await journal.write(emit()) == 1
+            line.break_at_commit("before it is answered")
+            line.stay_down()
+            for _ in range(2):
+                with pytest.raises(Unavailable):
+                    await journal.write(emit())
+            line.mend()
+            assert await journal.write(emit()) == 3
+            assert [row.prev for row in journal.events_after(0, 9)] == [0, 1, 2]
+            assert await journal.changed(1) == 3
 
     asyncio.run(story())
 

@@ -142,7 +142,8 @@ class Postgresql:
 
     def _engine(self, statement_ms: int, lock_ms: int, *, read_only: bool = False) -> Engine:
         url = make_url(self._url).set(drivername="postgresql+psycopg")
-        engine = create_engine(url, poolclass=NullPool, connect_args={"connect_timeout": _CONNECT_S})
+        limits = {"connect_timeout": _CONNECT_S}
+        engine = create_engine(url, poolclass=NullPool, hide_parameters=True, connect_args=limits)
 
         @event.listens_for(engine, "do_connect")
         def _connect(_dialect: object, _record: object, words: list[str], more: dict[str, Any]) -> _Bounded:

@@ -88,7 +88,7 @@ class Sqlite:
 
 def engine_of(url: str, *, read_only: bool, busy_timeout_ms: int = 2000) -> Engine:
     """An engine whose connections are set up for the journal: WAL, an fsync at each commit, foreign keys."""
-    engine = create_engine(url, poolclass=NullPool)
+    engine = create_engine(url, poolclass=NullPool, hide_parameters=True)
 
     @event.listens_for(engine, "connect")
     def _set_up(connection: sqlite3.Connection, _record: object) -> None:

@@ -226,10 +226,11 @@ class Writer:
         done = self._commit(group)
         if done.fault is not None:
             self._bad = True
-            self._renew()
-            if (found := self._found) is not None:
-                self._found = None
-                return found
+            if self._doubt is not None:
+                self._renew()
+                if (found := self._found) is not None:
+                    self._found = None
+                    return found
         return done
 
     def _renew(self) -> FlxError | None:
@@ -245,15 +246,19 @@ class Writer:
             old.close()
             self._connection, self._session = new, self._database.session(new)
             self._resolve()
-            with new.begin():
-                found = new.execute(select(func.max(events.c.seq))).scalar() or 0
-            if found != self._seq or self._doubt is not None:
-                # Either nobody knows yet, or another daemon had the database meanwhile: its numbers are not ours.
+            if self._doubt is not None or self._is_anothers():
                 return Unavailable(code="storage_unavailable")
         except Exception as error:  # noqa: BLE001 - as above
             return self._fault_of(error)
         self._bad = False
         return None
+
+    def _is_anothers(self) -> bool:
+        """Whether another daemon had the database while our line to it was down: its numbers are not ours."""
+        if self._session is None:
+            return False
+        with self._connection.begin():
+            return (self._connection.execute(select(func.max(events.c.seq))).scalar() or 0) != self._seq
 
     def _resolve(self) -> None:
         """Ask what became of the group in doubt."""
