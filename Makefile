@@ -8,6 +8,7 @@ MAKEFLAGS += --no-builtin-rules --no-print-directory
 
 PYTHON ?= python3
 CASES ?= 200000
+SUBMITS ?= 1000
 BIN := .venv/bin
 UV := $(BIN)/uv
 # Meltano lives in an environment of its own: its 50 packages would constrain ours.
@@ -19,7 +20,7 @@ unexport VIRTUAL_ENV PYTHONPATH PYTHONHOME
 
 RUST := Cargo.toml Cargo.lock $(shell find rust -name target -prune -o -type f -print)
 
-.PHONY: help demo test check fuzz bench serve wheel docs requirements clean setup setup-dev prepare present bytecode
+.PHONY: help demo test check fuzz faults bench serve wheel docs requirements clean setup setup-dev prepare present bytecode
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## +/  make \1\t/' | expand -t 22
@@ -45,6 +46,9 @@ check: setup-dev  ## format, lint, types, import floors, clippy, stub, generated
 
 fuzz:  ## the property tests of the Rust core over many more cases: make fuzz CASES=1000000
 	PROPTEST_CASES=$(CASES) cargo test --release -p flx-core -p flx-realtime --lib --tests
+
+faults: setup-dev prepare  ## accepted once under kills, over many more commands: make faults SUBMITS=1000
+	FLX_SUBMITS=$(SUBMITS) $(BIN)/python -m pytest tests/faults/test_accepted_once.py
 
 bench: setup-dev prepare  ## benchmarks beside their rivals: make bench SUITE=runs; results in benches/results
 	$(BIN)/python -m benches $(SUITE)

@@ -44,6 +44,7 @@ TO_ORIGINAL = 15
 KEPT = 0.6
 BATCH, BATCH_US = 100, 8
 FEW_CONNECTIONS = 8
+ONE, FEW = ", one at a time", f", {FEW_CONNECTIONS} at a time"
 _CPU = "gateway CPU per request of the process tree"
 
 
@@ -150,7 +151,7 @@ class Session:
             self._compare(suite, name, cpu, face, STREAM, None)
 
     def batches(self, suite: Suite, rounds: int) -> None:
-        """A batch of 100 reads against 100 single calls."""
+        """A batch of 100 reads against 100 single calls; and 8 batches at once, which share what a daemon is sent."""
         operation = {"command": "system.echo", "args": ARGS}
         body = json.dumps({"operations": [operation] * BATCH}, separators=(",", ":")).encode()
         turns: dict[str, Turn] = {}
@@ -158,10 +159,8 @@ class Session:
             if face in self.servers:
                 single = self._turn(face)
                 url = single.url.removesuffix(EXECUTE) + "/v1/batch"
-                turns |= {
-                    face: single,
-                    f"{face} batch": single._replace(body=body, url=url, connections=FEW_CONNECTIONS),
-                }
+                batch = single._replace(body=body, url=url, connections=1)
+                turns |= {face: single, face + ONE: batch, face + FEW: batch._replace(connections=FEW_CONNECTIONS)}
         done, _ = self._in_turn(turns, (), CONNECTIONS, rounds)
         for face in FACES:
             name = f"batch of {BATCH} reads, {face}"
@@ -170,17 +169,17 @@ class Session:
                 reason = self.reasons[face]
                 suite.unjudged(name, metric, "us", target=f"value <= {BATCH_US} us", reason=reason)
                 continue
-            items = [one.cpu_us / BATCH for one in done[f"{face} batch"]]
-            suite.compare(
-                name,
-                metric,
-                "us",
-                items,
-                rival=f"{BATCH} single calls, {CONNECTIONS} connections",
-                rival_values=[one.cpu_us for one in done[face]],
-                target_value=BATCH_US,
-            )
-            beside = [one.beside_us / BATCH for one in done[f"{face} batch"]]
+            for which, target in ((ONE, BATCH_US), (FEW, None)):
+                suite.compare(
+                    name + which,
+                    metric,
+                    "us",
+                    [one.cpu_us / BATCH for one in done[face + which]],
+                    rival=f"{BATCH} single calls, {CONNECTIONS} connections",
+                    rival_values=[one.cpu_us for one in done[face]],
+                    target_value=target,
+                )
+            beside = [one.beside_us / BATCH for one in done[face + ONE]]
             suite.measure(name, "CPU of the daemon per item, told apart", "us", beside)
 
     def _kept(

@@ -65,7 +65,7 @@ def _gateways(suite: Suite, peers: Peers, folder: Path, load: Load) -> None:
         if "servers" in PARTS:
             session.many(suite, ROUNDS)
             session.few(suite, ROUNDS)
-            session.batches(suite, min(ROUNDS, 5))
+            session.batches(suite, min(ROUNDS, 4))
         if "latency" in PARTS:
             command_open_loop.latency(suite, session, min(ROUNDS, 4))
 

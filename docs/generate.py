@@ -69,9 +69,9 @@ looked up and not used up.
   like any other.
 - Of a read the plan says whether it would be answered; the answer itself is not in it, and `execution.wait` does not
   wait.
-- A dry run costs what `command.describe` costs, by `/v1/execute` and `/v1/batch`. Where the path names the command,
-  limits are decided before the rest is read, and a dry run costs what the command costs. `limits` tells the command's
-  costs.
+- A dry run costs what `command.describe` costs, by `/v1/execute` and `/v1/batch`; that of a log-in, what a log-in does.
+  Where the path names the command, limits are decided before the rest is read, and a dry run costs what the command
+  costs. `limits` tells the command's costs.
 
 """
 

@@ -46,6 +46,7 @@ class SmallDaemon(DaemonBase):
         self.epoch = epoch
         self.frames: list[CommandFrame] = []
         self.batch_sizes: list[int] = []
+        self.given_up: list[int] = []
         self.metadata: list[dict[str, Any]] = []
         self.journal: list[Event] = []
         self.logs: dict[str, list[bytes]] = {}
@@ -97,7 +98,9 @@ class SmallDaemon(DaemonBase):
         self.metadata.append(dict(stream.metadata or {}))
         async for batch in stream:
             self.batch_sizes.append(len(batch.frames))
-            replies = [reply for frame in batch.frames if (reply := self._answer(frame)) is not None]
+            self.given_up += [frame.seq for frame in batch.frames if frame.cancel]
+            asked = (frame for frame in batch.frames if not frame.cancel)
+            replies = [reply for frame in asked if (reply := self._answer(frame)) is not None]
             if replies:
                 await stream.send_message(ReplyBatch(frames=replies))
 

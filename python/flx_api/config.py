@@ -17,7 +17,6 @@ import re
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_type_hints
-from zoneinfo import ZoneInfo
 
 import msgspec
 from msgspec import Meta
@@ -464,6 +463,10 @@ def _check(settings: Settings) -> None:
 
 
 def _check_timezone(name: str) -> None:
+    if name == "UTC":
+        return
+    from zoneinfo import ZoneInfo  # noqa: PLC0415 - few settings need it
+
     try:
         ZoneInfo(name)
     except (LookupError, OSError, ValueError):

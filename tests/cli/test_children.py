@@ -89,7 +89,7 @@ def circle():
     link.itself = link
     return weakref.ref(link)
 
-assert hand_over("the application", os.getppid()) == "the application"
+assert hand_over("the application", os.getppid(), "rsgi") == "the application"
 frozen, (young, _, _) = gc.get_freeze_count(), gc.get_threshold()
 collections = gc.get_stats()[0]["collections"]
 in_flight = [[] for _ in range(20_000)]

@@ -152,10 +152,10 @@ class Parts:
 
 
 @asynccontextmanager
-async def parts(folder: Path, project: str = PROJECT) -> AsyncIterator[Parts]:
+async def parts(folder: Path, project: str = PROJECT, clock: Clock | None = None) -> AsyncIterator[Parts]:
     """A daemon's parts over a project and a database in a folder."""
     (folder / "meltano.yml").write_text(project, encoding="utf-8")
-    clock = Clock()
+    clock = clock or Clock()
     journal = await Journal.open(f"sqlite:///{folder / 'flx.db'}", "test", clock)
     made = Parts(folder, journal, clock)
     try:

@@ -136,6 +136,45 @@ def test_switched_off_and_run_by_hand(service: Service) -> None:
     assert 404 == service.http.get("/v1/schedules/nothing").status_code
 
 
+def test_runs_of_the_old_form_end_like_any_other(service: Service) -> None:
+    """Cancelled, out of time, failed, in full: `meltano elt` is judged as `meltano run` is."""
+    service.start()
+    for name in ("every", "old"):
+        service.http.post(f"/v1/schedules/{name}/disable")
+    hold, tap = service.project / "hold", service.project / "tap.py"
+
+    def begin(**args: Any) -> str:
+        for file in service.project.glob("started-*"):
+            file.unlink()
+        answer = service.http.post("/v1/schedules/old/run", json=args)
+        assert 202 == answer.status_code, answer.text
+        return str(answer.headers["location"]).rsplit("/", 1)[1]
+
+    hold.touch()
+    execution = begin()
+    service.until(lambda: bool([*service.project.glob("started-*")]), "the tap has started")
+    assert "already_running" == service.http.post("/v1/schedules/old/run", json={}).json()["code"]
+    service.http.delete(f"/v1/executions/{execution}")
+    assert "cancelled" == service.wait(execution)["status"]
+    late = service.wait(begin(timeout_s=1))
+    assert ("timed_out", "The run took longer than 1 s.") == (late["status"], late["error"])
+    hold.unlink()
+    full = service.wait(begin(refresh="full"))
+    assert ("full", 2) == (full["refresh"], full["records"])
+    words = tap.read_text()
+    tap.write_text("#!/bin/sh\nexit 3\n")
+    failed = service.wait(begin())
+    assert "failed" == failed["status"]
+    assert "tap-scripted ended with exit code 3" in failed["error"]
+    tap.write_text(words)
+    again = service.http.post(f"/v1/executions/{failed['id']}/retry")
+    assert 202 == again.status_code, again.text
+    over = service.wait(failed["id"])
+    assert over["status"] in {"succeeded", "succeeded_with_warnings"}, over
+    assert (2, 2) == (over["attempts"], over["records"])
+    assert "of-old" == max(service.project.glob("word-*"), key=lambda file: file.stat().st_mtime_ns).read_text()
+
+
 def test_kills_around_the_moment_of_firing(service: Service) -> None:
     """Kill -9 of the daemon right before it is time, and as soon as it has fired: each minute is told of once."""
     service.start()

@@ -28,6 +28,7 @@ import httpx
 import pytest
 from tests.e2e.scripted_project import make_project
 from tests.faults.history import Seen, faults
+from tests.gateway_process import free_port
 from tests.service import Service
 
 if TYPE_CHECKING:
@@ -54,7 +55,9 @@ def service(tmp_path: Path, meltano_env: Path) -> Iterator[Service]:
     jobs = "".join(f"- {{name: job-{n}, tasks: [tap-scripted target-scripted]}}\n" for n in range(CLIENTS))
     with (project / "meltano.yml").open("a") as file:
         file.write(f"jobs:\n{jobs}")
-    running = Service(project, environ={"FLX_MELTANO": str(meltano_env), "FLX_RATE_LIMITS": "[]"})
+    # A port of its own, which it keeps when it is started again.
+    environ = {"FLX_MELTANO": str(meltano_env), "FLX_RATE_LIMITS": "[]", "FLX_API_PORT": str(free_port())}
+    running = Service(project, environ=environ)
     try:
         yield running.start()
         running.stop()
@@ -143,6 +146,16 @@ async def kill_along(clients: Clients, dice: random.Random) -> list[str]:
     return killed
 
 
+async def restart_along(clients: Clients) -> None:
+    """Stop the service in order when a third is done, and again when two are, and start it anew."""
+    total = CLIENTS * SUBMITS
+    for goal in (total // 3, 2 * total // 3):
+        async with clients.progress:
+            await clients.progress.wait_for(lambda goal=goal: clients.done >= goal)  # type: ignore[misc]
+        assert 0 == await asyncio.to_thread(clients.service.stop)
+        await asyncio.to_thread(clients.service.start)
+
+
 def pid_of(service: Service, victim: str) -> int:
     if victim == "worker":
         return service.workers[0]
@@ -185,6 +198,21 @@ def test_nothing_acknowledged_is_lost_and_nothing_happens_twice(service: Service
     assert runs
     assert any(seen.replayed for seen in clients.history)
     assert any(seen.outcome == "unknown" for seen in clients.history), "no kill hit a request"
+
+
+def test_a_restart_under_load_loses_nothing(service: Service) -> None:
+    async def story() -> Clients:
+        clients = Clients(service, random.Random())
+        restarting = asyncio.create_task(restart_along(clients))
+        await clients.all()
+        await restarting
+        return clients
+
+    clients = asyncio.run(story())
+    assert faults(clients.history, effects(service)) == []
+    assert any(seen.outcome == "unknown" for seen in clients.history), "no restart met a request"
+    ended = service.http.get("/v1/executions", params={"limit": 200}).json()["items"]
+    assert all(one["finished_us"] or one["status"] in {"queued", "starting", "running"} for one in ended)
 
 
 def test_what_the_database_holds_is_found_by_its_key(service: Service) -> None:

@@ -11,6 +11,7 @@ from flx_api.commands import COMMANDS
 from flx_api.commands.permissions import decide
 from flx_api.config import RateLimit
 from flx_api.errors import Internal
+from flx_api.gateway.costs import payer
 from flx_api.models.plan import LimitCost, Plan
 
 POLICIES = (
@@ -39,6 +40,13 @@ def test_a_command_costs_what_its_way_costs(path: str, expected: dict[str, int],
     seen = exchange(Wire(), scope("POST", path, {**bearer(), **json}), parts)
     found = parts.dispatcher.costs.of(seen.admitted.route, "pipeline.run", of_many=of_many)
     assert {limit.policy: limit.cost for limit in found} == expected
+
+
+def test_a_question_costs_what_questions_cost_but_a_try_what_tries_do() -> None:
+    asked = {name: payer(command, dry_run=True) for name, command in COMMANDS.items()}
+    assert asked.pop("auth.login") == "auth.login"
+    assert set(asked.values()) == {"command.describe"}
+    assert all(payer(command, dry_run=False) == name for name, command in COMMANDS.items())
 
 
 def test_a_plan_gets_its_limits_and_nothing_else_is_a_plan() -> None:

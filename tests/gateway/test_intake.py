@@ -8,6 +8,7 @@ import pytest
 from tests.gateway_app import Wire, exchange, scope
 
 from flx_api.errors import InvalidRequest
+from flx_api.gateway.alarms import Alarms
 from flx_api.gateway.intake import take_body
 
 JSON = {"content-type": "application/json"}
@@ -19,7 +20,8 @@ def take(headers: dict[str, str], *chunks: bytes, limit: int = 10) -> bytes:
         {"type": "http.request", "body": chunk, "more_body": index < len(chunks)}
         for index, chunk in enumerate(chunks, 1)
     ]
-    return asyncio.run(take_body(exchange(Wire(*messages), scope("POST", "/auth/login", headers)), limit))
+    asked = exchange(Wire(*messages), scope("POST", "/auth/login", headers))
+    return asyncio.run(take_body(asked, limit, Alarms(60)))
 
 
 @pytest.mark.parametrize(
@@ -46,15 +48,29 @@ def test_what_is_wrong_is_refused(headers: dict[str, str], chunks: list[bytes], 
     assert code == caught.value.code
 
 
-def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flx_api.gateway.intake.BODY_TIMEOUT_S", 0.01)
-
+def test_a_body_that_does_not_come_is_not_waited_for() -> None:
     async def story() -> None:
         waiting = exchange(Wire(), scope("POST", "/auth/login", {**JSON, "content-length": "4"}))
         waiting.receive = asyncio.Event().wait  # type: ignore[assignment]
         with pytest.raises(InvalidRequest) as caught:
-            await take_body(waiting, 10)
+            await take_body(waiting, 10, Alarms(0.01))
         assert ("request_timeout", 408) == (caught.value.code, caught.value.spec.http)
+        task = asyncio.current_task()
+        assert task is not None
+        assert 0 == task.cancelling()
+
+    asyncio.run(story())
+
+
+def test_a_request_that_is_cancelled_while_its_body_comes_is_no_timeout() -> None:
+    async def story() -> None:
+        waiting = exchange(Wire(), scope("POST", "/auth/login", {**JSON, "content-length": "4"}))
+        waiting.receive = asyncio.Event().wait  # type: ignore[assignment]
+        task = asyncio.create_task(take_body(waiting, 10, Alarms(60)))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
 
     asyncio.run(story())
 

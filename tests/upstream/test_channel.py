@@ -189,6 +189,9 @@ def test_what_was_abandoned_stays_outstanding_until_the_daemon_is_done_with_it()
         call.cancel()
         await asyncio.gather(call, return_exceptions=True)
         assert (upstream._credits._value, len(upstream._abandoned)) == (free - 1, 1)
+        # The daemon is told; this one does not care.
+        await upstream.call(frame(), 5, read=True)
+        assert daemon.given_up == [daemon.commands()[0].seq]
         while upstream._abandoned:  # noqa: ASYNC110 - it ends with its deadline
             await asyncio.sleep(0.01)
         assert upstream._credits._value == free

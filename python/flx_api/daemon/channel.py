@@ -6,8 +6,8 @@ reply has been handed to the transport: a client that does not read its replies 
 
 Rules:
 - At most `MAX_OUTSTANDING` commands; then nothing more is read, and HTTP/2 flow control holds the client back.
-- A result that no message could hold is an error of that one command.
 - A frame that cancels is read even when the channel is full, and is no command: the one it names is answered, at once.
+- A result that no message could hold is an error of that one command.
 - When the stream ends, reads that are under way are cancelled; what changes something goes on (see `dispatch`).
 """
 
@@ -59,10 +59,12 @@ class CommandChannel:
         self._stream = stream
         self._dispatcher = dispatcher
         self._caller = caller
-        self._tasks: dict[int, asyncio.Task[ReplyFrame]] = {}
+        self._tasks: set[asyncio.Task[ReplyFrame]] = set()
+        self._by_seq: dict[int, asyncio.Task[ReplyFrame]] = {}
         self._outstanding = 0
         self._outbox: Outbox[ReplyFrame] = Outbox(stream, _batches, self._left)
         self._room = asyncio.Event()
+        self._is_over = False
 
     async def run(self) -> None:
         """Serve the stream until the client has ended it and has its replies, or is gone."""
@@ -75,7 +77,8 @@ class CommandChannel:
             for ended in done:
                 ended.result()
         finally:
-            for task in (reader, writer, *self._tasks.values()):
+            self._is_over = True
+            for task in (reader, writer, *self._tasks):
                 task.cancel()
             await asyncio.gather(reader, writer, return_exceptions=True)
 
@@ -109,17 +112,23 @@ class CommandChannel:
         return False
 
     def _wait_for(self, seq: int, reply: Coroutine[Any, Any, ReplyFrame]) -> None:
-        self._tasks[seq] = task = asyncio.create_task(reply)
+        task = asyncio.create_task(reply)
+        self._tasks.add(task)
+        # A client that gives one number twice gets two answers; the later one can be given up.
+        self._by_seq[seq] = task
         task.add_done_callback(partial(self._done, seq))
 
     def _done(self, seq: int, task: asyncio.Task[ReplyFrame]) -> None:
-        # A client that gives one number twice gets two answers; which of them can be cancelled is its own affair.
-        if self._tasks.get(seq) is task:
-            del self._tasks[seq]
-        self._answer(ReplyFrame(seq=seq, code=GIVEN_UP) if task.cancelled() else task.result())
+        self._tasks.discard(task)
+        if self._by_seq.get(seq) is task:
+            del self._by_seq[seq]
+        if not self._is_over:
+            self._answer(ReplyFrame(seq=seq, code=GIVEN_UP) if task.cancelled() else task.result())
+        elif not task.cancelled():
+            task.result()
 
     def _give_up(self, seq: int) -> None:
-        task = self._tasks.get(seq)
+        task = self._by_seq.get(seq)
         if task is not None:
             # Behind its first step: a task that is cancelled before it has begun would not even know of its handler.
             asyncio.get_running_loop().call_soon(task.cancel)

@@ -262,9 +262,8 @@ def principal_of(name: str) -> Principal:
 
 
 def _hold(tx: Tx, row: Remembered) -> None:
-    """Hold that the row is as it was looked at."""
-    now = store.find(tx.connection, tx.project_id, row.name)
-    if (now.past, now.enabled) != (row.past, row.enabled):
+    """Hold that the row is as it was looked at. Disabling shows there too: it forgets."""
+    if store.find(tx.connection, tx.project_id, row.name).past != row.past:
         raise _OvertakenError
 
 

@@ -26,8 +26,8 @@ import msgspec
 from flx_api.commands import COMMANDS, find
 from flx_api.commands.permissions import authorise
 from flx_api.errors import Conflict, FlxError, Internal, InvalidRequest, NotFound, ValidationFailed
-from flx_api.gateway.costs import ASKING
-from flx_api.gateway.dispatch import Watch, error_of, frame_of, reads
+from flx_api.gateway.costs import payer
+from flx_api.gateway.dispatch import error_of, frame_of, reads
 from flx_api.gateway.intake import ClientGone
 from flx_api.gateway.logs import NDJSON, begin_stream
 from flx_api.gateway.options import decoded, no_query
@@ -93,7 +93,7 @@ class BatchRoute:
         request = _request(exchange)
         streams = _wants_lines(exchange.headers.get(b"accept", b""))
         batch = _Batch(self, exchange, request, keeps=not streams)
-        with Watch(exchange):
+        with self.dispatcher.watch(exchange):
             if streams:
                 await self._stream(exchange, batch)
                 return None
@@ -188,7 +188,7 @@ class _Batch:
             return await self._no_command(operation.command)
         last = self._waited_in_vain
         dry_run = self._is_dry(operation)
-        limited = ASKING if dry_run else command.name
+        limited = payer(command, dry_run=dry_run)
         refused = await self._route.patience.command(self._exchange.admitted, limited, last=last)
         if refused is not None:
             reason, policy, retry_after_s = refused

@@ -2,8 +2,8 @@
 
 Rules:
 - Told from the policies as they are drawn up; no window is asked or charged. A dry run itself costs what `ASKING` costs
-  where the command is known from the body; where the path names the command, limits are decided before anything else
-  of the request is read, and a dry run costs what the command costs.
+  where the command is known from the body (a log-in what it always does); where the path names the command, limits are
+  decided before anything else of the request is read, and a dry run costs what the command costs.
 """
 
 from __future__ import annotations
@@ -18,10 +18,17 @@ from flx_api.models.plan import LimitCost, Plan
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
+    from flx_api.commands import Command
     from flx_api.limits.policies import Lanes, NativePolicy, RouteClass, Toll
 
 ASKING: Final = "command.describe"
 """The command whose limits a dry run passes: like this one it is a question about a command."""
+
+
+def payer(command: Command, *, dry_run: bool) -> str:
+    """The command whose limits apply. A dry run of a log-in is a try, and limits on tries must hold."""
+    return ASKING if dry_run and not command.public else command.name
+
 
 _plan = msgspec.json.Decoder(Plan)
 _encode = msgspec.json.Encoder().encode

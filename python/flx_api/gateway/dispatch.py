@@ -20,6 +20,7 @@ import msgspec
 
 from flx_api.commands.permissions import authorise
 from flx_api.errors import ErrorBody, FlxError
+from flx_api.gateway.alarms import Alarms
 from flx_api.gateway.intake import ClientGone
 from flx_api.models.envelope import MADE_KEY, CommandOptions
 from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame
@@ -60,6 +61,7 @@ class Dispatcher:
     def __init__(self, upstream: Upstream, deadline_ms: int, costs: Costs) -> None:
         self._upstream = upstream
         self._deadline_ms = deadline_ms
+        self._alarms = Alarms(_WATCH_AFTER_S)
         self.costs = costs
 
     async def run(
@@ -77,7 +79,7 @@ class Dispatcher:
         exchange.passed("authorise")
         frame, deadline_s = self.frame(frame_of(exchange), command, args, options)
         exchange.passed("dispatch")
-        with Watch(exchange):
+        with self.watch(exchange):
             reply = await self._upstream.call(frame, deadline_s, read=reads(command, options))
         exchange.passed("upstream")
         if reply.code:
@@ -85,6 +87,10 @@ class Dispatcher:
         if options.dry_run:
             reply.result = self.costs.told(reply.result, exchange.admitted.route, command.name)
         return reply
+
+    def watch(self, exchange: Exchange) -> Watch:
+        """What ends the body of a `with` when the client goes away meanwhile."""
+        return Watch(exchange, self._alarms)
 
     def frame(
         self, frame: CommandFrame, command: Command, args: bytes, options: CommandOptions
@@ -128,27 +134,31 @@ def reads(command: Command, options: CommandOptions) -> bool:
 class Watch:
     """Looks whether the client is still there, and ends what is done within it when it is not: raises ClientGone."""
 
-    def __init__(self, exchange: Exchange) -> None:
+    __slots__ = ("_alarms", "_caller", "_exchange", "_is_gone", "_task")
+
+    def __init__(self, exchange: Exchange, alarms: Alarms) -> None:
         self._exchange = exchange
-        self._caller = asyncio.current_task()
+        self._alarms = alarms
+        self._caller = alarms.task()
         self._task: asyncio.Task[None] | None = None
         self._is_gone = False
 
     def __enter__(self) -> None:
         """Begin to look, after a moment."""
-        self._handle = asyncio.get_running_loop().call_later(_WATCH_AFTER_S, self._start)
+        self._alarms.set(self)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Look no more."""
-        self._handle.cancel()
+        self._alarms.clear(self)
         if self._task is not None:
             self._task.cancel()
         if self._is_gone and isinstance(error, asyncio.CancelledError):
             raise ClientGone from None
 
-    def _start(self) -> None:
+    def ring(self) -> None:
+        """Now it takes long enough to look."""
         self._task = asyncio.create_task(self._run(), name="disconnect-watch")
 
     async def _run(self) -> None:

@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import structlog
 
 from flx_api.errors import FlxError, Unavailable
+from flx_api.gateway.alarms import Alarms
 from flx_api.gateway.exchange import Exchange, StreamCut
-from flx_api.gateway.intake import CLIENT_GONE, ClientGone, take_body
+from flx_api.gateway.intake import BODY_TIMEOUT_S, CLIENT_GONE, ClientGone, take_body
 from flx_api.gateway.responses import problem, unexpected
 from flx_api.gateway.routes_fast import Response
 
@@ -92,6 +93,7 @@ class Edge:
         self._cors = cors
         self._metrics = metrics
         self._framework = framework
+        self._bodies = Alarms(BODY_TIMEOUT_S)
 
     async def http(
         self, scope: Scope, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]
@@ -148,7 +150,7 @@ class Edge:
             if exchange.principal is not None and self._revocations.stale_refuses:
                 raise Unavailable(self._revocations.reason, retry_after_s=1)  # noqa: TRY301 - one place answers all errors
             if admitted.length != 0:
-                exchange.body = await take_body(exchange, self._limit)
+                exchange.body = await take_body(exchange, self._limit, self._bodies)
             response = await self._dispatch(exchange)
             if response is not None:
                 await self.respond(exchange, response)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any
 
@@ -43,15 +42,19 @@ class Exchange:
         self.status = 0
         self.principal: Principal | None = admitted.principal
         self.request_id = admitted.request_id
+        self._headers: dict[bytes, bytes] | None = None
         self._metrics = metrics
         self._mark_ns = monotonic_ns()
 
-    @cached_property
+    @property
     def headers(self) -> dict[bytes, bytes]:
         """The last value of each header; those of which a second one matters were judged when it was admitted."""
-        return dict(self.scope["headers"])
+        # functools.cached_property takes a lock for each look-up until Python 3.12.
+        if self._headers is None:
+            self._headers = dict(self.scope["headers"])
+        return self._headers
 
-    @cached_property
+    @property
     def values(self) -> dict[str, str]:
         """The values in the path."""
         return dict(zip(self.route.names, self.admitted.values, strict=True))

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 from flx_api.errors import InvalidRequest
 
 if TYPE_CHECKING:
+    from flx_api.gateway.alarms import Alarms
     from flx_api.gateway.exchange import Exchange
 
 BODY_TIMEOUT_S: Final = 25.0
@@ -28,8 +29,33 @@ class ClientGone(Exception):
     """The client went away; nobody waits for an answer."""
 
 
-async def take_body(exchange: Exchange, limit: int) -> bytes:
+class _Reading:
+    """The task that reads a body, and whether it was told to stop."""
+
+    __slots__ = ("_task", "is_over")
+
+    def __init__(self, task: asyncio.Task[None] | None) -> None:
+        self._task = task
+        self.is_over = False
+
+    def ring(self) -> None:
+        self.is_over = True
+        if self._task is not None:
+            self._task.cancel()
+
+    def go_on(self) -> None:
+        """What was cancelled was the reading, and not the request."""
+        if self._task is not None:
+            self._task.uncancel()
+
+
+async def take_body(exchange: Exchange, limit: int, alarms: Alarms) -> bytes:
     """The whole body.
+
+    Args:
+        exchange: the request.
+        limit: bytes.
+        alarms: how long it may take.
 
     Raises:
         InvalidRequest: payload_too_large, unsupported_media_type, not in time, or cut off.
@@ -37,11 +63,17 @@ async def take_body(exchange: Exchange, limit: int) -> bytes:
     length = exchange.admitted.length
     if length == 0:
         return b""
+    reading = _Reading(alarms.task())
+    alarms.set(reading)
     try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
-            body = await _read(exchange, length, limit)
-    except TimeoutError:
+        body = await _read(exchange, length, limit)
+    except asyncio.CancelledError:
+        if not reading.is_over:
+            raise
+        reading.go_on()
         raise InvalidRequest(code="request_timeout") from None
+    finally:
+        alarms.clear(reading)
     if body and length is None and not _is_json(exchange.headers.get(b"content-type", b"")):
         raise InvalidRequest(code="unsupported_media_type")
     return body

@@ -12,7 +12,7 @@ import msgspec
 
 from flx_api.commands import find
 from flx_api.errors import ValidationFailed
-from flx_api.gateway.costs import ASKING
+from flx_api.gateway.costs import payer
 from flx_api.gateway.options import decoded, no_query, options_of, query, with_key
 from flx_api.gateway.responses import JSON
 from flx_api.models import strict_json
@@ -53,7 +53,7 @@ class CommandRoutes:
         request = decoded(exchange, _execute)
         command = find(request.command)
         # Only now it is known which command's limits apply.
-        refused = await self._patience.command(exchange.admitted, ASKING if request.dry_run else command.name)
+        refused = await self._patience.command(exchange.admitted, payer(command, dry_run=request.dry_run))
         if refused is not None:
             reason, policy, retry_after_s = refused
             raise self._policies.refusal(reason, (policy, retry_after_s))

@@ -14,8 +14,8 @@ Rules:
 - While there is no connection a call waits at most `PATIENCE_S` for one; a command whose outcome is unknown, for a
   daemon that is just started again, `RECONNECT_S`.
 - A reply counts only on the stream that its command left on.
-- A caller that goes away takes its pending entry with it; a late reply is dropped. Its credit comes back with that
-  reply, its deadline or the stream's end: until then the command is outstanding at the daemon.
+- A caller that goes away takes its pending entry with it, and the daemon is told: it ends what is only read. Its credit
+  comes back with the reply, which is dropped, its deadline or the stream's end: until then the command is outstanding.
 - When the service stops, whoever waits is told that, and not that the daemon is away.
 - Commands that wait by nature never hold all credits, and neither do those of batches (`flx_api.upstream.group`).
 - Streams of their own (`stub`) all go to one connection for as long as it is there, whose last word is `heard_s`.
@@ -324,10 +324,12 @@ class Upstream:
         self._done(self._pending.pop(seq))
 
     def abandon(self, seq: int) -> None:
-        """Nobody waits for a reply any more, but the daemon works on the command."""
+        """Nobody waits for a reply any more, but the daemon works on the command, until it hears of that."""
         ended = self._pending.pop(seq)
         if ended.kind is not None and ended.carrier is not None:
             self._abandoned[seq] = ended
+            if ended.carrier in self._ready and ended.carrier.outbox is not None:
+                ended.carrier.outbox.put(CommandFrame(seq=seq, cancel=True))
         else:
             self._done(ended)
 

@@ -269,7 +269,9 @@ class Supervisor:
             return None
         started = self.stored.execution.started_us
         gone = 0.0 if started is None else (self._parts.clock() - started) / _SECOND_US
-        return max(0.0, self.stored.timeout_s + self._parts.backstop_s - gone)
+        # `meltano elt` keeps no time limit: there is nobody who could come first.
+        patience_s = self._parts.backstop_s if self.stored.plan.elt is None else 0.0
+        return max(0.0, self.stored.timeout_s + patience_s - gone)
 
     # --- the way out ---
 

@@ -64,7 +64,7 @@ def decide(rule: Rule, past: Past | None, now_us: int, grace_us: int) -> Decisio
         grace_us: how late a firing may still run.
     """
     remember = Past(rule.mark, now_us)
-    if past is None or past.mark != rule.mark or past.until_us > now_us:
+    if past is None or past.mark != rule.mark:
         return Decision(None, None, remember)
     due_us = None
     for moment in times_between(rule, max(past.until_us, now_us - grace_us - 1), now_us):

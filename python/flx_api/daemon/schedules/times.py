@@ -71,7 +71,9 @@ def rule_of(schedule: Schedule, zone: str) -> Rule | None:
     cron = _canonical(schedule.cron)
     start = None if schedule.start_date is None else _start_us(schedule.start_date, zone)
     rule = Rule(cron, zone, start)
-    _check(rule)
+    problem = _problem_of(rule)
+    if problem is not None:
+        raise UnusableError(problem)
     return rule
 
 
@@ -159,14 +161,13 @@ def _zone(name: str) -> ZoneInfo:
 
 # The same few rules are asked for over and over, and one that never fires takes a walk over fifty years to find out.
 @lru_cache(maxsize=1024)
-def _check(rule: Rule) -> None:
-    """Raise UnusableError for a rule that cronsim does not know or that never fires."""
+def _problem_of(rule: Rule) -> str | None:
+    """Why a rule cannot be used: cronsim does not know it, or it never fires."""
     try:
         CronSim(rule.cron, _EPOCH)
     except CronSimError as error:
-        raise UnusableError(f"the interval is no cron expression: {str(error).lower()}") from None
-    if next_time(rule, 0) is None:
-        raise UnusableError("the interval never comes true")
+        return f"the interval is no cron expression: {str(error).lower()}"
+    return "the interval never comes true" if next_time(rule, 0) is None else None
 
 
 def _canonical(text: str) -> str:
