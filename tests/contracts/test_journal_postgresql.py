@@ -157,6 +157,15 @@ def test_a_server_that_crashes_keeps_what_was_acknowledged(home: Home, postgres:
     asyncio.run(story())
 
 
+def test_what_must_be_read_is_read_when_the_server_is_back(home: Home, postgres: PostgresServer) -> None:
+    async def story() -> None:
+        async with opened(home) as journal:
+            end_sessions(postgres, home)
+            assert await journal.read_back(lambda connection: connection.execute(text("SELECT 7")).scalar()) == 7
+
+    asyncio.run(story())
+
+
 def test_a_silent_server_holds_nobody_up_for_long(home: Home, postgres: PostgresServer) -> None:
     """The loop waits about a second once; then reads are refused at once."""
 

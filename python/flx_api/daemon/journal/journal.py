@@ -168,6 +168,21 @@ class Journal:
             if not self._reading:
                 self._end_reading(reader)
 
+    async def read_back(self, look: Callable[[Connection], T]) -> T:
+        """What a look at the database finds, repeated until the database answers: for what must not be given up.
+
+        Raises:
+            Unavailable: the journal was closed meanwhile.
+        """
+        while True:
+            try:
+                with self.read() as connection:
+                    return look(connection)
+            except Unavailable:
+                if self._closed:
+                    raise
+            await asyncio.sleep(_PAUSE_S)
+
     def events_after(self, seq: int, limit: int) -> list[EventRow]:
         """At most `limit` events after a sequence number, from memory when they are there."""
         found = self._tail.after(seq, limit)
