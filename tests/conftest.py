@@ -16,6 +16,8 @@ from tests.service import PLUGIN_KINDS, ROOT, Service, copy_project
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from tests.postgres_server import PostgresServer
+
 
 # Where the prepared folders are; not settings of the service under test.
 _OURS = {"FLX_MELTANO", "FLX_TEST_PLUGINS"}
@@ -88,3 +90,12 @@ def service(tmp_path_factory: pytest.TempPathFactory, prepared_plugins: Path, me
         running.stop()
     finally:
         running.kill_all()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A real PostgreSQL; a test takes a database of its own from it."""
+    from tests import postgres_server
+
+    with postgres_server.running() as server:
+        yield server

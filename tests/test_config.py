@@ -81,7 +81,7 @@ def test_environment_and_overrides() -> None:
             {"FLX_ENVIRONMENT": "production", "FLX_JWT_SECRET_KEY": KEY, "FLX_CORS_ORIGINS": "*"},
             "FLX_CORS_ORIGINS: `*` is not allowed",
         ),
-        ({"FLX_DATABASE_URL": "mysql://x"}, "FLX_DATABASE_URL: only sqlite"),
+        ({"FLX_DATABASE_URL": "mysql://x"}, "FLX_DATABASE_URL: begins with none of sqlite"),
         ({"FLX_JWT_SECRET_KEY": f"-----BEGIN PUBLIC KEY-----\n{KEY}"}, "FLX_JWT_SECRET_KEY: is a public key"),
         ({"FLX_JWT_SECRET_KEY": f' {{"kty": "RSA", "n": "{KEY}"}}'}, "FLX_JWT_SECRET_KEY: is a public key"),
         ({"FLX_JWT_ALGORITHMS": "HS256,none"}, "FLX_JWT_ALGORITHMS[1]: invalid enum value 'none'"),

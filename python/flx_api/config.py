@@ -40,6 +40,7 @@ MAX_KEY_SET_BYTES = 256 * 1024
 # every route and every command, by subject and by tenant, would need fewer.
 MAX_WINDOWS = 256
 _MIN_SECRET_BYTES = 32
+_DATABASES = ("sqlite:///", "postgresql://", "postgresql+psycopg://")
 _SECRETS = frozenset({"jwt_secret_key", "database_url", "redis_url"})
 _WINDOW = re.compile(r"([0-9]{1,15})(ms|s|m|h|d)")
 _UNIT_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
@@ -208,7 +209,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         bool, Meta(description="allow TCP without TLS beyond this machine; for networks that protect it themselves")
     ] = False
     database_url: Annotated[
-        str | None, Meta(description="SQLAlchemy URL of the daemon's database; SQLite in the data folder by default")
+        str | None,
+        Meta(
+            description="URL of the daemon's database, `postgresql://…` or `sqlite:///…`; "
+            "SQLite in the data folder by default"
+        ),
     ] = None
     redis_url: Annotated[
         str | None,
@@ -453,8 +458,8 @@ def _check(settings: Settings) -> None:
         _check_production(settings)
     if settings.enable_ssl:
         _check_certificate(settings)
-    if settings.database_url and not settings.database_url.startswith("sqlite:///"):
-        raise StartupError("FLX_DATABASE_URL: only sqlite:/// is supported by this version")
+    if settings.database_url and not settings.database_url.startswith(_DATABASES):
+        raise StartupError("FLX_DATABASE_URL: begins with none of sqlite:///, postgresql:// and postgresql+psycopg://")
     for name in ("cancel_grace_s", "max_staleness_s"):
         if not math.isfinite(getattr(settings, name)):
             raise StartupError(f"FLX_{name.upper()}: is not a number of seconds")

@@ -1,45 +1,42 @@
-"""What the rest of the daemon relies on from the journal, on a real SQLite file."""
+"""What the rest of the daemon relies on from the journal, on a real SQLite file and a real PostgreSQL."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
-import tempfile
-from contextlib import asynccontextmanager, closing
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import insert, select
+from tests.contracts.journal_homes import EVENT, Home, add_user, emit, names, opened
 
-from flx_api.daemon.journal import DEFAULT_TENANT, Journal
-from flx_api.daemon.journal.tables import events, executions, topic_heads, users
-from flx_api.errors import FlxError, Unavailable
+from flx_api.daemon.journal import DEFAULT_TENANT
+from flx_api.daemon.journal.tables import events, executions, topic_heads
+from flx_api.errors import Unavailable
 from flx_api.models.event import PipelineEvent
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
 
-    from flx_api.daemon.journal import Tx
+    from tests.postgres_server import PostgresServer
 
-EVENT = PipelineEvent("created", "p", "me")
+    from flx_api.daemon.journal import Journal, Tx
 
 
-class Clock:
-    """Microseconds that advance by one at each look."""
-
-    def __init__(self) -> None:
-        self.now = 1_000_000
-
-    def __call__(self) -> int:
-        self.now += 1
-        return self.now
+@pytest.fixture(params=["sqlite", "postgresql"])
+def home(request: pytest.FixtureRequest, tmp_path: Path) -> Home:
+    """A database of each kind."""
+    if request.param == "sqlite":
+        numbers = itertools.count()
+        return Home(lambda: f"sqlite:///{tmp_path}/flx{next(numbers)}.db")
+    server: PostgresServer = request.getfixturevalue("postgres")
+    return Home(server.database)
 
 
 def add_execution(tx: Tx, execution_id: str, *, finished_us: int | None) -> None:
@@ -49,36 +46,13 @@ def add_execution(tx: Tx, execution_id: str, *, finished_us: int | None) -> None
     tx.connection.execute(insert(executions), whole)
 
 
-@asynccontextmanager
-async def opened(folder: Path, **options: int) -> AsyncIterator[Journal]:
-    journal = await Journal.open(f"sqlite:///{folder / 'flx.db'}", "project", Clock(), **options)
-    try:
-        yield journal
-    finally:
-        await journal.close()
-
-
-def emit(topic: str = "t", tenant: str = DEFAULT_TENANT) -> Callable[[Tx], int]:
-    return lambda tx: tx.emit(topic, EVENT, tenant=tenant)
-
-
-def add_user(tx: Tx, name: str) -> None:
-    row = {"username": name, "tenant": "t", "project_id": "project", "password_hash": "", "roles": b"[]"}
-    tx.connection.execute(insert(users), {**row, "disabled": False, "created_us": tx.now_us})
-
-
-def names(journal: Journal) -> list[str]:
-    with journal.read() as connection:
-        return list(connection.execute(select(users.c.username).order_by(users.c.username)).scalars())
-
-
-def test_an_epoch_and_the_sequence_outlive_a_restart(tmp_path: Path) -> None:
+def test_an_epoch_and_the_sequence_outlive_a_restart(home: Home) -> None:
     async def story() -> None:
-        async with opened(tmp_path) as journal:
+        async with opened(home) as journal:
             epoch = journal.epoch
             assert journal.seq == 0
             assert await journal.write(emit()) == 1
-        async with opened(tmp_path) as journal:
+        async with opened(home) as journal:
             assert (journal.epoch, journal.seq) == (epoch, 1)
             assert await journal.write(emit()) == 2
             assert [row.prev for row in journal.events_after(0, 10)] == [0, 1]
@@ -86,42 +60,14 @@ def test_an_epoch_and_the_sequence_outlive_a_restart(tmp_path: Path) -> None:
     asyncio.run(story())
 
 
-def test_a_database_that_was_put_back_is_another_history(tmp_path: Path) -> None:
-    """Its numbers are given again, for other events: nobody may take them for what was there before."""
-
-    async def story() -> None:
-        async with opened(tmp_path) as journal:
-            epoch = journal.epoch
-            await journal.write(emit())
-            with (
-                closing(sqlite3.connect(tmp_path / "flx.db")) as here,
-                closing(sqlite3.connect(tmp_path / "b")) as there,
-            ):
-                here.backup(there)
-            await journal.write(emit())
-        (tmp_path / "b").replace(tmp_path / "flx.db")
-        async with opened(tmp_path) as journal:
-            assert journal.seq == 1
-            assert journal.epoch != epoch
-            epoch = journal.epoch
-            assert await journal.write(emit()) == 2
-        async with opened(tmp_path) as journal:
-            assert (journal.epoch, journal.seq) == (epoch, 2)
-        (tmp_path / "flx.db-mark").unlink()
-        async with opened(tmp_path) as journal:
-            assert journal.epoch != epoch, "one that comes without its mark may have been anywhere"
-
-    asyncio.run(story())
-
-
-def test_a_failing_change_raises_to_its_caller_and_disturbs_no_neighbour(tmp_path: Path) -> None:
+def test_a_failing_change_raises_to_its_caller_and_disturbs_no_neighbour(home: Home) -> None:
     def fails(tx: Tx) -> None:
         add_user(tx, "lost")
         tx.emit("t", EVENT, tenant=DEFAULT_TENANT)
         raise KeyError
 
     async def story() -> None:
-        async with opened(tmp_path) as journal:
+        async with opened(home) as journal:
             results = await asyncio.gather(
                 journal.write(lambda tx: add_user(tx, "a")),
                 journal.write(fails),
@@ -136,9 +82,9 @@ def test_a_failing_change_raises_to_its_caller_and_disturbs_no_neighbour(tmp_pat
     asyncio.run(story())
 
 
-def test_what_has_arrived_commits_as_one_group(tmp_path: Path) -> None:
+def test_what_has_arrived_commits_as_one_group(home: Home) -> None:
     async def story() -> None:
-        async with opened(tmp_path) as journal:
+        async with opened(home) as journal:
             await asyncio.gather(*(journal.write(emit()) for _ in range(200)))
             # The first one may go alone while the others gather.
             assert journal.changes == 200
@@ -147,9 +93,9 @@ def test_what_has_arrived_commits_as_one_group(tmp_path: Path) -> None:
     asyncio.run(story())
 
 
-def test_readers_see_a_change_as_soon_as_its_write_returns(tmp_path: Path) -> None:
+def test_readers_see_a_change_as_soon_as_its_write_returns(home: Home) -> None:
     async def story() -> None:
-        async with opened(tmp_path) as journal:
+        async with opened(home) as journal:
             await journal.write(lambda tx: add_user(tx, "a"))
             assert names(journal) == ["a"]
             with journal.read() as outer, journal.read() as inner:
@@ -158,9 +104,9 @@ def test_readers_see_a_change_as_soon_as_its_write_returns(tmp_path: Path) -> No
     asyncio.run(story())
 
 
-def test_changed_returns_with_the_event_and_ends_with_the_journal(tmp_path: Path) -> None:
+def test_changed_returns_with_the_event_and_ends_with_the_journal(home: Home) -> None:
     async def story() -> None:
-        async with opened(tmp_path) as journal:
+        async with opened(home) as journal:
             waiting = asyncio.create_task(journal.changed(0))
             await journal.write(lambda tx: add_user(tx, "no event"))
             assert not waiting.done()
@@ -177,9 +123,9 @@ def test_changed_returns_with_the_event_and_ends_with_the_journal(tmp_path: Path
     asyncio.run(story())
 
 
-def test_topics_of_two_tenants_are_two_chains(tmp_path: Path) -> None:
+def test_topics_of_two_tenants_are_two_chains(home: Home) -> None:
     async def story() -> None:
-        async with opened(tmp_path) as journal:
+        async with opened(home) as journal:
             for tenant in ("a", "b", "a"):
                 await journal.write(emit("t", tenant))
             assert [(row.tenant, row.prev) for row in journal.events_after(0, 9)] == [("a", 0), ("b", 0), ("a", 1)]
@@ -187,9 +133,9 @@ def test_topics_of_two_tenants_are_two_chains(tmp_path: Path) -> None:
     asyncio.run(story())
 
 
-def test_old_events_come_from_the_database_when_memory_has_let_them_go(tmp_path: Path) -> None:
+def test_old_events_come_from_the_database_when_memory_has_let_them_go(home: Home) -> None:
     async def story() -> None:
-        async with opened(tmp_path, tail_rows=4) as journal:
+        async with opened(home, tail_rows=4) as journal:
             for _ in range(20):
                 await journal.write(emit())
             assert [row.seq for row in journal.events_after(0, 5)] == [1, 2, 3, 4, 5]
@@ -199,15 +145,15 @@ def test_old_events_come_from_the_database_when_memory_has_let_them_go(tmp_path:
     asyncio.run(story())
 
 
-def test_retention_removes_from_the_old_end_and_never_the_newest(tmp_path: Path) -> None:
+def test_retention_removes_from_the_old_end_and_never_the_newest(home: Home) -> None:
     async def story() -> None:
-        async with opened(tmp_path) as journal:
+        async with opened(home) as journal:
             await asyncio.gather(*(journal.write(emit(f"t{i % 3}")) for i in range(2500)))
             assert await journal.prune(before_us=0, keep_rows=2400) == 100
             assert journal.oldest == 101
             assert await journal.prune(before_us=2**60, keep_rows=10) == 2399
             assert journal.oldest == 2500
-        async with opened(tmp_path) as journal:
+        async with opened(home) as journal:
             assert (journal.seq, journal.oldest) == (2500, 2500)
             # The chain goes on, although the topic's event before is gone.
             await journal.write(emit("t0"))
@@ -216,7 +162,7 @@ def test_retention_removes_from_the_old_end_and_never_the_newest(tmp_path: Path)
     asyncio.run(story())
 
 
-def test_retention_forgets_the_heads_of_what_is_over(tmp_path: Path) -> None:
+def test_retention_forgets_the_heads_of_what_is_over(home: Home) -> None:
     """Topics of an execution go with its last event; those that go on, or always exist, keep the chain."""
 
     def heads(journal: Journal) -> list[str]:
@@ -224,7 +170,7 @@ def test_retention_forgets_the_heads_of_what_is_over(tmp_path: Path) -> None:
             return sorted(connection.execute(select(topic_heads.c.topic)).scalars())
 
     async def story() -> None:
-        async with opened(tmp_path) as journal:
+        async with opened(home) as journal:
             await journal.write(lambda tx: add_execution(tx, "over", finished_us=5))
             await journal.write(lambda tx: add_execution(tx, "on", finished_us=None))
             topics = ["execution.over.status", "execution.over.metric", "execution.gone.status", "execution.on.status"]
@@ -235,16 +181,16 @@ def test_retention_forgets_the_heads_of_what_is_over(tmp_path: Path) -> None:
             await journal.write(emit("execution_events"))
             await journal.prune(before_us=0, keep_rows=1)
             assert heads(journal) == ["execution.on.status", "execution_events", "system_events"]
-        async with opened(tmp_path) as journal:
+        async with opened(home) as journal:
             await journal.write(emit("execution.on.status"))
             assert journal.events_after(7, 1)[0].prev == 4
 
     asyncio.run(story())
 
 
-def test_retention_forgets_many_heads_in_steps(tmp_path: Path) -> None:
+def test_retention_forgets_many_heads_in_steps(home: Home) -> None:
     async def story() -> None:
-        async with opened(tmp_path) as journal:
+        async with opened(home) as journal:
             await asyncio.gather(*(journal.write(emit(f"execution.{number}.status")) for number in range(2500)))
             await journal.prune(before_us=0, keep_rows=1)
             with journal.read() as connection:
@@ -253,64 +199,9 @@ def test_retention_forgets_many_heads_in_steps(tmp_path: Path) -> None:
     asyncio.run(story())
 
 
-def test_a_full_disk_is_507_reads_go_on_and_space_heals_it(tmp_path: Path) -> None:
-    def limit_pages(tx: Tx, pages: int) -> None:
-        tx.connection.exec_driver_sql(f"PRAGMA max_page_count={pages}")
-
-    def big(tx: Tx) -> None:
-        tx.connection.exec_driver_sql(
-            "INSERT INTO users VALUES ('project', 'big', 't', ?, x'5b5d', 0, 0)", ("x" * 1_000_000,)
-        )
-
+def test_a_caller_that_is_gone_before_its_change_begins_changes_nothing(home: Home) -> None:
     async def story() -> None:
-        async with opened(tmp_path) as journal:
-            await journal.write(lambda tx: add_user(tx, "a"))
-            await journal.write(lambda tx: limit_pages(tx, 1))  # SQLite raises it to the present size
-            with pytest.raises(FlxError) as refused:
-                await journal.write(big)
-            assert refused.value.code == "insufficient_storage"
-            assert names(journal) == ["a"]
-            # The limit was the connection's; a fault of the whole group gave it a new one.
-            await journal.write(lambda tx: limit_pages(tx, 1_000_000))
-            await journal.write(big)
-            assert names(journal) == ["a", "big"]
-            assert await journal.write(emit()) == 1
-
-    asyncio.run(story())
-
-
-def test_a_read_only_database_is_503_until_it_can_be_written_again(tmp_path: Path) -> None:
-    async def story() -> None:
-        async with opened(tmp_path) as journal:
-            await journal.write(lambda tx: tx.connection.exec_driver_sql("PRAGMA query_only=ON"))
-            with pytest.raises(Unavailable) as refused:
-                await journal.write(emit())
-            assert refused.value.code == "storage_unavailable"
-            assert journal.fault is not None
-            assert await journal.write(emit()) == 1
-            assert journal.fault is None
-
-    asyncio.run(story())
-
-
-def test_a_lock_of_another_process_is_503_and_its_end_heals_it(tmp_path: Path) -> None:
-    async def story() -> None:
-        async with opened(tmp_path, busy_timeout_ms=10) as journal:
-            await journal.write(lambda tx: add_user(tx, "a"))
-            with closing(sqlite3.connect(tmp_path / "flx.db", isolation_level=None)) as other:
-                other.execute("BEGIN IMMEDIATE")
-                with pytest.raises(Unavailable) as refused:
-                    await journal.write(emit())
-                assert refused.value.code == "storage_unavailable"
-                assert names(journal) == ["a"]
-            assert await journal.write(emit()) == 1
-
-    asyncio.run(story())
-
-
-def test_a_caller_that_is_gone_before_its_change_begins_changes_nothing(tmp_path: Path) -> None:
-    async def story() -> None:
-        async with opened(tmp_path) as journal:
+        async with opened(home) as journal:
             task = asyncio.create_task(journal.write(emit()))
             await asyncio.sleep(0)
             task.cancel()
@@ -336,13 +227,13 @@ def naive(changes: list[tuple[list[str], bool, bool]]) -> list[tuple[int, int, s
     return expected
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(CHANGES)
-def test_like_a_naive_journal(changes: list[tuple[list[str], bool, bool]]) -> None:
+def test_like_a_naive_journal(home: Home, changes: list[tuple[list[str], bool, bool]]) -> None:
     """Numbers are dense, `prev` is the topic's last one, effect and events are there both or neither."""
 
-    async def story(folder: Path) -> None:
-        async with opened(folder, tail_rows=3) as journal:
+    async def story() -> None:
+        async with opened(home.another(), tail_rows=3) as journal:
 
             async def one(number: int) -> None:
                 topics, fails, late = changes[number]
@@ -373,18 +264,16 @@ def test_like_a_naive_journal(changes: list[tuple[list[str], bool, bool]]) -> No
                 stored = connection.execute(select(events.c.seq, events.c.prev).order_by(events.c.seq)).all()
             assert [tuple(row) for row in stored] == [item[:2] for item in expected]
 
-    with tempfile.TemporaryDirectory() as folder:
-        asyncio.run(story(Path(folder)))
+    asyncio.run(story())
 
 
 CHILD = """
 import asyncio, itertools, sys
-from pathlib import Path
 from flx_api.daemon.journal import Journal
 from flx_api.models.event import PipelineEvent
 
-async def main(path):
-    journal = await Journal.open(f"sqlite:///{path}", "project", itertools.count().__next__)
+async def main(url):
+    journal = await Journal.open(url, "project", itertools.count().__next__)
     numbers = itertools.count()
     async def worker():
         for number in numbers:
@@ -398,10 +287,9 @@ asyncio.run(main(sys.argv[1]))
 """
 
 
-def test_what_was_acknowledged_before_kill_9_is_there_afterwards(tmp_path: Path) -> None:
-    path = tmp_path / "flx.db"
+def test_what_was_acknowledged_before_kill_9_is_there_afterwards(home: Home) -> None:
     child = subprocess.Popen(
-        [sys.executable, "-c", CHILD, str(path)], stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": "python"}
+        [sys.executable, "-c", CHILD, home.url], stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": "python"}
     )
     assert child.stdout is not None
     acknowledged = [child.stdout.readline() for _ in range(500)]
@@ -411,7 +299,7 @@ def test_what_was_acknowledged_before_kill_9_is_there_afterwards(tmp_path: Path)
     assert child.wait() == -signal.SIGKILL
 
     async def story() -> None:
-        async with opened(tmp_path) as journal:
+        async with opened(home) as journal:
             rows = journal.events_after(0, 1_000_000)
             assert [row.seq for row in rows] == list(range(1, len(rows) + 1))
             held = {row.data.split(b'"pipeline":"')[1].split(b'"')[0] for row in rows}

@@ -35,18 +35,19 @@ WORKERS = 16
 CHILD = """
 import asyncio, itertools, sys
 from sqlalchemy import event, insert
-from flx_api.daemon.journal import Journal, database, journal as module
+from flx_api.daemon.journal import Journal, sqlite
 from flx_api.daemon.journal.tables import idempotency
 from flx_api.errors import Unavailable
 from flx_api.models.event import PipelineEvent
 
 path, first, workers, synchronous, payload = sys.argv[1], *map(int, sys.argv[2:4]), sys.argv[4], int(sys.argv[5])
 if synchronous != "as shipped":
+    shipped = sqlite.engine_of
     def relaxed(url, **options):
-        engine = database.engine_of(url, **options)
+        engine = shipped(url, **options)
         event.listen(engine, "connect", lambda driver, _: driver.execute(f"PRAGMA synchronous={synchronous}"))
         return engine
-    module.engine_of = relaxed
+    sqlite.engine_of = relaxed
 
 def tell(*words):
     sys.stdout.write(" ".join(map(str, words)) + "\\n")

@@ -18,6 +18,7 @@ from msgspec import UNSET
 from sqlalchemy import bindparam, delete, func, insert, select, update
 
 from flx_api.daemon.executions.states import ACTIVE
+from flx_api.daemon.journal.functions import elements
 from flx_api.daemon.journal.tables import executions, pipelines
 from flx_api.errors import Conflict, FieldError, NotFound, ValidationFailed
 from flx_api.models.event import PipelineEvent
@@ -57,7 +58,7 @@ _ROWS = select(
 ).where(pipelines.c.tenant == bindparam("tenant"), pipelines.c.project_id == bindparam("project"))
 _ROW = _ROWS.where(pipelines.c.name == bindparam("key"))
 
-_names = func.json_each(bindparam("names")).table_valued("value", name="names")
+_names = elements(bindparam("names")).table_valued("value", name="names")
 _newest = executions.alias("newest")
 # One step in the index (tenant, project_id, pipeline, queued_us) for each name, however many executions there are. Ids
 # are made in the order of acceptance, so they decide between two of the same microsecond.

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import inspect
 
-from flx_api.daemon.journal.database import HEAD, alembic_config, bring_to_head, engine_of
+from flx_api.daemon.journal.database import HEAD, alembic_config, bring_to_head
+from flx_api.daemon.journal.sqlite import engine_of
 from flx_api.daemon.journal.tables import metadata
 from flx_api.errors import StartupError
 

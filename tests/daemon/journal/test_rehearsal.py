@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import delete, insert, literal, select, text, update
 
 from flx_api.daemon.journal import Journal, Rehearsed, RowChange, rehearsing
-from flx_api.daemon.journal.database import file_of
+from flx_api.daemon.journal.sqlite import file_of
 from flx_api.daemon.journal.tables import users
 from flx_api.errors import Conflict, Internal
 from flx_api.models.event import SystemEvent

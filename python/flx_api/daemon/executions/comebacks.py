@@ -108,7 +108,7 @@ class Comebacks:
 
         execution = await self._journal.write(once(change))
         self.drop(execution_id)
-        self._tell(execution_id)
+        await self._tell(execution_id)
         return execution
 
     async def close(self) -> None:
@@ -140,7 +140,7 @@ class Comebacks:
                 log.warning("the journal cannot be written; trying again", execution=execution_id, code=error.code)
                 await asyncio.sleep(_AGAIN_S)
         self._resting.pop(execution_id, None)
-        self._tell(execution_id)
+        await self._tell(execution_id)
 
     def _another(self, tx: Tx, stored: Stored, *, tries: int) -> Execution:
         attempt_id = self._ids()
@@ -157,9 +157,8 @@ class Comebacks:
             finished_us=None,
         )
 
-    def _tell(self, execution_id: str) -> None:
-        with self._journal.read() as connection:
-            stored = self._store.find(connection, execution_id)
+    async def _tell(self, execution_id: str) -> None:
+        stored = await self._journal.read_back(lambda connection: self._store.find(connection, execution_id))
         # It may have been cancelled between the commit and this look.
         if stored.execution.status == "queued":
             self._ready(stored)

@@ -346,8 +346,10 @@ class Supervisor:
     async def _account(self, record: ExitRecord | None) -> Account | None:
         execution = self.stored.execution
         try:
-            with self._parts.journal.read() as connection:
-                rows = self._parts.store.history(connection, self.stored.tenant, execution.state_ids)
+            store, tenant = self._parts.store, self.stored.tenant
+            rows = await self._parts.journal.read_back(
+                lambda connection: store.history(connection, tenant, execution.state_ids)
+            )
             accounts = Accounts.of(
                 self.stored.plan, full_refresh=execution.refresh == "full", rows=rows, states=self._states
             )

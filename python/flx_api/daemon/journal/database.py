@@ -1,65 +1,112 @@
-"""The database file: how it is opened, how it gets its shape, and what its faults mean.
+"""The database: which kind it is, what the journal wants of one, and how it gets its shape.
 
 Strategy: an empty database gets all tables from `tables.metadata` at once and is stamped with the newest revision; one
 at that revision is taken as it is; only an older one runs Alembic's migrations. So the usual start does not import
 Alembic at all. A test holds that migrations and metadata lead to the same shape and that `HEAD` is Alembic's head.
 
 Rules:
-- Everything about SQLite is in this module.
+- What is peculiar to one kind of database is in its module (`sqlite`, `postgresql`), behind `Database`.
 - Making or migrating is one transaction: a kill half-way leaves the database as it was.
 """
 
 from __future__ import annotations
 
-import sqlite3
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from sqlalchemy import Column, MetaData, String, Table, create_engine, event, insert, inspect, make_url, select
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.pool import NullPool
+from sqlalchemy import Column, MetaData, String, Table, insert, inspect, select
 
 from flx_api.daemon.journal.tables import metadata
-from flx_api.errors import FlxError, StartupError, Unavailable
+from flx_api.errors import FlxError, StartupError
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection, Engine
+    from contextlib import AbstractContextManager
+
+    from sqlalchemy import Connection
+
+    from flx_api.daemon.journal.mark import Mark
 
 HEAD = "0004"
 """The newest revision in `migrations/versions`."""
 
 _versions = Table("alembic_version", MetaData(), Column("version_num", String(32), primary_key=True, nullable=False))
-_FULL = frozenset({sqlite3.SQLITE_FULL})
 
 
-def engine_of(url: str, *, read_only: bool, busy_timeout_ms: int = 2000) -> Engine:
-    """An engine whose connections are set up for the journal: WAL, an fsync at each commit, foreign keys."""
-    engine = create_engine(url, poolclass=NullPool)
+class Database(Protocol):
+    """A kind of database, by one URL.
 
-    @event.listens_for(engine, "connect")
-    def _set_up(connection: sqlite3.Connection, _record: object) -> None:
-        # The driver's own BEGIN is too late for a consistent read and never IMMEDIATE: we say BEGIN ourselves.
-        connection.isolation_level = None
-        connection.execute(f"PRAGMA busy_timeout={busy_timeout_ms}")
-        connection.execute("PRAGMA foreign_keys=ON")
-        if read_only:
-            connection.execute("PRAGMA query_only=ON")
-        else:
-            connection.execute("PRAGMA journal_mode=WAL")
-            # NORMAL may lose acknowledged commits when the power fails.
-            connection.execute("PRAGMA synchronous=FULL")
+    `insert` is its INSERT, which knows ON CONFLICT.
+    """
 
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
-        # A writer that begins DEFERRED can be refused in its middle, where the busy timeout does not apply.
-        connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+    insert: Any
 
-    return engine
+    @property
+    def mark(self) -> Mark | None:
+        """Where it is told beside the database how far that has come; None where itself tells (`history`)."""
+
+    def connect_writer(self, before: int | None = None) -> Connection:
+        """A connection to change it, as the only one; `before` is the `session` of one of ours that was lost.
+
+        Raises:
+            StartupError: another daemon has it.
+            DBAPIError: it cannot be reached or opened.
+        """
+
+    def connect_reader(self) -> Connection:
+        """A connection on which each transaction sees one snapshot.
+
+        Raises:
+            DBAPIError: it cannot be reached or opened.
+        """
+
+    def patient(self, connection: Connection) -> AbstractContextManager[None]:
+        """Let statements last as long as they will: tables are made."""
+
+    def session(self, connection: Connection) -> int | None:
+        """What its connection is known by to the database."""
+
+    def is_lost(self, connection: Connection) -> bool:
+        """Whether a connection is of no use any more."""
+
+    def history(self, connection: Connection) -> str:
+        """What is another when the database was put back from somewhere: how its epochs begin."""
+
+    def transaction(self, connection: Connection) -> str | None:
+        """The name by which it can be asked later whether this transaction was committed; None when nobody need ask."""
+
+    def has_committed(self, connection: Connection, transaction: str) -> bool | None:
+        """Whether a transaction of another connection was committed; None while it is not decided."""
+
+    def may_repeat(self, error: BaseException) -> bool:
+        """Whether a transaction failed only because of others beside it."""
+
+    def fault_of(self, error: BaseException) -> FlxError | None:
+        """What an error is to a caller; None when it is not about storage but about what was asked.
+
+        507 when the disk is full, else 503: both may be tried again.
+        """
 
 
-def file_of(url: str) -> Path:
-    """The file that a URL names."""
-    return Path(make_url(url).database or "")
+def database_of(url: str, *, busy_timeout_ms: int) -> Database:
+    """The database of a URL.
+
+    Args:
+        url: as SQLAlchemy writes it.
+        busy_timeout_ms: how long a change waits for a lock of somebody else.
+
+    Raises:
+        StartupError: what its kind needs is not installed.
+    """
+    if url.startswith("sqlite:"):
+        from flx_api.daemon.journal.sqlite import Sqlite  # noqa: PLC0415 - each kind brings its driver
+
+        return Sqlite(url, busy_timeout_ms=busy_timeout_ms)
+    try:
+        from flx_api.daemon.journal.postgresql import Postgresql  # noqa: PLC0415 - as above
+    except ImportError as error:
+        msg = "FLX_DATABASE_URL: PostgreSQL needs its driver: pip install 'flx-api[postgresql]'"
+        raise StartupError(msg) from error
+    return Postgresql(url, busy_timeout_ms=busy_timeout_ms)
 
 
 def bring_to_head(connection: Connection) -> None:
@@ -103,18 +150,3 @@ def alembic_config() -> Any:  # noqa: ANN401 - alembic.config.Config, which this
     config = Config()
     config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
     return config
-
-
-def is_storage_fault(error: BaseException) -> bool:
-    """Whether an error is about the disk, the file or its locks, not about what was asked of it."""
-    origin = error.orig if isinstance(error, DBAPIError) else error
-    return isinstance(origin, sqlite3.Error) and not isinstance(
-        origin, sqlite3.IntegrityError | sqlite3.ProgrammingError | sqlite3.InterfaceError | sqlite3.DataError
-    )
-
-
-def storage_error(error: BaseException) -> FlxError:
-    """What a storage fault is to a caller: 507 when the disk is full, else 503; both may be tried again."""
-    origin = error.orig if isinstance(error, DBAPIError) else error
-    full = getattr(origin, "sqlite_errorcode", None) in _FULL
-    return Unavailable(code="insufficient_storage" if full else "storage_unavailable")

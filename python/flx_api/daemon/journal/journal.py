@@ -2,12 +2,14 @@
 
 Strategy: changes go to the writer thread (`writer`); reads are taken at once on the loop from a connection of their
 own, since an indexed read of a file in the page cache costs microseconds and WAL readers never wait for the writer.
+A server costs a round trip, and no more than a time that the connection bounds (docs/decisions/0012).
 
 Rules:
 - A `with journal.read()` block must not await.
 - Sequence numbers are dense within an epoch. Retention removes events from the old end only and never the newest.
 - A database that has lost events (it was put back from a backup) begins a new epoch: positions in the old one are no
   longer good.
+- A connection for reads that is lost is replaced beside the loop; until then a read is refused at once.
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from sqlalchemy import bindparam, delete, exists, func, insert, select
 from sqlalchemy.exc import DBAPIError
 
-from flx_api.daemon.journal.database import bring_to_head, engine_of, file_of, is_storage_fault, storage_error
-from flx_api.daemon.journal.mark import Mark
+from flx_api.daemon.journal.database import bring_to_head, database_of
+from flx_api.daemon.journal.functions import position
 from flx_api.daemon.journal.rehearsal import is_rehearsing, rehearsal_of
 from flx_api.daemon.journal.tables import events, executions, idempotency, identity, revocations, topic_heads
 from flx_api.daemon.journal.tail import EventRow, Tail
@@ -40,6 +42,7 @@ _PRUNE_STEP = 1000
 KEYS_KEPT_US: Final = 86_400_000_000
 """How long an idempotency key is known, at least: a day. `prune` removes those that are older."""
 _EXECUTION = "execution."
+_PAUSE_S = 0.5
 
 
 class Journal:
@@ -53,7 +56,6 @@ class Journal:
     epoch: str
     oldest: int
     _tail: Tail
-    _reader: Connection
 
     def __init__(
         self,
@@ -70,19 +72,18 @@ class Journal:
         self.changes = 0
         self.fault: FlxError | None = None
         self._clock = clock
-        self._url = url
-        self._busy_timeout_ms = busy_timeout_ms
         self._tail_rows = tail_rows
         self._loop = asyncio.get_running_loop()
         self._news = asyncio.Event()
         self._closed = False
         self._reading = 0
         self._opened: asyncio.Future[int] = self._loop.create_future()
-        database = file_of(url)
-        self._mark = Mark(database.with_name(database.name + "-mark"))
+        self._database = database_of(url, busy_timeout_ms=busy_timeout_ms)
+        self._reader: Connection | None = None
+        self._replacing: asyncio.Task[None] | None = None
         self._writer = Writer(
+            self._database,
             self._connect,
-            self._reconnect,
             project_id=project_id,
             clock=clock,
             deliver=self._deliver,
@@ -102,24 +103,24 @@ class Journal:
         """Open the database, making or migrating it first.
 
         Args:
-            url: SQLAlchemy URL of a SQLite file.
+            url: SQLAlchemy URL of a SQLite file or a PostgreSQL database.
             project_id: the project whose rows these are.
             clock: microseconds since the epoch.
             tail_rows: how many of the newest events stay in memory.
             busy_timeout_ms: how long a commit waits for another process's lock.
 
         Raises:
-            StartupError: the database is not ours or of a newer version.
-            FlxError: the file cannot be opened or written.
+            StartupError: the database is not ours, of a newer version, or used by another daemon.
+            FlxError: it cannot be opened, reached or written.
         """
         journal = cls(url, project_id, clock, tail_rows=tail_rows, busy_timeout_ms=busy_timeout_ms)
         journal._writer.start()
         try:
             journal.seq = await journal._opened
+            journal._tail = Tail(journal.seq, tail_rows)
+            journal._reader = journal._database.connect_reader()
         except DBAPIError as error:
-            raise storage_error(error) from error
-        journal._tail = Tail(journal.seq, tail_rows)
-        journal._reader = engine_of(url, read_only=True, busy_timeout_ms=busy_timeout_ms).connect()
+            raise journal._database.fault_of(error) or error from error
         with journal.read() as connection:
             journal.oldest = connection.execute(select(func.min(events.c.seq))).scalar() or journal.seq + 1
         return journal
@@ -151,17 +152,36 @@ class Journal:
         Raises:
             Unavailable: the database cannot be read.
         """
+        reader = self._reader
+        if reader is None:
+            raise Unavailable(code="storage_unavailable")
         self._reading += 1
         try:
-            yield self._reader
+            yield reader
         except DBAPIError as error:
-            if is_storage_fault(error):
-                raise storage_error(error) from error
+            fault = self._database.fault_of(error)
+            if fault is not None:
+                raise fault from error
             raise
         finally:
             self._reading -= 1
             if not self._reading:
-                self._reader.rollback()
+                self._end_reading(reader)
+
+    async def read_back(self, look: Callable[[Connection], T]) -> T:
+        """What a look at the database finds, repeated until the database answers: for what must not be given up.
+
+        Raises:
+            Unavailable: the journal was closed meanwhile.
+        """
+        while True:
+            try:
+                with self.read() as connection:
+                    return look(connection)
+            except Unavailable:
+                if self._closed:
+                    raise
+            await asyncio.sleep(_PAUSE_S)
 
     def events_after(self, seq: int, limit: int) -> list[EventRow]:
         """At most `limit` events after a sequence number, from memory when they are there."""
@@ -219,35 +239,42 @@ class Journal:
         await asyncio.to_thread(self._writer.join)
         # The thread's last delivery was scheduled before it ended; by now it has run.
         self._news.set()
-        self._reader.close()
-        self._mark.close()
+        if self._replacing is not None:
+            self._replacing.cancel()
+            await asyncio.gather(self._replacing, return_exceptions=True)
+        if self._reader is not None:
+            self._reader.close()
+        if self._database.mark is not None:
+            self._database.mark.close()
 
     # In the writer thread:
 
     def _connect(self) -> tuple[Connection, int]:
-        connection = engine_of(self._url, read_only=False, busy_timeout_ms=self._busy_timeout_ms).connect()
-        bring_to_head(connection)
+        connection = self._database.connect_writer()
+        with self._database.patient(connection):
+            bring_to_head(connection)
+        mark = self._database.mark
         with connection.begin():
+            history = self._database.history(connection)
             # Retention never removes the newest event, so this is the last number ever given.
             seq = connection.execute(select(func.max(events.c.seq))).scalar() or 0
             epoch = connection.execute(select(identity.c.epoch)).scalar()
-            if epoch is None or not self._mark.allows(epoch, seq):
-                epoch = secrets.token_hex(8)
+            known = mark is None or (epoch is not None and mark.allows(epoch, seq))
+            if epoch is None or not known or not epoch.startswith(history):
+                epoch = history + secrets.token_hex(8)
                 connection.execute(delete(identity))
                 connection.execute(insert(identity), {"id": 1, "epoch": epoch, "created_us": self._clock()})
         self.epoch = epoch
-        self._mark.set(epoch, seq)
+        if mark is not None:
+            mark.set(epoch, seq)
         return connection, seq
-
-    def _reconnect(self) -> Connection:
-        return engine_of(self._url, read_only=False, busy_timeout_ms=self._busy_timeout_ms).connect()
 
     def _report_open(self, seq: int, error: BaseException | None) -> None:
         self._call_soon(lambda: self._opened.set_exception(error) if error else self._opened.set_result(seq))
 
     def _deliver(self, group: Group) -> None:
-        if group.events:
-            self._mark.set(self.epoch, group.seq)
+        if group.events and self._database.mark is not None:
+            self._database.mark.set(self.epoch, group.seq)
         self._call_soon(lambda: self._settle(group))
 
     def _call_soon(self, callback: Callable[[], None]) -> None:
@@ -256,6 +283,24 @@ class Journal:
             self._loop.call_soon_threadsafe(callback)
 
     # In the loop:
+
+    def _end_reading(self, reader: Connection) -> None:
+        if not self._database.is_lost(reader):
+            with contextlib.suppress(DBAPIError):
+                reader.rollback()
+        if self._database.is_lost(reader) and self._reader is reader:
+            self._reader = None
+            self._replacing = self._loop.create_task(self._replace(reader))
+
+    async def _replace(self, reader: Connection) -> None:
+        """Another connection for reads, as soon as there can be one."""
+        reader.invalidate()
+        reader.close()
+        while self._reader is None:
+            try:
+                self._reader = await asyncio.to_thread(self._database.connect_reader)
+            except DBAPIError:
+                await asyncio.sleep(_PAUSE_S)
 
     def _settle(self, group: Group) -> None:
         self.groups += 1
@@ -308,7 +353,7 @@ def _prune_heads(tx: Tx) -> int:
     oldest = select(func.min(events.c.seq)).scalar_subquery()
     rest = func.substr(topic_heads.c.topic, len(_EXECUTION) + 1)
     going_on = exists().where(
-        executions.c.id == func.substr(rest, 1, func.instr(rest, ".") - 1), executions.c.finished_us.is_(None)
+        executions.c.id == func.substr(rest, 1, position(rest, ".") - 1), executions.c.finished_us.is_(None)
     )
     place = (topic_heads.c.tenant, topic_heads.c.project_id, topic_heads.c.topic)
     query = select(*place).where(topic_heads.c.seq < oldest, topic_heads.c.topic.startswith(_EXECUTION), ~going_on)

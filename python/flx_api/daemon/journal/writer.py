@@ -12,22 +12,25 @@ Rules:
   to light all the same. A key, its answer and its effect come together even then, so who repeats with the key is right.
 - The thread outlives every fault: storage that fails makes the group fail, and the next group tries again on a new
   connection, since a handle that met a read-only or vanished file stays bad after the file is good again.
+- When the line breaks in a commit, nobody is told anything before the database has said on a new connection whether it
+  happened. When it cannot be asked in time the group is refused, and asked for before anything else is stored.
+- A transaction that failed only because of others beside it is repeated: a change may run more than once, and does
+  nothing but change the database.
 """
 
 from __future__ import annotations
 
 import queue
 import threading
+import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
-from sqlalchemy import insert, select
-from sqlalchemy.dialects.sqlite import insert as upsert
+from sqlalchemy import func, insert, select
 
-from flx_api.daemon.journal.database import is_storage_fault, storage_error
 from flx_api.daemon.journal.tables import events, topic_heads
 from flx_api.daemon.journal.tail import EventRow
-from flx_api.errors import FlxError, Internal
+from flx_api.errors import FlxError, Internal, StartupError, Unavailable
 
 if TYPE_CHECKING:
     import asyncio
@@ -35,15 +38,15 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
+    from flx_api.daemon.journal.database import Database
+
 _GROUP_MAX = 1024
 _HEADS_MAX = 16_384
+_REPEATS = 3
+_ASKED_TIMES = 20
+_ASKED_EVERY_S = 0.1
 
 _insert_event = insert(events)
-_upsert_head = upsert(topic_heads)
-_upsert_head = _upsert_head.on_conflict_do_update(
-    index_elements=[topic_heads.c.tenant, topic_heads.c.project_id, topic_heads.c.topic],
-    set_={"seq": _upsert_head.excluded.seq},
-)
 
 
 class Pending(NamedTuple):
@@ -68,6 +71,14 @@ class Group(NamedTuple):
     events: list[EventRow]
     seq: int
     fault: FlxError | None = None
+
+
+class Doubt(NamedTuple):
+    """A group whose commit was not answered, the transaction to ask for, and the heads it would have made."""
+
+    group: Group
+    transaction: str
+    heads: dict[Topic, int]
 
 
 class Tx:
@@ -137,8 +148,8 @@ class Writer:
     """The thread that changes the database.
 
     Args:
+        database: the kind of database it is.
         connect: opens the first connection and makes the tables; called in the thread.
-        reconnect: opens another one.
         project_id: the project whose rows these are.
         clock: microseconds since the epoch.
         deliver: hands a group to the loop; called in the thread.
@@ -147,16 +158,17 @@ class Writer:
 
     def __init__(
         self,
+        database: Database,
         connect: Callable[[], tuple[Connection, int]],
-        reconnect: Callable[[], Connection],
         *,
         project_id: str,
         clock: Callable[[], int],
         deliver: Callable[[Group], None],
         opened: Callable[[int, BaseException | None], None],
     ) -> None:
+        self._database = database
         self._connect = connect
-        self._reconnect = reconnect
+        self._upsert_head = _upsert_of(database)
         self._project_id = project_id
         self._clock = clock
         self._deliver = deliver
@@ -164,6 +176,11 @@ class Writer:
         self._queue: queue.SimpleQueue[Pending | None] = queue.SimpleQueue()
         self._heads = Heads()
         self._seq = 0
+        self._connection: Connection
+        self._session: int | None = None
+        self._bad = False
+        self._doubt: Doubt | None = None
+        self._found: Group | None = None
         self._thread = threading.Thread(target=self._run, name="flx-journal", daemon=True)
 
     def start(self) -> None:
@@ -184,27 +201,95 @@ class Writer:
 
     def _run(self) -> None:
         try:
-            connection, self._seq = self._connect()
+            self._connection, self._seq = self._connect()
+            self._session = self._database.session(self._connection)
         except BaseException as error:  # noqa: BLE001 - whatever it is, the loop must hear of it
             self._opened(0, error)
             return
         self._opened(self._seq, None)
         try:
             while group := self._next_group():
-                done = self._commit(connection, group)
-                self._deliver(done)
-                if done.fault is not None:
-                    connection = self._renew(connection)
+                self._deliver(self._carry_out(group))
         finally:
-            connection.close()
+            self._connection.close()
 
-    def _renew(self, connection: Connection) -> Connection:
+    def _carry_out(self, group: list[Pending]) -> Group:
+        """Commit a group, on a connection that is good as far as is known."""
+        if self._bad:
+            fault = self._renew()
+            if (found := self._found) is not None:
+                # It was refused, as far as anybody knew; those who follow events hear of it.
+                self._found = None
+                self._deliver(found)
+            if fault is not None:
+                return self._refused(group, fault)
+        done = self._commit(group)
+        if done.fault is not None:
+            self._bad = True
+            if self._doubt is not None:
+                self._renew()
+                if (found := self._found) is not None:
+                    self._found = None
+                    return found
+        return done
+
+    def _renew(self) -> FlxError | None:
+        """Take another connection; why it cannot be, or None."""
+        old = self._connection
         try:
-            new = self._reconnect()
-        except Exception:  # noqa: BLE001 - then the next group tells what is wrong
-            return connection
-        connection.close()
-        return new
+            new = self._database.connect_writer(self._session)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the thread goes on
+            return self._fault_of(error)
+        try:
+            if self._database.is_lost(old):
+                old.invalidate()
+            old.close()
+            self._connection, self._session = new, self._database.session(new)
+            self._resolve()
+            if self._doubt is not None or self._is_anothers():
+                return Unavailable(code="storage_unavailable")
+        except Exception as error:  # noqa: BLE001 - as above
+            return self._fault_of(error)
+        self._bad = False
+        return None
+
+    def _is_anothers(self) -> bool:
+        """Whether another daemon had the database while our line to it was down: its numbers are not ours."""
+        if self._session is None:
+            return False
+        with self._connection.begin():
+            return (self._connection.execute(select(func.max(events.c.seq))).scalar() or 0) != self._seq
+
+    def _resolve(self) -> None:
+        """Ask what became of the group in doubt."""
+        doubt = self._doubt
+        if doubt is None:
+            return
+        for _ in range(_ASKED_TIMES):
+            committed = self._database.has_committed(self._connection, doubt.transaction)
+            if committed is not None:
+                break
+            time.sleep(_ASKED_EVERY_S)
+        else:
+            return
+        self._doubt = None
+        if committed:
+            self._heads.open = doubt.heads
+            self._heads.committed()
+            self._seq = doubt.group.seq
+            self._found = doubt.group
+
+    def _fault_of(self, error: BaseException) -> FlxError:
+        if isinstance(error, StartupError):
+            # Another daemon took the database while the line was down.
+            fault: FlxError = Unavailable(code="storage_unavailable")
+        else:
+            fault = self._database.fault_of(error) or Internal()
+        fault.__cause__ = error
+        return fault
+
+    def _refused(self, group: list[Pending], fault: FlxError) -> Group:
+        return Group([Outcome(pending.future, None, fault) for pending in group], [], self._seq, fault)
 
     def _next_group(self) -> list[Pending]:
         """Whatever has arrived, at least one; empty at the end."""
@@ -224,9 +309,23 @@ class Writer:
                 self._queue.put(None)
         return group
 
-    def _commit(self, connection: Connection, group: list[Pending]) -> Group:
+    def _commit(self, group: list[Pending]) -> Group:
+        for repeats in range(_REPEATS + 1):
+            try:
+                return self._transact(group)
+            except Exception as error:  # noqa: BLE001 - the group fails, the thread goes on
+                self._heads.open.clear()
+                if repeats < _REPEATS and self._database.may_repeat(error):
+                    continue
+                return self._refused(group, self._fault_of(error))
+        raise AssertionError  # the last round returns
+
+    def _transact(self, group: list[Pending]) -> Group:
+        """A group as one transaction. Raises when it is lost, leaving a doubt when its commit was not answered."""
+        connection = self._connection
         outcomes: list[Outcome] = []
         rows: list[EventRow] = []
+        doubt: Doubt | None = None
         try:
             with connection.begin() as transaction:
                 for pending in group:
@@ -236,18 +335,20 @@ class Writer:
                     outcomes.append(self._apply(connection, pending, rows))
                 if rows:
                     connection.execute(_insert_event, [self._row(row) for row in rows])
-                    connection.execute(_upsert_head, [self._head(*item) for item in self._heads.open.items()])
+                    connection.execute(self._upsert_head, [self._head(*item) for item in self._heads.open.items()])
                 elif all(outcome.error is not None for outcome in outcomes):
                     # Everything was undone: a commit would write the same pages again, and wait for the disk.
                     transaction.rollback()
-        except Exception as error:  # noqa: BLE001 - the group fails, the thread goes on
-            self._heads.open.clear()
-            fault = storage_error(error) if is_storage_fault(error) else Internal()
-            fault.__cause__ = error
-            return Group([Outcome(pending.future, None, fault) for pending in group], [], self._seq, fault)
+                done = Group(outcomes, rows, self._seq + len(rows))
+                if transaction.is_active and (name := self._database.transaction(connection)) is not None:
+                    doubt = Doubt(done, name, dict(self._heads.open))
+        except Exception:
+            if doubt is not None and self._database.is_lost(connection):
+                self._doubt = doubt
+            raise
         self._heads.committed()
-        self._seq += len(rows)
-        return Group(outcomes, rows, self._seq)
+        self._seq = done.seq
+        return done
 
     def _apply(self, connection: Connection, pending: Pending, rows: list[EventRow]) -> Outcome:
         """Run one change behind a SAVEPOINT. Raises when the whole transaction is lost."""
@@ -257,17 +358,19 @@ class Writer:
         execute("SAVEPOINT change")
         try:
             value = pending.change(tx)
-        except Exception as error:  # noqa: BLE001 - it is the caller's
+        except Exception as error:
             try:
                 execute("ROLLBACK TO change")
                 execute("RELEASE change")
             except Exception:  # noqa: BLE001 - the driver's own
-                # On some faults (disk full, I/O) SQLite undoes the whole transaction: the savepoint is gone and with
-                # it the group. The first fault says why, this one does not.
+                # On some faults (disk full, I/O, a lost line) the whole transaction is undone: the savepoint is gone
+                # and with it the group. The first fault says why, this one does not.
                 raise error from None
-            if not is_storage_fault(error):
+            if self._database.may_repeat(error):
+                raise
+            fault = self._database.fault_of(error)
+            if fault is None:
                 return Outcome(pending.future, None, error)
-            fault = storage_error(error)
             fault.__cause__ = error
             return Outcome(pending.future, None, fault)
         execute("RELEASE change")
@@ -281,3 +384,12 @@ class Writer:
 
     def _head(self, topic: Topic, seq: int) -> dict[str, Any]:
         return {"tenant": topic.tenant, "project_id": self._project_id, "topic": topic.name, "seq": seq}
+
+
+def _upsert_of(database: Database) -> Any:  # noqa: ANN401 - each dialect has an INSERT of its own
+    """Where a topic's last sequence number goes."""
+    statement = database.insert(topic_heads)
+    return statement.on_conflict_do_update(
+        index_elements=[topic_heads.c.tenant, topic_heads.c.project_id, topic_heads.c.topic],
+        set_={"seq": statement.excluded.seq},
+    )
