@@ -75,7 +75,7 @@ def test_three_times_too_much_is_shed_and_the_rest_served_in_time(name: str) -> 
     assert sum(second.good for second in during) / RUSH_S >= 0.8 * capacity
     # Nobody waits for long: what is served is served soon.
     times = sorted(time_s for second in during[5:] for time_s in second.times_s)
-    assert times[int(0.99 * len(times))] < 0.4
+    assert times[int(0.99 * len(times))] < 0.5
     # Five seconds after the rush it is as if there had been none.
     later = seconds[CALM_S + RUSH_S + 5 :]
     assert sum(second.refused for second in later) <= 0.01 * sum(second.offered for second in later)

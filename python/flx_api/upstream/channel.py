@@ -12,8 +12,8 @@ Rules:
   there is one: other streams of the same place are likely to be lost as well, and only have not said so yet.
 - What a stopping daemon refuses for that reason is sent elsewhere, if there is another.
 - Nothing is sent again beyond the budget for that (`flx_api.upstream.retry_budget`).
-- Where load is shed, a single command waits `MOMENT_S` for room, so that a burst is not an overload, and only so many
-  of them; beyond, it is refused. The commands of a batch wait `QUEUE_S`: it has more of them than there is room.
+- Where load is shed, a single command waits `BURST_S` for room, since a burst is no overload, but where a queue stands
+  (`flx_api.upstream.queue`) only `MOMENT_S`. A batch has more commands than there is room: they wait `QUEUE_S`.
 - While there is no connection a call waits at most `PATIENCE_S` for one; a command whose outcome is unknown, for a
   daemon that is just started again, `RECONNECT_S`.
 - A reply counts only on the stream that its command left on.
@@ -72,8 +72,8 @@ _WAITS: Final = 160
 GROUPED: Final = 128
 QUEUE_S: Final = 1.0
 _MAX_QUEUED: Final = 4096
+BURST_S: Final = 0.1
 MOMENT_S: Final = 0.008
-_MAX_BURST: Final = 128
 
 _BROKE: Final = "The connection to the daemon broke"
 _PROBE = Principal(subject="gateway", roles=["viewer"])
@@ -113,17 +113,14 @@ class Upstream:
         self._ready = self._streams.ready
         self._budget = RetryBudget(0.0)
         self._queue = Queue()
-        self._shed = 0
         # Asking for the running loop is a system call (Python 3.11), and this is on every command's way.
         self._now: Callable[[], float] = lambda: asyncio.get_running_loop().time()
         self._primary: Connection | None = None
         self._credits = Credits()
         self._grouped = Credits()
-        self._queued = 0
-        self._waits = 0
-        self._seq = 0
+        self._queued = self._waits = self._seq = 0
         self._sent_again = self._not_sent_again = 0
-        self._foreign = 0
+        self._foreign = self._shed = 0
         self._sweeper: asyncio.TimerHandle | None = None
         self._closing = False
         self.connected = asyncio.Event()
@@ -236,9 +233,7 @@ class Upstream:
         pause, longest = ASK_AGAIN_S
         while True:
             left_s = deadline - self._now()
-            if left_s <= 0 or self._closing:
-                raise lost
-            if not self.may_send_again():
+            if left_s <= 0 or self._closing or not self.may_send_again():
                 raise lost
             patience_s = min(PATIENCE_S if sends == 1 else RECONNECT_S, left_s)
             try:
@@ -477,13 +472,14 @@ class Upstream:
 
     def _patience_s(self, kind: Kind) -> float:
         """For how long a command of this kind waits for room."""
-        return MOMENT_S if self._sheds and kind == "call" else QUEUE_S
+        if not self._sheds or kind != "call":
+            return QUEUE_S
+        return MOMENT_S if self._queue.stands(self._now()) else BURST_S
 
     async def _acquire(self, credits_: Credits, *, patient: bool, within_s: float) -> None:
-        """One of these credits, or `upstream_unavailable` when none becomes free in time."""
+        """One of these credits, or `overloaded` when none becomes free in time."""
         if credits_.take():
             return
-        detail = "Too many commands are waiting for the daemon"
         if patient and self._queued < _MAX_QUEUED:
             self._queued += 1
             try:
@@ -496,7 +492,7 @@ class Upstream:
             finally:
                 self._queued -= 1
         self._shed += 1
-        raise Overloaded(detail, retry_after_s=1)
+        raise Overloaded(retry_after_s=1)
 
     def _put(
         self,
@@ -544,7 +540,7 @@ class Upstream:
                         refused = error
                 now = self._now()
                 until = until or now + within_s
-                if refused.code != "overloaded" or now >= until or (kind == "call" and len(self._queue) >= _MAX_BURST):
+                if refused.code != "overloaded" or now >= until or len(self._queue) >= _MAX_QUEUED:
                     break
                 is_woken = await self._queue.wait(until - now)
                 until = until if is_woken else now
