@@ -30,6 +30,7 @@ import asyncio
 import random
 from typing import TYPE_CHECKING, Final
 
+from flx_api.commands import VITAL
 from flx_api.errors import DeadlineExceeded, Unavailable
 from flx_api.observability.metrics import UpstreamState
 from flx_api.proto import http2
@@ -38,7 +39,7 @@ from flx_api.upstream.connection import PROBE_TIMEOUT_S
 from flx_api.upstream.credits import Credits
 from flx_api.upstream.endpoints import Endpoint
 from flx_api.upstream.pending import SORTS, Pending, StreamLost, is_wait, sends_of
-from flx_api.upstream.pool import Pool
+from flx_api.upstream.pool import Pool, away, connected_of
 from flx_api.upstream.queue import Queue
 from flx_api.upstream.retry_budget import RetryBudget
 from flx_api.upstream.streams import Overloaded, Streams
@@ -169,21 +170,12 @@ class Upstream:
             return ""
         if self._closing:
             return "closed"
-        return self._pools[0].why_away if len(self._pools) == 1 else f"no daemon is connected ({self._away})"
+        return self._pools[0].why_away if len(self._pools) == 1 else f"no daemon is connected ({away(self._pools)})"
 
     @property
     def note(self) -> str:
         """Which daemons are connected, where there are several."""
-        if len(self._pools) == 1 or not self._ready:
-            return ""
-        connected = sum(pool.is_connected for pool in self._pools)
-        away = f" ({self._away})" if connected < len(self._pools) else ""
-        return f"{connected} of {len(self._pools)} daemons are connected{away}"
-
-    @property
-    def _away(self) -> str:
-        """Each daemon that is not connected, by its place in the configuration, and why."""
-        return "; ".join(f"{pool.number}: {pool.why_away}" for pool in self._pools if not pool.is_connected)
+        return connected_of(self._pools) if len(self._pools) > 1 and self._ready else ""
 
     async def stub(self) -> DaemonStub:
         """The stub for streams of their own (Watch, Logs), on one connection for as long as that is there.
@@ -434,7 +426,10 @@ class Upstream:
             kind = "call"
         try:
             # First come, first served. A batch stands here once, so that single calls never wait for all of it.
-            await self._acquire(self._credits, patient=patient, within_s=self._patience_s(kind))
+            if frame.command in VITAL:
+                self._credits.resize(-1)  # a few more than there are: the daemon reads on for as many
+            else:
+                await self._acquire(self._credits, patient=patient, within_s=self._patience_s(kind))
         except BaseException:
             self._release_share(kind)
             raise
@@ -530,10 +525,11 @@ class Upstream:
     ) -> int:
         """Do what `_put` does as soon as there is room, within so many seconds; else the credit goes back."""
         refused, until = Overloaded(retry_after_s=1), 0.0
-        is_woken = kind == "wait" or not self._queue
+        has_credit = True
+        may_put = not self._queue or kind == "wait" or frame.command in VITAL
         try:
             while True:
-                if is_woken:
+                if may_put:
                     try:
                         return self._put(frame, deadline, reply, kind, avoid=avoid)
                     except Overloaded as error:
@@ -541,15 +537,19 @@ class Upstream:
                 now = self._now()
                 until = until or now + within_s
                 if refused.code != "overloaded" or now >= until or len(self._queue) >= _MAX_QUEUED:
-                    break
+                    self._shed += 1
+                    raise refused  # noqa: TRY301 - the credit goes back in one place
+                if has_credit:
+                    # Who waits holds none: it is for what is outstanding.
+                    self._credits.release()
                 is_woken = await self._queue.wait(until - now)
+                has_credit = may_put = is_woken and self._credits.take()
                 until = until if is_woken else now
         except BaseException:
-            self._give_back(kind)
+            self._release_share(kind)
+            if has_credit:
+                self._credits.release()
             raise
-        self._give_back(kind)
-        self._shed += 1
-        raise refused
 
     async def _send(
         self,
