@@ -123,7 +123,9 @@ def test_a_lost_line_is_503_and_heals(home: Home, postgres: PostgresServer) -> N
             assert refused.value.code == "storage_unavailable"
             with pytest.raises(Unavailable):
                 names(journal)
+            assert journal.fault is not None
             await healed(journal, "b")
+            assert journal.fault is None
             assert names(journal) == ["a", "b"]
             assert await journal.write(emit()) == 1
 

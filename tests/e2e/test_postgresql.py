@@ -95,7 +95,7 @@ def test_a_server_that_crashes_is_503_and_the_run_goes_on(
         assert time.monotonic() < deadline, "it does not heal"
         time.sleep(0.05)
     over = service.wait(execution)
-    assert (over["status"], over["records"]) == ("succeeded", RECORDS), over
+    assert (over["status"], over["records"], over["verdict"]) == ("succeeded", RECORDS, "verified"), over
 
 
 def test_what_it_cannot_keep_is_told(start_service: Callable[..., Service], postgres: PostgresServer) -> None:
