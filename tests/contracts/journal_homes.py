@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import insert, select
 
 from flx_api.daemon.journal import DEFAULT_TENANT, Journal
-from flx_api.daemon.journal.tables import users
+from flx_api.daemon.journal.tables import executions, users
 from flx_api.models.event import PipelineEvent
 
 if TYPE_CHECKING:
@@ -58,6 +58,13 @@ def emit(topic: str = "t", tenant: str = DEFAULT_TENANT) -> Callable[[Tx], int]:
 def add_user(tx: Tx, name: str) -> None:
     row = {"username": name, "tenant": "t", "project_id": "project", "password_hash": "", "roles": b"[]"}
     tx.connection.execute(insert(users), {**row, "disabled": False, "created_us": tx.now_us})
+
+
+def add_execution(tx: Tx, execution_id: str, *, finished_us: int | None) -> None:
+    row = {"id": execution_id, "tenant": DEFAULT_TENANT, "project_id": "project", "pipeline": "p", "status": "running"}
+    row |= {"trigger": "api", "triggered_by": "me", "refresh": "incremental"}
+    whole = {**row, "tasks": b"[]", "state_ids": b"[]", "warnings": b"[]", "queued_us": 1, "finished_us": finished_us}
+    tx.connection.execute(insert(executions), whole)
 
 
 def names(journal: Journal) -> list[str]:

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import insert, select
-from tests.contracts.journal_homes import EVENT, Home, add_user, emit, names, opened
+from sqlalchemy import select
+from tests.contracts.journal_homes import EVENT, Home, add_execution, add_user, emit, names, opened
 
 from flx_api.daemon.journal import DEFAULT_TENANT
-from flx_api.daemon.journal.tables import events, executions, topic_heads
+from flx_api.daemon.journal.tables import events, topic_heads
 from flx_api.errors import Unavailable
 from flx_api.models.event import PipelineEvent
 
@@ -37,13 +37,6 @@ def home(request: pytest.FixtureRequest, tmp_path: Path) -> Home:
         return Home(lambda: f"sqlite:///{tmp_path}/flx{next(numbers)}.db")
     server: PostgresServer = request.getfixturevalue("postgres")
     return Home(server.database)
-
-
-def add_execution(tx: Tx, execution_id: str, *, finished_us: int | None) -> None:
-    row = {"id": execution_id, "tenant": DEFAULT_TENANT, "project_id": "project", "pipeline": "p", "status": "running"}
-    row |= {"trigger": "api", "triggered_by": "me", "refresh": "incremental"}
-    whole = {**row, "tasks": b"[]", "state_ids": b"[]", "warnings": b"[]", "queued_us": 1, "finished_us": finished_us}
-    tx.connection.execute(insert(executions), whole)
 
 
 def test_an_epoch_and_the_sequence_outlive_a_restart(home: Home) -> None:

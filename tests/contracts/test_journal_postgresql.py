@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import secrets
 import shutil
 import socket
 import tempfile
@@ -14,12 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import inspect, text
-from tests.contracts.journal_homes import EVENT, Home, add_user, emit, names, opened
+from sqlalchemy import inspect, select, text, update
+from tests.contracts.journal_homes import EVENT, Home, add_execution, add_user, emit, names, opened
 
 from flx_api.daemon.journal import DEFAULT_TENANT
 from flx_api.daemon.journal.database import alembic_config, bring_to_head
 from flx_api.daemon.journal.postgresql import Postgresql
+from flx_api.daemon.journal.tables import executions
 from flx_api.errors import FlxError, InvalidRequest, StartupError, Unavailable
 
 if TYPE_CHECKING:
@@ -59,6 +61,10 @@ async def healed(journal: Journal, name: str) -> None:
                 break
             except Unavailable:
                 await asyncio.sleep(0.05)
+
+
+def ails(journal: Journal) -> bool:
+    return journal.fault is not None
 
 
 def end_sessions(postgres: PostgresServer, home: Home) -> None:
@@ -121,7 +127,9 @@ def test_a_lost_line_is_503_and_heals(home: Home, postgres: PostgresServer) -> N
             assert refused.value.code == "storage_unavailable"
             with pytest.raises(Unavailable):
                 names(journal)
+            assert ails(journal)
             await healed(journal, "b")
+            assert not ails(journal)
             assert names(journal) == ["a", "b"]
             assert await journal.write(emit()) == 1
 
@@ -242,11 +250,14 @@ def test_a_deadlock_is_repeated(home: Home, postgres: PostgresServer) -> None:
             await journal.write(lambda tx: add_user(tx, "a"))
             await journal.write(lambda tx: add_user(tx, "b"))
             runs = 0
-            waits = threading.Event()
+            waits, over = threading.Event(), threading.Event()
 
             def change(tx: Tx) -> None:
                 nonlocal runs
                 runs += 1
+                if runs > 1:
+                    # Else it might be before the other one again.
+                    over.wait()
                 tx.connection.execute(text(touch.format("b")))
                 waits.set()
                 tx.connection.execute(text(touch.format("a")))
@@ -260,6 +271,7 @@ def test_a_deadlock_is_repeated(home: Home, postgres: PostgresServer) -> None:
                 await asyncio.to_thread(waits.wait)
                 await asyncio.to_thread(other.execute, touch.format("b").encode())
                 other.execute("COMMIT")
+                over.set()
                 await writing
             assert runs == 2
 
@@ -286,8 +298,23 @@ def test_a_text_that_it_cannot_keep_is_the_callers_fault(home: Home) -> None:
             with pytest.raises(InvalidRequest):
                 await journal.write(lambda tx: add_user(tx, "a\0b"))
             with pytest.raises(InvalidRequest):
-                await journal.write(lambda tx: add_user(tx, "x" * 129))
+                await journal.write(lambda tx: add_user(tx, secrets.token_hex(8192)))
+            await journal.write(lambda tx: add_user(tx, "x" * 1000))
             assert await journal.write(emit()) == 1
+
+    asyncio.run(story())
+
+
+def test_words_of_a_run_are_kept_whatever_they_hold(home: Home) -> None:
+    def change(tx: Tx) -> None:
+        add_execution(tx, "e", finished_us=None)
+        tx.connection.execute(update(executions).values(error="a\0b"))
+
+    async def story() -> None:
+        async with opened(home) as journal:
+            await journal.write(change)
+            with journal.read() as connection:
+                assert connection.execute(select(executions.c.error)).scalar() == "a\ufffdb"
 
     asyncio.run(story())
 

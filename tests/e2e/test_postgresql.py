@@ -6,9 +6,12 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.gated_tap import RECORDS, GatedTap
+from tests.service import processes_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     import httpx
     from tests.postgres_server import PostgresServer
@@ -63,11 +66,17 @@ def test_a_service_lives_on_postgresql(start_service: Callable[..., Service], po
 
 
 def test_a_server_that_crashes_is_503_and_the_run_goes_on(
-    start_service: Callable[..., Service], postgres: PostgresServer
+    start_service: Callable[..., Service], postgres: PostgresServer, nyc_project: Path
 ) -> None:
+    """Its end comes while the server is away, and is told in full when that is back."""
+    tap = GatedTap(nyc_project)
     service = start_service({"FLX_DATABASE_URL": postgres.database()})
-    run = service.http.post("/v1/pipelines/nyc-to-jsonl/run", json={})
+    run = service.http.post(f"/v1/pipelines/{tap.job}/run", json={})
     execution = run.headers["location"].rsplit("/", 1)[1]
+    streams = f"/v1/executions/{execution}/streams"
+    service.until(lambda: bool(service.http.get(streams).json().get("counts")), "the run is in its middle")
+    keeper = [line for line in processes_of(service.project) if "tap-gated" in line]
+    assert keeper
     postgres.crash()
     try:
         refused = create(service, "mine")
@@ -75,6 +84,10 @@ def test_a_server_that_crashes_is_503_and_the_run_goes_on(
         listed = service.http.get("/v1/executions")
         assert (listed.status_code, listed.json()["code"]) == (503, "storage_unavailable")
         assert service.http.get("/health").is_success
+        tap.open()
+        service.until(
+            lambda: not [line for line in processes_of(service.project) if "tap-gated" in line], "the run has ended"
+        )
     finally:
         postgres.start()
     deadline = time.monotonic() + HEALED_S
@@ -82,7 +95,18 @@ def test_a_server_that_crashes_is_503_and_the_run_goes_on(
         assert time.monotonic() < deadline, "it does not heal"
         time.sleep(0.05)
     over = service.wait(execution)
-    assert over["status"] == "succeeded", over
+    assert (over["status"], over["records"], over["verdict"]) == ("succeeded", RECORDS, "verified"), over
+
+
+def test_what_it_cannot_keep_is_told(start_service: Callable[..., Service], postgres: PostgresServer) -> None:
+    """A NUL in a text is the caller's fault; a long subject is no fault at all."""
+    service = start_service({"FLX_DATABASE_URL": postgres.database()})
+    body = {"name": "nul", "tasks": [["tap-nyc", "target-jsonl"]], "description": "a\0b"}
+    answer = service.http.post("/v1/pipelines", json=body)
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request"), answer.text
+    headers = {"Authorization": f"Bearer {service.token(sub='s' * 1000)}", "Idempotency-Key": "long"}
+    answer = service.http.post("/v1/pipelines", json={**body, "description": ""}, headers=headers)
+    assert answer.status_code == 201, answer.text
 
 
 def test_a_second_daemon_on_one_database_does_not_start(

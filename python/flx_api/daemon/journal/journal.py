@@ -49,8 +49,7 @@ class Journal:
     """The daemon's database. Made by `open`.
 
     `epoch` names this history of events; `seq` is the last committed sequence number, `oldest` the first one still
-    there (`seq + 1` when there is none); `groups` and `changes` count commits and what they held;
-    `fault` is why the last group could not be stored, None when it could.
+    there (`seq + 1` when there is none); `groups` and `changes` count commits and what they held.
     """
 
     epoch: str
@@ -70,7 +69,7 @@ class Journal:
         self.seq = 0
         self.groups = 0
         self.changes = 0
-        self.fault: FlxError | None = None
+        self._fault: FlxError | None = None
         self._clock = clock
         self._tail_rows = tail_rows
         self._loop = asyncio.get_running_loop()
@@ -124,6 +123,13 @@ class Journal:
         with journal.read() as connection:
             journal.oldest = connection.execute(select(func.min(events.c.seq))).scalar() or journal.seq + 1
         return journal
+
+    @property
+    def fault(self) -> FlxError | None:
+        """Why the last group could not be stored, or why nothing can be read; None when all is well."""
+        if self._fault is None and self._reader is None:
+            return Unavailable(code="storage_unavailable")
+        return self._fault
 
     async def write(self, change: Callable[[Tx], T]) -> T:
         """Apply a change in the writer thread; returns what it returned, after the commit.
@@ -304,7 +310,7 @@ class Journal:
 
     def _settle(self, group: Group) -> None:
         self.groups += 1
-        self.fault = group.fault
+        self._fault = group.fault
         self.changes += len(group.outcomes)
         if group.events:
             self.seq = group.seq

@@ -130,7 +130,7 @@ class Postgresql:
     def fault_of(self, error: BaseException) -> FlxError | None:
         """Faults of the server, the line to it, its locks and its disk; and values that it cannot keep."""
         origin = _origin(error)
-        if isinstance(origin, psycopg.DataError):
+        if isinstance(origin, psycopg.DataError | errors.ProgramLimitExceeded):
             # SQLite keeps what PostgreSQL does not, such as a NUL in a text.
             return InvalidRequest("A value holds a character, or is of a size, that the database cannot keep")
         if isinstance(origin, errors.DiskFull):

@@ -12,20 +12,24 @@ branch_labels = None
 depends_on = None
 
 
+def _text(length: int) -> sa.String:
+    return sa.String(length=length).with_variant(sa.Text(), "postgresql")
+
+
 def upgrade() -> None:
     """Make their table."""
     op.create_table(
         "revocations",
-        sa.Column("id", sa.String(length=36), nullable=False),
-        sa.Column("tenant", sa.String(length=64), nullable=False),
-        sa.Column("project_id", sa.String(length=255), nullable=False),
-        sa.Column("kind", sa.String(length=8), nullable=False),
-        sa.Column("value", sa.String(length=1024), nullable=False),
+        sa.Column("id", _text(36), nullable=False),
+        sa.Column("tenant", _text(64), nullable=False),
+        sa.Column("project_id", _text(255), nullable=False),
+        sa.Column("kind", _text(8), nullable=False),
+        sa.Column("value", _text(1024), nullable=False),
         sa.Column("issued_before", sa.BigInteger(), nullable=True),
         sa.Column("expires_at", sa.BigInteger(), nullable=True),
         sa.Column("reason", sa.Text(), nullable=False),
         sa.Column("created_us", sa.BigInteger(), nullable=False),
-        sa.Column("created_by", sa.String(length=128), nullable=False),
+        sa.Column("created_by", _text(128), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_revocations")),
         sa.UniqueConstraint(
             "project_id", "tenant", "kind", "value", name=op.f("uq_revocations_project_id_tenant_kind_value")
