@@ -180,6 +180,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = None
     grpc_daemon_port: Annotated[Port, Meta(description="the port of daemons elsewhere that name none")] = 50051
     grpc_connections: Annotated[int, Meta(ge=1, le=4, description="connections of a worker to each daemon")] = 1
+    load_shedding: Annotated[
+        Literal["on", "off"], Meta(description="refuse at once what the daemon cannot take, instead of queueing it")
+    ] = "on"
     grpc_listen: Annotated[
         str | None, Meta(description="`host:port` at which `flx daemon` listens, in place of a Unix socket")
     ] = None

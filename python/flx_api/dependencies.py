@@ -80,7 +80,8 @@ class Parts:
             self.health.register("keys", lambda: self.keys.jwks.reason if self.keys is not None else "")
         self.tickets = Tickets(ticket_key(settings), self.revoked)
 
-        self.upstream = Upstream(daemons, self.metrics, width=settings.grpc_connections)
+        sheds = settings.load_shedding == "on"
+        self.upstream = Upstream(daemons, self.metrics, width=settings.grpc_connections, sheds=sheds)
         self.health.register("daemon", lambda: self.upstream.reason, note=lambda: self.upstream.note)
         self.revocations = RevocationFollower(
             self.upstream,

@@ -130,6 +130,7 @@ CODES: dict[str, Code] = {
     "cancelled": Code(499, _CANCELLED, "client", retryable=False, title="The client gave the command up"),
     "internal": Code(500, _INTERNAL, "daemon", retryable=False, title="Something broke on our side"),
     "upstream_unavailable": Code(503, _UNAVAILABLE, "gateway", retryable=True, title="The daemon cannot be reached"),
+    "overloaded": Code(503, _UNAVAILABLE, "gateway", retryable=True, title="There is too much to do"),
     "shutting_down": Code(503, _UNAVAILABLE, "gateway", retryable=True, title="The service is shutting down"),
     "storage_unavailable": Code(503, _UNAVAILABLE, "daemon", retryable=True, title="The database cannot be reached or written"),
     "deadline_exceeded": Code(504, _DEADLINE, "gateway", retryable=True, title="The deadline has passed"),

@@ -46,7 +46,8 @@ def endpoint(daemon: DaemonProcess, **more: Any) -> Endpoint:
 
 @contextlib.asynccontextmanager
 async def connected(*endpoints: Endpoint, width: int = 1) -> AsyncIterator[Upstream]:
-    upstream = Upstream(endpoints, Metrics(), width=width)
+    # A machine that is busy with tests must not look like a daemon that has too much to do.
+    upstream = Upstream(endpoints, Metrics(), width=width, sheds=False)
     upstream.start()
     try:
         await until(lambda: ready(upstream) == len(endpoints) * width)

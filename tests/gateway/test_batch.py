@@ -71,7 +71,7 @@ def test_results_come_in_the_order_of_the_operations_and_frames_as_one_group() -
         assert {request_id} == {frame.request_id for frame in gateway.daemon.commands()}
         assert 100 == gateway.parts.metrics.operations["system.echo", "ok"]
 
-    run(story)
+    run(story, load_shedding="off")
 
 
 def test_a_batch_of_the_largest_size_leaves_room_for_others() -> None:
@@ -93,6 +93,23 @@ def test_a_batch_of_the_largest_size_leaves_room_for_others() -> None:
         assert {"deadline_exceeded": 128, "ok": 872} == {code: codes(reply).count(code) for code in set(codes(reply))}
         assert 0 == gateway.parts.upstream.in_flight
         assert (128, 240) == (gateway.parts.upstream._grouped._value, gateway.parts.upstream._credits._value)
+
+    run(story, load_shedding="off")
+
+
+def test_what_sheds_load_makes_a_batch_wait_and_not_fail() -> None:
+    async def story(gateway: Running) -> None:
+        reply = await post(gateway, *(echo(number) for number in range(1000)))
+        assert 1000 == reply["totals"]["ok"]
+        held: list[CommandFrame] = []
+        gateway.daemon.answers["plugin.list"] = held.append
+        operations = [{"command": "plugin.list", "deadline_ms": 600} for _ in range(300)]
+        whole = asyncio.create_task(post(gateway, *operations))
+        while not held:  # noqa: ASYNC110 - the daemon's list is no event
+            await asyncio.sleep(0)
+        # There is room beside it, and its own operations are not refused either.
+        assert 200 == (await gateway.client.get("/v1/pipelines", headers=bearer())).status_code
+        assert {"deadline_exceeded"} == set(codes(await whole)[:20])
 
     run(story)
 
@@ -213,7 +230,7 @@ def test_after_the_first_failure_nothing_is_begun_when_asked_so(mode: str, bad: 
         }
         assert (424, True) == tuple(reply["results"][-1]["error"][name] for name in ("status", "retryable"))
 
-    run(story)
+    run(story, load_shedding="off")
 
 
 @pytest.mark.parametrize(

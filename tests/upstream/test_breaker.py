@@ -146,7 +146,7 @@ def test_it_never_stays_shut_and_never_lets_more_probes_out_than_it_may(
                 if breaker.state is State.HALF_OPEN:
                     out = [at_s for at_s in out if half_open and now_s - at_s < module.PROBE_S]
                     out.append(now_s)
-                    assert len(out) <= module.PROBES + sum(1 for other in history if other[0] == "abandon")
+                    assert len(out) <= module.PROBES + sum(other[1] for other in history if other[0] == "abandon")
             continue
         for _ in range(min(number, len(tickets))):
             act(breaker, what, tickets.pop(0), now_s, jitter)

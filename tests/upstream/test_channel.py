@@ -18,7 +18,7 @@ from tests.small_daemon import SmallDaemon, serving, stop
 from flx_api.errors import Conflict, DeadlineExceeded, Unavailable
 from flx_api.observability.metrics import Metrics
 from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame, Principal, ReplyFrame
-from flx_api.upstream.channel import Upstream, sends_of
+from flx_api.upstream.channel import Upstream
 from flx_api.upstream.connection import Connection, why_lost
 from flx_api.upstream.endpoints import TOKEN_METADATA, Endpoint
 
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 @contextlib.asynccontextmanager
 async def connection(daemon: SmallDaemon, socket: Path) -> AsyncIterator[tuple[Upstream, Server]]:
-    upstream = Upstream(Endpoint(path=str(socket), token="shared"), Metrics(), jitter=lambda: 0.0)
+    # How load is shed has tests of its own (test_shedding).
+    upstream = Upstream(Endpoint(path=str(socket), token="shared"), Metrics(), jitter=lambda: 0.0, sheds=False)
     async with serving(daemon, socket) as server:
         upstream.start()
         try:
@@ -232,22 +233,6 @@ def test_a_fault_of_any_kind_does_not_end_the_connection_for_good(monkeypatch: p
             assert (await upstream.call(frame(), 5, read=True)).result == b"{}"
 
     run(story)
-
-
-@pytest.mark.parametrize(
-    ("command", "key", "sends"),
-    [
-        ("pipeline.run", "", 1),
-        ("pipeline.run", "k", 3),
-        ("execution.cancel", "", 3),
-        ("event.publish", "", 1),
-        ("no.such", "k", 1),
-    ],
-)
-def test_what_may_be_sent_again(command: str, key: str, sends: int) -> None:
-    """A command with its key, and one that is harmless by nature; a read, once."""
-    assert sends == sends_of(CommandFrame(command=command, idempotency_key=key), read=False)
-    assert 2 == sends_of(CommandFrame(command=command, idempotency_key=key), read=True)
 
 
 def test_a_command_with_its_key_is_sent_again_with_it_and_its_outcome_waited_for() -> None:

@@ -10,6 +10,7 @@ Rules:
   makes repeating harmless), none. A key is honoured by all that is idempotent or key: repeated, the command is answered
   and not carried out again. With read and none it means nothing.
 - `mode`: unary answers with the result; long answers `accepted` and goes on.
+- `vital`: what stops something or tells how things are, and costs little; a part of the room is kept for it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ Idempotency = Literal["read", "idempotent", "key", "none"]
 
 
 class Command(NamedTuple):
-    """One command. `public` ones need no token, those for `everyone` no role."""
+    """One command. `public` ones need no token, those for `everyone` no role; `vital` ones find room in an overload."""
 
     name: str
     args: type[msgspec.Struct]
@@ -37,6 +38,7 @@ class Command(NamedTuple):
     sentence: str
     public: bool = False
     everyone: bool = False
+    vital: bool = False
 
 
 def _table(*commands: Command) -> dict[str, Command]:
@@ -102,6 +104,7 @@ COMMANDS: dict[str, Command] = _table(
         "idempotent",
         "unary",
         "End a run: SIGTERM to its whole process group, SIGKILL after a grace.",
+        vital=True,
     ),
     Command(
         "execution.wait",
@@ -167,6 +170,7 @@ COMMANDS: dict[str, Command] = _table(
         "idempotent",
         "unary",
         "Keep a schedule from firing; runs that have begun go on.",
+        vital=True,
     ),
     Command(
         "schedule.run",
@@ -176,8 +180,12 @@ COMMANDS: dict[str, Command] = _table(
         "long",
         "Run now what a schedule runs, with its variables.",
     ),
-    Command("system.status", project.NoArgs, monitoring.SystemStatus, "read", "unary", "How the daemon is."),
-    Command("system.info", project.NoArgs, monitoring.SystemInfo, "read", "unary", "Versions and identity."),
+    Command(
+        "system.status", project.NoArgs, monitoring.SystemStatus, "read", "unary", "How the daemon is.", vital=True
+    ),
+    Command(
+        "system.info", project.NoArgs, monitoring.SystemInfo, "read", "unary", "Versions and identity.", vital=True
+    ),
     Command(
         "system.echo",
         project.EchoArgs,
@@ -203,6 +211,7 @@ COMMANDS: dict[str, Command] = _table(
         "unary",
         "End the token or session that asks, or all of its subject's.",
         everyone=True,
+        vital=True,
     ),
     Command(
         "token.revoke",
@@ -211,6 +220,7 @@ COMMANDS: dict[str, Command] = _table(
         "idempotent",
         "unary",
         "Revoke a token, a session, a subject's tokens or a key.",
+        vital=True,
     ),
     Command(
         "token.revocations",
@@ -230,6 +240,9 @@ COMMANDS: dict[str, Command] = _table(
     ),
     Command("user.add", auth.UserAddArgs, auth.User, "key", "unary", "Make a user who can log in."),
 )
+
+VITAL: frozenset[str] = frozenset(command.name for command in COMMANDS.values() if command.vital)
+"""The names of those that find room in an overload."""
 
 
 def find(name: str) -> Command:

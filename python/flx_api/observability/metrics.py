@@ -43,6 +43,7 @@ class PoolState(NamedTuple):
 
     `ready` take commands, `parting` end what is under way, `away` are not there; `connected`, `failed` and `lost` are
     how often one was made, could not be made, or broke; `recycled` how often a stream was given up for a new one.
+    `limit` is how many commands may be outstanding at its addresses, `open` how many of these its breaker leaves alone.
     """
 
     daemon: str
@@ -53,6 +54,8 @@ class PoolState(NamedTuple):
     failed: int
     lost: int
     recycled: int
+    limit: int = 0
+    open: int = 0
 
 
 class UpstreamState(NamedTuple):
@@ -60,7 +63,9 @@ class UpstreamState(NamedTuple):
 
     in_flight: int = 0
     sent_again: int = 0
+    not_sent_again: int = 0
     foreign: int = 0
+    refused: int = 0
     pools: Sequence[PoolState] = ()
 
 
@@ -179,6 +184,14 @@ def _of_upstream(state: UpstreamState) -> Iterator[Metric]:
         "flx_upstream_sent_again", "Commands sent again, since their connection was lost.", value=state.sent_again
     )
     yield CounterMetricFamily(
+        "flx_upstream_not_sent_again",
+        "Commands not sent again, since too many others were.",
+        value=state.not_sent_again,
+    )
+    yield CounterMetricFamily(
+        "flx_upstream_shed", "Commands refused, since no daemon could take more.", value=state.refused
+    )
+    yield CounterMetricFamily(
         "flx_upstream_foreign_replies", "Replies on a stream where nobody had asked; dropped.", value=state.foreign
     )
     connections = GaugeMetricFamily(
@@ -191,13 +204,23 @@ def _of_upstream(state: UpstreamState) -> Iterator[Metric]:
         "Connections made (connected), not made (failed) or broken (lost), and streams renewed (recycled).",
         labels=("daemon", "event"),
     )
+    limits = GaugeMetricFamily(
+        "flx_upstream_limit", "Commands that a worker lets be outstanding at each daemon.", labels=("daemon",)
+    )
+    breakers = GaugeMetricFamily(
+        "flx_upstream_breakers_open", "Addresses of each daemon that are left alone for a while.", labels=("daemon",)
+    )
     for pool in state.pools:
+        limits.add_metric((pool.daemon,), pool.limit)
+        breakers.add_metric((pool.daemon,), pool.open)
         for of in ("ready", "parting", "away"):
             connections.add_metric((pool.daemon, of), getattr(pool, of))
         for event in ("connected", "failed", "lost", "recycled"):
             events.add_metric((pool.daemon, event), getattr(pool, event))
     yield connections
     yield events
+    yield limits
+    yield breakers
 
 
 def _counts(name: str, sentence: str, label: str, counts: dict[str, int]) -> CounterMetricFamily:

@@ -1,8 +1,9 @@
 """The circuit breaker of one daemon: whoever does not answer is left alone for a while, then asked again carefully.
 
 Strategy: three states and a table of what leads from one to the other. While it is closed everything passes, and the
-outcomes of a rolling window of time are counted. Too many failures open it: nothing passes, for a pause that grows from
-time to time. Then it is half open: a few probes pass, and their outcomes close it or open it again.
+outcomes of a rolling window of time are counted, by tenths of it, since this is on every command's way. Too many
+failures open it: nothing passes, for a pause that grows from time to time. Then it is half open: a few probes pass, and
+their outcomes close it or open it again.
 
 Rules:
 - Pure: `now_s` and `jitter` are arguments. All transitions are in `TABLE`.
@@ -16,6 +17,7 @@ Rules:
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import dataclass
 from enum import Enum
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 WINDOW_S: Final = 5.0
+_SLICE_S: Final = WINDOW_S / 10
 # Of the outcomes of a window, and at least so many: a single failure at night opens nothing.
 FAILURE_RATIO: Final = 0.5
 LEAST_OUTCOMES: Final = 20
@@ -62,9 +65,13 @@ class Ticket(NamedTuple):
     life: int
 
 
-class _Outcome(NamedTuple):
-    at_s: float
-    failed: bool
+@dataclass(slots=True)
+class _Slice:
+    """Outcomes of a part of the window."""
+
+    began_s: float
+    outcomes: int = 0
+    failures: int = 0
 
 
 class Breaker:
@@ -73,8 +80,9 @@ class Breaker:
     def __init__(self) -> None:
         self.state = State.CLOSED
         self._life = 0
-        self._outcomes: deque[_Outcome] = deque()
-        self._failures = 0
+        self._ticket = Ticket(self._life)
+        self._slices: deque[_Slice] = deque()
+        self._outcomes = self._failures = 0
         self._opened = 0
         self._opened_s = 0.0
         self._until_s = 0.0
@@ -84,6 +92,8 @@ class Breaker:
 
     def admit(self, now_s: float) -> Ticket | None:
         """Let a command pass; None when it must not."""
+        if self.state is State.CLOSED:
+            return self._ticket
         if self.state is State.OPEN and now_s >= self._until_s:
             self._move("paused")
         if self.state is State.OPEN:
@@ -93,7 +103,7 @@ class Breaker:
             if len(self._probes) + self._succeeded >= PROBES:
                 return None
             self._probes.append(now_s)
-        return Ticket(self._life)
+        return self._ticket
 
     def retry_after_s(self, now_s: float) -> float:
         """Seconds after which it makes sense to come again; 0 when commands pass."""
@@ -129,15 +139,22 @@ class Breaker:
             if self._succeeded >= PROBES:
                 self._move("probes_succeeded")
             return
-        self._count(_Outcome(now_s, failed))
-        if len(self._outcomes) >= LEAST_OUTCOMES and self._failures >= FAILURE_RATIO * len(self._outcomes):
+        self._count(now_s, failed=failed)
+        if failed and self._outcomes >= LEAST_OUTCOMES and self._failures >= FAILURE_RATIO * self._outcomes:
             self._open("tripped", now_s, jitter)
 
-    def _count(self, outcome: _Outcome) -> None:
-        self._outcomes.append(outcome)
-        self._failures += outcome.failed
-        while outcome.at_s - self._outcomes[0].at_s > WINDOW_S:
-            self._failures -= self._outcomes.popleft().failed
+    def _count(self, now_s: float, *, failed: bool) -> None:
+        if not self._slices or now_s - self._slices[-1].began_s >= _SLICE_S:
+            self._slices.append(_Slice(now_s))
+            while now_s - self._slices[0].began_s > WINDOW_S:
+                gone = self._slices.popleft()
+                self._outcomes -= gone.outcomes
+                self._failures -= gone.failures
+        self._slices[-1].outcomes += 1
+        self._outcomes += 1
+        if failed:
+            self._slices[-1].failures += 1
+            self._failures += 1
 
     def _open(self, event: Event, now_s: float, jitter: float) -> None:
         if event == "tripped" and now_s - self._opened_s > FORGET_S:
@@ -152,6 +169,7 @@ class Breaker:
     def _move(self, event: Event) -> None:
         self.state = TABLE[self.state, event]
         self._life += 1
-        self._outcomes.clear()
+        self._ticket = Ticket(self._life)
+        self._slices.clear()
         self._probes.clear()
-        self._failures = self._succeeded = 0
+        self._outcomes = self._failures = self._succeeded = 0

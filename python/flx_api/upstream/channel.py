@@ -2,8 +2,8 @@
 
 Strategy: a call puts a frame into the outbox (`flx_api.proto.outbox`) of a stream, which leaves with the loop's tick as
 one message with all others, and waits for a future. Replies are matched by `seq`, in one table for all streams. Which
-stream: the one with the fewest commands outstanding, of those whose daemon has answered a probe. Streams come and go
-with the connections of `flx_api.upstream.pool`; here it is known what is outstanding on each.
+stream, and whether there is one that may take it: `flx_api.upstream.streams`. Streams come and go with the connections
+of `flx_api.upstream.pool`; here it is known what is outstanding on each.
 
 Rules:
 - A stream that is lost fails everything that is pending on it with `upstream_unavailable`. Whether the daemon had seen
@@ -11,6 +11,9 @@ Rules:
   read once; an idempotent command, or one with an idempotency key, `SENDS` times in all. It goes to another daemon if
   there is one: other streams of the same place are likely to be lost as well, and only have not said so yet.
 - What a stopping daemon refuses for that reason is sent elsewhere, if there is another.
+- Nothing is sent again beyond the budget for that (`flx_api.upstream.retry_budget`).
+- Where load is shed, a single command waits `BURST_S` for room, since a burst is no overload, but where a queue stands
+  (`flx_api.upstream.queue`) only `MOMENT_S`. A batch has more commands than there is room: they wait `QUEUE_S`.
 - While there is no connection a call waits at most `PATIENCE_S` for one; a command whose outcome is unknown, for a
   daemon that is just started again, `RECONNECT_S`.
 - A reply counts only on the stream that its command left on.
@@ -25,9 +28,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-from typing import TYPE_CHECKING, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Final
 
-from flx_api.commands import COMMANDS
+from flx_api.commands import VITAL
 from flx_api.errors import DeadlineExceeded, Unavailable
 from flx_api.observability.metrics import UpstreamState
 from flx_api.proto import http2
@@ -35,20 +38,23 @@ from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame, Principal, ReplyFrame
 from flx_api.upstream.connection import PROBE_TIMEOUT_S
 from flx_api.upstream.credits import Credits
 from flx_api.upstream.endpoints import Endpoint
-from flx_api.upstream.pool import Pool
+from flx_api.upstream.pending import SORTS, Pending, StreamLost, is_wait, sends_of
+from flx_api.upstream.pool import Pool, away, connected_of
+from flx_api.upstream.queue import Queue
+from flx_api.upstream.retry_budget import RetryBudget
+from flx_api.upstream.streams import Overloaded, Streams
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from flx_api.errors import FlxError
     from flx_api.observability.metrics import Metrics
     from flx_api.proto.flx.v1.daemon_grpc import DaemonStub
     from flx_api.upstream.connection import Carrier, Connection
     from flx_api.upstream.endpoints import Daemons
+    from flx_api.upstream.pending import Kind, Reply
 
 PATIENCE_S: Final = 0.5
 RECONNECT_S: Final = 5.0
-SENDS: Final = 3
 # How long to wait before asking again for the outcome of a command that the daemon is still about.
 ASK_AGAIN_S: Final = (0.05, 1.0)
 IN_PROGRESS: Final = "idempotency_in_progress"
@@ -63,52 +69,15 @@ _DEADLINE_GRACE_S: Final = 0.25
 _CREDITS: Final = 240
 # Of these, so many for commands that wait for an execution: they last for minutes, and others must get through.
 _WAITS: Final = 160
-_WAIT: Final = "execution.wait"
 # And so many for all batches together: whoever calls a single command finds room beside them.
 GROUPED: Final = 128
-_QUEUE_S: Final = 1.0
+QUEUE_S: Final = 1.0
 _MAX_QUEUED: Final = 4096
+BURST_S: Final = 0.1
+MOMENT_S: Final = 0.008
 
 _BROKE: Final = "The connection to the daemon broke"
 _PROBE = Principal(subject="gateway", roles=["viewer"])
-
-# What a credit was given for; a probe has none.
-Kind = Literal["call", "wait", "grouped"]
-
-
-class Reply(Protocol):
-    """Where a reply goes: a future, or what is told as a future is."""
-
-    def done(self) -> bool:
-        """Whether there is nothing to come any more."""
-        ...
-
-    def set_result(self, reply: ReplyFrame, /) -> None:
-        """The daemon answered."""
-        ...
-
-    def set_exception(self, error: FlxError, /) -> None:
-        """There will be no answer."""
-        ...
-
-
-class _Pending:
-    """A command that is waited for, or whose caller left while the daemon works on it."""
-
-    __slots__ = ("carrier", "deadline", "kind", "reply")
-
-    def __init__(self, reply: Reply, deadline: float, kind: Kind | None, carrier: Carrier | None) -> None:
-        self.reply = reply
-        self.deadline = deadline
-        self.kind = kind
-        self.carrier = carrier
-
-
-class StreamLost(Unavailable):
-    """The stream broke after the frame may have left; whether the command was carried out is unknown."""
-
-    place: object = None
-    """Where it was sent."""
 
 
 class Upstream:
@@ -119,6 +88,7 @@ class Upstream:
         metrics: where what is in flight is told.
         jitter: a number in [0, 1) at each call; tests pass their own.
         width: connections to each address.
+        sheds: whether load is shed.
     """
 
     def __init__(
@@ -128,6 +98,7 @@ class Upstream:
         jitter: Callable[[], float] = random.random,
         *,
         width: int = 1,
+        sheds: bool = True,
     ) -> None:
         self._endpoints = (endpoints,) if isinstance(endpoints, Endpoint) else tuple(endpoints)
         self._jitter = jitter
@@ -136,18 +107,21 @@ class Upstream:
             for number, endpoint in enumerate(self._endpoints, 1)
         ]
         metrics.upstream = self.state
-        self._pending: dict[int, _Pending] = {}
-        self._abandoned: dict[int, _Pending] = {}
-        # Streams that take commands.
-        self._ready: list[Carrier] = []
+        self._pending: dict[int, Pending] = {}
+        self._abandoned: dict[int, Pending] = {}
+        self._sheds = sheds
+        self._streams = Streams(sheds=sheds)
+        self._ready = self._streams.ready
+        self._budget = RetryBudget(0.0)
+        self._queue = Queue()
+        # Asking for the running loop is a system call (Python 3.11), and this is on every command's way.
+        self._now: Callable[[], float] = lambda: asyncio.get_running_loop().time()
         self._primary: Connection | None = None
         self._credits = Credits()
         self._grouped = Credits()
-        self._queued = 0
-        self._waits = 0
-        self._seq = 0
-        self._sent_again = 0
-        self._foreign = 0
+        self._queued = self._waits = self._seq = 0
+        self._sent_again = self._not_sent_again = 0
+        self._foreign = self._shed = 0
         self._sweeper: asyncio.TimerHandle | None = None
         self._closing = False
         self.connected = asyncio.Event()
@@ -155,6 +129,7 @@ class Upstream:
     def start(self) -> None:
         """Connect in the background and stay connected."""
         http2.install()
+        self._now = asyncio.get_running_loop().time
         for pool in self._pools:
             pool.start()
 
@@ -173,8 +148,10 @@ class Upstream:
 
     def state(self) -> UpstreamState:
         """The upstream in numbers."""
-        pools = [pool.state for pool in self._pools]
-        return UpstreamState(len(self._pending), self._sent_again, self._foreign, pools)
+        pools = [self._streams.told(pool.state, pool.number) for pool in self._pools]
+        return UpstreamState(
+            len(self._pending), self._sent_again, self._not_sent_again, self._foreign, self._shed, pools
+        )
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -193,21 +170,12 @@ class Upstream:
             return ""
         if self._closing:
             return "closed"
-        return self._pools[0].why_away if len(self._pools) == 1 else f"no daemon is connected ({self._away})"
+        return self._pools[0].why_away if len(self._pools) == 1 else f"no daemon is connected ({away(self._pools)})"
 
     @property
     def note(self) -> str:
         """Which daemons are connected, where there are several."""
-        if len(self._pools) == 1 or not self._ready:
-            return ""
-        connected = sum(pool.is_connected for pool in self._pools)
-        away = f" ({self._away})" if connected < len(self._pools) else ""
-        return f"{connected} of {len(self._pools)} daemons are connected{away}"
-
-    @property
-    def _away(self) -> str:
-        """Each daemon that is not connected, by its place in the configuration, and why."""
-        return "; ".join(f"{pool.number}: {pool.why_away}" for pool in self._pools if not pool.is_connected)
+        return connected_of(self._pools) if len(self._pools) > 1 and self._ready else ""
 
     async def stub(self) -> DaemonStub:
         """The stub for streams of their own (Watch, Logs), on one connection for as long as that is there.
@@ -234,10 +202,12 @@ class Upstream:
             Unavailable: no connection, too much in flight, or (`StreamLost`) the connection broke.
             DeadlineExceeded: no reply in time; the command may still be carried out.
         """
-        deadline = asyncio.get_running_loop().time() + deadline_s
+        now = self._now()
+        deadline = now + deadline_s
+        self._budget.sent(now)
         try:
             # The usual case in as few steps as possible; `_attempt` is the same for all cases.
-            if self._ready and not _is_wait(frame) and self._credits.take():
+            if self._ready and not self._queue and not is_wait(frame) and self._credits.take():
                 reply = await self._send(frame, deadline, "call")
             else:
                 reply = await self._attempt(frame, deadline)
@@ -246,19 +216,17 @@ class Upstream:
             if sends == 1 or self._closing:
                 raise
             return await self._again(frame, deadline, sends - 1, lost)
-        if reply.code == STOPPING and self._ready:
+        if reply.code == STOPPING and self._ready and self.may_send_again():
             return await self._attempt(frame, deadline)
         return reply
 
     async def _again(self, frame: CommandFrame, deadline: float, sends: int, lost: StreamLost) -> ReplyFrame:
         """Send a command again whose stream was lost, as often as that is allowed; `lost` when that is of no use."""
-        loop = asyncio.get_running_loop()
         pause, longest = ASK_AGAIN_S
         while True:
-            left_s = deadline - loop.time()
-            if left_s <= 0 or self._closing:
+            left_s = deadline - self._now()
+            if left_s <= 0 or self._closing or not self.may_send_again():
                 raise lost
-            self.sent_again()
             patience_s = min(PATIENCE_S if sends == 1 else RECONNECT_S, left_s)
             try:
                 reply = await self._attempt(frame, deadline, patience_s, lost.place)
@@ -276,18 +244,28 @@ class Upstream:
             await asyncio.sleep(pause * (0.5 + self._jitter() / 2))
             pause = min(pause * 2, longest)
 
-    def sent_again(self) -> None:
-        """A command is sent for another time."""
-        self._sent_again += 1
+    def may_send_again(self) -> bool:
+        """Whether a command may be sent for another time; if so, it is counted."""
+        if self._budget.take(self._now()):
+            self._sent_again += 1
+            return True
+        self._not_sent_again += 1
+        return False
 
     def begin_now(self, frame: CommandFrame, deadline_s: float, reply: Reply) -> bool:
         """Do what `begin` does, if nothing has to be waited for; else nothing, and say so."""
-        if not self._ready or _is_wait(frame) or not self._grouped.take():
+        if not self._ready or self._queue or is_wait(frame) or not self._grouped.take():
             return False
         if not self._credits.take():
             self._grouped.release()
             return False
-        self._put(frame, asyncio.get_running_loop().time() + deadline_s, reply, "grouped")
+        now = self._now()
+        try:
+            self._put(frame, now + deadline_s, reply, "grouped")
+        except Overloaded:
+            self._give_back("grouped")
+            return False
+        self._budget.sent(now)
         return True
 
     async def begin(
@@ -313,11 +291,13 @@ class Upstream:
         Raises:
             Unavailable: nothing was sent: no connection, or too much in flight.
         """
-        deadline = asyncio.get_running_loop().time() + deadline_s
+        now = self._now()
+        deadline = now + deadline_s
+        self._budget.sent(now)
         if avoid is not None:
             await self._let_die(avoid)
         kind = await self._room(frame, grouped=True, patient=patient, patience_s=patience_s)
-        self._put(frame, deadline, reply, kind, avoid=avoid)
+        await self._put_in_turn(frame, deadline, reply, kind, avoid=avoid, within_s=QUEUE_S if patient else 0.0)
 
     def end(self, seq: int) -> None:
         """A reply has come, or never will."""
@@ -334,6 +314,12 @@ class Upstream:
             self._done(ended)
 
     @property
+    def grouped(self) -> int:
+        """How many commands of one batch are worth being outstanding now."""
+        grouped = self._streams.grouped
+        return GROUPED if grouped is None else min(grouped, GROUPED)
+
+    @property
     def closing(self) -> bool:
         """Whether the service stops."""
         return self._closing
@@ -342,7 +328,7 @@ class Upstream:
 
     def joined(self, carrier: Carrier) -> None:
         """A stream takes commands from now on."""
-        self._ready.append(carrier)
+        self._streams.add(carrier, self._now())
         self._credits.resize(_CREDITS)
         self._grouped.resize(GROUPED)
         self.connected.set()
@@ -359,14 +345,19 @@ class Upstream:
 
     def replies(self, carrier: Carrier, frames: Iterable[ReplyFrame]) -> None:
         """These came on a stream."""
+        now = self._now()
         for reply in frames:
             pending = self._pending.get(reply.seq)
             if pending is None:
-                self._forget(reply.seq, carrier)
-            elif pending.carrier is not carrier:
+                self._forget(reply.seq, carrier, now)
+                continue
+            if pending.carrier is not carrier:
                 # An answer to what was not asked there is nobody's.
                 self._foreign += 1
-            elif not pending.reply.done():
+                continue
+            if pending.passage is not None:
+                pending.passage.answered(now)
+            if not pending.reply.done():
                 pending.reply.set_result(reply)
             else:
                 # Its caller is just leaving: what it abandons is over.
@@ -375,13 +366,22 @@ class Upstream:
     def lost(self, carrier: Carrier) -> None:
         """A stream has ended; no more replies come on it."""
         self.left(carrier)
+        now = self._now()
+        on_it = [
+            pending for pending in (*self._pending.values(), *self._abandoned.values()) if pending.carrier is carrier
+        ]
+        for pending in on_it:
+            if pending.passage is not None:
+                pending.passage.lost()
+        if on_it and carrier.connection.was_ready and not self._closing:
+            carrier.load.broke(now, self._jitter())
         for seq in [seq for seq, abandoned in self._abandoned.items() if abandoned.carrier is carrier]:
-            self._forget(seq, carrier)
+            self._forget(seq, carrier, now)
         detail, code = _BROKE, "upstream_unavailable"
         if self._closing:
             detail, code = "The service is shutting down", STOPPING
         # A copy: what belongs to a batch leaves the table as soon as it is told.
-        for pending in [pending for pending in self._pending.values() if pending.carrier is carrier]:
+        for pending in on_it:
             if not pending.reply.done():
                 lost = StreamLost(detail, code=code, retry_after_s=1)
                 lost.place = carrier.connection.place
@@ -391,7 +391,7 @@ class Upstream:
         """Wait for an echo on a stream."""
         frame = CommandFrame(command="system.echo", args=b"{}", principal=_PROBE)
         async with asyncio.timeout(PROBE_TIMEOUT_S):
-            await self._send(frame, asyncio.get_running_loop().time() + PROBE_TIMEOUT_S, None, carrier)
+            await self._send(frame, self._now() + PROBE_TIMEOUT_S, None, carrier)
 
     # --- one command --------------------------------------------------------------------------------------------------
 
@@ -413,32 +413,42 @@ class Upstream:
         """A connection, and a credit of the kind that is told."""
         if not self._ready:
             await self._connection(patience_s if patient else 0)
-        if _is_wait(frame):
+        if is_wait(frame):
             if self._waits >= _WAITS * max(len(self._ready), 1):
                 detail = "Too many callers wait for executions"
                 raise Unavailable(detail, retry_after_s=1)
             self._waits += 1
             kind: Kind = "wait"
         elif grouped:
-            await self._acquire(self._grouped, patient=patient)
+            await self._acquire(self._grouped, patient=patient, within_s=QUEUE_S)
             kind = "grouped"
         else:
             kind = "call"
         try:
             # First come, first served. A batch stands here once, so that single calls never wait for all of it.
-            await self._acquire(self._credits, patient=patient)
+            if frame.command in VITAL:
+                self._credits.resize(-1)  # a few more than there are: the daemon reads on for as many
+            else:
+                await self._acquire(self._credits, patient=patient, within_s=self._patience_s(kind))
         except BaseException:
             self._release_share(kind)
             raise
         return kind
 
-    def _done(self, ended: _Pending) -> None:
+    def _done(self, ended: Pending) -> None:
         """The daemon is done with a command, or it will never be known."""
         if ended.carrier is not None:
             ended.carrier.outstanding -= 1
+        if ended.passage is not None and not ended.passage.is_over:
+            ended.passage.unanswered(self._now(), self._jitter())
+        if self._queue:
+            self._queue.wake()
         if ended.kind is not None:
-            self._release_share(ended.kind)
-            self._credits.release()
+            self._give_back(ended.kind)
+
+    def _give_back(self, kind: Kind) -> None:
+        self._release_share(kind)
+        self._credits.release()
 
     def _release_share(self, kind: Kind) -> None:
         if kind == "wait":
@@ -446,28 +456,38 @@ class Upstream:
         elif kind == "grouped":
             self._grouped.release()
 
-    def _forget(self, seq: int, carrier: Carrier) -> None:
+    def _forget(self, seq: int, carrier: Carrier, now: float) -> None:
         """The daemon is done with a command that nobody waits for."""
         abandoned = self._abandoned.get(seq)
         if abandoned is not None and abandoned.carrier is carrier:
             del self._abandoned[seq]
+            if abandoned.passage is not None:
+                abandoned.passage.answered(now)
             self._done(abandoned)
 
-    async def _acquire(self, credits_: Credits, *, patient: bool) -> None:
-        """One of these credits, or `upstream_unavailable` when none becomes free in time."""
+    def _patience_s(self, kind: Kind) -> float:
+        """For how long a command of this kind waits for room."""
+        if not self._sheds or kind != "call":
+            return QUEUE_S
+        return MOMENT_S if self._queue.stands(self._now()) else BURST_S
+
+    async def _acquire(self, credits_: Credits, *, patient: bool, within_s: float) -> None:
+        """One of these credits, or `overloaded` when none becomes free in time."""
         if credits_.take():
             return
-        detail = "Too many commands are waiting for the daemon"
-        if not patient or self._queued >= _MAX_QUEUED:
-            raise Unavailable(detail, retry_after_s=1)
-        self._queued += 1
-        try:
-            async with asyncio.timeout(_QUEUE_S):
-                await credits_.acquire()
-        except TimeoutError:
-            raise Unavailable(detail, retry_after_s=1) from None
-        finally:
-            self._queued -= 1
+        if patient and self._queued < _MAX_QUEUED:
+            self._queued += 1
+            try:
+                async with asyncio.timeout(within_s):
+                    await credits_.acquire()
+            except TimeoutError:
+                pass
+            else:
+                return
+            finally:
+                self._queued -= 1
+        self._shed += 1
+        raise Overloaded(retry_after_s=1)
 
     def _put(
         self,
@@ -479,12 +499,18 @@ class Upstream:
         *,
         avoid: object = None,
     ) -> int:
-        """Let a frame leave with this tick, on this stream or the one with the fewest outstanding; its number."""
+        """Let a frame leave with this tick, on this stream or one that is chosen; its number.
+
+        Raises:
+            Overloaded: no stream may take it, and nothing was done.
+        """
+        passage = None
+        if carrier is None and self._ready:
+            now = self._now()
+            carrier, passage = self._streams.choose(frame.command, self._seq, now, sort=SORTS[kind], avoid=avoid)
         self._seq += 1
         frame.seq = seq = self._seq
-        if carrier is None and self._ready:
-            carrier = self._ready[0] if len(self._ready) == 1 else self._least(seq, avoid)
-        self._pending[seq] = _Pending(reply, deadline + _DEADLINE_GRACE_S, kind, carrier)
+        self._pending[seq] = Pending(reply, deadline + _DEADLINE_GRACE_S, kind, carrier, passage)
         if carrier is not None and carrier.outbox is not None:
             carrier.outstanding += 1
             carrier.outbox.put(frame)
@@ -494,16 +520,36 @@ class Upstream:
             self._sweeper = asyncio.get_running_loop().call_later(_SWEEP_EVERY_S, self._sweep)
         return seq
 
-    def _least(self, turn: int, avoid: object) -> Carrier:
-        """The stream with the fewest commands outstanding; those that have equally few take turns."""
-        ready = self._ready
-        if avoid is not None:
-            ready = [carrier for carrier in ready if carrier.connection.place != avoid] or ready
-        least = ready[turn % len(ready)]
-        for carrier in ready:
-            if carrier.outstanding < least.outstanding:
-                least = carrier
-        return least
+    async def _put_in_turn(
+        self, frame: CommandFrame, deadline: float, reply: Reply, kind: Kind, *, avoid: object, within_s: float
+    ) -> int:
+        """Do what `_put` does as soon as there is room, within so many seconds; else the credit goes back."""
+        refused, until = Overloaded(retry_after_s=1), 0.0
+        has_credit = True
+        may_put = not self._queue or kind == "wait" or frame.command in VITAL
+        try:
+            while True:
+                if may_put:
+                    try:
+                        return self._put(frame, deadline, reply, kind, avoid=avoid)
+                    except Overloaded as error:
+                        refused = error
+                now = self._now()
+                until = until or now + within_s
+                if refused.code != "overloaded" or now >= until or len(self._queue) >= _MAX_QUEUED:
+                    self._shed += 1
+                    raise refused  # noqa: TRY301 - the credit goes back in one place
+                if has_credit:
+                    # Who waits holds none: it is for what is outstanding.
+                    self._credits.release()
+                is_woken = await self._queue.wait(until - now)
+                has_credit = may_put = is_woken and self._credits.take()
+                until = until if is_woken else now
+        except BaseException:
+            self._release_share(kind)
+            if has_credit:
+                self._credits.release()
+            raise
 
     async def _send(
         self,
@@ -516,7 +562,10 @@ class Upstream:
     ) -> ReplyFrame:
         """Send a frame and wait for its reply. A probe holds no credit."""
         reply: asyncio.Future[ReplyFrame] = asyncio.get_running_loop().create_future()
-        seq = self._put(frame, deadline, reply, kind, carrier, avoid=avoid)
+        if kind is None:
+            seq = self._put(frame, deadline, reply, kind, carrier)
+        else:
+            seq = await self._put_in_turn(frame, deadline, reply, kind, avoid=avoid, within_s=self._patience_s(kind))
         try:
             return await reply
         finally:
@@ -549,19 +598,3 @@ class Upstream:
         except TimeoutError:
             code = STOPPING if self._closing else "upstream_unavailable"
             raise Unavailable(code=code, retry_after_s=1) from None
-
-
-def sends_of(frame: CommandFrame, *, read: bool) -> int:
-    """How often a command may be sent in all, when it is not known what became of it."""
-    if read:
-        return 2
-    command = COMMANDS.get(frame.command)
-    if command is None:
-        return 1
-    is_safe = command.idempotency == "idempotent" or (command.idempotency == "key" and frame.idempotency_key != "")
-    return SENDS if is_safe else 1
-
-
-def _is_wait(frame: CommandFrame) -> bool:
-    """Whether a command waits for an execution by nature."""
-    return frame.wait_ms > 0 or frame.command == _WAIT

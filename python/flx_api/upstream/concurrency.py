@@ -14,7 +14,8 @@ concurrency-limits (`Gradient2Limit`) with two differences:
   the mean over the samples. So many writes after many reads do not look like an overload.
 
 `Gate` counts against the limit and refuses at once what is beyond it. A share of the limit is kept for what is vital
-(probes, health, administration): ordinary commands cannot take it, so it passes when everything else is refused.
+(health, administration): ordinary commands cannot take it, so it passes when everything else is refused. And the
+commands of batches get a share only, so that single ones find room beside them.
 
 Rules:
 - Pure: samples and `now_s` in, a limit out.
@@ -34,12 +35,13 @@ FIRST: Final = 48
 WINDOW_S: Final = 0.1
 LEAST_SAMPLES: Final = 10
 TOLERANCE: Final = 1.5
-EASE_S: Final = 0.02
+EASE_S: Final = 0.1
 SMOOTHING: Final = 0.2
 PROBE_EVERY_S: Final = 10.0
 FIRST_PROBE_S: Final = 1.0
-# Of the limit, for what is vital; at least four commands.
+# Of the limit, for what is vital; at least four commands. And for all batches together.
 VITAL_SHARE: Final = 0.1
+GROUPED_SHARE: Final = 0.5
 _LEAST_VITAL: Final = 4
 # How far the base follows what is seen while nothing waits.
 _FOLLOW: Final = 0.1
@@ -84,6 +86,11 @@ class AdaptiveLimit:
         self._phase: Literal["open", "draining", "measuring"] = "open"
         self._probe_s = now_s + FIRST_PROBE_S
         self._drained_s = now_s
+
+    @property
+    def grouped(self) -> int:
+        """How many of these may belong to batches."""
+        return max(int(self.limit * GROUPED_SHARE), 1)
 
     @property
     def limit(self) -> int:
@@ -180,6 +187,9 @@ class AdaptiveLimit:
         self._probe_s = now_s + PROBE_EVERY_S
 
 
+Sort = Literal["ordinary", "vital", "grouped"]
+
+
 class Gate:
     """Lets commands pass while there is room.
 
@@ -190,21 +200,30 @@ class Gate:
     def __init__(self, limit: AdaptiveLimit) -> None:
         self._limit = limit
         self.outstanding = 0
-        self._vital = 0
+        self._of: dict[Sort, int] = {"ordinary": 0, "vital": 0, "grouped": 0}
+        # What is kept for vital commands, what batches may have, and the limit for which that was found.
+        self._kept = self._shared = self._for = 0
 
-    def enter(self, *, vital: bool = False) -> bool:
+    def enter(self, sort: Sort = "ordinary") -> bool:
         """Let a command pass, if there is room for one of its sort."""
         limit = self._limit.limit
-        kept = min(max(ceil(limit * VITAL_SHARE), _LEAST_VITAL), limit)
+        if limit != self._for:
+            self._for = limit
+            self._kept = min(max(ceil(limit * VITAL_SHARE), _LEAST_VITAL), limit)
+            self._shared = self._limit.grouped
+        if sort == "vital":
+            if self.outstanding >= limit and self._of["vital"] >= self._kept:
+                return False
         # What is kept is for vital commands that are not there yet; those that are have it already.
-        room = limit if vital else limit - max(kept - self._vital, 0)
-        if self.outstanding >= room and not (vital and self._vital < kept):
+        elif self.outstanding >= limit - max(self._kept - self._of["vital"], 0) or (
+            sort == "grouped" and self._of["grouped"] >= self._shared
+        ):
             return False
         self.outstanding += 1
-        self._vital += vital
+        self._of[sort] += 1
         return True
 
-    def leave(self, *, vital: bool = False) -> None:
+    def leave(self, sort: Sort = "ordinary") -> None:
         """A command that had passed is over."""
         self.outstanding -= 1
-        self._vital -= vital
+        self._of[sort] -= 1

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from grpclib.client import Channel, Stream
     from grpclib.protocol import H2Protocol
 
+    from flx_api.upstream.shedding import Load, Place
+
 CONNECT_S: Final = 5.0
 PROBE_EVERY_S: Final = 1.5
 PROBE_TIMEOUT_S: Final = 2.0
@@ -60,9 +62,10 @@ class CertificateRefused(ConnectionError):
 class Carrier:
     """One Channel stream. `outstanding`: commands on it that the daemon is not done with."""
 
-    __slots__ = ("connection", "frames", "opened_s", "outbox", "outstanding", "task")
+    __slots__ = ("connection", "frames", "load", "opened_s", "outbox", "outstanding", "task")
 
     task: asyncio.Task[None]
+    load: Load
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
@@ -114,7 +117,7 @@ class Connection:
 
     def __init__(
         self,
-        place: object,
+        place: Place,
         channel: Channel,
         metadata: dict[str, str],
         table: Table,

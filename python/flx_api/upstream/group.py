@@ -26,9 +26,8 @@ from flx_api.upstream.channel import (
     PATIENCE_S,
     RECONNECT_S,
     STOPPING,
-    StreamLost,
-    sends_of,
 )
+from flx_api.upstream.pending import StreamLost, sends_of
 
 if TYPE_CHECKING:
     from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame
@@ -92,7 +91,8 @@ class Group:
     @property
     def has_room(self) -> bool:
         """Whether another command may be begun; never before it was looked at what has ended."""
-        return not self._endings and len(self._outstanding) + len(self._lost) + len(self._resting) < self._width
+        begun = len(self._outstanding) + len(self._lost) + len(self._resting)
+        return not self._endings and begun < min(self._width, self._upstream.grouped)
 
     @property
     def is_idle(self) -> bool:
@@ -150,29 +150,32 @@ class Group:
     def _goes_again(self, member: _Member, ending: Ending) -> bool:
         """Whether a command that ended like this is sent again; if so, it is on its way to that."""
         if isinstance(ending, StreamLost):
-            if member.sends <= 1:
+            if member.sends <= 1 or not self._upstream.may_send_again():
                 return False
-            self._upstream.sent_again()
             again = member.again(member.sends - 1)
             again.avoid = ending.place
             self._lost.append(again)
             return True
         if isinstance(ending, FlxError) or not ending.code:
             return False
+        loop = asyncio.get_running_loop()
         if ending.code == STOPPING and self._upstream.connected.is_set() and not member.is_again:
-            self._lost.append(member.again(1))
-            return True
-        if ending.code == IN_PROGRESS and member.is_again:
-            # Our own first attempt: the daemon is still about it, and will know the answer.
-            loop = asyncio.get_running_loop()
-            if loop.time() < member.until:
-                again = member.again(member.sends)
-                self._resting[again] = loop.call_later(ASK_AGAIN_S[1], self._rested, again)
+            if self._upstream.may_send_again():
+                self._lost.append(member.again(1))
                 return True
+        elif (
+            ending.code == IN_PROGRESS
+            and member.is_again
+            and loop.time() < member.until
+            and self._upstream.may_send_again()
+        ):
+            # Our own first attempt: the daemon is still about it, and will know the answer.
+            again = member.again(member.sends)
+            self._resting[again] = loop.call_later(ASK_AGAIN_S[1], self._rested, again)
+            return True
         return False
 
     def _rested(self, member: _Member) -> None:
-        self._upstream.sent_again()
         del self._resting[member]
         self._lost.append(member)
         self._wake.set()

@@ -21,7 +21,7 @@ from flx_api.observability.metrics import PoolState
 from flx_api.upstream.connection import LOSSES, Connection, why_lost
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from flx_api.upstream.connection import Table
     from flx_api.upstream.endpoints import Endpoint
@@ -157,6 +157,18 @@ class Pool:
             for link in self._links.pop(address):
                 self._gone.add(link)
                 link.retire()
+
+
+def connected_of(pools: Sequence[Pool]) -> str:
+    """How many of several daemons are connected, and why others are not."""
+    connected = sum(pool.is_connected for pool in pools)
+    why = f" ({away(pools)})" if connected < len(pools) else ""
+    return f"{connected} of {len(pools)} daemons are connected{why}"
+
+
+def away(pools: Sequence[Pool]) -> str:
+    """Each daemon that is not connected, by its place in the configuration, and why."""
+    return "; ".join(f"{pool.number}: {pool.why_away}" for pool in pools if not pool.is_connected)
 
 
 class _Link:

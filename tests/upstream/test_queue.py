@@ -1,0 +1,43 @@
+"""The queue for room: in turn, for as long as each has time, and no turn is lost."""
+
+from __future__ import annotations
+
+import asyncio
+
+from flx_api.upstream.queue import STANDS_AFTER_S, Queue
+
+
+def test_a_queue_stands_when_it_was_not_empty_for_a_while() -> None:
+    async def story() -> None:
+        queue, now = Queue(), asyncio.get_running_loop().time
+        assert not queue.stands(now() + 1)
+        first, second = (asyncio.create_task(queue.wait(20)) for _ in range(2))
+        await asyncio.sleep(0)
+        assert not queue.stands(now())
+        queue.wake()
+        assert await first
+        assert queue.stands(now() + STANDS_AFTER_S)
+        queue.wake()
+        assert await second
+        assert not queue.stands(now() + STANDS_AFTER_S)
+
+    asyncio.run(story())
+
+
+def test_a_turn_is_never_lost() -> None:
+    async def story() -> None:
+        queue = Queue()
+        waits = [asyncio.create_task(queue.wait(20)) for _ in range(3)]
+        short = asyncio.create_task(queue.wait(0.001))
+        assert await short is False
+        assert 3 == len(queue)
+        # Woken and cancelled in one tick: the turn is the next one's.
+        queue.wake()
+        waits[0].cancel()
+        assert await waits[1] is True
+        waits[2].cancel()
+        await asyncio.gather(*waits, return_exceptions=True)
+        assert 0 == len(queue)
+        queue.wake()
+
+    asyncio.run(story())

@@ -1,0 +1,196 @@
+"""Load shedding in the upstream: what finds room, what is refused and how soon, and who is left alone for a while."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from tests.small_daemon import SmallDaemon, serving
+from tests.upstream.test_channel import frame
+
+from flx_api.errors import DeadlineExceeded, Unavailable
+from flx_api.observability.metrics import Metrics
+from flx_api.proto.flx.v1.daemon_pb2 import ReplyFrame
+from flx_api.upstream import concurrency, shedding
+from flx_api.upstream.breaker import LEAST_OUTCOMES, PROBES, State
+from flx_api.upstream.channel import BURST_S, MOMENT_S, QUEUE_S, Upstream
+from flx_api.upstream.endpoints import Endpoint
+from flx_api.upstream.pending import StreamLost
+from flx_api.upstream.queue import STANDS_AFTER_S
+from flx_api.upstream.shedding import Load, Loads
+from flx_api.upstream.streams import Overloaded
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+ORDINARY = concurrency.FIRST - int(concurrency.FIRST * concurrency.VITAL_SHARE + 0.999)
+
+
+def run(story: Callable[[SmallDaemon, Upstream], Awaitable[None]]) -> None:
+    async def told(socket: Path) -> None:
+        daemon = SmallDaemon()
+        upstream = Upstream(Endpoint(path=str(socket)), Metrics(), jitter=lambda: 0.0)
+        async with asyncio.timeout(30), serving(daemon, socket):
+            upstream.start()
+            try:
+                await upstream.connected.wait()
+                await story(daemon, upstream)
+            finally:
+                await upstream.close()
+
+    with tempfile.TemporaryDirectory(prefix="flx") as folder:
+        asyncio.run(told(Path(folder) / "d.sock"))
+
+
+async def full(daemon: SmallDaemon, upstream: Upstream, deadline_s: float = 20) -> list[asyncio.Task[ReplyFrame]]:
+    """As many commands that get no answer as there is room for."""
+    daemon.answers["plugin.list"] = lambda _: None
+    held = [asyncio.create_task(upstream.call(frame("plugin.list"), deadline_s, read=True)) for _ in range(ORDINARY)]
+    while sum(one.command == "plugin.list" for one in daemon.frames) < ORDINARY:  # noqa: ASYNC110 - no event tells
+        await asyncio.sleep(0)
+    return held
+
+
+async def dropped(tasks: list[asyncio.Task[ReplyFrame]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def test_beyond_the_limit_nothing_waits_for_longer_than_a_moment() -> None:
+    async def story(daemon: SmallDaemon, upstream: Upstream) -> None:
+        held = await full(daemon, upstream)
+        # A burst of them; what waits is held for twenty seconds, so this is no test of speed.
+        before = asyncio.get_running_loop().time()
+        burst = [asyncio.create_task(upstream.call(frame(), 20, read=True)) for _ in range(500)]
+        assert BURST_S == upstream._patience_s("call")
+        await asyncio.sleep(0)
+        assert len(upstream._queue) > 100
+        refusals = await asyncio.gather(*burst, return_exceptions=True)
+        assert {("overloaded", 1)} == {(error.code, error.retry_after_s) for error in refusals}  # type: ignore[union-attr]
+        assert asyncio.get_running_loop().time() - before < 5
+        assert 500 == upstream.state().refused
+        # Where there is always somebody in the queue, it is known sooner.
+        patient = asyncio.create_task(upstream._queue.wait(20))
+        await asyncio.sleep(0)
+        upstream._queue._since_s -= STANDS_AFTER_S
+        assert (MOMENT_S, QUEUE_S) == (upstream._patience_s("call"), upstream._patience_s("grouped"))
+        with pytest.raises(Overloaded):
+            await upstream.call(frame(), 20, read=True)
+        patient.cancel()
+        # What is vital finds room, and so does what takes none.
+        assert "{}" == (await upstream.call(frame("system.status"), 5, read=True)).result.decode()
+        assert "{}" == (await upstream.call(frame("execution.wait"), 5, read=True)).result.decode()
+        await dropped(held)
+
+    run(story)
+
+
+def test_a_burst_is_no_overload() -> None:
+    async def story(_daemon: SmallDaemon, upstream: Upstream) -> None:
+        replies = await asyncio.gather(*(upstream.call(frame(args=b"%d" % n), 5, read=True) for n in range(150)))
+        assert [str(number) for number in range(150)] == [reply.result.decode() for reply in replies]
+        assert (0, len(upstream._queue)) == (upstream.in_flight, 0)
+        assert concurrency.FIRST <= upstream.state().pools[0].limit
+
+    run(story)
+
+
+def test_what_comes_free_goes_to_who_waits_the_longest() -> None:
+    async def story(daemon: SmallDaemon, upstream: Upstream) -> None:
+        held = await full(daemon, upstream)
+        patient = upstream._patience_s
+        upstream._patience_s = lambda kind: 20.0  # type: ignore[method-assign]  # noqa: ARG005
+        waiting = [asyncio.create_task(upstream.call(frame(args=b"%d" % n), 20, read=True)) for n in range(5)]
+        while len(upstream._queue) < len(waiting):  # noqa: ASYNC110 - no event tells
+            await asyncio.sleep(0)
+        upstream._patience_s = patient  # type: ignore[method-assign]
+        waiting[1].cancel()
+        await dropped(held)
+        for seq in list(upstream._abandoned):
+            upstream.replies(upstream._ready[0], [ReplyFrame(seq=seq)])
+        done = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [True, False, True, True, True] == [isinstance(reply, ReplyFrame) for reply in done]
+        assert [b"0", b"2", b"3", b"4"] == [one.args for one in daemon.frames if one.args.isdigit()]
+
+    run(story)
+
+
+def test_a_daemon_that_does_not_answer_is_left_alone_and_found_again() -> None:
+    async def story(daemon: SmallDaemon, upstream: Upstream) -> None:
+        for _ in range(2):
+            # Little time says nothing about the daemon.
+            await asyncio.gather(*await full(daemon, upstream, 0.01), return_exceptions=True)
+            daemon.frames.clear()
+        load = upstream._ready[0].load
+        assert State.CLOSED is load.state
+        given = await asyncio.gather(*await full(daemon, upstream, shedding.PATIENT_S), return_exceptions=True)
+        assert {DeadlineExceeded} == {type(error) for error in given}
+        assert (State.OPEN, 1) == (load.state, upstream.state().pools[0].open)
+        with pytest.raises(Overloaded) as refusal:
+            await upstream.call(frame(), 5, read=True)
+        assert "upstream_unavailable" == refusal.value.code
+        assert refusal.value.retry_after_s is not None
+        daemon.answers.clear()
+        for _ in range(PROBES):
+            answer = None
+            while answer is None:
+                with contextlib.suppress(Unavailable):
+                    answer = await upstream.call(frame(), 5, read=True)
+                await asyncio.sleep(0.01)
+        assert State.CLOSED is load.state
+
+    run(story)
+
+
+def test_nothing_is_sent_again_beyond_the_budget() -> None:
+    async def story(daemon: SmallDaemon, upstream: Upstream) -> None:
+        while upstream.may_send_again():
+            pass
+        daemon.answers["plugin.list"] = lambda _: None
+        call = asyncio.create_task(upstream.call(frame("plugin.list"), 5, read=True))
+        while not any(one.command == "plugin.list" for one in daemon.frames):  # noqa: ASYNC110 - no event tells
+            await asyncio.sleep(0)
+        upstream.lost(upstream._ready[0])
+        with pytest.raises(StreamLost):
+            await call
+        assert 2 <= upstream.state().not_sent_again
+
+    run(story)
+
+
+def test_a_passage_ends_once() -> None:
+    load = Load(0.0)
+    passages = [load.enter("pipeline.list", 0.0, "ordinary") for _ in range(ORDINARY)]
+    assert load.enter("pipeline.list", 0.0, "ordinary") is None
+    passage = passages[0]
+    assert passage is not None
+    for _ in range(3):
+        passage.answered(0.1)
+        passage.unanswered(5.0, 0.0)
+        passage.lost()
+    assert load.enter("pipeline.list", 0.2, "ordinary") is not None
+    assert load.enter("pipeline.list", 0.2, "ordinary") is None
+
+
+def test_connections_that_break_again_and_again_open_the_breaker() -> None:
+    load = Load(0.0)
+    for step in range(LEAST_OUTCOMES):
+        assert State.CLOSED is load.state
+        load.broke(step / 10, 0.0)
+    assert State.OPEN is load.state
+    assert load.retry_after_s(LEAST_OUTCOMES / 10) > 0
+    assert load.enter("pipeline.list", LEAST_OUTCOMES / 10, "vital") is None
+
+
+def test_what_is_known_of_addresses_is_bounded() -> None:
+    loads = Loads()
+    first = loads.of((1, "here"), 0.0)
+    assert first is loads.of((1, "here"), 1.0)
+    for number in range(3000):
+        loads.of((1, str(number)), float(number))
+    assert len(loads.of_daemon(1)) < 2000
