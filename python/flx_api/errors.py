@@ -132,7 +132,9 @@ CODES: dict[str, Code] = {
     "upstream_unavailable": Code(503, _UNAVAILABLE, "gateway", retryable=True, title="The daemon cannot be reached"),
     "overloaded": Code(503, _UNAVAILABLE, "gateway", retryable=True, title="There is too much to do"),
     "shutting_down": Code(503, _UNAVAILABLE, "gateway", retryable=True, title="The service is shutting down"),
-    "storage_unavailable": Code(503, _UNAVAILABLE, "daemon", retryable=True, title="The database cannot be written"),
+    "storage_unavailable": Code(
+        503, _UNAVAILABLE, "daemon", retryable=True, title="The database cannot be reached or written"
+    ),
     "deadline_exceeded": Code(504, _DEADLINE, "gateway", retryable=True, title="The deadline has passed"),
     "insufficient_storage": Code(507, _EXHAUSTED, "daemon", retryable=True, title="The disk is full"),
 }

@@ -93,6 +93,12 @@ async def _open_and_close(home: Home) -> str:
         return journal.epoch
 
 
+def test_what_is_no_url_is_said() -> None:
+    with pytest.raises(StartupError, match="FLX_DATABASE_URL: is no URL") as told:
+        Postgresql("postgresql://user:secret@host:port/x", busy_timeout_ms=1)
+    assert "secret" not in str(told.value)
+
+
 def test_a_second_daemon_is_refused(home: Home) -> None:
     async def story() -> None:
         async with opened(home) as journal:

@@ -193,7 +193,9 @@ async def _open_journal(settings: Settings, environ: Mapping[str, str]) -> Journ
     try:
         return await Journal.open(settings.database, project_id_of(settings, environ), _now_us)
     except FlxError as error:
-        msg = f"FLX_DATABASE_URL: {error.detail}"
+        # What the driver says names no password.
+        reason = str(getattr(error.__cause__, "orig", None) or "").partition("\n")[0]
+        msg = f"FLX_DATABASE_URL: {error.detail}" + (f": {reason}" if reason else "")
         raise StartupError(msg) from error
 
 

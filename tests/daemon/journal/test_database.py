@@ -103,3 +103,19 @@ def test_the_usual_start_does_not_import_alembic(tmp_path: Path) -> None:
         "sys.exit('alembic' in sys.modules)\n"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_driver_that_is_not_there_is_named_when_it_is_needed() -> None:
+    code = (
+        "import sys\n"
+        "sys.modules['psycopg'] = None\n"
+        "from flx_api.daemon.journal.database import database_of\n"
+        "from flx_api.errors import StartupError\n"
+        "database_of('sqlite:///x.db', busy_timeout_ms=1)\n"
+        "try:\n"
+        "    database_of('postgresql://secret@host/x', busy_timeout_ms=1)\n"
+        "except StartupError as error:\n"
+        "    print(error)\n"
+    )
+    told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert told == "FLX_DATABASE_URL: PostgreSQL needs its driver: pip install 'flx-api[postgresql]'\n"

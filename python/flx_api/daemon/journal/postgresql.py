@@ -21,7 +21,7 @@ import psycopg
 from psycopg import errors
 from sqlalchemy import create_engine, event, make_url, text
 from sqlalchemy.dialects.postgresql import insert
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.pool import NullPool
 
 from flx_api.errors import FlxError, InvalidRequest, StartupError, Unavailable
@@ -54,7 +54,11 @@ class Postgresql:
     mark: Mark | None = None
 
     def __init__(self, url: str, *, busy_timeout_ms: int) -> None:
-        self._url = url
+        try:
+            self._url = make_url(url).set(drivername="postgresql+psycopg")
+        except (ArgumentError, ValueError):
+            msg = "FLX_DATABASE_URL: is no URL of a database"
+            raise StartupError(msg) from None
         self._busy_timeout_ms = busy_timeout_ms
 
     def connect_writer(self, before: int | None = None) -> Connection:
@@ -141,9 +145,8 @@ class Postgresql:
         return None
 
     def _engine(self, statement_ms: int, lock_ms: int, *, read_only: bool = False) -> Engine:
-        url = make_url(self._url).set(drivername="postgresql+psycopg")
         limits = {"connect_timeout": _CONNECT_S}
-        engine = create_engine(url, poolclass=NullPool, hide_parameters=True, connect_args=limits)
+        engine = create_engine(self._url, poolclass=NullPool, hide_parameters=True, connect_args=limits)
 
         @event.listens_for(engine, "do_connect")
         def _connect(_dialect: object, _record: object, words: list[str], more: dict[str, Any]) -> _Bounded:
