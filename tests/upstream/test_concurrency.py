@@ -94,7 +94,7 @@ def test_where_there_is_only_a_queue_the_limit_shrinks_to_the_least() -> None:
     assert door.limit.limit <= LEAST + 1
 
 
-def test_one_bad_moment_costs_a_tenth() -> None:
+def test_one_bad_moment_costs_a_part() -> None:
     limit = AdaptiveLimit(0.0)
     for step in range(2000):
         limit.sample("read", 0.001, limit.limit, step / 1000)
