@@ -4,24 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from flx_api.upstream.queue import STANDS_AFTER_S, Queue
-
-
-def test_a_queue_stands_when_it_was_not_empty_for_a_while() -> None:
-    async def story() -> None:
-        queue, now = Queue(), asyncio.get_running_loop().time
-        assert not queue.stands(now() + 1)
-        first, second = (asyncio.create_task(queue.wait(20)) for _ in range(2))
-        await asyncio.sleep(0)
-        assert not queue.stands(now())
-        queue.wake()
-        assert await first
-        assert queue.stands(now() + STANDS_AFTER_S)
-        queue.wake()
-        assert await second
-        assert not queue.stands(now() + STANDS_AFTER_S)
-
-    asyncio.run(story())
+from flx_api.upstream.queue import Queue
 
 
 def test_a_turn_is_never_lost() -> None:

@@ -12,8 +12,8 @@ Rules:
   there is one: other streams of the same place are likely to be lost as well, and only have not said so yet.
 - What a stopping daemon refuses for that reason is sent elsewhere, if there is another.
 - Nothing is sent again beyond the budget for that (`flx_api.upstream.retry_budget`).
-- Where load is shed, a single command waits `BURST_S` for room, since a burst is no overload, but where a queue stands
-  (`flx_api.upstream.queue`) only `MOMENT_S`. A batch has more commands than there is room: they wait `QUEUE_S`.
+- Where load is shed, a single command waits `BURST_S` for room, since a burst is no overload; `MOMENT_S` when it is within
+  `CALM_S` of a refusal (Maurer, Fail at Scale, ACM Queue 2015). The commands of a batch wait `QUEUE_S`.
 - While there is no connection a call waits at most `PATIENCE_S` for one; a command whose outcome is unknown, for a
   daemon that is just started again, `RECONNECT_S`.
 - A reply counts only on the stream that its command left on.
@@ -75,6 +75,7 @@ QUEUE_S: Final = 1.0
 _MAX_QUEUED: Final = 4096
 BURST_S: Final = 0.1
 MOMENT_S: Final = 0.008
+CALM_S: Final = 1.0
 
 _BROKE: Final = "The connection to the daemon broke"
 _PROBE = Principal(subject="gateway", roles=["viewer"])
@@ -121,7 +122,7 @@ class Upstream:
         self._grouped = Credits()
         self._queued = self._waits = self._seq = 0
         self._sent_again = self._not_sent_again = 0
-        self._foreign = self._shed = 0
+        self._foreign, self._shed, self._shed_s = 0, 0, -CALM_S
         self._sweeper: asyncio.TimerHandle | None = None
         self._closing = False
         self.connected = asyncio.Event()
@@ -467,9 +468,8 @@ class Upstream:
 
     def _patience_s(self, kind: Kind) -> float:
         """For how long a command of this kind waits for room."""
-        if not self._sheds or kind != "call":
-            return QUEUE_S
-        return MOMENT_S if self._queue.stands(self._now()) else BURST_S
+        patience_s = BURST_S if self._now() - self._shed_s >= CALM_S else MOMENT_S
+        return patience_s if self._sheds and kind == "call" else QUEUE_S
 
     async def _acquire(self, credits_: Credits, *, patient: bool, within_s: float) -> None:
         """One of these credits, or `overloaded` when none becomes free in time."""
@@ -486,7 +486,7 @@ class Upstream:
                 return
             finally:
                 self._queued -= 1
-        self._shed += 1
+        self._shed, self._shed_s = self._shed + 1, self._now()
         raise Overloaded(retry_after_s=1)
 
     def _put(
@@ -537,7 +537,7 @@ class Upstream:
                 now = self._now()
                 until = until or now + within_s
                 if refused.code != "overloaded" or now >= until or len(self._queue) >= _MAX_QUEUED:
-                    self._shed += 1
+                    self._shed, self._shed_s = self._shed + 1, now
                     raise refused  # noqa: TRY301 - the credit goes back in one place
                 if has_credit:
                     # Who waits holds none: it is for what is outstanding.

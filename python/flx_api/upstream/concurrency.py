@@ -31,12 +31,14 @@ from typing import Final, Literal
 
 LEAST: Final = 16
 MOST: Final = 240
-FIRST: Final = 48
+FIRST: Final = 80
 WINDOW_S: Final = 0.1
 LEAST_SAMPLES: Final = 10
 TOLERANCE: Final = 1.5
 EASE_S: Final = 0.1
 SMOOTHING: Final = 0.2
+# A window's growth until something waits for the first time, as TCP's slow start (RFC 5681) does it.
+START_GROWTH: Final = 1.5
 PROBE_EVERY_S: Final = 10.0
 FIRST_PROBE_S: Final = 1.0
 # Of the limit, for what is vital; at least four commands. And for all batches together.
@@ -77,6 +79,8 @@ class AdaptiveLimit:
         self._least = least
         self._most = most
         self._limit = float(min(max(FIRST, least), most))
+        # Nothing has waited yet for longer than is bearable.
+        self._is_starting = True
         self._base_s: dict[str, float] = {}
         self._seen: dict[str, _Times] = {}
         self._samples = 0
@@ -151,8 +155,12 @@ class AdaptiveLimit:
                 self._base_s[kind] += (times.mean_s - base_s) * (1 if times.mean_s < base_s / 2 else _FOLLOW)
         if self._peak < self._limit / 2:
             return
-        target = self._limit * self._gradient() + sqrt(self._limit)
+        gradient = self._gradient()
+        self._is_starting = self._is_starting and gradient == 1.0
+        target = self._limit * gradient + sqrt(self._limit)
         new = self._limit * (1 - SMOOTHING) + target * SMOOTHING
+        if self._is_starting:
+            new = self._limit * START_GROWTH
         self._limit = min(max(new, self._least), self._most)
         if now_s >= self._probe_s and self._is_pressed:
             self._phase = "draining"

@@ -1,10 +1,5 @@
 """A queue for room: who found none waits in turn, for as long as each of them has time.
 
-Strategy: a queue that was empty a moment ago is a burst, and will be again; one that has not been for a while stands,
-and whoever waits in it waits for nothing: what takes its place at the end is only later. So the time that a command may
-wait is long in the one case and short in the other. This is the controlled delay of Nichols and Jacobson (CoDel, ACM
-Queue 2012) as Maurer uses it for requests (Fail at Scale, ACM Queue 2015), whose 100 ms it is.
-
 Rules:
 - First come, first served: whoever comes later looks whether somebody waits (`len`) before taking what is free.
 - Being woken is a chance, not room: another look decides. Who finds none after all may wait again.
@@ -15,35 +10,24 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import Final
-
-STANDS_AFTER_S: Final = 0.1
 
 
 class Queue:
     """Nobody waits at first."""
 
-    __slots__ = ("_since_s", "_waiters")
+    __slots__ = ("_waiters",)
 
     def __init__(self) -> None:
         self._waiters: deque[asyncio.Future[bool]] = deque()
-        # Since when somebody has been waiting.
-        self._since_s = 0.0
 
     def __len__(self) -> int:
         """How many wait."""
         return len(self._waiters)
 
-    def stands(self, now_s: float) -> bool:
-        """Whether somebody has been waiting at every moment for a while."""
-        return bool(self._waiters) and now_s - self._since_s >= STANDS_AFTER_S
-
     async def wait(self, within_s: float) -> bool:
         """Wait for a turn; False when it did not come within so many seconds."""
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[bool] = loop.create_future()
-        if not self._waiters:
-            self._since_s = loop.time()
         self._waiters.append(waiter)
         timer = loop.call_later(within_s, self._give_up, waiter)
         try:
