@@ -12,8 +12,8 @@ Rules:
   there is one: other streams of the same place are likely to be lost as well, and only have not said so yet.
 - What a stopping daemon refuses for that reason is sent elsewhere, if there is another.
 - Nothing is sent again beyond the budget for that (`flx_api.upstream.retry_budget`).
-- Where load is shed, a single command waits `BURST_S` for room, since a burst is no overload; `MOMENT_S` when it is within
-  `CALM_S` of a refusal (Maurer, Fail at Scale, ACM Queue 2015). The commands of a batch wait `QUEUE_S`.
+- Where load is shed, a single command waits `BURST_S` for room, since a burst is no overload; `MOMENT_S` if that is
+  within `CALM_S` of a refusal (Maurer, Fail at Scale, ACM Queue 2015). The commands of a batch wait `QUEUE_S`.
 - While there is no connection a call waits at most `PATIENCE_S` for one; a command whose outcome is unknown, for a
   daemon that is just started again, `RECONNECT_S`.
 - A reply counts only on the stream that its command left on.
