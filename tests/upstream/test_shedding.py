@@ -18,7 +18,9 @@ from flx_api.proto.flx.v1.daemon_pb2 import ReplyFrame
 from flx_api.upstream import concurrency, shedding
 from flx_api.upstream.breaker import LEAST_OUTCOMES, PROBES, State
 from flx_api.upstream.channel import BURST_S, MOMENT_S, QUEUE_S, Upstream
+from flx_api.upstream.connection import Carrier
 from flx_api.upstream.endpoints import Endpoint
+from flx_api.upstream.group import Group
 from flx_api.upstream.pending import StreamLost
 from flx_api.upstream.shedding import Load, Loads
 from flx_api.upstream.streams import Overloaded
@@ -154,6 +156,34 @@ def test_nothing_is_sent_again_beyond_the_budget() -> None:
         with pytest.raises(StreamLost):
             await call
         assert 2 <= upstream.state().not_sent_again
+
+    run(story)
+
+
+def test_a_stream_that_is_lost_takes_what_was_left_on_it_along() -> None:
+    async def story(daemon: SmallDaemon, upstream: Upstream) -> None:
+        daemon.answers["plugin.list"] = lambda _: None
+        group = Group(upstream)
+        await group.begin(0, frame("plugin.list"), 20, read=True)
+        group.close()
+        assert 1 == len(upstream._abandoned)
+        upstream.lost(upstream._ready[0])
+        assert (0, 0) == (len(upstream._abandoned), upstream.in_flight)
+
+    run(story)
+
+
+def test_a_stream_that_never_took_commands_is_lost_like_any_other() -> None:
+    async def story(daemon: SmallDaemon, upstream: Upstream) -> None:
+        daemon.answers["system.echo"] = lambda _: None
+        # As when a stream is renewed: the connection is there, the new stream has not answered yet.
+        new = Carrier(upstream._ready[0].connection)
+        new.outbox = upstream._ready[0].outbox
+        asking = asyncio.create_task(upstream.ask(new))
+        await asyncio.sleep(0)
+        upstream.lost(new)
+        with pytest.raises(StreamLost):
+            await asking
 
     run(story)
 

@@ -367,14 +367,11 @@ class Upstream:
     def lost(self, carrier: Carrier) -> None:
         """A stream has ended; no more replies come on it."""
         self.left(carrier)
-        now = self._now()
-        on_it = [
-            pending for pending in (*self._pending.values(), *self._abandoned.values()) if pending.carrier is carrier
-        ]
-        for pending in on_it:
-            if pending.passage is not None:
-                pending.passage.lost()
-        if on_it and carrier.connection.was_ready and not self._closing:
+        now, under_way = self._now(), (*self._pending.values(), *self._abandoned.values())
+        passages = [one.passage for one in under_way if one.carrier is carrier and one.passage is not None]
+        for passage in passages:
+            passage.lost()
+        if passages and not self._closing:
             carrier.load.broke(now, self._jitter())
         for seq in [seq for seq, abandoned in self._abandoned.items() if abandoned.carrier is carrier]:
             self._forget(seq, carrier, now)
@@ -382,7 +379,7 @@ class Upstream:
         if self._closing:
             detail, code = "The service is shutting down", STOPPING
         # A copy: what belongs to a batch leaves the table as soon as it is told.
-        for pending in on_it:
+        for pending in [pending for pending in self._pending.values() if pending.carrier is carrier]:
             if not pending.reply.done():
                 lost = StreamLost(detail, code=code, retry_after_s=1)
                 lost.place = carrier.connection.place
