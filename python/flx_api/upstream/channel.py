@@ -350,7 +350,7 @@ class Upstream:
         for reply in frames:
             pending = self._pending.get(reply.seq)
             if pending is None:
-                self._forget(reply.seq, carrier, now)
+                self._forget(reply.seq, carrier)
                 continue
             if pending.carrier is not carrier:
                 # An answer to what was not asked there is nobody's.
@@ -374,7 +374,7 @@ class Upstream:
         if passages and not self._closing:
             carrier.load.broke(now, self._jitter())
         for seq in [seq for seq, abandoned in self._abandoned.items() if abandoned.carrier is carrier]:
-            self._forget(seq, carrier, now)
+            self._forget(seq, carrier)
         detail, code = _BROKE, "upstream_unavailable"
         if self._closing:
             detail, code = "The service is shutting down", STOPPING
@@ -454,13 +454,14 @@ class Upstream:
         elif kind == "grouped":
             self._grouped.release()
 
-    def _forget(self, seq: int, carrier: Carrier, now: float) -> None:
+    def _forget(self, seq: int, carrier: Carrier) -> None:
         """The daemon is done with a command that nobody waits for."""
         abandoned = self._abandoned.get(seq)
         if abandoned is not None and abandoned.carrier is carrier:
             del self._abandoned[seq]
             if abandoned.passage is not None:
-                abandoned.passage.answered(now)
+                # It was cut short, and so says nothing about how long such a command takes.
+                abandoned.passage.lost()
             self._done(abandoned)
 
     def _patience_s(self, kind: Kind) -> float:
@@ -538,6 +539,7 @@ class Upstream:
                     raise refused  # noqa: TRY301 - the credit goes back in one place
                 if has_credit:
                     # Who waits holds none: it is for what is outstanding.
+                    has_credit = False
                     self._credits.release()
                 is_woken = await self._queue.wait(until - now)
                 has_credit = may_put = is_woken and self._credits.take()
