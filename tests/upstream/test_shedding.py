@@ -18,7 +18,9 @@ from flx_api.proto.flx.v1.daemon_pb2 import ReplyFrame
 from flx_api.upstream import concurrency, shedding
 from flx_api.upstream.breaker import LEAST_OUTCOMES, PROBES, State
 from flx_api.upstream.channel import BURST_S, MOMENT_S, QUEUE_S, Upstream
+from flx_api.upstream.connection import Carrier
 from flx_api.upstream.endpoints import Endpoint
+from flx_api.upstream.group import Group
 from flx_api.upstream.pending import StreamLost
 from flx_api.upstream.shedding import Load, Loads
 from flx_api.upstream.streams import Overloaded
@@ -111,6 +113,9 @@ def test_what_comes_free_goes_to_who_waits_the_longest() -> None:
         done = await asyncio.gather(*waiting, return_exceptions=True)
         assert [True, False, True, True, True] == [isinstance(reply, ReplyFrame) for reply in done]
         assert [b"0", b"2", b"3", b"4"] == [one.args for one in daemon.frames if one.args.isdigit()]
+        # Whoever left in between took nothing along; and what was cut short is no measure of anything.
+        assert (0, 240) == (upstream.in_flight, upstream._credits._value)
+        assert set(upstream._ready[0].load._limit._seen) <= {"system.echo"}
 
     run(story)
 
@@ -154,6 +159,34 @@ def test_nothing_is_sent_again_beyond_the_budget() -> None:
         with pytest.raises(StreamLost):
             await call
         assert 2 <= upstream.state().not_sent_again
+
+    run(story)
+
+
+def test_a_stream_that_is_lost_takes_what_was_left_on_it_along() -> None:
+    async def story(daemon: SmallDaemon, upstream: Upstream) -> None:
+        daemon.answers["plugin.list"] = lambda _: None
+        group = Group(upstream)
+        await group.begin(0, frame("plugin.list"), 20, read=True)
+        group.close()
+        assert 1 == len(upstream._abandoned)
+        upstream.lost(upstream._ready[0])
+        assert (0, 0) == (len(upstream._abandoned), upstream.in_flight)
+
+    run(story)
+
+
+def test_a_stream_that_never_took_commands_is_lost_like_any_other() -> None:
+    async def story(daemon: SmallDaemon, upstream: Upstream) -> None:
+        daemon.answers["system.echo"] = lambda _: None
+        # As when a stream is renewed: the connection is there, the new stream has not answered yet.
+        new = Carrier(upstream._ready[0].connection)
+        new.outbox = upstream._ready[0].outbox
+        asking = asyncio.create_task(upstream.ask(new))
+        await asyncio.sleep(0)
+        upstream.lost(new)
+        with pytest.raises(StreamLost):
+            await asking
 
     run(story)
 

@@ -350,7 +350,7 @@ class Upstream:
         for reply in frames:
             pending = self._pending.get(reply.seq)
             if pending is None:
-                self._forget(reply.seq, carrier, now)
+                self._forget(reply.seq, carrier)
                 continue
             if pending.carrier is not carrier:
                 # An answer to what was not asked there is nobody's.
@@ -367,22 +367,19 @@ class Upstream:
     def lost(self, carrier: Carrier) -> None:
         """A stream has ended; no more replies come on it."""
         self.left(carrier)
-        now = self._now()
-        on_it = [
-            pending for pending in (*self._pending.values(), *self._abandoned.values()) if pending.carrier is carrier
-        ]
-        for pending in on_it:
-            if pending.passage is not None:
-                pending.passage.lost()
-        if on_it and carrier.connection.was_ready and not self._closing:
+        now, under_way = self._now(), (*self._pending.values(), *self._abandoned.values())
+        passages = [one.passage for one in under_way if one.carrier is carrier and one.passage is not None]
+        for passage in passages:
+            passage.lost()
+        if passages and not self._closing:
             carrier.load.broke(now, self._jitter())
         for seq in [seq for seq, abandoned in self._abandoned.items() if abandoned.carrier is carrier]:
-            self._forget(seq, carrier, now)
+            self._forget(seq, carrier)
         detail, code = _BROKE, "upstream_unavailable"
         if self._closing:
             detail, code = "The service is shutting down", STOPPING
         # A copy: what belongs to a batch leaves the table as soon as it is told.
-        for pending in on_it:
+        for pending in [pending for pending in self._pending.values() if pending.carrier is carrier]:
             if not pending.reply.done():
                 lost = StreamLost(detail, code=code, retry_after_s=1)
                 lost.place = carrier.connection.place
@@ -457,13 +454,14 @@ class Upstream:
         elif kind == "grouped":
             self._grouped.release()
 
-    def _forget(self, seq: int, carrier: Carrier, now: float) -> None:
+    def _forget(self, seq: int, carrier: Carrier) -> None:
         """The daemon is done with a command that nobody waits for."""
         abandoned = self._abandoned.get(seq)
         if abandoned is not None and abandoned.carrier is carrier:
             del self._abandoned[seq]
             if abandoned.passage is not None:
-                abandoned.passage.answered(now)
+                # It was cut short, and so says nothing about how long such a command takes.
+                abandoned.passage.lost()
             self._done(abandoned)
 
     def _patience_s(self, kind: Kind) -> float:
@@ -541,6 +539,7 @@ class Upstream:
                     raise refused  # noqa: TRY301 - the credit goes back in one place
                 if has_credit:
                     # Who waits holds none: it is for what is outstanding.
+                    has_credit = False
                     self._credits.release()
                 is_woken = await self._queue.wait(until - now)
                 has_credit = may_put = is_woken and self._credits.take()
