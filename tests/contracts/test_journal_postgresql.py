@@ -171,6 +171,23 @@ def test_a_server_that_crashes_keeps_what_was_acknowledged(home: Home, postgres:
     asyncio.run(story())
 
 
+def test_a_transaction_that_the_server_has_forgotten_was_not_committed(home: Home) -> None:
+    """After a crash, numbers that were given last are unknown again; and so is what they stood for."""
+    database = Postgresql(home.url, busy_timeout_ms=2000)
+    connection = database.connect_writer()
+    try:
+        found = []
+        for end in (connection.commit, connection.rollback):
+            transaction = database.transaction(connection)
+            assert transaction is not None
+            end()
+            found.append(database.has_committed(connection, transaction))
+        assert [True, False, False] == [*found, database.has_committed(connection, "999999999999")]
+        assert 1 == connection.execute(text("SELECT 1")).scalar()
+    finally:
+        connection.close()
+
+
 def test_what_must_be_read_is_read_when_the_server_is_back(home: Home, postgres: PostgresServer) -> None:
     async def story() -> None:
         async with opened(home) as journal:

@@ -123,7 +123,13 @@ class Postgresql:
     def has_committed(self, connection: Connection, transaction: str) -> bool | None:
         """Ask the server what became of it."""
         query = text("SELECT pg_xact_status(CAST(:name AS xid8))")
-        status = connection.execute(query, {"name": transaction}).scalar()
+        try:
+            status = connection.execute(query, {"name": transaction}).scalar()
+        except DBAPIError as error:
+            if not isinstance(_origin(error), errors.InvalidParameterValue):
+                raise
+            # Its number is "in the future": the server crashed before it was on its disk, and so was the commit.
+            status = "aborted"
         connection.rollback()
         return None if status == "in progress" else status == "committed"
 

@@ -273,6 +273,10 @@ class Writer:
         else:
             return
         self._doubt = None
+        if committed and doubt.group.events:
+            # A server that crashed may give the transaction's number to another one: what is there is what counts.
+            with self._connection.begin():
+                committed = self._connection.execute(select(func.max(events.c.seq))).scalar() == doubt.group.seq
         if committed:
             self._heads.open = doubt.heads
             self._heads.committed()
