@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.daemon.executions.fake_runs import ALICE, FakeExecutor, Stage
+from tests.daemon.executions.fake_runs import ALICE, FakeExecutor, Stage, until
 
 from flx_api.daemon.journal import DEFAULT_TENANT
 from flx_api.errors import Conflict
@@ -73,17 +73,13 @@ async def happen(stage: Stage, executions: Executions, op: tuple[Any, ...]) -> N
         await stage.journal.write(lambda _tx: None)
 
 
-async def to_their_end(stage: Stage, executions: Executions, known: list[str]) -> None:
-    """Let all that is alive end, and cancel all that rests: a run whose end is only noticed now may come to rest."""
-    while left := [key for key in known if executions.get(key, DEFAULT_TENANT).finished_us is None]:
-        for run in list(stage.executor.runs.values()):
-            if run.is_alive and run.released:
-                run.end(0)
-        for key in left:
-            if executions.get(key, DEFAULT_TENANT).status == "retrying":
-                with contextlib.suppress(Conflict):
-                    await executions.cancel(key, "", ALICE)
-        await stage.journal.write(lambda _tx: None)
+def resting(executions: Executions, known: list[str]) -> list[str]:
+    return [key for key in known if executions.get(key, DEFAULT_TENANT).status == "retrying"]
+
+
+async def cancel_resting(executions: Executions, known: list[str]) -> None:
+    for key in resting(executions, known):
+        await executions.cancel(key, "", ALICE)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -101,8 +97,17 @@ def test_at_most_one_attempt_of_a_state_id_at_any_time(lives: list[list[tuple[An
         async with stage.daemon() as executions:
             known = [one.id for one in executions.page(ExecutionListArgs(limit=200), ALICE).items]
 
-            async with asyncio.timeout(60):
-                await to_their_end(stage, executions, known)
+            def quiet() -> bool:
+                """Let all that is alive end, and all that rests be cancelled: everything comes to its end."""
+                for run in list(executor.runs.values()):
+                    if run.is_alive and run.released:
+                        run.end(0)
+                return all(executions.get(key, DEFAULT_TENANT).finished_us is not None for key in known)
+
+            while not quiet():
+                # A run whose end is only noticed now may come to rest after all others.
+                await cancel_resting(executions, known)
+                await until(lambda: quiet() or resting(executions, known), "all ends")
             assert executor.overlaps == []
             for key in known:
                 attempts = executions.attempts(key, DEFAULT_TENANT).items
