@@ -393,7 +393,8 @@ class Admitted:
     def headers(self, own: Sequence[tuple[bytes, bytes]], length: int | None) -> list[Any]:
         """The headers of a response: its own, those that every response carries, Content-Length unless None.
 
-        Pairs of bytes for ASGI; pairs of text when it was admitted by `admit_rsgi`.
+        Pairs of bytes for ASGI; pairs of text when it was admitted by `admit_rsgi`, and then Content-Length only for
+        HEAD: of a body that is there the server says it.
         """
 
     def keep(self, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from sqlalchemy import insert, select
+from sqlalchemy import insert, inspect, select
 
 from flx_api.daemon.journal import DEFAULT_TENANT, Journal
 from flx_api.daemon.journal.tables import executions, users
@@ -14,9 +14,26 @@ from flx_api.models.event import PipelineEvent
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from sqlalchemy import Connection
+
     from flx_api.daemon.journal import Tx
 
 EVENT = PipelineEvent("created", "p", "me")
+
+
+def shape_of(connection: Connection) -> dict[str, object]:
+    """Tables with columns, keys, indexes and constraints, to be compared."""
+    found = inspect(connection)
+    return {
+        table: (
+            [(column["name"], str(column["type"]), column["nullable"]) for column in found.get_columns(table)],
+            found.get_pk_constraint(table)["constrained_columns"],
+            sorted((str(item["name"]), tuple(item["column_names"])) for item in found.get_indexes(table)),
+            [(item["constrained_columns"], item["referred_table"]) for item in found.get_foreign_keys(table)],
+            [item["column_names"] for item in found.get_unique_constraints(table)],
+        )
+        for table in found.get_table_names()
+    }
 
 
 class Clock:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import inspect, select, text, update
-from tests.contracts.journal_homes import EVENT, Home, add_execution, add_user, emit, names, opened
+from sqlalchemy import select, text, update
+from tests.contracts.journal_homes import EVENT, Home, add_execution, add_user, emit, names, opened, shape_of
 
 from flx_api.daemon.journal import DEFAULT_TENANT
 from flx_api.daemon.journal.database import alembic_config, bring_to_head
@@ -379,19 +379,9 @@ def test_a_copy_is_another_history(home: Home, postgres: PostgresServer) -> None
 def test_migrations_and_metadata_make_the_same_shape(home: Home) -> None:
     from alembic import command
 
-    def shape(database: Postgresql) -> dict[str, Any]:
+    def shape(database: Postgresql) -> dict[str, object]:
         with contextlib.closing(database.connect_reader()) as connection:
-            found = inspect(connection)
-            return {
-                table: (
-                    [(column["name"], str(column["type"]), column["nullable"]) for column in found.get_columns(table)],
-                    found.get_pk_constraint(table)["constrained_columns"],
-                    sorted((str(item["name"]), tuple(item["column_names"])) for item in found.get_indexes(table)),
-                    [(item["constrained_columns"], item["referred_table"]) for item in found.get_foreign_keys(table)],
-                    [item["column_names"] for item in found.get_unique_constraints(table)],
-                )
-                for table in found.get_table_names()
-            }
+            return shape_of(connection)
 
     new, old = (Postgresql(one.url, busy_timeout_ms=2000) for one in (home, home.another()))
     with contextlib.closing(new.connect_writer()) as connection:

@@ -110,7 +110,8 @@ impl Admitted {
         known.map(|known| known.shell.object(py, &known.principal)).transpose()
     }
 
-    /// The headers of a response: its own, those that every response carries, and its length unless that is None.
+    /// The headers of a response: its own, those that every response carries, and its length unless that is None or the
+    /// server says it.
     #[pyo3(signature = (own, length))]
     fn headers<'py>(
         &self,

@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from sqlalchemy import inspect
+from tests.contracts.journal_homes import shape_of
 
 from flx_api.daemon.journal.database import HEAD, alembic_config, bring_to_head
 from flx_api.daemon.journal.sqlite import engine_of
@@ -20,17 +20,7 @@ if TYPE_CHECKING:
 
 def shape(path: Path) -> dict[str, object]:
     with engine_of(f"sqlite:///{path}", read_only=True).connect() as connection:
-        found = inspect(connection)
-        return {
-            table: (
-                [(column["name"], str(column["type"]), column["nullable"]) for column in found.get_columns(table)],
-                found.get_pk_constraint(table)["constrained_columns"],
-                sorted((str(item["name"]), tuple(item["column_names"])) for item in found.get_indexes(table)),
-                [(item["constrained_columns"], item["referred_table"]) for item in found.get_foreign_keys(table)],
-                [item["column_names"] for item in found.get_unique_constraints(table)],
-            )
-            for table in found.get_table_names()
-        }
+        return shape_of(connection)
 
 
 def open_at_head(path: Path) -> None:

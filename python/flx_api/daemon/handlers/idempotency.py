@@ -26,7 +26,7 @@ from flx_api.errors import ValidationFailed
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sqlalchemy import Connection
+    from sqlalchemy import ColumnElement, Connection
 
     from flx_api.daemon.handlers.context import Context
     from flx_api.daemon.journal import Tx
@@ -96,11 +96,7 @@ def look_up(tx: Tx, context: Context, command: str) -> Stored | None:
             idempotency.c.body_hash,
             idempotency.c.result,
             idempotency.c.execution_id,
-        ).where(
-            idempotency.c.tenant == context.principal.tenant,
-            idempotency.c.subject == context.principal.subject,
-            idempotency.c.key == context.idempotency_key,
-        )
+        ).where(*_of(context))
     ).one_or_none()
     if row is None:
         return None
@@ -111,12 +107,16 @@ def look_up(tx: Tx, context: Context, command: str) -> Stored | None:
 
 def begun(connection: Connection, context: Context) -> str | None:
     """The execution that the first command with this request's key began, if it began one."""
-    query = select(idempotency.c.execution_id).where(
+    return connection.execute(select(idempotency.c.execution_id).where(*_of(context))).scalar()
+
+
+def _of(context: Context) -> tuple[ColumnElement[bool], ...]:
+    """What the row of this request's key is found by."""
+    return (
         idempotency.c.tenant == context.principal.tenant,
         idempotency.c.subject == context.principal.subject,
         idempotency.c.key == context.idempotency_key,
     )
-    return connection.execute(query).scalar()
 
 
 def remember(
