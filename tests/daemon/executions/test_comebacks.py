@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from sqlalchemy import select
 from tests.daemon.executions.fake_runs import ALICE, MALLORY, Stage, over, submit, until
 
+from flx_api.daemon.executions.log_file import LogFile
 from flx_api.daemon.journal import DEFAULT_TENANT
 from flx_api.daemon.journal.tables import attempts
 from flx_api.errors import Conflict, NotFound
@@ -267,5 +269,104 @@ def test_only_whole_logs_are_shown(play: Callable[..., None]) -> None:
             (stage.runs_dir / accepted.id / "log.jsonl").unlink()
             with pytest.raises(NotFound):
                 await executions.logs(ExecutionLogsArgs(accepted.id), DEFAULT_TENANT)
+
+    play(story)
+
+
+def test_a_cancellation_in_the_last_moment_of_a_pause_holds(play: Callable[..., None]) -> None:
+    """The pause is over, and what would end it is written right behind the cancellation, in the same group."""
+
+    async def story(stage: Stage) -> None:
+        async with stage.daemon() as executions:
+            write = stage.journal.write
+            cancelling: list[asyncio.Task[Execution]] = []
+
+            async def first_the_cancellation(change: Any) -> Any:
+                if not cancelling and executions.get(accepted.id, DEFAULT_TENANT).status == "retrying":
+                    cancelling.append(asyncio.create_task(executions.cancel(accepted.id, "", ALICE)))
+                    await asyncio.sleep(0)
+                return await write(change)
+
+            accepted = await submit(executions, "at-once")
+            stage.journal.write = first_the_cancellation  # type: ignore[method-assign]
+            (await stage.executor.run_of(accepted)).end(1)
+            await until(lambda: cancelling, "the pause's end")
+            assert (await cancelling[0]).status == "cancelled"
+            await write(lambda _tx: None)
+            done = executions.get(accepted.id, DEFAULT_TENANT)
+            assert (done.status, done.attempts) == ("cancelled", 1)
+            assert executions.waiting() == {}
+
+    play(story)
+
+
+def test_by_hand_before_the_end_was_taken_notice_of(play: Callable[..., None]) -> None:
+    """Another attempt is written in the same group as the end of the one before, and told only when it runs."""
+
+    async def story(stage: Stage) -> None:
+        async with stage.daemon() as executions:
+            accepted = await submit(executions, "a")
+            first = await stage.executor.run_of(accepted)
+            first.say("one")
+            write = stage.journal.write
+            retrying: list[asyncio.Task[Execution]] = []
+
+            async def then_another(change: Any) -> Any:
+                written = asyncio.ensure_future(write(change))
+                await asyncio.sleep(0)
+                if asyncio.current_task() in retrying:
+                    await asyncio.wait([written])
+                    await stage.executor.run_of(accepted, 2)
+                elif not (first.is_alive or retrying):
+                    retrying.append(asyncio.create_task(executions.retry(accepted.id, ALICE)))
+                    await asyncio.sleep(0)
+                return await written
+
+            stage.journal.write = then_another  # type: ignore[method-assign]
+            first.end(1)
+            second = await stage.executor.run_of(accepted, 2)
+            assert (await retrying[0]).attempts == 2
+            second.say("two")
+            second.end(0)
+            done = await over(executions, accepted)
+            assert (done.status, done.attempts) == ("succeeded", 2)
+            assert (executions.counts(), executions.log(accepted.id).last_line) == ((0, 0), 2)
+
+    play(story)
+
+
+def test_after_a_restart_what_is_due_waits_for_what_is_alive(play: Callable[..., None]) -> None:
+    """A look at the logs takes long; meanwhile an attempt is due whose state id a live run holds."""
+
+    async def story(stage: Stage) -> None:
+        async with stage.daemon() as executions:
+            due = await submit(executions, "later")
+            (await stage.executor.run_of(due)).end(1)
+            await resting(executions, due)
+            alive = await submit(executions, "a")
+            run = await stage.executor.run_of(alive)
+        stage.clock.now_us += 3_600_000_000
+        loop, take_rest = asyncio.get_running_loop(), LogFile.take_rest
+
+        async def much_happens() -> None:
+            for _ in range(20):
+                await stage.journal.write(lambda _tx: None)
+
+        def slowly(log: LogFile) -> None:
+            with contextlib.suppress(RuntimeError):  # on the loop itself: nobody waits
+                asyncio.get_running_loop()
+                return take_rest(log)
+            asyncio.run_coroutine_threadsafe(much_happens(), loop).result()
+            return take_rest(log)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(LogFile, "take_rest", slowly)
+            async with stage.daemon() as executions:
+                await until(lambda: executions.get(due.id, DEFAULT_TENANT).status == "queued", "the pause's end")
+                await much_happens()
+                assert list(stage.executor.runs) == [due.id, alive.id]
+                run.end(0)
+                (await stage.executor.run_of(due, 2)).end(0)
+                await over(executions, due)
 
     play(story)

@@ -97,14 +97,14 @@ class Comebacks:
             stored = self._store.find(tx.connection, execution_id, tenant)
             status = stored.execution.status
             if status == "retrying":
-                return self._another(tx, stored, tries=stored.tries + 1)
+                return self._another(tx, stored, "due", tries=stored.tries + 1)
             if status not in COMES_BACK:
                 if stored.execution.finished_us is None:
                     raise Conflict(_NOT_OVER, code="already_running")
                 raise Conflict(_SUCCEEDED)
             if self._store.active_of(tx.connection, tenant, stored.execution.pipeline) is not None:
                 raise Conflict(_ANOTHER, code="already_running")
-            return self._another(tx, stored, tries=1)
+            return self._another(tx, stored, "again", tries=1)
 
         execution = await self._journal.write(once(change))
         self.drop(execution_id)
@@ -124,7 +124,8 @@ class Comebacks:
 
         def change(tx: Tx) -> None:
             stored = self._store.find(tx.connection, execution_id)
-            self._another(tx, stored, tries=stored.tries + 1)
+            # Only out of its pause: one that was cancelled in the last moment must not come back as if by hand.
+            self._another(tx, stored, "due", tries=stored.tries + 1)
 
         while True:
             try:
@@ -142,11 +143,10 @@ class Comebacks:
         self._resting.pop(execution_id, None)
         await self._tell(execution_id)
 
-    def _another(self, tx: Tx, stored: Stored, *, tries: int) -> Execution:
+    def _another(self, tx: Tx, stored: Stored, event: Event, *, tries: int) -> Execution:
         attempt_id = self._ids()
         number = stored.execution.attempts + 1
         self._store.insert_attempt(tx, stored, attempt_id, number=number, tries=tries)
-        event: Event = "due" if stored.execution.status == "retrying" else "again"
         return self._store.transition(
             tx,
             stored.id,

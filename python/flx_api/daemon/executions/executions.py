@@ -143,9 +143,11 @@ class Executions:
             left = self._store.active(connection)
         findings = await recovery.examine(left, self._parts.executor)
         for finding in findings:
-            stored = finding.stored
             # The lines of attempts that are over, which no supervisor will look for.
-            await asyncio.to_thread(self.log(stored.id).take_rest)
+            await asyncio.to_thread(self.log(finding.stored.id).take_rest)
+        # At one go: what is due or waits must not start before the state ids of all live runs are locked.
+        for finding in findings:
+            stored = finding.stored
             if stored.execution.status == "queued":
                 self._queue[stored.id] = stored
                 continue
@@ -457,25 +459,23 @@ class Executions:
             del self._active[execution_id], self._tasks[execution_id]
         if stored.execution.status in FINAL:
             self._tell_ended(execution_id)
-        elif stored.execution.status == "queued" and not self._closing:
-            self._enqueue(stored)
+        elif stored.execution.status == "queued":
+            self._come_back(stored)
         elif stored.execution.status == "retrying" and not self._closing:
             self._comebacks.rest(stored)
         self._schedule()
 
-    def _enqueue(self, stored: Stored) -> None:
-        self._queue[stored.id] = stored
-        self._queue = dict(sorted(self._queue.items()))
-
     def _come_back(self, stored: Stored) -> None:
-        """An execution has a new attempt and waits for its turn."""
-        if self._closing:
+        """An execution waits for its turn again, with a new attempt or with one of which nothing has happened."""
+        # Whoever still follows its last attempt, or follows the new one already, reads the row again at the end.
+        if self._closing or stored.id in self._active:
             return
         self._opened.pop(stored.id, None)
-        known = self._live_logs.get(stored.id)
-        if known is not None:
-            known.continue_in(self._log_path(stored.attempt_id))
-        self._enqueue(stored)
+        known, path = self._live_logs.get(stored.id), self._log_path(stored.attempt_id)
+        if known is not None and known.path != path:
+            known.continue_in(path)
+        self._queue[stored.id] = stored
+        self._queue = dict(sorted(self._queue.items()))
         self._schedule()
 
     async def _read_back(self, execution_id: str) -> Stored:
