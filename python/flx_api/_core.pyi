@@ -37,6 +37,7 @@ __all__ = [
     "asgi_scope",
     "become_subreaper",
     "build_profile",
+    "check_json",
     "die_with_parent",
     "negotiate",
     "origin_allowed",
@@ -669,6 +670,18 @@ def asgi_scope(scope: Any) -> dict[str, Any]:  # noqa: ANN401 - RSGI
 
     RSGI has no raw path and leaves out headers that are not ASCII: what cannot have stood in a path is escaped again,
     and such a header is there with a value that nothing accepts.
+    """
+
+def check_json(text: bytes, max_depth: int) -> Literal["malformed", "too_deep", "name_twice"] | None:
+    """What is wrong with a text as one strict JSON value (RFC 8259); None when it is one.
+
+    Refused beyond the RFC: a name twice in one object (`name_twice`, when nothing else is wrong), more than `max_depth`
+    brackets open at once (`too_deep`, wherever they stand and whatever else is wrong), integers of more than 4,300
+    characters, numbers beyond a double, lone surrogates and a byte order mark. Linear in the length of the text.
+
+    Args:
+        text: The whole text.
+        max_depth: Objects and arrays inside one another, the outermost counted; 0 to 255.
     """
 
 def topic_matches(pattern: str, topic: str) -> bool:

@@ -1,17 +1,21 @@
-"""Strict JSON against the standard library's parser with a hook that sees every pair."""
+"""Strict JSON against the standard library's parser with a hook that sees every pair, and against its judge."""
 
 from __future__ import annotations
 
 import json
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from tests.models import naive_json
 
 from flx_api.errors import InvalidRequest
 from flx_api.models import strict_json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class _NotStrictError(ValueError):
@@ -54,6 +58,18 @@ def agree(body: bytes) -> None:
         assert strict_json.parse(body) == expected
 
 
+def told(parse: Callable[[bytes, int], Any], body: bytes, max_depth: int) -> Any:
+    """The value of a text as it is written (1 is not 1.0), or what is said against it."""
+    try:
+        return json.dumps(parse(body, max_depth))
+    except InvalidRequest as error:
+        return error.code, error.detail
+
+
+def same(body: bytes, max_depth: int = 3) -> None:
+    assert told(strict_json.parse, body, max_depth) == told(naive_json.parse, body, max_depth)
+
+
 class _Object:
     """An object that may hold a key more than once."""
 
@@ -88,6 +104,32 @@ def test_it_agrees_with_the_naive_parser_on_values(value: Any) -> None:
 @example(['"', "\\", "\\", '"', ":"])
 def test_it_agrees_with_the_naive_parser_on_debris(parts: list[str]) -> None:
     agree("".join(parts).encode())
+
+
+WRITTEN = VALUES.map(write).map(str.encode)
+PIECES = st.sampled_from([
+    *(b'"', b"\\", b"a", b":", b",", b"{", b"}", b"[", b"]", b'"a":', b'"b"', b'{"a":1', b"[[[", b"null", b" "),
+    *(b"true", b"NaN", b"\\u0061", b"\\ud83d", b"\\udc00", b"\\n", b"\xff", b"\xc3", b"\xa9", b"\x00", b"\x1f"),
+    *(b"\x7f", b"\xef\xbb\xbf"),
+    *(b"0", b"1", b"-", b".", b"e", b"E+", b"9" * 4299, b"99", b"e308", b"\n", b"\t\r", b"\x0b", b"/", b"'"),
+])  # fmt: skip
+
+
+@given(st.binary(max_size=40) | st.lists(PIECES, max_size=14).map(b"".join) | WRITTEN, st.integers(0, 5))
+@example(b"-" + b"1" * 4300, 1)
+@example(b"-" + b"1" * 4299, 1)
+@example(b"]]" + b"[" * 5, 2)
+@example(b'\\"[[', 1)
+@example(b'{"a":1,"a":2}x', 1)
+def test_it_says_what_the_judge_says_about_anything(body: bytes, max_depth: int) -> None:
+    same(body, max_depth)
+
+
+@given(WRITTEN, st.data())
+def test_it_says_what_the_judge_says_about_nearly_json(body: bytes, data: st.DataObject) -> None:
+    at = data.draw(st.integers(0, len(body)))
+    gone = data.draw(st.integers(0, 3))
+    same(body[:at] + data.draw(PIECES | st.just(b"")) + body[at + gone :])
 
 
 @pytest.mark.parametrize(

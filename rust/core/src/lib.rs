@@ -3,6 +3,7 @@
 //! What is absent here, on purpose: Python, sockets, threads, clocks, randomness, logging, environment look-ups and
 //! `unsafe`. A shell passes the time and the seeds in, and carries the decision out.
 //!
+//! - [`json`]: one strict reader of JSON
 //! - [`jwt`]: key sets and strict verification of compact JWS and of claims
 //! - [`limit`]: true sliding windows in bounded memory
 //! - [`admission`]: one decision per request out of the two above
@@ -14,6 +15,7 @@
 pub mod admission;
 pub mod error;
 pub mod hub;
+pub mod json;
 pub mod jwt;
 pub mod limit;
 pub mod meter;

@@ -17,6 +17,7 @@ mod answer;
 mod counters;
 mod errors;
 mod given;
+mod json;
 mod lease;
 mod memory;
 mod meter;
@@ -43,6 +44,8 @@ mod _core {
     use crate::counters::Counters;
     #[pymodule_export]
     use crate::given::{reasons, segments};
+    #[pymodule_export]
+    use crate::json::check_json;
     #[pymodule_export]
     use crate::lease::LeaseBook;
     #[pymodule_export]

@@ -2,9 +2,9 @@
 
 use std::sync::{Arc, Mutex};
 
+use flx_core::json::{Json, Members};
 use flx_core::jwt::cache::{Lookup, TokenCache};
 use flx_core::jwt::claims::Expected;
-use flx_core::jwt::json::{Json, Members};
 use flx_core::jwt::jws::{self, Scratch};
 use flx_core::jwt::keys::{Algorithm, KeySet, Terms};
 use flx_core::jwt::{self, Accepted};

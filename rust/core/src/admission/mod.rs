@@ -26,9 +26,9 @@ pub mod tokens;
 use std::sync::Arc;
 
 use crate::error::{Reason, Unusable};
+use crate::json::Json;
 use crate::jwt::TokenVerifier;
 use crate::jwt::claims::Claims;
-use crate::jwt::json::Json;
 use crate::limit::lease::{self, LeaseBook, Verdict};
 use crate::limit::{Check, Identity, Memory, Rate, SlidingWindow};
 use policy::Classes;

@@ -6,8 +6,8 @@
 
 use std::borrow::Cow;
 
-use super::json::{self, Json, Members};
 use crate::error::{Reason, Unusable};
+use crate::json::{self, Json, Members};
 
 /// 9999-12-31T23:59:59Z, the last time a date library can name.
 const LAST_TIME: f64 = 253_402_300_799.0;

@@ -6,10 +6,10 @@
 
 use super::algorithm::{Algorithm, Scheme};
 use super::base64url;
-use super::json::{self, Json};
 use super::keys::{Key, Kid, MAX_KEYS, MAX_SET_BYTES, MISFIT, Terms};
 use super::pem;
 use crate::error::Unusable;
+use crate::json::{self, Json};
 
 /// The usable keys of `{"keys": [...]}`.
 pub(super) fn read(text: &[u8], terms: &Terms) -> Result<Vec<Key>, Unusable> {

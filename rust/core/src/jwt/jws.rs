@@ -9,9 +9,9 @@ use std::borrow::Cow;
 use memchr::memchr_iter;
 
 use super::base64url;
-use super::json::{self, Json};
 use super::keys::{Algorithm, Key, KeySet, MAX_TRIES};
 use crate::error::Reason;
+use crate::json::{self, Json};
 
 /// Bytes of a whole token.
 pub const MAX_TOKEN_BYTES: usize = 8 * 1024;

@@ -1,14 +1,14 @@
 //! JSON Web Tokens, read literally (RFC 7515, 7519, 8725).
 //!
 //! The path of a token, cheapest refusal first: size ([`jws`]) → three parts → base64url ([`base64url`]) → header
-//! ([`json`]) → key by `kid` and the algorithm bound to it ([`keys`], read by `jwk` and `pem`) → signature → `typ` → claims ([`claims`]).
+//! ([`json`](crate::json)) → key by `kid` and the algorithm bound to it ([`keys`], read by `jwk` and `pem`) → signature
+//! → `typ` → claims ([`claims`]).
 //! Nothing of the payload is read before the signature stands. [`cache`] remembers what was verified.
 
 mod algorithm;
 pub mod base64url;
 pub mod cache;
 pub mod claims;
-pub mod json;
 mod jwk;
 pub mod jws;
 pub mod keys;

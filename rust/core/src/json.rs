@@ -1,16 +1,19 @@
-//! A small strict JSON reader for headers, claims and key sets.
+//! One strict JSON reader: for headers, claims and key sets, which it reads into a tree, and for bodies, which it checks.
 //!
-//! Strategy: recursive descent over bytes that were checked as UTF-8 once, into a tree that borrows every string without
-//! an escape from the text (a token's verification then allocates once per object and array). Rules beyond RFC 8259, all
-//! of them refusals: a name twice in one object, nesting deeper than [`MAX_DEPTH`], integers that do not fit 64 bits (a
-//! claim must not change its value on the way), numbers that overflow to infinity, lone surrogates, a byte order mark,
-//! and anything after the value. Why not `serde_json`: it keeps the last of two equal names and turns big integers into
-//! floats; it is the judge in the tests instead.
+//! Strategy: recursive descent over bytes that were checked as UTF-8 once. What is made of the text is a type parameter:
+//! a tree that borrows every string without an escape (a token's verification then allocates once per object and array),
+//! or nothing (a check then allocates once per object, for its names). Rules beyond RFC 8259, all of them refusals: a
+//! name twice in one object, nesting deeper than is asked for, integers that whoever reads it cannot hold (a value must
+//! not change on the way), numbers that overflow to infinity, lone surrogates, a byte order mark, and anything after the
+//! value. Why not `serde_json`: it keeps the last of two equal names and turns big integers into floats; it is the judge
+//! in the tests instead. The judge of the check is the reader in Python of `tests/models/naive_json.py`.
 
 use std::borrow::Cow;
 
-/// Objects and arrays inside one another, the outermost counted.
+/// Objects and arrays of a tree inside one another, the outermost counted.
 pub const MAX_DEPTH: usize = 16;
+/// Bytes of an integer that a check lets pass, its sign counted: as many as Python makes a number of.
+pub const MAX_INTEGER: usize = 4300;
 
 /// The members of an object, in the order of the text.
 pub type Members<'a> = Vec<(Cow<'a, str>, Json<'a>)>;
@@ -78,18 +81,125 @@ pub fn members_into_owned(members: Members<'_>) -> Members<'static> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Malformed;
 
+/// What a check has against a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// It is not one JSON value.
+    Malformed,
+    /// Somewhere in it more brackets are open than may be, whatever else is wrong with it.
+    TooDeep,
+    /// It is one, but for an object that holds a name twice.
+    NameTwice,
+}
+
 /// Reads exactly one value.
 pub fn parse(text: &[u8]) -> Result<Json<'_>, Malformed> {
-    let text = std::str::from_utf8(text).map_err(|_| Malformed)?;
-    let mut reader = Reader { text, at: 0 };
-    let value = reader.value(MAX_DEPTH)?;
+    read(text, MAX_DEPTH).map_err(|_| Malformed)
+}
+
+/// Whether a text is exactly one value, at most so many objects and arrays deep. Linear in its length.
+pub fn check(text: &[u8], max_depth: usize) -> Result<(), Refusal> {
+    read::<()>(text, max_depth).map_err(|refusal| if is_deeper(text, max_depth) { Refusal::TooDeep } else { refusal })
+}
+
+fn read<'a, V: Value<'a>>(text: &'a [u8], max_depth: usize) -> Result<V, Refusal> {
+    let text = std::str::from_utf8(text).map_err(|_| Refusal::Malformed)?;
+    let mut reader = Reader { text, at: 0, has_name_twice: false };
+    let value = reader.value(max_depth).map_err(|Malformed| Refusal::Malformed)?;
     reader.space();
-    if reader.at == text.len() { Ok(value) } else { Err(Malformed) }
+    if reader.at < text.len() {
+        return Err(Refusal::Malformed);
+    }
+    if reader.has_name_twice { Err(Refusal::NameTwice) } else { Ok(value) }
+}
+
+/// Whether brackets outside of strings open deeper than this, in a text that may be anything. A reading that gave up
+/// does not know: what is wrong may stand before them.
+fn is_deeper(text: &[u8], max_depth: usize) -> bool {
+    let most = isize::try_from(max_depth).unwrap_or(isize::MAX);
+    // Brackets that close nothing are owed, so it may be negative.
+    let (mut depth, mut in_string, mut at) = (0_isize, false, 0);
+    while let Some(&byte) = text.get(at) {
+        match byte {
+            b'\\' if matches!(text.get(at + 1), Some(b'\\' | b'"')) => at += 1,
+            b'"' => in_string = !in_string,
+            b'[' | b'{' if !in_string => depth += 1,
+            b']' | b'}' if !in_string => depth -= 1,
+            _ => {}
+        }
+        if depth > most {
+            return true;
+        }
+        at += 1;
+    }
+    false
+}
+
+/// What is made of a text.
+trait Value<'a>: Sized {
+    fn null() -> Self;
+    fn bool(value: bool) -> Self;
+    /// An integer as it is written.
+    fn integer(text: &str) -> Result<Self, Malformed>;
+    fn float(value: f64) -> Self;
+    fn string(text: Cow<'a, str>) -> Self;
+    fn array(items: Vec<Self>) -> Self;
+    fn object(members: Vec<(Cow<'a, str>, Self)>) -> Self;
+}
+
+impl<'a> Value<'a> for Json<'a> {
+    fn null() -> Self {
+        Self::Null
+    }
+
+    fn bool(value: bool) -> Self {
+        Self::Bool(value)
+    }
+
+    fn integer(text: &str) -> Result<Self, Malformed> {
+        text.parse().map(Self::Int).map_err(|_| Malformed)
+    }
+
+    fn float(value: f64) -> Self {
+        Self::Float(value)
+    }
+
+    fn string(text: Cow<'a, str>) -> Self {
+        Self::Str(text)
+    }
+
+    fn array(items: Vec<Self>) -> Self {
+        Self::Array(items)
+    }
+
+    fn object(members: Members<'a>) -> Self {
+        Self::Object(members)
+    }
+}
+
+/// A check makes nothing. Vectors of nothing take no memory.
+impl<'a> Value<'a> for () {
+    fn null() {}
+
+    fn bool(_: bool) {}
+
+    fn integer(text: &str) -> Result<(), Malformed> {
+        if text.len() <= MAX_INTEGER { Ok(()) } else { Err(Malformed) }
+    }
+
+    fn float(_: f64) {}
+
+    fn string(_: Cow<'a, str>) {}
+
+    fn array(_: Vec<()>) {}
+
+    fn object(_: Vec<(Cow<'a, str>, ())>) {}
 }
 
 struct Reader<'a> {
     text: &'a str,
     at: usize,
+    has_name_twice: bool,
 }
 
 impl<'a> Reader<'a> {
@@ -110,33 +220,33 @@ impl<'a> Reader<'a> {
         found
     }
 
-    fn expect(&mut self, word: &str, value: Json<'a>) -> Result<Json<'a>, Malformed> {
+    fn expect<V>(&mut self, word: &str, value: V) -> Result<V, Malformed> {
         let found = self.text.as_bytes()[self.at..].starts_with(word.as_bytes());
         self.at += word.len();
         found.then_some(value).ok_or(Malformed)
     }
 
-    fn value(&mut self, depth: usize) -> Result<Json<'a>, Malformed> {
+    fn value<V: Value<'a>>(&mut self, depth: usize) -> Result<V, Malformed> {
         self.space();
         match self.peek().ok_or(Malformed)? {
             b'{' => self.object(depth.checked_sub(1).ok_or(Malformed)?),
             b'[' => self.array(depth.checked_sub(1).ok_or(Malformed)?),
-            b'"' => self.string().map(Json::Str),
-            b't' => self.expect("true", Json::Bool(true)),
-            b'f' => self.expect("false", Json::Bool(false)),
-            b'n' => self.expect("null", Json::Null),
+            b'"' => self.string().map(V::string),
+            b't' => self.expect("true", V::bool(true)),
+            b'f' => self.expect("false", V::bool(false)),
+            b'n' => self.expect("null", V::null()),
             _ => self.number(),
         }
     }
 
-    fn object(&mut self, depth: usize) -> Result<Json<'a>, Malformed> {
+    fn object<V: Value<'a>>(&mut self, depth: usize) -> Result<V, Malformed> {
         self.at += 1;
         self.space();
         if self.take(b'}') {
-            return Ok(Json::Object(Vec::new()));
+            return Ok(V::object(Vec::new()));
         }
         // Most tokens have no more claims than this.
-        let mut members: Members<'a> = Vec::with_capacity(10);
+        let mut members: Vec<(Cow<'a, str>, V)> = Vec::with_capacity(10);
         loop {
             self.space();
             let name = self.string()?;
@@ -154,21 +264,23 @@ impl<'a> Reader<'a> {
                 return Err(Malformed);
             }
         }
-        if names_are_unique(&members) { Ok(Json::Object(members)) } else { Err(Malformed) }
+        // Told at the end: that the rest of the text is JSON is part of what is said.
+        self.has_name_twice |= !names_are_unique(&members);
+        Ok(V::object(members))
     }
 
-    fn array(&mut self, depth: usize) -> Result<Json<'a>, Malformed> {
+    fn array<V: Value<'a>>(&mut self, depth: usize) -> Result<V, Malformed> {
         self.at += 1;
         let mut items = Vec::new();
         self.space();
         if self.take(b']') {
-            return Ok(Json::Array(items));
+            return Ok(V::array(items));
         }
         loop {
             items.push(self.value(depth)?);
             self.space();
             if self.take(b']') {
-                return Ok(Json::Array(items));
+                return Ok(V::array(items));
             }
             if !self.take(b',') {
                 return Err(Malformed);
@@ -257,7 +369,7 @@ impl<'a> Reader<'a> {
         if self.at > start { Ok(()) } else { Err(Malformed) }
     }
 
-    fn number(&mut self) -> Result<Json<'a>, Malformed> {
+    fn number<V: Value<'a>>(&mut self) -> Result<V, Malformed> {
         let start = self.at;
         self.take(b'-');
         if !self.take(b'0') {
@@ -278,10 +390,10 @@ impl<'a> Reader<'a> {
         }
         let text = &self.text[start..self.at];
         if whole {
-            return text.parse().map(Json::Int).map_err(|_| Malformed);
+            return V::integer(text);
         }
         let value: f64 = text.parse().map_err(|_| Malformed)?;
-        if value.is_finite() { Ok(Json::Float(value)) } else { Err(Malformed) }
+        if value.is_finite() { Ok(V::float(value)) } else { Err(Malformed) }
     }
 }
 
@@ -306,7 +418,7 @@ fn plain_len(bytes: &[u8]) -> Option<usize> {
     Some(length + end)
 }
 
-fn names_are_unique(members: &Members<'_>) -> bool {
+fn names_are_unique<V>(members: &[(Cow<'_, str>, V)]) -> bool {
     if members.len() <= 16 {
         return members.iter().enumerate().all(|(i, (name, _))| members[..i].iter().all(|(other, _)| other != name));
     }
@@ -371,6 +483,35 @@ mod tests {
     }
 
     #[test]
+    fn a_check_says_what_is_wrong() {
+        let open = |count| "[".repeat(count);
+        let closed = |count| format!("{}{}", open(count), "]".repeat(count));
+        let cases = [
+            (closed(3), Ok(())),
+            (closed(4), Err(Refusal::TooDeep)),
+            (open(3), Err(Refusal::Malformed)),
+            (open(4), Err(Refusal::TooDeep)),
+            // Whatever stands before them.
+            (format!("x {}", open(4)), Err(Refusal::TooDeep)),
+            (format!("]{}", open(4)), Err(Refusal::Malformed)),
+            (format!("]{}", open(5)), Err(Refusal::TooDeep)),
+            (format!(r#"["[[[[{{\"[",{}]"#, closed(2)), Ok(())),
+            (format!(r#"["\\",{}"#, open(3)), Err(Refusal::TooDeep)),
+            (r#"{"a":1,"a":2}"#.to_owned(), Err(Refusal::NameTwice)),
+            (r#"[{"a":1,"\u0061":2},{}]"#.to_owned(), Err(Refusal::NameTwice)),
+            (r#"{"a":{"b":1},"b":{"a":2}}"#.to_owned(), Ok(())),
+            (r#"{"a":1,"a":2"#.to_owned(), Err(Refusal::Malformed)),
+            (r#"{"a":1,"a":2} x"#.to_owned(), Err(Refusal::Malformed)),
+            ("1".repeat(MAX_INTEGER), Ok(())),
+            ("1".repeat(MAX_INTEGER + 1), Err(Refusal::Malformed)),
+            ("1e400".to_owned(), Err(Refusal::Malformed)),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(expected, check(text.as_bytes(), 3), "{text}");
+        }
+    }
+
+    #[test]
     fn values_are_read_as_written() {
         let text = " {\"a\" : [1,-2.5e1,true,false,null,\"\\u00e9\\ud83d\\ude00\\n\"] ,\r\n\t\"\":{}} ";
         let items = vec![
@@ -413,6 +554,11 @@ mod tests {
         fn a_plain_text_ends_where_a_slow_look_says(text in "[ -!a\\u{0}-\\u{22}\\u{5b}-\\u{5d}\\u{7f}é\\u{2028}]{0,40}") {
             let slow = text.bytes().position(|byte| byte == b'"' || byte == b'\\' || byte < 0x20);
             prop_assert_eq!(slow, plain_len(text.as_bytes()));
+        }
+
+        #[test]
+        fn a_check_agrees_with_a_tree(text in r#"([\[\]{},: ]|"[a-c]?"|"(\\[nu"]|[é]){0,2}"|-?[0-9]{1,3}|1e[0-9]|true){0,12}"#) {
+            prop_assert_eq!(parse(text.as_bytes()).is_ok(), check(text.as_bytes(), MAX_DEPTH).is_ok());
         }
 
         #[test]
