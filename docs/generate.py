@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import msgspec
 
@@ -17,6 +17,8 @@ from flx_api.commands import COMMANDS, Command
 from flx_api.commands.permissions import ROLES, permits
 from flx_api.config import describe
 from flx_api.errors import CODES, STATUSES
+from flx_api.models.event import TOPICS
+from flx_api.models.message import ClientMessage, ServerMessage
 from flx_api.models.plan import Change, LimitCost, Permission, Plan, PlannedError, PlannedRun, Wait
 
 if TYPE_CHECKING:
@@ -221,12 +223,42 @@ def metrics_page() -> str:
     )
 
 
+def messages_page() -> str:
+    """Every message of the WebSocket, and what events carry."""
+    text = (
+        "# Messages\n\nWhat clients and the gateway say over the WebSocket, one JSON object a message: its `type` is "
+        "in the heading. [The protocol](../protocol.md) tells how they belong together; `GET /asyncapi.json` and "
+        "`flx asyncapi` give the same for programs.\n"
+    )
+    for title, union in (("A client sends", ClientMessage), ("The gateway sends", ServerMessage)):
+        text += f"\n## {title}\n"
+        for kind in get_args(union):
+            text += f"\n### {kind.__struct_config__.tag}\n\n{_paragraph(kind)}\n\n{_members(kind)}"
+    rows = [[f"`{topic.template.format('{id}')}`", _data(topic.data), topic.sentence] for topic in TOPICS]
+    text += "\n## What events carry\n\n" + table(["topic", "`data`", "when"], rows)
+    for kind in dict.fromkeys(topic.data for topic in TOPICS if isinstance(topic.data, type)):
+        text += f"\n### {kind.__name__}\n\n{_paragraph(kind)}\n\n{_members(kind)}"
+    return text
+
+
+def _data(shape: Any) -> str:  # noqa: ANN401 - a struct, or a union of what JSON knows
+    return f"[{shape.__name__}](#{shape.__name__.lower()})" if isinstance(shape, type) else "object or string"
+
+
+def _members(kind: type[msgspec.Struct]) -> str:
+    # The tag of a message stands in its heading.
+    tag = kind.__struct_config__.tag_field
+    rows = [[f"`{name}`", shape, "yes" if always else ""] for name, shape, always in _fields(kind) if name != tag]
+    return table(["member", "type", "always"], rows) if rows else "No other members.\n"
+
+
 PAGES: dict[str, Callable[[], str]] = {
     "settings.md": settings_page,
     "commands.md": commands_page,
     "errors.md": errors_page,
     "cli.md": cli_page,
     "metrics.md": metrics_page,
+    "messages.md": messages_page,
 }
 
 

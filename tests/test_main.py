@@ -87,7 +87,7 @@ def test_the_environment_says_where_the_daemon_is(monkeypatch: pytest.MonkeyPatc
 
 def test_what_few_need_is_not_imported_before_they_do() -> None:
     """Each costs a noticeable part of a start: the documentation, the daemon, clients of other services."""
-    few = ("swagger_ui_bundle", "flx_api.routes.openapi", "flx_api.daemon", "redis", "httpx")
+    few = ("swagger_ui_bundle", "flx_api.routes.openapi", "flx_api.routes.asyncapi", "flx_api.daemon", "redis", "httpx")
     code = f"import sys, flx_api.main; print([m for m in {few} if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

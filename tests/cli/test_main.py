@@ -94,8 +94,9 @@ def test_commands_without_a_service_say_so(project: Path) -> None:
     assert "no service runs on" in _one_line(_flx("run", "p", "--project", str(project)))
 
 
-def test_openapi_needs_no_service() -> None:
+def test_the_documents_need_no_service() -> None:
     assert "paths" in json.loads(_flx("openapi").stdout)
+    assert "channels" in json.loads(_flx("asyncapi").stdout)
 
 
 def test_the_gateway_and_the_supervisor_name_the_socket_alike() -> None:

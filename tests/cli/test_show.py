@@ -77,3 +77,4 @@ def test_a_plan_is_told_in_words(
 
 def test_the_openapi_document_is_json() -> None:
     assert json.loads(show.openapi_document())["openapi"].startswith("3.")
+    assert json.loads(show.asyncapi_document())["asyncapi"].startswith("3.")

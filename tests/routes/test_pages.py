@@ -16,6 +16,7 @@ def test_pages_answer_without_the_daemon() -> None:
             assert (await get("/health")).json() == {"status": "ok"}
             assert (await get("/.well-known/jwks.json")).json() == {"keys": []}
             assert (await get("/openapi.json")).json()["openapi"] == "3.1.0"
+            assert (await get("/asyncapi.json")).json()["asyncapi"] == "3.0.0"
             assert "flx_ws_connections" in (await get("/metrics")).text
             for name in ("swagger-ui.css", "swagger-ui-bundle.js", "favicon-32x32.png", "start.js"):
                 assert (await get(f"/docs/{name}")).status_code == 200

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import msgspec
 import pytest
 
 from flx_api.errors import FlxError
+from flx_api.models.message import ClientMessage, Ping, Subscribe, Unsubscribe
 from flx_api.websocket import protocol
 from flx_api.websocket.protocol import Ears, Inbound
 
@@ -13,6 +16,18 @@ from flx_api.websocket.protocol import Ears, Inbound
 def test_messages_are_read() -> None:
     assert protocol.parse(b'{"type":"ping","more":1}') == Inbound("ping")
     assert protocol.parse(b'{"type":"subscribe","event":"*","from":"p"}') == Inbound("subscribe", "*", "p")
+
+
+def test_what_clients_may_send_is_read() -> None:
+    """The structs that the document and our own client are made from, and what the gateway reads, are one protocol."""
+    examples = {Ping: Ping(), Subscribe: Subscribe("t", "p"), Unsubscribe: Unsubscribe("t")}
+    assert set(get_args(ClientMessage)) == set(examples)
+    for kind, message in examples.items():
+        text = msgspec.json.encode(message)
+        read = protocol.parse(text)
+        assert kind.__struct_config__.tag == read.type
+        known = {name: value for name, value in msgspec.json.decode(msgspec.json.encode(read)).items() if value}
+        assert msgspec.json.decode(text) == known
 
 
 @pytest.mark.parametrize(
@@ -24,7 +39,7 @@ def test_what_is_no_message_is_refused(message: bytes) -> None:
 
 
 def test_frames_are_json() -> None:
-    assert msgspec.json.decode(protocol.frame("pong", n=1)) == {"type": "pong", "n": 1}
+    assert msgspec.json.decode(protocol.frame("pong", timestamp=1)) == {"type": "pong", "timestamp": 1}
     assert msgspec.json.decode(protocol.echo(b'{"type":"x"}')) == {"type": "echo", "data": {"type": "x"}}
     assert msgspec.json.decode(protocol.error("c", "m")) == {"type": "error", "code": "c", "message": "m"}
 

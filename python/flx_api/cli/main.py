@@ -235,6 +235,14 @@ def openapi() -> None:
 
 
 @app.command()
+def asyncapi() -> None:
+    """Print the AsyncAPI document: the messages of the WebSocket."""
+    from flx_api.cli.show import asyncapi_document  # noqa: PLC0415
+
+    print(asyncapi_document())
+
+
+@app.command()
 def version() -> None:
     """Print the version."""
     from importlib.metadata import version as version_of  # noqa: PLC0415

@@ -86,3 +86,10 @@ def openapi_document() -> str:
     from flx_api.routes.openapi import document  # noqa: PLC0415 - the routes are heavy
 
     return json.dumps(document(), indent=2)
+
+
+def asyncapi_document() -> str:
+    """The AsyncAPI document, as the service serves it."""
+    from flx_api.routes.asyncapi import document  # noqa: PLC0415 - as above
+
+    return json.dumps(document(), indent=2)

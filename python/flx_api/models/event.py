@@ -1,8 +1,8 @@
-"""What events carry as `data`, by topic. One struct a topic; the AsyncAPI document will be made from them."""
+"""What events carry as `data`, by topic. One struct a topic; the AsyncAPI document is made from them."""
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import msgspec
 
@@ -92,3 +92,29 @@ class RevocationEvent(msgspec.Struct, frozen=True):
     value: str
     issued_before: int | None = None
     expires_at: int | None = None
+
+
+LogLine = dict[str, Any] | str
+"""Topic `execution.{id}.log`: a line that is a JSON object as that object, any other as a string."""
+
+
+class Topic(NamedTuple):
+    """Topics that clients may hear: `{}` in the template stands for one execution's id, `data` is what events carry."""
+
+    name: str
+    template: str
+    data: Any
+    sentence: str
+
+
+TOPICS: Final[tuple[Topic, ...]] = (
+    Topic("pipelineEvents", "pipeline_events", PipelineEvent, "A pipeline was created, updated or deleted."),
+    Topic("executionEvents", "execution_events", ExecutionEvent, "An execution has a new status."),
+    Topic("executionStatus", "execution.{}.status", ExecutionEvent, "This execution has a new status."),
+    Topic("executionMetric", "execution.{}.metric", MetricEvent, "Counts of this execution so far."),
+    Topic(
+        "executionLog", "execution.{}.log", LogLine, "One line of this execution's log; `seq` is its number, from 1."
+    ),
+    Topic("scheduleEvents", "schedule_events", ScheduleEvent, "A schedule fired, was skipped or missed, or switched."),
+    Topic("systemEvents", "system_events", SystemEvent, "The daemon started or stops, or did something by itself."),
+)

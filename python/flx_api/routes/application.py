@@ -77,6 +77,7 @@ def paths(commands: CommandRoutes, batches: BatchRoute, logs: LogRoute, pages: P
         table.DOCS: pages.docs,
         table.ASSETS: pages.asset,
         table.OPENAPI: pages.openapi,
+        table.ASYNCAPI: pages.asyncapi,
         table.KEYS: pages.keys,
     }
     return _laid_out(served)

@@ -9,7 +9,7 @@ Rules:
 from __future__ import annotations
 
 import time
-from importlib import metadata
+from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -69,7 +69,7 @@ class Pages:
         self._health = health
         self._metrics = metrics
         self._tickets = tickets
-        self._openapi: bytes | None = None
+        self._documents: dict[str, bytes] = {}
         self._root: Response | None = None
         self._files: dict[str, bytes] = {}
 
@@ -81,6 +81,7 @@ class Pages:
         links = {
             "docs": "/docs",
             "openapi": "/openapi.json",
+            "asyncapi": "/asyncapi.json",
             "health": "/health",
             "ready": "/ready",
             "execute": "/v1/execute",
@@ -141,12 +142,19 @@ class Pages:
     async def openapi(self, exchange: Exchange) -> Response:
         """The OpenAPI document; made when it is first asked for."""
         del exchange
-        if self._openapi is None:
-            # Imported here, since the schemas of all models are worth their time only to those who read them.
-            from flx_api.routes.openapi import document  # noqa: PLC0415
+        return self._document("openapi")
 
-            self._openapi = msgspec.json.encode(document())
-        return Response(200, [(b"content-type", JSON)], self._openapi)
+    async def asyncapi(self, exchange: Exchange) -> Response:
+        """The AsyncAPI document; made when it is first asked for."""
+        del exchange
+        return self._document("asyncapi")
+
+    def _document(self, name: str) -> Response:
+        if name not in self._documents:
+            # Imported here, since the schemas of all models are worth their time only to those who read them.
+            module = import_module(f"flx_api.routes.{name}")
+            self._documents[name] = msgspec.json.encode(module.document())
+        return Response(200, [(b"content-type", JSON)], self._documents[name])
 
     async def docs(self, exchange: Exchange) -> Response:
         """The page."""

@@ -93,11 +93,12 @@ METRICS: Final = Page("GET", "/metrics", "Metrics for Prometheus.", "metrics", "
 DOCS: Final = Page("GET", "/docs", "This interface, for a browser.", "public", "text/html")
 ASSETS: Final = Page("GET", "/docs/{file}", "A file of the page above.", "public", "application/octet-stream")
 OPENAPI: Final = Page("GET", "/openapi.json", "This interface, for programs.", "public")
+ASYNCAPI: Final = Page("GET", "/asyncapi.json", "The live events, for programs.", "public")
 KEYS: Final = Page("GET", "/.well-known/jwks.json", "Public keys that verify our tokens.", "public")
 
 PAGES: Final[tuple[Page, ...]] = (
     EXECUTE, BATCH, COMMAND, ROOT_COMMAND, LOGS, WHOAMI, TICKET,
-    ROOT, HEALTH, READY, METRICS, DOCS, ASSETS, OPENAPI, KEYS,
+    ROOT, HEALTH, READY, METRICS, DOCS, ASSETS, OPENAPI, ASYNCAPI, KEYS,
 )  # fmt: skip
 
 

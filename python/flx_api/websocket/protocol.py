@@ -14,13 +14,14 @@ Rules:
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import msgspec
 
 from flx_api.commands.permissions import permits
 from flx_api.errors import Forbidden, InvalidRequest, NotFound
 from flx_api.models import strict_json
+from flx_api.models.message import ServerMessage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -61,6 +62,7 @@ class Inbound(msgspec.Struct, frozen=True):
 
 
 _inbound = msgspec.json.Decoder(Inbound)
+_MESSAGES: Final = {kind.__struct_config__.tag: kind for kind in get_args(ServerMessage)}
 
 
 def parse(message: bytes) -> Inbound:
@@ -77,14 +79,14 @@ def parse(message: bytes) -> Inbound:
         raise InvalidRequest(detail) from None
 
 
-def frame(kind: str, **fields: object) -> str:
-    """A message of the server."""
-    return msgspec.json.encode({"type": kind, **fields}).decode()
+def frame(kind: str, **fields: Any) -> str:  # noqa: ANN401 - those of the message's struct
+    """A message of the server: one of `flx_api.models.message`, by its type."""
+    return msgspec.json.encode(_MESSAGES[kind](**fields)).decode()
 
 
 def echo(message: bytes) -> str:
     """The answer to a type that the protocol does not know."""
-    return msgspec.json.encode({"type": "echo", "data": msgspec.Raw(message)}).decode()
+    return frame("echo", data=msgspec.Raw(message))
 
 
 def error(code: str, message: str, **fields: Any) -> str:  # noqa: ANN401 - whatever explains the error

@@ -1,0 +1,106 @@
+"""The messages of the realtime protocol, one struct each: what the gateway writes, clients read, and AsyncAPI tells.
+
+Strategy: the `type` of a message is its struct's tag, so a message is written and read as one of `ServerMessage` or
+`ClientMessage`. `flx_api.routes.asyncapi` makes the document from these structs and from `flx_api.models.event`.
+
+Rules:
+- Readers ignore members and types that they do not know: later versions may add some.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final
+
+import msgspec
+from msgspec import Meta
+
+GAP: Final = "gap"
+"""The code of an `Error` that says that events were skipped."""
+
+Topic = Annotated[str, Meta(max_length=256, description="An exact topic, or a pattern: `*`, or a beginning and `.*`.")]
+Position = Annotated[str, Meta(description="Opaque: handed back as `from`, it continues behind what was seen.")]
+
+
+class Ping(msgspec.Struct, frozen=True, tag_field="type", tag="ping"):
+    """Asks for a sign of life. Messages are taken in their order: all subscriptions before it are level when it is
+    answered.
+    """
+
+
+class Subscribe(msgspec.Struct, frozen=True, tag_field="type", tag="subscribe", omit_defaults=True):
+    """Asks for the events of a topic: from now on, or with `from` those since that position first."""
+
+    event: Topic
+    from_: Position | None = msgspec.field(default=None, name="from")
+
+
+class Unsubscribe(msgspec.Struct, frozen=True, tag_field="type", tag="unsubscribe"):
+    """Asks for no more events of a subscription, named as it was made."""
+
+    event: Topic
+
+
+class Connected(msgspec.Struct, frozen=True, tag_field="type", tag="connected"):
+    """The first message of every connection."""
+
+    message: str
+    client_id: str
+
+
+class Subscribed(msgspec.Struct, frozen=True, tag_field="type", tag="subscribed"):
+    """A subscription is in force; `pos` is how far the gateway had come at that moment."""
+
+    event: Topic
+    pos: Position
+
+
+class Unsubscribed(msgspec.Struct, frozen=True, tag_field="type", tag="unsubscribed"):
+    """A subscription is no more."""
+
+    event: Topic
+
+
+class Pong(msgspec.Struct, frozen=True, tag_field="type", tag="pong"):
+    """The answer to a ping; `timestamp` is the gateway's clock in microseconds since 1970."""
+
+    timestamp: int
+
+
+class Heartbeat(msgspec.Struct, frozen=True, tag_field="type", tag="heartbeat"):
+    """A sign of life where nothing else was sent for a while; `ts` is in microseconds since 1970."""
+
+    ts: int
+
+
+class Echo(msgspec.Struct, frozen=True, tag_field="type", tag="echo"):
+    """The answer to a message whose type the gateway does not know: the message itself."""
+
+    data: Any
+
+
+class Error(msgspec.Struct, frozen=True, tag_field="type", tag="error", omit_defaults=True):
+    """What was asked for did not happen (`code` is one of the error codes), or events were skipped: then `code` is
+    `gap`, `reason` says why, and what follows is new behind `pos` in `epoch`.
+    """
+
+    code: str
+    message: str
+    reason: str | None = None
+    epoch: str | None = None
+    pos: Position | None = None
+
+
+class Event(msgspec.Struct, frozen=True, tag_field="type", tag="event"):
+    """An event. `seq` grows within a topic and `epoch`; `prev` is that of the topic's event before, 0 for none."""
+
+    event: str
+    seq: Annotated[int, Meta(ge=1)]
+    prev: Annotated[int, Meta(ge=0)]
+    epoch: str
+    ts: Annotated[int, Meta(description="When it happened, in microseconds since 1970.")]
+    pos: Position
+    data: Any
+
+
+ClientMessage = Ping | Subscribe | Unsubscribe
+ServerMessage = Connected | Subscribed | Unsubscribed | Pong | Heartbeat | Echo | Error | Event

@@ -1,0 +1,109 @@
+"""What a real service says over its WebSocket is what its own AsyncAPI document says that it says.
+
+Strategy: one connection that hears everything there is, from the beginning of the journal, while a run, a failed one, a
+change of a pipeline and a switched schedule happen. Each frame must be one message of the document that the service
+serves, and no message of the document may be left that nothing here has seen, but for those that take too long.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import websockets
+from tests.asyncapi_frames import judge
+from tests.e2e.scripted_project import MELTANO_YML, make_project
+from tests.service import Service
+
+from flx_api.events.position import Position, encode
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.e2e
+
+MORE = """
+jobs:
+- {name: load, tasks: [tap-scripted target-scripted]}
+schedules:
+- {name: yearly, interval: '@yearly', job: load}
+"""
+# 25 seconds of silence.
+TOO_SLOW = {"heartbeat"}
+
+
+@pytest.fixture
+def service(tmp_path: Path, meltano_env: Path) -> Iterator[Service]:
+    """A service on a project of small scripts."""
+    project = make_project(tmp_path / "scripted")
+    (project / "meltano.yml").write_text(MELTANO_YML + MORE)
+    made = Service(project, environ={"FLX_MELTANO": str(meltano_env)})
+    try:
+        yield made.start()
+        made.stop()
+    finally:
+        made.kill_all()
+
+
+def test_real_frames_are_what_the_document_says(service: Service) -> None:
+    document = service.http.get("/asyncapi.json").json()
+    seen: dict[str, dict[str, Any]] = {}
+
+    async def story() -> None:
+        headers = {"Authorization": f"Bearer {service.token()}"}
+        async with websockets.connect(f"{service.ws_url}/ws/everything", additional_headers=headers) as socket:
+
+            async def hear(*names: str) -> None:
+                """Judge frames until these messages have been heard."""
+                async with asyncio.timeout(60):
+                    while not set(names) <= seen.keys():
+                        frame = json.loads(await socket.recv())
+                        seen[judge(document, frame)] = frame
+
+            async def say(**message: Any) -> None:
+                await socket.send(json.dumps(message))
+
+            await say(type="subscribe", event="*")
+            await hear("connected", "subscribed")
+            epoch = json.loads(_decoded(seen["subscribed"]["pos"]))[0]
+            await say(type="subscribe", event="*", **{"from": encode(Position(epoch, 0))})
+            await hear("systemEvents")
+            await say(type="ping")
+            await say(type="what is this")
+            await say(type="subscribe", event="nothing")
+            await hear("pong", "echo", "error")
+            await say(type="subscribe", event="system_events", **{"from": encode(Position("another", 5))})
+            await hear("gap")
+            await asyncio.to_thread(_act, service)
+            await hear("pipelineEvents", "executionEvents", "executionStatus", "executionMetric", "executionLog")
+            await hear("scheduleEvents")
+            await say(type="unsubscribe", event="*")
+            await hear("unsubscribed")
+
+    asyncio.run(story())
+    sent = [operation for operation in document["operations"].values() if operation["action"] == "send"]
+    replies = [operation["reply"] for operation in document["operations"].values() if "reply" in operation]
+    told = {reference["$ref"].rsplit("/", 1)[1] for part in [*sent, *replies] for reference in part["messages"]}
+    assert told - TOO_SLOW == set(seen)
+
+
+def _act(service: Service) -> None:
+    """Make what there are topics about happen."""
+
+    def outcome(pipeline: str) -> str:
+        started = service.http.post(f"/v1/pipelines/{pipeline}/run", json={})
+        return str(service.wait(started.headers["location"].rsplit("/", 1)[1])["status"])
+
+    service.command("pipeline.create", {"name": "mine", "extractor": "tap-scripted", "loader": "target-scripted"})
+    service.command("schedule.disable", {"name": "yearly"})
+    assert outcome("load").startswith("succeeded")
+    (service.project / "target.py").write_text("#!/usr/bin/env python3\nraise SystemExit(1)\n")
+    assert "failed" == outcome("mine")
+
+
+def _decoded(position: str) -> bytes:
+    return base64.urlsafe_b64decode(position + "=" * (-len(position) % 4))
