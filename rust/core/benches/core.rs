@@ -4,6 +4,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::fmt::Write as _;
 use std::hint::black_box;
+use std::sync::atomic::AtomicU64;
 
 use aws_lc_rs::hmac;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
@@ -57,7 +58,7 @@ fn tokens(criterion: &mut Criterion) {
     let policies = vec![policy("ip", By::Ip), policy("subject", By::Subject), policy("slow", By::Subject)];
     let tolls = (0..policies.len()).map(|policy| Toll { policy, cost: 1 }).collect();
     let room = TokenRoom { verified: 0, refused: 0 };
-    let memory = |rate: Rate| Heap::zeroed(rate.words(1 << 24)?).ok_or(Unusable("memory"));
+    let memory = |rate: Rate| Heap::<AtomicU64>::zeroed(rate.words(1 << 24)?).ok_or(Unusable("memory"));
     let verifier = std::sync::Arc::new(self::verifier());
     let mut admission = Admission::new(verifier, policies, vec![tolls], room, memory, (1, 2)).expect("admission");
     let revocations = Revocations::new((3, 4));
@@ -79,7 +80,7 @@ fn windows(criterion: &mut Criterion) {
     let keys: Vec<[u8; 8]> = (0..10_000_u64).map(u64::to_le_bytes).collect();
     for limit in [50_u32, 5_000] {
         let rate = Rate { limit, window_ms: 60_000, max_cost: 1 };
-        let window = SlidingWindow::on_heap(rate, 1 << 26, (1, 2)).expect("window");
+        let window = SlidingWindow::<Heap>::on_heap(rate, 1 << 26, (1, 2)).expect("window");
         let mut now = 0_u64;
         group.bench_function(format!("hit, limit {limit}"), |bencher| {
             bencher.iter(|| {

@@ -20,7 +20,7 @@ use aws_lc_rs::signature::{
     ParsedPublicKey, RSA_PKCS1_2048_8192_SHA256, RSA_PKCS1_SHA256,
 };
 use aws_lc_rs::{hmac, rsa};
-use flx_core::limit::{Rate, SlidingWindow};
+use flx_core::limit::{Heap, Lone, Rate, SlidingWindow};
 
 type Fallible<T> = Result<T, Box<dyn Error>>;
 
@@ -54,7 +54,7 @@ struct Floors {
     secret: hmac::Key,
     tag: hmac::Tag,
     /// Hit in turn, by Zipf's law, by one client.
-    windows: [SlidingWindow; 3],
+    windows: [SlidingWindow<Heap<Lone>>; 3],
     now_ns: u64,
     /// Clients by Zipf's law.
     drawn: Vec<u64>,

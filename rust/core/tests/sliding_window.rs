@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::AtomicU64;
 
-use flx_core::limit::{Charge, Check, Heap, Memory, Rate, SlidingWindow};
+use flx_core::limit::{Charge, Check, Heap, Lone, Memory, Rate, SlidingWindow};
 use proptest::prelude::*;
 
 const MS: u64 = 1_000_000;
@@ -184,6 +184,28 @@ proptest! {
         }
     }
 
+    /// Words without a lock of the bus hold the same history, key by key, crowded and given back.
+    #[test]
+    fn lone_words_count_as_shared_ones_do(
+        limit in prop_oneof![1..6_u32, 65..70_u32],
+        hits in proptest::collection::vec((0..200_u16, 0..4_u8, 1..3_u32, -10..80_i64), 1..1500)
+    ) {
+        let rate = Rate { limit, window_ms: 64, max_cost: limit };
+        let shared = SlidingWindow::<Heap>::on_heap(rate, 16_000, (1, 2)).unwrap();
+        let lone = SlidingWindow::<Heap<Lone>>::on_heap(rate, 16_000, (1, 2)).unwrap();
+        let mut now = 1_000 * MS;
+        for (key, what, cost, step) in hits {
+            now = now.saturating_add_signed(step * 25_000);
+            let answers = (shared.hit(&key.to_le_bytes(), now, cost), lone.hit(&key.to_le_bytes(), now, cost));
+            prop_assert_eq!(answers.0.is_ok(), answers.1.is_ok());
+            prop_assert_eq!(numbers(answers.0), numbers(answers.1));
+            if what == 0 && let (Ok(one), Ok(other)) = answers {
+                shared.refund(&one);
+                lone.refund(&other);
+            }
+        }
+    }
+
     /// Each key's time stands still while the clock goes back; nobody is given more for it.
     #[test]
     fn clocks_that_step_back(
@@ -266,7 +288,7 @@ fn absurd_configurations_are_refused() {
         (rate(1, 1, 2), 1 << 20),
         (rate(1, 1, 1), 100),
     ] {
-        assert!(SlidingWindow::on_heap(rate, max_bytes, (1, 2)).is_err());
+        assert!(SlidingWindow::<Heap>::on_heap(rate, max_bytes, (1, 2)).is_err());
     }
     let window = window(1_000_000_000, 1, 1 << 20);
     assert!(admits(&window, b"k", u64::MAX, 1_000_000_000));

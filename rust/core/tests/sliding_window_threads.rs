@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::thread;
 
-use flx_core::limit::{Rate, SlidingWindow};
+use flx_core::limit::{Heap, Rate, SlidingWindow};
 
 const THREADS: u64 = 4;
 
@@ -67,7 +67,7 @@ fn no_window_of_any_key_holds_more_than_the_limit() {
         [(10, 1, 1 << 20), (10, 50, 1 << 20), (200, 3, 1 << 20), (2, 400, 30_000), (70, 90, 40_000)]
     {
         let rate = Rate { limit, window_ms: 1, max_cost: 2 };
-        let window = SlidingWindow::on_heap(rate, max_bytes, (1, 2)).unwrap();
+        let window = SlidingWindow::<Heap>::on_heap(rate, max_bytes, (1, 2)).unwrap();
         let admitted = run(&window, keys, 100_000, 200);
         assert!(!admitted.is_empty());
         assert!(fullest(&admitted, 1_000_000) <= limit, "limit {limit}, {keys} keys");
@@ -78,7 +78,7 @@ fn no_window_of_any_key_holds_more_than_the_limit() {
 fn within_one_window_exactly_the_limit_is_admitted() {
     for limit in [64, 5_001] {
         let rate = Rate { limit, window_ms: 60_000, max_cost: 1 };
-        let window = SlidingWindow::on_heap(rate, 1 << 20, (1, 2)).unwrap();
+        let window = SlidingWindow::<Heap>::on_heap(rate, 1 << 20, (1, 2)).unwrap();
         let admitted = thread::scope(|scope| {
             let hits = || (0..5_000).filter(|&now| window.hit(b"key", now, 1).is_ok()).count();
             let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(hits)).collect();

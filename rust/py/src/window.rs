@@ -1,6 +1,6 @@
 //! `SlidingWindow`, and where the seeds of all windows come from.
 
-use flx_core::limit::{self, Heap, Rate};
+use flx_core::limit::{self, Heap, Lone, Rate};
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 
@@ -8,12 +8,12 @@ use crate::errors::unusable;
 use crate::shared::{Region, SharedMemory};
 
 /// At most `limit` units in any window of `window_ms`.
-#[pyclass(frozen, module = "flx_api._core")]
+#[pyclass(module = "flx_api._core")]
 pub(crate) struct SlidingWindow(Window);
 
 /// Of this process alone, or of all that map the same memory.
 enum Window {
-    Own(limit::SlidingWindow<Heap>),
+    Own(limit::SlidingWindow<Heap<Lone>>),
     Shared(limit::SlidingWindow<Region>),
 }
 
@@ -33,9 +33,10 @@ impl SlidingWindow {
         }))
     }
 
-    /// Checks and, when admitted, counts: (admitted, remaining, `reset_ns`).
+    /// Checks and, when admitted, counts: (admitted, remaining, `reset_ns`). Exclusive, since an own window is for one caller at
+    /// a time.
     #[pyo3(signature = (key, now_ns, cost=1))]
-    fn hit(&self, key: &[u8], now_ns: u64, cost: u32) -> PyResult<(bool, u32, u64)> {
+    fn hit(&mut self, key: &[u8], now_ns: u64, cost: u32) -> PyResult<(bool, u32, u64)> {
         if cost == 0 {
             return Err(PyValueError::new_err("cost is at least 1"));
         }

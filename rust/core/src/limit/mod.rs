@@ -12,6 +12,6 @@ pub mod memory;
 mod table;
 pub mod window;
 
-pub use memory::{Heap, Memory};
+pub use memory::{Heap, Lone, Memory};
 pub use table::Identity;
 pub use window::{Charge, Check, Rate, SlidingWindow};

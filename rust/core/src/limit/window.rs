@@ -7,8 +7,10 @@
 //! - only admitted units are counted: refused requests cannot keep a client out for ever;
 //! - memory is bounded and known beforehand, and crowding gives nobody quota back.
 
+use zerocopy::FromZeros;
+
 use super::history::{HEAD, Reading, Shape};
-use super::memory::{Heap, Memory, Word as _};
+use super::memory::{Heap, Memory, Word};
 use super::table::{self, Claim, Identity, Open, Table};
 use crate::error::Unusable;
 
@@ -121,7 +123,7 @@ pub struct SlidingWindow<M = Heap> {
     table: Table<M>,
 }
 
-impl SlidingWindow {
+impl<W: Word + FromZeros> SlidingWindow<Heap<W>> {
     /// A window of this process alone, in at most `max_bytes`. `seed` must be random and secret.
     pub fn on_heap(rate: Rate, max_bytes: usize, seed: (u64, u64)) -> Result<Self, Unusable> {
         let memory = Heap::zeroed(rate.words(max_bytes)?).ok_or(Unusable("max_bytes is more than there is"))?;
