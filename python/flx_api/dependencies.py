@@ -27,6 +27,7 @@ from flx_api.gateway.cors import Cors
 from flx_api.gateway.costs import Costs
 from flx_api.gateway.dispatch import Dispatcher
 from flx_api.gateway.edge import Edge
+from flx_api.gateway.local_topics import LocalTopics
 from flx_api.gateway.logs import LogRoute
 from flx_api.gateway.patience import Patience
 from flx_api.gateway.responses import PolicyRefusals, common_headers, not_allowed
@@ -97,7 +98,12 @@ class Parts:
         self.health.register("events", lambda: self.follower.reason)
         self.manager.history = self.follower.history
 
-        self.dispatcher = Dispatcher(self.upstream, settings.deadline_ms, Costs(drawn, known.classes, known.named))
+        local = None
+        if settings.environment == "development":
+            local = LocalTopics(self.manager.publish, lambda: time.time_ns() // 1000)
+        self.dispatcher = Dispatcher(
+            self.upstream, settings.deadline_ms, Costs(drawn, known.classes, known.named), local
+        )
         self.commands = CommandRoutes(self.dispatcher, self.patience, self.policies)
         self.batches = BatchRoute(
             self.upstream,

@@ -342,3 +342,48 @@ def test_what_is_between_daemon_and_gateways_reaches_no_client_whatever_it_asks_
         assert seqs(later) == [2]
 
     run(story)
+
+
+def test_what_this_process_alone_tells_has_a_chain_and_an_epoch_of_its_own() -> None:
+    async def story() -> None:
+        hub = Hub()
+        one, other, resumed = hub.connect("1"), hub.connect("2", tenant="t2"), hub.connect("3")
+        for connection in (one, other):
+            await hub.manager.subscribe(connection, "bench.*")
+        hub.publish()
+        await hub.manager.subscribe(resumed, "bench.a", encode(Position("e", 0)))
+        for topic in ("bench.a", "bench.b", "bench.a"):
+            hub.manager.publish("default", topic, 5, b'{"at":5}')
+        events = [frame for frame in frames(one) if frame["type"] == "event"]
+        chain = [(frame["event"], frame["prev"], frame["seq"]) for frame in events]
+        assert chain == [("bench.a", 0, 1), ("bench.b", 0, 1), ("bench.a", 1, 2)]
+        assert {frame["epoch"] for frame in events} == {hub.manager._own_epoch}
+        assert events[0]["data"] == {"at": 5}
+        assert seqs(other) == []
+        assert seqs(resumed) == [1, 2]
+
+    run(story)
+
+
+def test_who_is_catching_up_misses_what_this_process_alone_tells_and_is_told_so() -> None:
+    async def story() -> None:
+        hub = Hub()
+        late = hub.connect("1")
+        await hub.manager.subscribe(late, "bench.a")
+        hub.journal()
+        told = asyncio.Event()
+
+        async def history(_topics: list[str], position: Position) -> AsyncGenerator[EventBatch, None]:
+            hub.manager.publish("default", "bench.a", 5, b"1")
+            told.set()
+            yield EventBatch(epoch="e", journal_seq=position.seq)
+
+        hub.manager.history = history
+        hub.memory.floor = 1
+        await hub.manager.subscribe(late, "pipeline_events", encode(Position("e", 0)))
+        assert told.is_set()
+        assert [frame["reason"] for frame in frames(late) if frame.get("code") == "gap"][-1] == "resuming"
+        hub.manager.publish("default", "bench.a", 6, b"2")
+        assert seqs(late) == [2]
+
+    run(story)

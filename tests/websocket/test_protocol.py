@@ -57,7 +57,7 @@ def test_frames_are_json() -> None:
         ("user.bert", "forbidden"),
         ("app.orders", None),
         ("nothing", "not_found"),
-        ("bench.x", "not_found"),
+        ("bench.x", None),
         ("execution", "not_found"),
         ("execution.*.log", "invalid_request"),
         ("a b", "invalid_request"),

@@ -19,7 +19,7 @@ import difflib
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from flx_api.errors import NotFound
-from flx_api.models import auth, execution, monitoring, pipeline, project, schedule
+from flx_api.models import auth, event, execution, monitoring, pipeline, project, schedule
 
 if TYPE_CHECKING:
     import msgspec
@@ -194,6 +194,7 @@ COMMANDS: dict[str, Command] = _table(
         "unary",
         "Return the arguments as they came: for probes and benchmarks.",
     ),
+    Command("event.publish", event.PublishArgs, event.Published, "none", "unary", "Tell those who subscribed."),
     Command(
         "auth.login",
         auth.LoginArgs,

@@ -22,8 +22,9 @@ from flx_api.commands.permissions import authorise
 from flx_api.errors import ErrorBody, FlxError
 from flx_api.gateway.alarms import Alarms
 from flx_api.gateway.intake import ClientGone
+from flx_api.gateway.local_topics import PUBLISH
 from flx_api.models.envelope import MADE_KEY, CommandOptions
-from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame
+from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame, ReplyFrame
 from flx_api.proto.flx.v1.daemon_pb2 import Principal as FramePrincipal
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from flx_api.commands import Command
     from flx_api.gateway.costs import Costs
     from flx_api.gateway.exchange import Exchange
-    from flx_api.proto.flx.v1.daemon_pb2 import ReplyFrame
+    from flx_api.gateway.local_topics import LocalTopics
     from flx_api.upstream.channel import Upstream
 
 NO_OPTIONS: Final = CommandOptions()
@@ -56,12 +57,14 @@ class Dispatcher:
         upstream: the daemon.
         deadline_ms: of a command that names none.
         costs: what commands cost, for plans.
+        local: topics that this gateway publishes by itself, where it has any.
     """
 
-    def __init__(self, upstream: Upstream, deadline_ms: int, costs: Costs) -> None:
+    def __init__(self, upstream: Upstream, deadline_ms: int, costs: Costs, local: LocalTopics | None = None) -> None:
         self._upstream = upstream
         self._deadline_ms = deadline_ms
         self._alarms = Alarms(_WATCH_AFTER_S)
+        self._local = local
         self.costs = costs
 
     async def run(
@@ -77,6 +80,10 @@ class Dispatcher:
         if not options.dry_run:
             authorise(command, principal.roles if principal is not None else ())
         exchange.passed("authorise")
+        if self._local is not None and command.name == PUBLISH and self._local.has(args) and not options.dry_run:
+            exchange.passed("dispatch")
+            with self.watch(exchange):
+                return ReplyFrame(result=await self._local.publish(principal, args))
         frame, deadline_s = self.frame(frame_of(exchange), command, args, options)
         exchange.passed("dispatch")
         with self.watch(exchange):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal, NamedTuple
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import msgspec
+from msgspec import Meta
 
 from flx_api.models.auth import RevocationKind
 from flx_api.models.execution import Status
@@ -12,6 +13,29 @@ from flx_api.models.execution import Status
 REVOCATION_EVENTS: Final = "revocation_events"
 PRIVATE_TOPICS: Final = frozenset({REVOCATION_EVENTS})
 """Topics between daemon and gateways: never delivered to a client, whatever it subscribed to."""
+
+
+class PublishArgs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An event of an application.
+
+    Topics `bench.*` live in the gateway that is asked, in development only. There, with `count`, so many events follow
+    one another, `per_s` a second (as fast as it goes without), and the answer comes after the last. The data of each is
+    `{"at","n","data"}`: when it was due in microseconds since 1970, its number within its topic from 0, and what was
+    given. With `topics` they go to `topic.0`, `topic.1`, ... in turn.
+    """
+
+    topic: Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_@+:-]+(\.[A-Za-z0-9_@+:-]+)+$")]
+    data: Any = None
+    count: Annotated[int, Meta(ge=1, le=10_000_000)] | None = None
+    per_s: Annotated[float, Meta(gt=0, le=1_000_000)] | None = None
+    topics: Annotated[int, Meta(ge=1, le=20_000)] | None = None
+
+
+class Published(msgspec.Struct, frozen=True):
+    """What was published: how many events, and microseconds from the first to the last."""
+
+    count: int
+    took_us: int
 
 
 class PipelineEvent(msgspec.Struct, frozen=True):

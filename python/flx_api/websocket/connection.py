@@ -44,6 +44,7 @@ class Connection:
         "closing",
         "ears",
         "last_sent_s",
+        "missed",
         "principal",
         "sending_since_s",
         "subscriptions",
@@ -63,6 +64,8 @@ class Connection:
         self.after = 0
         self.after_lines: dict[str, int] = {}
         self.suspended = False
+        # Events of this process alone came while it was catching up, and nobody has kept them.
+        self.missed = False
         self.closing: asyncio.Future[CloseCode] = asyncio.get_running_loop().create_future()
         self.last_sent_s = now_s
         self.sending_since_s: float | None = None

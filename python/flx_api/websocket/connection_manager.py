@@ -14,23 +14,25 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import TYPE_CHECKING, Final
 
 from flx_api._core import topic_matches
 from flx_api.errors import Conflict, InvalidRequest, RateLimited, Unavailable
-from flx_api.events.memory import frame_of
+from flx_api.events.memory import Heard, frame_of
 from flx_api.events.position import Position, decode, encode, execution_of_log
+from flx_api.proto.flx.v1.daemon_pb2 import Event
 from flx_api.websocket import protocol
 from flx_api.websocket.close_codes import CloseCode
 from flx_api.websocket.connection import BACKLOG_BYTES, DEFAULT_TENANT, MAX_SUBSCRIPTIONS, Connection
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Iterable
+    from collections.abc import AsyncGenerator, Callable, Collection, Iterable
 
     from flx_api._core import Principal
-    from flx_api.events.memory import Heard, Memory
+    from flx_api.events.memory import Memory
     from flx_api.observability.metrics import Metrics
-    from flx_api.proto.flx.v1.daemon_pb2 import Event, EventBatch
+    from flx_api.proto.flx.v1.daemon_pb2 import EventBatch
 
 MAX_CONNECTIONS: Final = 20_000
 MAX_PER_SUBJECT: Final = 5_000
@@ -70,6 +72,9 @@ class ConnectionManager:
         self._ticker: asyncio.Task[None] | None = None
         self._empty = asyncio.Event()
         self._empty.set()
+        # Events that this process alone tells: the last number of each topic, in an epoch of their own.
+        self._own_epoch = f"local-{os.urandom(8).hex()}"
+        self._own: dict[tuple[str, str], int] = {}
         self.draining = False
         self.history: Callable[[list[str], Position], AsyncGenerator[EventBatch, None]] | None = None
 
@@ -159,18 +164,35 @@ class ConnectionManager:
 
     def broadcast_to_subscribers(self, topic: str, heard: Heard) -> None:
         """Send an event to those who subscribed to its topic and may hear it."""
-        recipients: set[Connection] | None = self._exact.get(topic)
-        for pattern, connections in self._wild.items():
-            if topic_matches(pattern, topic):
-                recipients = recipients | connections if recipients else connections
-        if not recipients:
-            return
         execution = execution_of_log(topic)
-        for connection in recipients:
+        for connection in self._recipients(topic):
             seen = connection.after if execution is None else connection.after_lines.get(execution, 0)
             if not connection.suspended and heard.seq > seen and connection.may_hear(heard):
                 connection.send(heard.frame)
                 self._metrics.events_delivered += 1
+
+    def publish(self, tenant: str, topic: str, ts_us: int, data: bytes) -> None:
+        """Tell an event that this process alone knows: its topic begins anew with the process and is never resumed."""
+        prev = self._own.get((tenant, topic), 0)
+        self._own[tenant, topic] = seq = prev + 1
+        event = Event(seq=seq, prev=prev, topic=topic, tenant=tenant, ts_us=ts_us, data=data)
+        frame = frame_of(event, self._own_epoch, encode(self._memory.position))
+        heard = Heard(0, topic, tenant, seq, prev, frame)
+        for connection in self._recipients(topic):
+            if not connection.may_hear(heard):
+                continue
+            if connection.suspended:
+                connection.missed = True
+                continue
+            connection.send(frame)
+            self._metrics.events_delivered += 1
+
+    def _recipients(self, topic: str) -> Collection[Connection]:
+        recipients: set[Connection] | None = self._exact.get(topic)
+        for pattern, connections in self._wild.items():
+            if topic_matches(pattern, topic):
+                recipients = recipients | connections if recipients else connections
+        return recipients or ()
 
     def event(self, heard: Heard) -> None:
         """The follower heard something."""
@@ -268,6 +290,9 @@ class ConnectionManager:
                 connection.after = max(connection.after, position.seq)
                 connection.after_lines = {**connection.after_lines, **position.logs}
             self._add(connection, pattern)
+            if connection.missed:
+                connection.missed = False
+                self._tell_gap(connection, "resuming", encode(memory.position))
 
     async def _history(self, connection: Connection, pattern: str, position: Position, held: int) -> Position:
         """Deliver what happened since a position and was heard before the connection was suspended (at `held`).

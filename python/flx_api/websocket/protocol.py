@@ -48,7 +48,7 @@ _FIXED: Final[dict[str, TopicClass]] = {
     "schedule_events": "schedule",
     "system_events": "system",
 }
-_PREFIXES: Final[dict[str, TopicClass]] = {"execution": "execution", "user": "user", "app": "app"}
+_PREFIXES: Final[dict[str, TopicClass]] = {"execution": "execution", "user": "user", "app": "app", "bench": "app"}
 _PATTERN: Final = re.compile(r"(?:[A-Za-z0-9_@+:-]+\.)*(?:[A-Za-z0-9_@+:-]+|\*)")
 _MAX_TOPIC: Final = 256
 

@@ -1,0 +1,122 @@
+"""Topics of this gateway alone: `bench.*`, for trying and measuring live events without a daemon's journal.
+
+Strategy: `event.publish` on such a topic is answered here. With a count its events are due at even distances; a loop
+publishes what has become due, and stamps each with the moment it was due, so that a gateway that falls behind shows
+as age and not as fewer events.
+
+Rules:
+- In development only: a gateway in production is built without.
+- A caller that goes away ends its series.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import cycle, repeat
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from flx_api.errors import ValidationFailed
+from flx_api.gateway.options import validation_failed
+from flx_api.models.event import PublishArgs, Published
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from flx_api._core import Principal
+
+PUBLISH: Final = "event.publish"
+_PREFIX: Final = "bench."
+_DEFAULT_TENANT: Final = "default"
+_TURN_S: Final = 0.001
+# So many are published before others have their turn.
+_BURST: Final = 100
+_MOST_TOPICS: Final = 50_000
+
+_args = msgspec.json.Decoder(PublishArgs)
+
+
+class _Topic(msgspec.Struct):
+    topic: str
+
+
+_topic = msgspec.json.Decoder(_Topic)
+
+
+class LocalTopics:
+    """The publisher of one gateway.
+
+    Args:
+        tell: takes tenant, topic, microseconds since 1970, and JSON.
+        now_us: microseconds since 1970.
+    """
+
+    def __init__(self, tell: Callable[[str, str, int, bytes], None], now_us: Callable[[], int]) -> None:
+        self._tell = tell
+        self._now_us = now_us
+        self._numbers: dict[tuple[str, str], int] = {}
+
+    @staticmethod
+    def has(args: bytes) -> bool:
+        """Whether these arguments of `event.publish` name a topic of this gateway alone."""
+        try:
+            return _topic.decode(args).topic.startswith(_PREFIX)
+        except msgspec.DecodeError:
+            return False
+
+    async def publish(self, principal: Principal | None, args: bytes) -> bytes:
+        """Publish an event, or a series; the result.
+
+        Raises:
+            ValidationFailed: the arguments are not acceptable.
+        """
+        try:
+            wanted = _args.decode(args)
+        except msgspec.ValidationError as error:
+            raise validation_failed(error) from None
+        tenant = (principal.tenant if principal is not None else None) or _DEFAULT_TENANT
+        data = msgspec.json.encode(wanted.data)
+        began_us = self._now_us()
+        if wanted.count is not None:
+            await self._series(tenant, wanted, data, began_us)
+        elif wanted.per_s is not None or wanted.topics is not None:
+            raise ValidationFailed.field("count", "is needed with per_s or topics")
+        else:
+            self._tell(tenant, wanted.topic, began_us, data)
+        return msgspec.json.encode(Published(wanted.count or 1, self._now_us() - began_us))
+
+    async def _series(self, tenant: str, wanted: PublishArgs, data: bytes, began_us: int) -> None:
+        names = _names(wanted)
+        if len(self._numbers) + (wanted.topics or 1) > _MOST_TOPICS:
+            raise ValidationFailed.field("topics", "are more than this gateway keeps numbers of")
+        count, done = wanted.count or 1, 0
+        while done < count:
+            most = min(count, done + _BURST)
+            if wanted.per_s is not None:
+                # A wall clock may be set back.
+                most = max(done, min(most, due(self._now_us() - began_us, wanted.per_s)))
+            for number in range(done, most):
+                at_us = self._now_us() if wanted.per_s is None else began_us + int(number / wanted.per_s * 1e6)
+                self._one(tenant, next(names), at_us, data)
+            caught_up = wanted.per_s is not None and most < done + _BURST
+            done = most
+            # Otherwise only others' turn.
+            await asyncio.sleep(_TURN_S if caught_up and done < count else 0)
+
+    def _one(self, tenant: str, topic: str, at_us: int, data: bytes) -> None:
+        number = self._numbers.get((tenant, topic), 0)
+        self._numbers[tenant, topic] = number + 1
+        self._tell(tenant, topic, at_us, b'{"at":%d,"n":%d,"data":%b}' % (at_us, number, data))
+
+
+def due(elapsed_us: int, per_s: float) -> int:
+    """How many events of a series are due after so long: the first at once."""
+    return int(elapsed_us * per_s / 1e6) + 1
+
+
+def _names(wanted: PublishArgs) -> Iterator[str]:
+    """The topic of each event of a series."""
+    if wanted.topics is None:
+        return repeat(wanted.topic)
+    return cycle([f"{wanted.topic}.{number}" for number in range(wanted.topics)])
