@@ -9,6 +9,7 @@
 //! - [`admission`]: one decision per request out of the two above
 //! - [`meter`]: counting Singer messages as they pass
 //! - [`hub`]: topic patterns (the hub itself follows)
+//! - [`ws`]: WebSocket framing
 //! - [`error`]: why something was refused
 #![deny(unsafe_code)]
 
@@ -20,3 +21,4 @@ pub mod jwt;
 pub mod limit;
 pub mod meter;
 pub mod metrics;
+pub mod ws;
