@@ -5,3 +5,5 @@
 #![deny(unsafe_code)]
 
 pub mod handshake;
+pub mod request;
+pub mod wheel;
