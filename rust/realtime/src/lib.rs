@@ -1,9 +1,19 @@
-//! The WebSocket side of FLX API.
+//! The WebSocket side of FLX API: a listener with threads of its own, and the decisions of a handshake, which the ASGI
+//! endpoint shares with it.
 //!
-//! For now the decisions of a handshake, which the ASGI endpoint and the native listener share; the listener itself
-//! follows.
+//! Strategy: frames, deadlines and heads are read by pure parts ([`flx_core::ws`], [`wheel`], [`request`], [`handshake`]). A
+//! [`listener`] moves their bytes and asks a [`service`] what to do; it knows nothing of topics or tokens.
 #![deny(unsafe_code)]
 
+mod connection;
 pub mod handshake;
+mod inbound;
+pub mod listener;
+pub mod outbox;
 pub mod request;
+pub mod service;
+mod stream;
+pub mod tls;
 pub mod wheel;
+pub mod wire;
+mod worker;

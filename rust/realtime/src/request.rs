@@ -86,9 +86,8 @@ impl<'a> Request<'a> {
         let mut parsed = httparse::Request::new(&mut room.0);
         match parsed.parse(head) {
             Ok(Status::Complete(size)) if size == head.len() => {}
-            Ok(_) => return Err(Fault::Malformed),
             Err(httparse::Error::TooManyHeaders) => return Err(Fault::TooLarge),
-            Err(_) => return Err(Fault::Malformed),
+            Ok(_) | Err(_) => return Err(Fault::Malformed),
         }
         let (Some(method), Some(target), Some(1)) = (parsed.method, parsed.path, parsed.version) else {
             return Err(Fault::Malformed);

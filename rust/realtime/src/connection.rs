@@ -1,0 +1,219 @@
+//! One connection: its transport, what it is in the middle of, and what could not be written yet.
+//!
+//! Rules:
+//! - an idle connection is this record and nothing beside it. A head or a frame that is torn, and bytes that its socket had
+//!   no room for, are kept in boxes that go away with them;
+//! - a frame is never torn by another: what was begun is written out first. Then come Ping, Pong and Close, which never wait
+//!   behind data, then messages. A Close is the last thing that is written.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
+
+use flx_core::ws::Decoder;
+
+use crate::stream::Stream;
+use crate::wire::Wire;
+
+/// No such moment.
+pub(crate) const NEVER: u64 = u64::MAX;
+
+/// A head that has not come as a whole, or whose answer has not.
+pub(crate) struct Handshake {
+    pub(crate) received: Vec<u8>,
+    pub(crate) peer: SocketAddr,
+}
+
+/// What a connection is in the middle of.
+pub(crate) enum State {
+    /// Its head is read.
+    Head(Box<Handshake>),
+    /// Its head is whole up to this byte; the service has not decided.
+    Waiting(Box<Handshake>, usize),
+    /// A WebSocket.
+    Open,
+    /// Our Close is sent or on its way; the client's is awaited.
+    Closing,
+    /// All is said. What comes is thrown away until the client closes too, so that a reset does not overtake our last words.
+    Lingering,
+}
+
+/// What could not be written yet.
+#[derive(Default)]
+pub(crate) struct Backlog {
+    torn: Option<(Wire, usize)>,
+    ping: Option<Wire>,
+    pong: Option<Wire>,
+    close: Option<Wire>,
+    messages: VecDeque<Wire>,
+    bytes: usize,
+    /// When the socket last took something, or the backlog began.
+    since_ms: u64,
+    /// Whether the service waits to be told that there is room again.
+    is_owed: bool,
+}
+
+impl Backlog {
+    fn next(&mut self) -> Option<(Wire, usize)> {
+        let urgent = self.torn.take().or_else(|| {
+            let control = self.ping.take().or_else(|| self.pong.take()).or_else(|| self.close.take());
+            control.map(|wire| (wire, 0))
+        });
+        urgent.or_else(|| {
+            let wire = self.messages.pop_front()?;
+            self.bytes -= wire.bytes().len();
+            Some((wire, 0))
+        })
+    }
+}
+
+/// How urgent something is that is to be written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Ping,
+    Pong,
+    Close,
+    Message,
+}
+
+/// What became of something that was to be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Written {
+    /// The socket has all of it.
+    All,
+    /// A part of it is kept until there is room.
+    Part,
+    /// Nothing of it.
+    None,
+}
+
+pub(crate) struct Connection {
+    pub(crate) generation: u32,
+    pub(crate) state: State,
+    pub(crate) stream: Stream,
+    pub(crate) decoder: Decoder,
+    backlog: Option<Box<Backlog>>,
+    /// When the next Ping is sent.
+    pub(crate) ping_ms: u64,
+    /// When the client must have shown a sign of life.
+    pub(crate) life_ms: u64,
+    /// When what it is in the middle of must be over.
+    pub(crate) deadline_ms: u64,
+}
+
+impl Connection {
+    pub(crate) fn new(generation: u32, stream: Stream, peer: SocketAddr, deadline_ms: u64) -> Self {
+        Self {
+            generation,
+            state: State::Head(Box::new(Handshake { received: Vec::new(), peer })),
+            stream,
+            decoder: Decoder::default(),
+            backlog: None,
+            ping_ms: NEVER,
+            life_ms: NEVER,
+            deadline_ms,
+        }
+    }
+
+    /// When its socket must have taken something, if it is behind.
+    pub(crate) fn stuck_ms(&self, patience_ms: u64) -> u64 {
+        self.backlog.as_ref().map_or(NEVER, |backlog| backlog.since_ms + patience_ms)
+    }
+
+    /// The next moment at which something is due.
+    pub(crate) fn due_ms(&self, patience_ms: u64) -> u64 {
+        self.ping_ms.min(self.life_ms).min(self.deadline_ms).min(self.stuck_ms(patience_ms))
+    }
+
+    /// Writes a frame that need not be written: when the socket is full it is not kept, but for the rest of one that was
+    /// begun, and the service is told when there is room.
+    pub(crate) fn frame(&mut self, wire: &Wire, now_ms: u64) -> io::Result<Written> {
+        if let Some(backlog) = &mut self.backlog {
+            backlog.is_owed = true;
+            return Ok(Written::None);
+        }
+        let taken = self.write(wire.bytes())?;
+        if taken == wire.bytes().len() {
+            return Ok(Written::All);
+        }
+        let torn = (taken > 0).then(|| (wire.clone(), taken));
+        let written = if torn.is_some() { Written::Part } else { Written::None };
+        self.backlog = Some(Box::new(Backlog { torn, since_ms: now_ms, is_owed: true, ..Backlog::default() }));
+        Ok(written)
+    }
+
+    /// Writes what must be written, or keeps it until there is room; false when so much is kept already that this would be
+    /// over `bound` bytes.
+    pub(crate) fn send(&mut self, kind: Kind, wire: Wire, bound: usize, now_ms: u64) -> io::Result<bool> {
+        if self.backlog.is_none() {
+            let taken = self.write(wire.bytes())?;
+            if taken == wire.bytes().len() {
+                return Ok(true);
+            }
+            let torn = Some((wire, taken));
+            self.backlog = Some(Box::new(Backlog { torn, since_ms: now_ms, ..Backlog::default() }));
+            return Ok(true);
+        }
+        let Some(backlog) = &mut self.backlog else { return Ok(true) };
+        match kind {
+            // The latest is enough (section 5.5.3).
+            Kind::Pong => backlog.pong = Some(wire),
+            Kind::Ping => backlog.ping = Some(wire),
+            Kind::Close => {
+                backlog.close = Some(wire);
+                (backlog.ping, backlog.pong) = (None, None);
+                backlog.messages.clear();
+                backlog.bytes = 0;
+            }
+            Kind::Message => {
+                if backlog.bytes + wire.bytes().len() > bound {
+                    return Ok(false);
+                }
+                backlog.bytes += wire.bytes().len();
+                backlog.messages.push_back(wire);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Writes as much of the backlog as there is room for. Whether the service is owed a word now that all of it is gone.
+    pub(crate) fn flush(&mut self, now_ms: u64) -> io::Result<bool> {
+        match self.stream.flush() {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+            other => other?,
+        }
+        let Some(mut backlog) = self.backlog.take() else { return Ok(false) };
+        while let Some((wire, offset)) = backlog.next() {
+            let taken = self.write(&wire.bytes()[offset..])?;
+            if taken > 0 {
+                backlog.since_ms = now_ms;
+            }
+            if offset + taken < wire.bytes().len() {
+                backlog.torn = Some((wire, offset + taken));
+                self.backlog = Some(backlog);
+                return Ok(false);
+            }
+        }
+        Ok(backlog.is_owed)
+    }
+
+    /// Whether all that was to be written is.
+    pub(crate) fn is_flushed(&self) -> bool {
+        self.backlog.is_none()
+    }
+
+    /// How many of these bytes the socket takes.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut taken = 0;
+        while taken < bytes.len() {
+            match self.stream.write(&bytes[taken..]) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(more) => taken += more,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(taken)
+    }
+}

@@ -1,0 +1,213 @@
+//! What comes from clients: bytes become a handshake, then messages.
+
+use std::io;
+use std::mem;
+
+use flx_core::ws::{Event, Opcode};
+
+use crate::connection::{Handshake, Kind, NEVER, State};
+use crate::outbox::Outbox;
+use crate::request::{Fault, MAX_HEAD_BYTES, Request, Room, end_of_head};
+use crate::service::{Closed, ConnId, Message, Service, Upgrade};
+use crate::wire::Wire;
+use crate::worker::Worker;
+
+/// Reads of one connection in a turn.
+const READS: usize = 4;
+
+impl<S: Service> Worker<S> {
+    /// Writes what could not be written before.
+    pub(crate) fn flush(&mut self, conn: ConnId) {
+        let now_ms = self.table.now_ms;
+        let Some(connection) = self.table.get(conn) else { return };
+        match connection.flush(now_ms) {
+            Ok(true) if matches!(connection.state, State::Open) => {
+                self.service.writable(conn, now_ms, &mut Outbox(&mut self.table));
+            }
+            Ok(_) => self.table.end_when_flushed(conn),
+            Err(_) => self.table.lost(conn),
+        }
+        self.settle();
+    }
+
+    /// Reads what there is; `to_the_end` when a short read does not mean that this was all.
+    pub(crate) fn read(&mut self, conn: ConnId, to_the_end: bool) {
+        for _ in 0..READS {
+            let Some(connection) = self.table.get(conn) else { return };
+            if matches!(connection.state, State::Waiting(..)) {
+                return;
+            }
+            let mut buffer = mem::take(&mut self.buffer);
+            let goes_on = match connection.stream.read(&mut buffer) {
+                Ok(0) => {
+                    self.table.lost(conn);
+                    false
+                }
+                Ok(size) => {
+                    let is_drained = connection.stream.is_drained_by(size, buffer.len());
+                    self.received(conn, &mut buffer[..size]);
+                    to_the_end || !is_drained
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => false,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => true,
+                Err(_) => {
+                    self.table.lost(conn);
+                    false
+                }
+            };
+            self.buffer = buffer;
+            self.settle();
+            if !goes_on {
+                return;
+            }
+        }
+        self.again.push(conn);
+    }
+
+    fn received(&mut self, conn: ConnId, bytes: &mut [u8]) {
+        let Some(connection) = self.table.get(conn) else { return };
+        match &mut connection.state {
+            State::Open | State::Closing => self.frames(conn, bytes),
+            State::Head(handshake) => {
+                let looked = handshake.received.len();
+                handshake.received.extend_from_slice(bytes);
+                match end_of_head(&handshake.received, looked) {
+                    Some(end) if end <= MAX_HEAD_BYTES => self.decide(conn, end),
+                    None if handshake.received.len() <= MAX_HEAD_BYTES => {}
+                    _ => self.refuse(conn, Fault::TooLarge),
+                }
+            }
+            State::Waiting(..) | State::Lingering => {}
+        }
+    }
+
+    /// Answers a handshake, whose head ends at `end`, or lets the service do so later.
+    fn decide(&mut self, conn: ConnId, end: usize) {
+        let Some(connection) = self.table.get(conn) else { return };
+        let State::Head(handshake) = mem::replace(&mut connection.state, State::Lingering) else { return };
+        let mut room = Room::default();
+        let request = match Request::parse(&handshake.received[..end], &mut room) {
+            Ok(request) => request,
+            Err(fault) => return self.refuse(conn, fault),
+        };
+        if let Some(fault) = self.fault_of_the_hour() {
+            return self.refuse(conn, fault);
+        }
+        match self.service.upgrade(conn, &request, handshake.peer, self.table.now_ms) {
+            Upgrade::Accept(protocol) => {
+                let answer = request.accepted(protocol);
+                self.open(conn, answer, &handshake, end);
+            }
+            Upgrade::Refuse(answer) => self.table.wind_up(conn, Wire::raw(answer)),
+            Upgrade::Later => {
+                if let Some(connection) = self.table.get(conn) {
+                    connection.state = State::Waiting(handshake, end);
+                }
+            }
+        }
+    }
+
+    /// Carries out what the service has decided about a handshake meanwhile.
+    pub(crate) fn answer(&mut self, conn: ConnId, upgrade: Upgrade) {
+        let fault = self.fault_of_the_hour();
+        let Some(connection) = self.table.get(conn) else { return };
+        if !matches!(connection.state, State::Waiting(..)) || matches!(upgrade, Upgrade::Later) {
+            return;
+        }
+        if let (Upgrade::Accept(_), Some(fault)) = (&upgrade, fault) {
+            self.table.part(conn, Closed::Lost, State::Lingering);
+            return self.refuse(conn, fault);
+        }
+        let State::Waiting(handshake, end) = mem::replace(&mut connection.state, State::Lingering) else { return };
+        match upgrade {
+            Upgrade::Accept(protocol) => {
+                let mut room = Room::default();
+                let request = Request::parse(&handshake.received[..end], &mut room);
+                let Ok(answer) = request.map(|request| request.accepted(protocol)) else { return };
+                self.open(conn, answer, &handshake, end);
+            }
+            Upgrade::Refuse(answer) => self.table.wind_up(conn, Wire::raw(answer)),
+            Upgrade::Later => {}
+        }
+        // What came meanwhile was left in the socket, and is not told again.
+        self.read(conn, true);
+    }
+
+    fn refuse(&mut self, conn: ConnId, fault: Fault) {
+        if let Some(connection) = self.table.get(conn) {
+            connection.state = State::Lingering;
+            let answer = self.service.refusal(fault, self.table.now_ms);
+            self.table.wind_up(conn, Wire::raw(answer));
+        }
+    }
+
+    /// Makes it a WebSocket.
+    fn open(&mut self, conn: ConnId, answer: Vec<u8>, handshake: &Handshake, end: usize) {
+        let (now_ms, every_ms) = (self.table.now_ms, self.table.limits.ping_ms);
+        let Some(connection) = self.table.get(conn) else { return };
+        connection.state = State::Open;
+        connection.deadline_ms = NEVER;
+        // Those who came together are not asked together.
+        let spread = u64::from(conn.generation.wrapping_mul(0x9e37_79b1)) % (every_ms / 2).max(1);
+        connection.ping_ms = now_ms + every_ms / 2 + spread;
+        self.table.open += 1;
+        self.table.send(conn, Kind::Message, Wire::raw(answer));
+        self.table.rearm(conn.index);
+        self.service.opened(conn, now_ms, &mut Outbox(&mut self.table));
+        // Who speaks before the answer is heard all the same.
+        if end < handshake.received.len() {
+            self.frames(conn, &mut handshake.received[end..].to_vec());
+        }
+    }
+
+    /// Reads frames of a WebSocket that is open, or was until a moment ago.
+    fn frames(&mut self, conn: ConnId, bytes: &mut [u8]) {
+        let (now_ms, bounds) = (self.table.now_ms, self.table.limits.inbound);
+        let Some(connection) = self.table.get(conn) else { return };
+        // Whatever comes is a sign of life.
+        connection.life_ms = NEVER;
+        let mut decoder = mem::take(&mut connection.decoder);
+        let mut at = 0;
+        loop {
+            let is_open = self.table.get(conn).is_some_and(|connection| matches!(connection.state, State::Open));
+            let message = match decoder.next(bytes, &mut at, bounds) {
+                Ok(Some(Event::Text(text))) => Message::Text(text),
+                Ok(Some(Event::Binary(bytes))) => Message::Binary(bytes),
+                Ok(Some(Event::Ping(payload))) => {
+                    if is_open {
+                        self.table.send(conn, Kind::Pong, Wire::frame(Opcode::Pong, payload));
+                    }
+                    continue;
+                }
+                Ok(Some(Event::Pong(_))) => continue,
+                Ok(Some(Event::Close(close))) => {
+                    // Its code comes back; what was sent before it is read by then.
+                    self.goodbye(conn, is_open, Closed::ByClient(close.code), close.code, "");
+                    break;
+                }
+                Ok(None) => break,
+                Err(violation) => {
+                    let code = violation.close_code();
+                    self.goodbye(conn, is_open, Closed::ByServer(code), code, violation.reason());
+                    break;
+                }
+            };
+            if is_open {
+                self.service.message(conn, message, now_ms, &mut Outbox(&mut self.table));
+            }
+        }
+        if let Some(connection) = self.table.get(conn) {
+            connection.decoder = decoder;
+        }
+    }
+
+    /// Says the last word, if it was not said before, and listens no more.
+    fn goodbye(&mut self, conn: ConnId, is_open: bool, why: Closed, code: u16, reason: &str) {
+        self.table.part(conn, why, State::Lingering);
+        if is_open {
+            self.table.wind_up(conn, Wire::close(code, reason));
+        } else {
+            self.table.end_when_flushed(conn);
+        }
+    }
+}

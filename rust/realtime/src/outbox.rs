@@ -1,0 +1,155 @@
+//! The connections of one thread, and what a service may do with them.
+//!
+//! Strategy: everything that ends a connection is noted here and carried out by the thread between two calls of the service, so
+//! that a service is never called from within a call of its own.
+
+use flx_core::ws::close::code;
+use slab::Slab;
+
+use crate::connection::{Connection, Kind, NEVER, State, Written};
+use crate::listener::Limits;
+use crate::service::{Closed, ConnId};
+use crate::wheel::Wheel;
+use crate::wire::Wire;
+
+/// What became of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// It is on its way.
+    Sent,
+    /// It is on its way, but the socket is full: the next one will not be taken before `writable`.
+    Last,
+    /// The socket is full: it was not taken, and `writable` will follow.
+    Full,
+    /// There is no such connection any more.
+    Gone,
+}
+
+/// The connections of one thread.
+pub(crate) struct Table {
+    pub(crate) connections: Slab<Connection>,
+    pub(crate) wheel: Wheel,
+    pub(crate) limits: Limits,
+    /// WebSockets among the connections.
+    pub(crate) open: usize,
+    pub(crate) now_ms: u64,
+    /// Ends that the service has not been told of.
+    pub(crate) partings: Vec<(ConnId, Closed)>,
+    /// Connections to be forgotten.
+    pub(crate) finished: Vec<ConnId>,
+}
+
+/// What a service sends through.
+pub struct Outbox<'a>(pub(crate) &'a mut Table);
+
+impl Outbox<'_> {
+    /// Sends a frame of which the client may as well be told later, or in other words: a full socket does not take it.
+    pub fn frame(&mut self, conn: ConnId, wire: &Wire) -> Taken {
+        let now_ms = self.0.now_ms;
+        let Some(connection) = self.0.open(conn) else { return Taken::Gone };
+        let written = connection.frame(wire, now_ms);
+        match written {
+            Ok(Written::All) => return Taken::Sent,
+            Ok(_) => self.0.rearm(conn.index),
+            Err(_) => self.0.lost(conn),
+        }
+        match written {
+            Ok(Written::Part) => Taken::Last,
+            Ok(_) => Taken::Full,
+            Err(_) => Taken::Gone,
+        }
+    }
+
+    /// Sends a message that must not be left out: an answer. A client that lets too many of them wait is closed as too slow.
+    pub fn message(&mut self, conn: ConnId, wire: Wire) {
+        if self.0.open(conn).is_some() {
+            self.0.send(conn, Kind::Message, wire);
+        }
+    }
+
+    /// Closes a connection with a code and a reason of 123 bytes at most.
+    pub fn close(&mut self, conn: ConnId, code: u16, reason: &str) {
+        self.0.close(conn, code, reason);
+    }
+}
+
+impl Table {
+    pub(crate) fn get(&mut self, conn: ConnId) -> Option<&mut Connection> {
+        self.connections.get_mut(conn.index as usize).filter(|connection| connection.generation == conn.generation)
+    }
+
+    fn open(&mut self, conn: ConnId) -> Option<&mut Connection> {
+        self.get(conn).filter(|connection| matches!(connection.state, State::Open))
+    }
+
+    /// Moves its deadline to where it is now.
+    pub(crate) fn rearm(&mut self, index: u32) {
+        if let Some(connection) = self.connections.get(index as usize) {
+            self.wheel.set(index, connection.due_ms(self.limits.write_ms));
+        }
+    }
+
+    /// Sends what must be sent.
+    pub(crate) fn send(&mut self, conn: ConnId, kind: Kind, wire: Wire) {
+        let (bound, now_ms) = (self.limits.backlog_bytes, self.now_ms);
+        let Some(connection) = self.get(conn) else { return };
+        match connection.send(kind, wire, bound, now_ms) {
+            Ok(true) if connection.is_flushed() => {}
+            Ok(true) => self.rearm(conn.index),
+            Ok(false) => self.drop_slow(conn),
+            Err(_) => self.lost(conn),
+        }
+    }
+
+    /// Says goodbye to a WebSocket, and waits a moment for the client to do the same.
+    pub(crate) fn close(&mut self, conn: ConnId, code: u16, reason: &str) {
+        if self.open(conn).is_some() {
+            self.part(conn, Closed::ByServer(code), State::Closing);
+            self.wind_up(conn, Wire::close(code, reason));
+        }
+    }
+
+    /// Sends the last thing there is to say, and leaves a moment for it to arrive.
+    pub(crate) fn wind_up(&mut self, conn: ConnId, last: Wire) {
+        let deadline_ms = self.now_ms + self.limits.close_ms;
+        if let Some(connection) = self.get(conn) {
+            (connection.ping_ms, connection.life_ms) = (NEVER, NEVER);
+            connection.deadline_ms = deadline_ms;
+        }
+        self.send(conn, Kind::Close, last);
+        self.end_when_flushed(conn);
+        self.rearm(conn.index);
+    }
+
+    /// Ends our half of a connection that has nothing more to say and need not hear more.
+    pub(crate) fn end_when_flushed(&mut self, conn: ConnId) {
+        if let Some(connection) = self.get(conn)
+            && matches!(connection.state, State::Lingering)
+            && connection.is_flushed()
+        {
+            connection.stream.end();
+        }
+    }
+
+    /// Forgets a client whose socket takes nothing: not even a Close would reach it.
+    pub(crate) fn drop_slow(&mut self, conn: ConnId) {
+        self.part(conn, Closed::ByServer(code::TOO_SLOW), State::Lingering);
+        self.finished.push(conn);
+    }
+
+    /// Forgets a connection whose transport has failed or ended.
+    pub(crate) fn lost(&mut self, conn: ConnId) {
+        self.part(conn, Closed::Lost, State::Lingering);
+        self.finished.push(conn);
+    }
+
+    /// Goes over to what follows; the service is to be told of the end, if it has heard of the connection.
+    pub(crate) fn part(&mut self, conn: ConnId, why: Closed, next: State) {
+        let Some(connection) = self.get(conn) else { return };
+        let before = std::mem::replace(&mut connection.state, next);
+        self.open -= usize::from(matches!(before, State::Open));
+        if matches!(before, State::Open | State::Waiting(..)) {
+            self.partings.push((conn, why));
+        }
+    }
+}

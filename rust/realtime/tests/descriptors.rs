@@ -1,0 +1,38 @@
+//! Nobody is lost when the descriptors run out: who comes then waits, and is served when somebody leaves.
+#![expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
+#![cfg(target_os = "linux")]
+
+mod parts;
+
+use std::fs;
+use std::io::{self, Read};
+
+use flx_realtime::listener::Limits;
+use parts::{Client, head, listen};
+use rustix::process::{Resource, getrlimit, setrlimit};
+
+#[test]
+fn who_comes_when_there_are_no_descriptors_waits_for_one() {
+    let (listener, _told) = listen(Limits::default());
+    let first = Client::open(&listener);
+    let mut other = Client::open(&listener);
+    // From here on the process may open no descriptor but for those of the client's side.
+    let in_use = fs::read_dir("/proc/self/fd").unwrap().count() as u64;
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = Some(in_use);
+    setrlimit(Resource::Nofile, limit).unwrap();
+    let mut starved = Client::tcp(&listener);
+    starved.send(head("/").as_bytes());
+    // Others are served meanwhile, and the thread is not busy with what it cannot do.
+    for _ in 0..100 {
+        other.echo("meanwhile");
+    }
+    starved.0.set_nonblocking(true).unwrap();
+    let nothing = starved.0.read(&mut [0]).unwrap_err();
+    assert_eq!(io::ErrorKind::WouldBlock, nothing.kind());
+    starved.0.set_nonblocking(false).unwrap();
+    drop(first);
+    assert!(starved.http().starts_with("HTTP/1.1 101 "));
+    starved.echo("at last");
+    assert!(listener.is_alive());
+}
