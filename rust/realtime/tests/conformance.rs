@@ -107,7 +107,7 @@ fn reserved() -> Vec<Case> {
 
 fn fragments() -> Vec<Case> {
     let (first, more, last) = (|t: &[u8]| frame(0x01, t), |t: &[u8]| frame(0x00, t), |t: &[u8]| frame(0x80, t));
-    let (pong, echo): ((u8, &[u8]), (u8, &[u8])) = ((PONG, b"p"), (TEXT, b"ab"));
+    let (pong, echo) = ((PONG, &b"p"[..]), (TEXT, &b"ab"[..]));
     let ping = || frame(PING, b"p");
     vec![
         bad("5.1", &[frame(0x09, b"a"), frame(0x8a, b"b")], &[], 1002),

@@ -39,6 +39,5 @@ fn an_idle_websocket_costs_half_a_kibibyte_at_most() {
     let before = resident();
     connect(count - 200);
     let each = resident().saturating_sub(before) / (count - 200);
-    println!("{each} bytes for each of {count} idle connections");
     assert!(each <= MOST_BYTES, "{each}");
 }

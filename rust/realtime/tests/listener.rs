@@ -15,8 +15,8 @@ const TEXT: u8 = 0x81;
 const PING: u8 = 0x89;
 const CLOSE: u8 = 0x88;
 
-fn reason(code: u16, text: &str) -> Option<(u8, Vec<u8>)> {
-    Some((CLOSE, [&code.to_be_bytes(), text.as_bytes()].concat()))
+fn reason(code: u16, text: &str) -> (u8, Vec<u8>) {
+    (CLOSE, [&code.to_be_bytes(), text.as_bytes()].concat())
 }
 
 #[test]
@@ -32,7 +32,7 @@ fn a_handshake_may_come_in_any_pieces_with_frames_behind_it() {
         assert!(answer.contains("\r\nsec-websocket-protocol: flx.v1\r\n"));
         assert_eq!(Some((TEXT, b"early".to_vec())), client.frame());
         client.send(&close(1001, b"gone"));
-        assert_eq!(reason(1001, ""), client.frame());
+        assert_eq!(Some(reason(1001, "")), client.frame());
         assert_eq!(None, client.frame());
         assert_eq!(Closed::ByClient(1001), closed(&told));
     }
@@ -117,7 +117,7 @@ fn the_service_may_close_and_both_sides_say_goodbye() {
     let (listener, told) = listen(Limits::default());
     let mut client = Client::open(&listener);
     client.send(&[frame(TEXT, b"close"), frame(TEXT, b"too late")].concat());
-    assert_eq!(reason(4401, "as you wish"), client.frame());
+    assert_eq!(Some(reason(4401, "as you wish")), client.frame());
     assert_eq!(Closed::ByServer(4401), closed(&told));
     client.send(&close(4401, b""));
     assert_eq!(None, client.frame());
@@ -125,7 +125,7 @@ fn the_service_may_close_and_both_sides_say_goodbye() {
     let (listener, told) = listen(Limits { close_ms: 100, ..Limits::default() });
     let mut client = Client::open(&listener);
     client.send(&frame(TEXT, b"close"));
-    assert_eq!(reason(4401, "as you wish"), client.frame());
+    assert_eq!(Some(reason(4401, "as you wish")), client.frame());
     assert_eq!(None, client.frame());
     assert_eq!(Closed::ByServer(4401), closed(&told));
 }
@@ -199,7 +199,7 @@ fn a_client_without_a_sign_of_life_is_closed_and_any_sign_will_do() {
         }
         lively
     });
-    assert_eq!(reason(4408, "too slow; come back and resume"), dead.frame());
+    assert_eq!(Some(reason(4408, "too slow; come back and resume")), dead.frame());
     assert_eq!(Closed::ByServer(4408), closed(&told));
     watcher.join().unwrap().echo("still here");
 }
@@ -219,7 +219,7 @@ fn no_more_are_let_in_than_there_may_be() {
 
 #[test]
 fn strangers_wait_until_there_is_room() {
-    let (listener, _told) = listen(Limits { strangers: 4, handshake_ms: 200, ..Limits::default() });
+    let (listener, _told) = listen(Limits { strangers: 4, handshake_ms: 200, close_ms: 100, ..Limits::default() });
     let mut strangers: Vec<_> = (0..12).map(|_| Client::tcp(&listener)).collect();
     Client::open(&listener).echo("after them");
     for stranger in &mut strangers {
@@ -245,7 +245,7 @@ fn a_drain_sends_all_away_evenly_and_lets_nobody_in() {
     times.sort_unstable();
     assert_eq!((0..20).map(|n| n * 50).collect::<Vec<_>>(), times);
     for client in &mut clients {
-        assert_eq!(reason(1012, "restarting; come back and resume"), client.frame());
+        assert_eq!(Some(reason(1012, "restarting; come back and resume")), client.frame());
         assert_eq!(Closed::ByServer(1012), closed(&told));
     }
 }
@@ -271,7 +271,7 @@ fn a_stop_closes_what_is_open_and_ends_the_threads() {
         .collect();
     listener.stop();
     for reader in readers {
-        assert_eq!((reason(1012, "restarting; come back and resume"), None), reader.join().unwrap());
+        assert_eq!((Some(reason(1012, "restarting; come back and resume")), None), reader.join().unwrap());
         assert_eq!(Closed::ByServer(1012), closed(&hears));
     }
     let _ = stranger.0.read(&mut [0]);

@@ -124,7 +124,7 @@ pub(crate) fn listen(limits: Limits) -> (Listener, Receiver<Told>) {
 
 pub(crate) fn service(told: &Sender<Told>) -> impl FnMut(usize, Handle) -> Obedient {
     let told = told.clone();
-    let large = Wire::binary(&[7; LARGE]);
+    let large = Wire::binary(&vec![7; LARGE]);
     move |_, handle| Obedient { told: told.clone(), handle, open: Vec::new(), large: large.clone() }
 }
 
@@ -134,11 +134,11 @@ pub(crate) fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     match payload.len() {
         length @ 0..=125 => out.push(0x80 | length as u8),
         length @ 126..=0xffff => {
-            out.push(0x80 | 126);
+            out.push(0xfe);
             out.extend((length as u16).to_be_bytes());
         }
         length => {
-            out.push(0x80 | 127);
+            out.push(0xff);
             out.extend((length as u64).to_be_bytes());
         }
     }

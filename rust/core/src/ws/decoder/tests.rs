@@ -85,13 +85,11 @@ fn naive(stream: &[u8]) -> Vec<Seen> {
                         } else if !is_text {
                             seen.push(Seen::Binary(bytes));
                         } else {
-                            match String::from_utf8(bytes) {
-                                Ok(text) => seen.push(Seen::Text(text)),
-                                Err(_) => {
-                                    seen.push(Seen::Wrong(Violation::Utf8));
-                                    return seen;
-                                }
-                            }
+                            let Ok(text) = String::from_utf8(bytes) else {
+                                seen.push(Seen::Wrong(Violation::Utf8));
+                                return seen;
+                            };
+                            seen.push(Seen::Text(text));
                         }
                     }
                 }
@@ -165,7 +163,7 @@ fn frame(first: u8, payload: &[u8], mask: [u8; 4], wide: bool) -> Vec<u8> {
     match payload.len() {
         length @ 0..=125 if !wide => out.push(0x80 | length as u8),
         length => {
-            out.push(0x80 | 126);
+            out.push(0xfe);
             out.extend((length as u16).to_be_bytes());
         }
     }
