@@ -10,6 +10,7 @@ use aws_lc_rs::hmac;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use flx_core::admission::{Admission, Ask, By, Policy, Token, TokenRoom, Toll};
 use flx_core::error::Unusable;
+use flx_core::hub::{Class, Dialect, Hub, Limits, Profile, Rights};
 use flx_core::jwt::TokenVerifier;
 use flx_core::jwt::claims::Expected;
 use flx_core::jwt::keys::KeySet;
@@ -152,5 +153,74 @@ fn meter(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, tokens, windows, meter);
+/// A hub with this many connections, each hearing what `pattern` says.
+fn hub(connections: usize, pattern: impl Fn(usize) -> String) -> Hub {
+    let mut hub = Hub::new(Limits::default(), 1, "local");
+    hub.restart("epoch", 0, "start", 0);
+    for index in 0..connections {
+        let rights = Rights::new("ann", [Class::App]);
+        let profile = Profile { tenant: "default".into(), rights, dialect: Dialect::Batched };
+        let conn = hub.connect(profile).expect("room");
+        hub.subscribe(conn, &pattern(index), None, 0).expect("a subscription");
+    }
+    hub
+}
+
+/// 128-byte events to ten thousand connections; the rival puts a reference into a queue of each.
+fn realtime(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("hub");
+    let data = format!("\"{}\"", "x".repeat(126));
+    group.throughput(Throughput::Elements(100));
+    let mut shared = hub(10_000, |_| "bench.x".to_owned());
+    group.bench_function("append 100 to a topic of 10,000", |bencher| {
+        bencher.iter(|| {
+            for _ in 0..100 {
+                shared.publish("default", "bench.x", 1, black_box(&data), 1);
+            }
+        });
+    });
+    let mut queues: Vec<VecDeque<std::sync::Arc<str>>> = vec![VecDeque::new(); 10_000];
+    group.sample_size(10);
+    group.bench_function("rival: append 100 to a queue of each of 10,000", |bencher| {
+        bencher.iter(|| {
+            for _ in 0..100 {
+                let frame: std::sync::Arc<str> = black_box(&data).as_str().into();
+                for queue in &mut queues {
+                    queue.push_back(frame.clone());
+                }
+            }
+            queues.iter_mut().for_each(VecDeque::clear);
+        });
+    });
+    group.sample_size(50).throughput(Throughput::Elements(10_000));
+    let mut now_ms = 1;
+    let mut out = Vec::new();
+    group.bench_function("150 events to each of 10,000: all turns", |bencher| {
+        bencher.iter(|| {
+            now_ms += 1_000;
+            for _ in 0..150 {
+                shared.publish("default", "bench.x", 1, &data, now_ms);
+            }
+            out.clear();
+            shared.take(now_ms, 20_000, &mut out);
+            assert_eq!(10_000, out.len());
+        });
+    });
+    let topics: Vec<String> = (0..10_000).map(|index| format!("bench.{index}")).collect();
+    let mut own = hub(10_000, |index| topics[index].clone());
+    group.bench_function("an event to each of 10,000 in a topic of its own", |bencher| {
+        bencher.iter(|| {
+            now_ms += 1_000;
+            for topic in &topics {
+                own.publish("default", topic, 1, &data, now_ms);
+            }
+            out.clear();
+            own.take(now_ms, 20_000, &mut out);
+            assert_eq!(10_000, out.len());
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(benches, tokens, windows, meter, realtime);
 criterion_main!(benches);

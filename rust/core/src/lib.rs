@@ -8,7 +8,7 @@
 //! - [`limit`]: true sliding windows in bounded memory
 //! - [`admission`]: one decision per request out of the two above
 //! - [`meter`]: counting Singer messages as they pass
-//! - [`hub`]: topic patterns (the hub itself follows)
+//! - [`hub`]: who hears what, and what each connection has still to get
 //! - [`ws`]: WebSocket framing
 //! - [`error`]: why something was refused
 #![deny(unsafe_code)]

@@ -1,3 +1,335 @@
-//! Topics of the hub. For now only the patterns a client may subscribe with.
+//! The hub of a gateway: who hears what, and what each connection has still to get.
+//!
+//! Strategy: events go into logs whose bytes are the wire format ([`Hub::append`]); a connection is a cursor into the one order
+//! in which they came, and has no queue. Connections that hear the same are an *audience*; those of an audience that are equally
+//! far are *cohorts* of at most [`COHORT`], and what a cohort gets next is built once ([`Hub::take`]). An event costs its
+//! topic's audiences one mark each; a topic is matched with patterns once, when either begins.
+//!
+//! What a shell does, around one lock that it never holds while it does I/O:
+//! - feeds `append`, `advance`, `over`, `restart` from the daemon, `publish` for topics of this gateway alone;
+//! - answers messages with `subscribe` and `unsubscribe`, sends the frames these return at once, and fetches history where
+//!   [`Subscribed::history`] asks for it (`backfill`, `give_up`);
+//! - calls `take` when `wakes_at` says so, writes what it got, and says of each connection that did not take all of it so with
+//!   `put_back`, or `busy` when it took all but has room for no more, before the next `take`; and `writable` when it has;
+//! - tells what writing cost (`spent`), and calls `sweep` now and then.
+//!
+//! Rules:
+//! - What a client sees is the log with declared gaps, in the order in which it was heard; after each frame its position is
+//!   honest: handed back, it brings everything that was not seen. Nothing is skipped silently.
+//! - An event is delivered once per connection, however many of its subscriptions match.
+//! - Memory is bounded by topic and in all; a slow connection costs none.
+//! - No clock: milliseconds of a clock that never goes back are passed in.
 
+mod audience;
+mod frame;
+mod governor;
+mod log;
+pub mod position;
+mod queue;
+mod reader;
+mod resume;
+pub mod rights;
+mod store;
 pub mod topic;
+mod turn;
+
+use std::sync::Arc;
+
+use audience::Fleet;
+pub use frame::{Dialect, Frame, Turn};
+use governor::Governor;
+pub use position::Position;
+pub use resume::{Backfill, Gone, Subscribed};
+pub use rights::{Class, Refused, Rights};
+use store::Store;
+pub use turn::Delivery;
+
+/// Connections of a cohort at most: one slice of a fleet, served together.
+pub const COHORT: usize = 256;
+
+/// How much a hub may hold and do.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Bytes of a topic's events; its latest slab (64 KiB at most) is kept in any case.
+    pub topic_bytes: usize,
+    /// Bytes of all topics' events.
+    pub total_bytes: usize,
+    /// How long events are kept.
+    pub topic_ttl_ms: u64,
+    /// Patterns of one connection.
+    pub max_subscriptions: usize,
+    /// Connections.
+    pub max_connections: usize,
+    /// Bytes of the events in one frame, unless one event alone is longer.
+    pub frame_bytes: usize,
+    /// Bytes of the events in one turn of a connection that is behind, in the same way.
+    pub turn_bytes: usize,
+    /// The longest time for which events wait to travel together.
+    pub max_window_ms: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            topic_bytes: 4 << 20,
+            total_bytes: 48 << 20,
+            topic_ttl_ms: 15 * 60 * 1000,
+            max_subscriptions: 256,
+            max_connections: 20_000,
+            frame_bytes: 64 << 10,
+            turn_bytes: 256 << 10,
+            max_window_ms: 150,
+        }
+    }
+}
+
+/// Something happened.
+#[derive(Clone, Copy, Debug)]
+pub struct Event<'a> {
+    /// Whose topic it is.
+    pub tenant: &'a str,
+    /// The topic. Those under `bench.` live in this gateway alone.
+    pub topic: &'a str,
+    /// The journal's sequence number, or the line number (from 1) of a log; of no meaning for local topics.
+    pub seq: u64,
+    /// The topic's number before it, 0 when none. Not looked at for logs, whose lines are numbered without holes.
+    pub prev: u64,
+    /// Microseconds since 1970.
+    pub ts_us: u64,
+    /// Valid JSON; empty is `null`.
+    pub data: &'a str,
+}
+
+impl Event<'_> {
+    const fn json(&self) -> &str {
+        if self.data.is_empty() { "null" } else { self.data }
+    }
+}
+
+/// A connection; a number is used again with another generation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ConnKey {
+    /// Dense, for tables of the shell.
+    pub index: u32,
+    /// Which user of the index it is.
+    pub generation: u32,
+}
+
+/// Who is connected, as far as it decides what is heard and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Profile {
+    /// The tenant whose topics are heard.
+    pub tenant: Box<str>,
+    /// Which of them.
+    pub rights: Rights,
+    /// What frames look like.
+    pub dialect: Dialect,
+}
+
+/// There are as many connections as there may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Full;
+
+/// What was counted since the hub began, and what there is now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Events heard.
+    pub events: u64,
+    /// Events times connections that got them.
+    pub delivered: u64,
+    /// Frames times connections that got them.
+    pub frames: u64,
+    /// Turns that were built, each once for its cohort.
+    pub turns: u64,
+    /// Gaps told to connections because events were evicted before they had them.
+    pub gaps_evicted: u64,
+    /// Gaps told because a history ended.
+    pub gaps_restart: u64,
+    /// Now: connections.
+    pub connections: u64,
+    /// Now: patterns of all connections.
+    pub subscriptions: u64,
+    /// Now: topics.
+    pub topics: u64,
+    /// Now: audiences.
+    pub audiences: u64,
+    /// Now: cohorts.
+    pub cohorts: u64,
+    /// Now: bytes of events.
+    pub bytes: u64,
+    /// Now: milliseconds between two turns of a connection.
+    pub window_ms: u64,
+}
+
+/// The hub of one process.
+#[derive(Debug)]
+pub struct Hub {
+    limits: Limits,
+    store: Store,
+    fleet: Fleet,
+    governor: Governor,
+    /// Why the history before this one ended.
+    restarted_by: Box<str>,
+    stats: Stats,
+}
+
+impl Hub {
+    /// A hub that has heard nothing. `seed` is random; `local_epoch` names the history of topics of this process alone, another
+    /// one in each process.
+    #[must_use]
+    pub fn new(limits: Limits, seed: u64, local_epoch: &str) -> Self {
+        let store = Store::new(limits.clone(), seed, local_epoch);
+        let governor = Governor::new(limits.max_window_ms);
+        Self { store, fleet: Fleet::default(), governor, restarted_by: "".into(), stats: Stats::default(), limits }
+    }
+
+    // --- what happens ------------------------------------------------------------------------------------------------
+
+    /// Remembers an event and marks who is to get it; false when it was heard before.
+    pub fn append(&mut self, event: &Event<'_>, now_ms: u64) -> bool {
+        let Some((topic, made)) = self.store.append(event, now_ms) else { return false };
+        self.stats.events += 1;
+        for made in made.into_iter().flatten() {
+            self.fleet.link_topic(&mut self.store, made);
+        }
+        if let Some(log) = self.store.topic(topic) {
+            self.fleet.mark(&log.audiences, &mut self.governor, now_ms);
+        }
+        true
+    }
+
+    /// Publishes to a topic of this gateway alone (`bench.`); None for any other topic. The number that it got.
+    pub fn publish(&mut self, tenant: &str, topic: &str, ts_us: u64, data: &str, now_ms: u64) -> Option<u64> {
+        if !store::is_local(topic) {
+            return None;
+        }
+        self.append(&Event { tenant, topic, seq: 0, prev: 0, ts_us, data }, now_ms);
+        let (id, _) = self.store.open(tenant, topic);
+        self.store.topic(id).map(|topic| topic.last_seq)
+    }
+
+    /// The daemon says that everything up to here was considered.
+    pub fn advance(&mut self, seq: u64) {
+        self.store.advance(seq);
+    }
+
+    /// An execution is over.
+    pub fn over(&mut self, tenant: &str, execution: &str) {
+        self.store.over(tenant, execution);
+    }
+
+    /// Begins anew in an epoch, after this number of its journal: nothing before is known, and everyone who subscribed to
+    /// anything is told so, unless this is the first history.
+    pub fn restart(&mut self, epoch: &str, seq: u64, reason: &str, now_ms: u64) {
+        let first = self.store.epoch.is_empty();
+        self.store.restart(epoch, seq);
+        if !first {
+            self.restarted_by = reason.into();
+            self.fleet.reset(self.store.order, now_ms);
+        }
+    }
+
+    /// The present epoch; empty before the first `restart`.
+    #[must_use]
+    pub fn epoch(&self) -> &str {
+        &self.store.epoch
+    }
+
+    /// How far the journal was heard.
+    #[must_use]
+    pub const fn seq(&self) -> u64 {
+        self.store.seq
+    }
+
+    /// The number of the latest event in the order in which this process heard them.
+    #[must_use]
+    pub const fn order(&self) -> u64 {
+        self.store.order
+    }
+
+    /// Whether a connection was given everything that it was to hear up to an order.
+    #[must_use]
+    pub fn has_passed(&self, conn: ConnKey, order: u64) -> bool {
+        self.fleet.get(conn).is_none_or(|found| {
+            found.catching.is_none() && self.fleet.standing(conn.index, self.store.order).cursor >= order
+        })
+    }
+
+    /// How far this process has come with all topics of a tenant.
+    #[must_use]
+    pub fn position(&self, tenant: &str) -> Position {
+        self.store.position(tenant)
+    }
+
+    /// How far this process has come with the topics of all tenants: from there its follower goes on.
+    #[must_use]
+    pub fn position_of_all(&self) -> Position {
+        self.store.position_of_all()
+    }
+
+    // --- who is there ------------------------------------------------------------------------------------------------
+
+    /// Lets a connection in; it hears nothing yet.
+    pub fn connect(&mut self, profile: Profile) -> Result<ConnKey, Full> {
+        if self.fleet.len() >= self.limits.max_connections {
+            return Err(Full);
+        }
+        Ok(self.fleet.connect(Arc::new(profile)))
+    }
+
+    /// Forgets a connection.
+    pub fn disconnect(&mut self, conn: ConnKey) {
+        if self.fleet.get(conn).is_some() {
+            self.fleet.leave(&mut self.store, conn.index);
+            self.fleet.remove(conn.index);
+        }
+    }
+
+    /// The patterns of a connection, in order.
+    #[must_use]
+    pub fn subscriptions(&self, conn: ConnKey) -> &[Box<str>] {
+        self.fleet.get(conn).map_or(&[], |_| self.fleet.patterns(conn.index))
+    }
+
+    /// A connection is somebody else's rights from now on (the token was refreshed, or rights changed).
+    ///
+    /// Returns: the patterns that it may no longer have, and has no longer.
+    pub fn set_rights(&mut self, conn: ConnKey, rights: Rights, now_ms: u64) -> Vec<Box<str>> {
+        let Some(found) = self.fleet.get(conn) else { return Vec::new() };
+        let profile = Profile { rights, ..(*found.profile).clone() };
+        let (lost, kept): (Vec<_>, Vec<_>) =
+            self.fleet.patterns(conn.index).iter().cloned().partition(|pattern| profile.rights.check(pattern).is_err());
+        self.fleet.set_profile(conn.index, Arc::new(profile));
+        let standing = self.fleet.standing(conn.index, self.store.order);
+        self.settle_in(conn.index, kept, standing, now_ms);
+        lost
+    }
+
+    // --- keeping house -----------------------------------------------------------------------------------------------
+
+    /// Drops what is too old. Cheap when called every few seconds.
+    pub fn sweep(&mut self, now_ms: u64) {
+        let behind = self.fleet.slowest(self.store.order);
+        self.store.sweep(now_ms, behind);
+    }
+
+    /// Writing so many frames took so long.
+    pub fn spent(&mut self, frames: u64, busy_us: u64) {
+        self.governor.spent(frames, busy_us);
+    }
+
+    /// What was counted.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        Stats {
+            connections: self.fleet.len() as u64,
+            subscriptions: self.fleet.subscriptions() as u64,
+            topics: self.store.topic_count() as u64,
+            audiences: self.fleet.audience_count() as u64,
+            cohorts: self.fleet.cohort_count() as u64,
+            bytes: self.store.bytes as u64,
+            window_ms: self.governor.window_ms(),
+            ..self.stats
+        }
+    }
+}

@@ -7,12 +7,13 @@ use crate::error::Reason;
 
 const BAD: u8 = 0xff;
 
+const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+
 const TABLE: [u8; 256] = {
-    let alphabet = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
     let mut table = [BAD; 256];
     let mut value = 0;
-    while value < alphabet.len() {
-        table[alphabet[value] as usize] = value as u8;
+    while value < ALPHABET.len() {
+        table[ALPHABET[value] as usize] = value as u8;
         value += 1;
     }
     table
@@ -98,12 +99,17 @@ pub fn decode_slice(text: &[u8], out: &mut [u8]) -> Result<usize, Reason> {
     Ok(length)
 }
 
-#[cfg(test)]
-pub(crate) fn encode(bytes: &[u8]) -> String {
-    let alphabet = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-    let bit = |place: usize| bytes.get(place / 8).map_or(0, |byte| usize::from(byte >> (7 - place % 8) & 1));
-    let digit = |index: usize| (index * 6..index * 6 + 6).fold(0, |sum, place| sum * 2 + bit(place));
-    (0..(bytes.len() * 8).div_ceil(6)).map(|index| alphabet[digit(index)] as char).collect()
+/// Encodes `bytes`, without padding.
+#[must_use]
+pub fn encode(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity((bytes.len() * 8).div_ceil(6));
+    for group in bytes.chunks(3) {
+        let bits = group.iter().fold(0_u32, |bits, byte| bits << 8 | u32::from(*byte)) << (8 * (3 - group.len()));
+        for place in 0..=group.len() {
+            text.push(char::from(ALPHABET[(bits >> (18 - 6 * place)) as usize & 63]));
+        }
+    }
+    text
 }
 
 #[cfg(test)]
@@ -111,6 +117,20 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    /// Bit by bit.
+    fn obvious(bytes: &[u8]) -> String {
+        let bit = |place: usize| bytes.get(place / 8).map_or(0, |byte| usize::from(byte >> (7 - place % 8) & 1));
+        let digit = |index: usize| (index * 6..index * 6 + 6).fold(0, |sum, place| sum * 2 + bit(place));
+        (0..(bytes.len() * 8).div_ceil(6)).map(|index| ALPHABET[digit(index)] as char).collect()
+    }
+
+    proptest! {
+        #[test]
+        fn it_encodes_as_bit_by_bit(bytes in prop::collection::vec(any::<u8>(), 0..40)) {
+            prop_assert_eq!(obvious(&bytes), encode(&bytes));
+        }
+    }
 
     #[test]
     fn a_second_spelling_is_refused() {

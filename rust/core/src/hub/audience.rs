@@ -1,0 +1,537 @@
+//! Connections, the audiences they form by what they hear, and the cohorts these fall into by how far they are.
+//!
+//! Strategy: an audience is a (tenant, rights, dialect, set of patterns) that is interned; topics and audiences know each other.
+//! A cohort is *idle* (it has everything; its cursor counts as the present), *queued* (it is to be served when it is due), or
+//! *held* (its only connection takes nothing for now). A connection that differs from the others of its audience (behind,
+//! held, or with beginnings of its own) is a cohort of one, and joins another when it no longer does.
+//!
+//! Rule: all lists of members and topics are kept in step here and nowhere else.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::sync::Arc;
+
+use hashbrown::HashMap;
+
+use super::reader::Joins;
+use super::resume::Catching;
+use super::rights::Rights;
+use super::store::Store;
+use super::topic::matches;
+use super::{COHORT, ConnKey, Dialect, Profile};
+
+pub(super) const NONE: u32 = u32::MAX;
+
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub(super) struct Key {
+    pub(super) tenant: Box<str>,
+    pub(super) rights: Rights,
+    pub(super) dialect: Dialect,
+    pub(super) patterns: Vec<Box<str>>,
+}
+
+impl Key {
+    fn hears(&self, tenant: &str, topic: &str) -> bool {
+        *tenant == *self.tenant
+            && self.rights.may_hear(topic)
+            && self.patterns.iter().any(|pattern| matches(pattern, topic))
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Audience {
+    pub(super) key: Arc<Key>,
+    pub(super) topics: Vec<u32>,
+    pub(super) members: usize,
+    pub(super) cohorts: usize,
+    /// Cohorts that have everything.
+    pub(super) idle: Vec<u32>,
+    /// The period of the governor in which it was counted.
+    pub(super) period: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    Idle,
+    Queued,
+    Held,
+}
+
+#[derive(Debug)]
+pub(super) struct Cohort {
+    pub(super) audience: u32,
+    pub(super) cursor: u64,
+    pub(super) served_ms: u64,
+    pub(super) state: State,
+    /// Tells an entry of the queue that is meant from one that is not any more.
+    pub(super) stamp: u64,
+    pub(super) members: Vec<u32>,
+    /// Members that have no room.
+    pub(super) busy: u32,
+    pub(super) joins: Option<Arc<Joins>>,
+    /// A restart is to be told.
+    pub(super) reset: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Conn {
+    generation: u32,
+    /// NONE without subscriptions.
+    pub(super) cohort: u32,
+    slot: u32,
+    pub(super) busy: bool,
+    pub(super) profile: Arc<Profile>,
+    pub(super) catching: Option<Box<Catching>>,
+}
+
+/// Where a connection is.
+#[derive(Debug, Clone)]
+pub(super) struct Standing {
+    pub(super) cursor: u64,
+    /// Whether it has everything up to there, and there is no more.
+    pub(super) idle: bool,
+    pub(super) served_ms: u64,
+    pub(super) joins: Option<Arc<Joins>>,
+    pub(super) reset: bool,
+}
+
+/// All connections of a hub.
+#[derive(Debug, Default)]
+pub(super) struct Fleet {
+    pub(super) conns: Vec<Option<Conn>>,
+    generations: Vec<u32>,
+    free: Vec<u32>,
+    pub(super) audiences: Vec<Option<Audience>>,
+    free_audiences: Vec<u32>,
+    interned: HashMap<Arc<Key>, u32>,
+    /// Audiences by what comes before the star of one of their patterns.
+    wild: HashMap<Box<str>, Vec<u32>>,
+    pub(super) cohorts: Vec<Option<Cohort>>,
+    free_cohorts: Vec<u32>,
+    pub(super) queue: BinaryHeap<Reverse<(u64, u64, u32)>>,
+    pub(super) stamp: u64,
+    pub(super) period: u64,
+    connections: usize,
+    subscriptions: usize,
+}
+
+impl Fleet {
+    // --- connections -------------------------------------------------------------------------------------------------
+
+    pub(super) const fn len(&self) -> usize {
+        self.connections
+    }
+
+    pub(super) const fn subscriptions(&self) -> usize {
+        self.subscriptions
+    }
+
+    pub(super) fn audience_count(&self) -> usize {
+        self.interned.len()
+    }
+
+    pub(super) const fn cohort_count(&self) -> usize {
+        self.cohorts.len() - self.free_cohorts.len()
+    }
+
+    pub(super) fn connect(&mut self, profile: Arc<Profile>) -> ConnKey {
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.conns.push(None);
+            self.generations.push(0);
+            self.conns.len() as u32 - 1
+        });
+        let generation = self.generations[index as usize];
+        let conn = Conn { generation, cohort: NONE, slot: 0, busy: false, profile, catching: None };
+        self.conns[index as usize] = Some(conn);
+        self.connections += 1;
+        ConnKey { index, generation }
+    }
+
+    pub(super) fn remove(&mut self, index: u32) {
+        if self.conns[index as usize].take().is_some() {
+            self.generations[index as usize] = self.generations[index as usize].wrapping_add(1);
+            self.free.push(index);
+            self.connections -= 1;
+        }
+    }
+
+    pub(super) fn get(&self, key: ConnKey) -> Option<&Conn> {
+        self.conn(key.index).filter(|conn| conn.generation == key.generation)
+    }
+
+    pub(super) fn get_mut(&mut self, key: ConnKey) -> Option<&mut Conn> {
+        self.conns.get_mut(key.index as usize)?.as_mut().filter(|conn| conn.generation == key.generation)
+    }
+
+    pub(super) fn conn(&self, index: u32) -> Option<&Conn> {
+        self.conns.get(index as usize)?.as_ref()
+    }
+
+    pub(super) fn key(&self, index: u32) -> ConnKey {
+        ConnKey { index, generation: self.generations[index as usize] }
+    }
+
+    pub(super) fn set_profile(&mut self, index: u32, profile: Arc<Profile>) {
+        if let Some(conn) = &mut self.conns[index as usize] {
+            conn.profile = profile;
+        }
+    }
+
+    pub(super) fn set_busy(&mut self, index: u32, busy: bool) {
+        let Some(conn) = &mut self.conns[index as usize] else { return };
+        if std::mem::replace(&mut conn.busy, busy) != busy
+            && let Some(cohort) = self.cohorts.get_mut(conn.cohort as usize).and_then(Option::as_mut)
+        {
+            cohort.busy = if busy { cohort.busy + 1 } else { cohort.busy - 1 };
+        }
+    }
+
+    fn cohort_of(&self, index: u32) -> Option<&Cohort> {
+        self.cohort(self.conn(index)?.cohort)
+    }
+
+    pub(super) fn cohort(&self, id: u32) -> Option<&Cohort> {
+        self.cohorts.get(id as usize)?.as_ref()
+    }
+
+    pub(super) fn cohort_mut(&mut self, id: u32) -> Option<&mut Cohort> {
+        self.cohorts.get_mut(id as usize)?.as_mut()
+    }
+
+    pub(super) fn audience(&self, id: u32) -> Option<&Audience> {
+        self.audiences.get(id as usize)?.as_ref()
+    }
+
+    pub(super) fn audience_of(&self, index: u32) -> Option<&Audience> {
+        self.audience(self.cohort_of(index)?.audience)
+    }
+
+    pub(super) fn patterns(&self, index: u32) -> &[Box<str>] {
+        self.audience_of(index).map_or(&[], |audience| &audience.key.patterns)
+    }
+
+    /// Where a connection is; `top` is the present order.
+    pub(super) fn standing(&self, index: u32, top: u64) -> Standing {
+        match self.cohort_of(index) {
+            Some(cohort) => Standing {
+                cursor: if cohort.state == State::Idle { top } else { cohort.cursor },
+                idle: cohort.state == State::Idle,
+                served_ms: cohort.served_ms,
+                joins: cohort.joins.clone(),
+                reset: cohort.reset,
+            },
+            None => Standing { cursor: top, idle: true, served_ms: 0, joins: None, reset: false },
+        }
+    }
+
+    /// The order that everyone has come to.
+    pub(super) fn slowest(&self, top: u64) -> u64 {
+        let behind = self.cohorts.iter().flatten().filter(|cohort| cohort.state != State::Idle);
+        behind.map(|cohort| cohort.cursor).min().unwrap_or(top)
+    }
+
+    // --- moving ------------------------------------------------------------------------------------------------------
+
+    /// Takes a connection out of its cohort.
+    pub(super) fn leave(&mut self, store: &mut Store, index: u32) {
+        let Some(audience) = self.detach(index) else { return };
+        self.release(store, audience);
+    }
+
+    /// The same, and the audience may be left without members.
+    fn detach(&mut self, index: u32) -> Option<u32> {
+        let conn = self.conns[index as usize].as_mut()?;
+        let (id, slot, busy) = (std::mem::replace(&mut conn.cohort, NONE), conn.slot as usize, conn.busy);
+        let cohort = self.cohorts.get_mut(id as usize)?.as_mut()?;
+        cohort.members.swap_remove(slot);
+        cohort.busy -= u32::from(busy);
+        let (audience, empty) = (cohort.audience, cohort.members.is_empty());
+        if let Some(moved) = cohort.members.get(slot).copied()
+            && let Some(moved) = &mut self.conns[moved as usize]
+        {
+            moved.slot = slot as u32;
+        }
+        if empty {
+            self.drop_cohort(id);
+        }
+        let found = self.audiences[audience as usize].as_mut()?;
+        found.members -= 1;
+        self.subscriptions -= found.key.patterns.len();
+        Some(audience)
+    }
+
+    fn drop_cohort(&mut self, id: u32) {
+        let Some(cohort) = self.cohorts[id as usize].take() else { return };
+        self.free_cohorts.push(id);
+        if let Some(audience) = &mut self.audiences[cohort.audience as usize] {
+            audience.cohorts -= 1;
+            audience.idle.retain(|other| *other != id);
+        }
+    }
+
+    /// Gives a connection these patterns, at this standing.
+    pub(super) fn place(&mut self, store: &mut Store, index: u32, patterns: Vec<Box<str>>, standing: Standing) {
+        let before = self.detach(index);
+        if !patterns.is_empty()
+            && let Some(profile) = self.conn(index).map(|conn| Arc::clone(&conn.profile))
+        {
+            let audience = self.intern(store, &profile, patterns);
+            self.attach(index, audience, standing);
+        }
+        if let Some(audience) = before {
+            self.release(store, audience);
+        }
+    }
+
+    fn attach(&mut self, index: u32, audience: u32, standing: Standing) {
+        let Some(found) = self.audiences[audience as usize].as_mut() else { return };
+        found.members += 1;
+        self.subscriptions += found.key.patterns.len();
+        let id = match self.company(audience, &standing) {
+            Some(id) => id,
+            None => self.new_cohort(audience, standing),
+        };
+        self.seat(index, id);
+    }
+
+    fn seat(&mut self, index: u32, id: u32) {
+        let Some(cohort) = self.cohorts[id as usize].as_mut() else { return };
+        let Some(conn) = &mut self.conns[index as usize] else { return };
+        (conn.cohort, conn.slot) = (id, cohort.members.len() as u32);
+        cohort.busy += u32::from(conn.busy);
+        cohort.members.push(index);
+    }
+
+    /// An idle cohort with room that one with this standing can join.
+    fn company(&mut self, audience: u32, standing: &Standing) -> Option<u32> {
+        if !standing.idle || standing.joins.is_some() || standing.reset {
+            return None;
+        }
+        let idle = &self.audiences[audience as usize].as_ref()?.idle;
+        let id = *idle.last()?;
+        let cohort = self.cohorts[id as usize].as_mut()?;
+        if cohort.members.len() >= COHORT || cohort.joins.is_some() || cohort.reset {
+            return None;
+        }
+        cohort.served_ms = cohort.served_ms.max(standing.served_ms);
+        cohort.cursor = cohort.cursor.max(standing.cursor);
+        Some(id)
+    }
+
+    fn new_cohort(&mut self, audience: u32, standing: Standing) -> u32 {
+        let state = if standing.idle && !standing.reset { State::Idle } else { State::Held };
+        let cohort = Cohort {
+            audience,
+            cursor: standing.cursor,
+            served_ms: standing.served_ms,
+            state,
+            stamp: 0,
+            members: Vec::new(),
+            busy: 0,
+            joins: standing.joins,
+            reset: standing.reset,
+        };
+        let id = if let Some(id) = self.free_cohorts.pop() {
+            self.cohorts[id as usize] = Some(cohort);
+            id
+        } else {
+            self.cohorts.push(Some(cohort));
+            self.cohorts.len() as u32 - 1
+        };
+        if let Some(audience) = &mut self.audiences[audience as usize] {
+            audience.cohorts += 1;
+            if state == State::Idle {
+                audience.idle.push(id);
+            }
+        }
+        id
+    }
+
+    /// Makes one member of a cohort a cohort of its own, held, at this standing.
+    pub(super) fn part(&mut self, index: u32, standing: Standing) {
+        let Some(audience) = self.cohort_of(index).map(|cohort| cohort.audience) else { return };
+        // The audience gets it back at once, so it is not without members in between.
+        if self.detach(index).is_some() {
+            self.attach(index, audience, Standing { idle: false, ..standing });
+        }
+    }
+
+    /// Lets a held connection go on, unless it has no room or is catching up.
+    pub(super) fn wake(&mut self, index: u32, now_ms: u64, window_ms: u64) {
+        let Some(conn) = self.conn(index).filter(|conn| !conn.busy && conn.catching.is_none()) else { return };
+        let id = conn.cohort;
+        if self.cohort(id).is_some_and(|cohort| cohort.state == State::Held) {
+            self.queue(id, now_ms, window_ms);
+        }
+    }
+
+    /// Leaves the first `count` members in a cohort; the others are a cohort like it, that is returned.
+    pub(super) fn split(&mut self, id: u32, count: usize) -> Option<u32> {
+        let cohort = self.cohorts[id as usize].as_mut()?;
+        if cohort.members.len() <= count {
+            return None;
+        }
+        let rest = cohort.members.split_off(count);
+        let audience = cohort.audience;
+        let standing = Standing {
+            cursor: cohort.cursor,
+            idle: false,
+            served_ms: cohort.served_ms,
+            joins: cohort.joins.clone(),
+            reset: cohort.reset,
+        };
+        cohort.busy = 0;
+        let other = self.new_cohort(audience, standing);
+        for index in rest {
+            self.seat(index, other);
+        }
+        let busy = self.cohort(id).map_or(0, |cohort| {
+            cohort.members.iter().filter(|index| self.conn(**index).is_some_and(|conn| conn.busy)).count() as u32
+        });
+        if let Some(cohort) = self.cohort_mut(id) {
+            cohort.busy = busy;
+        }
+        Some(other)
+    }
+
+    /// A cohort has everything; a small one joins another.
+    pub(super) fn settle(&mut self, id: u32) {
+        let Some(cohort) = self.cohorts[id as usize].as_mut() else { return };
+        cohort.state = State::Idle;
+        let (audience, cursor, served_ms) = (cohort.audience, cohort.cursor, cohort.served_ms);
+        let whole = cohort.joins.is_none() && !cohort.reset;
+        let count = cohort.members.len();
+        let last = self.audiences[audience as usize].as_ref().and_then(|found| found.idle.last().copied());
+        if let Some(other) = last
+            && whole
+            && let Some(company) = self.cohorts[other as usize].as_mut()
+            && company.members.len() + count <= COHORT
+            && company.joins.is_none()
+            && !company.reset
+        {
+            company.served_ms = company.served_ms.max(served_ms);
+            company.cursor = company.cursor.max(cursor);
+            let members = self.cohorts[id as usize].as_mut().map(|cohort| std::mem::take(&mut cohort.members));
+            self.drop_cohort(id);
+            for index in members.unwrap_or_default() {
+                self.seat(index, other);
+            }
+        } else if let Some(found) = &mut self.audiences[audience as usize] {
+            found.idle.push(id);
+        }
+    }
+
+    // --- audiences and topics ----------------------------------------------------------------------------------------
+
+    fn intern(&mut self, store: &mut Store, profile: &Profile, mut patterns: Vec<Box<str>>) -> u32 {
+        patterns.sort_unstable();
+        patterns.dedup();
+        let hears_users = patterns.iter().any(|pattern| &**pattern == "*" || pattern.starts_with("user."));
+        let rights = if hears_users { profile.rights.clone() } else { profile.rights.of_anybody() };
+        let key = Arc::new(Key { tenant: profile.tenant.clone(), rights, dialect: profile.dialect, patterns });
+        if let Some(id) = self.interned.get(&key) {
+            return *id;
+        }
+        let (topics, idle) = (Vec::new(), Vec::new());
+        let audience = Audience { key: Arc::clone(&key), topics, members: 0, cohorts: 0, idle, period: 0 };
+        let id = if let Some(id) = self.free_audiences.pop() {
+            self.audiences[id as usize] = Some(audience);
+            id
+        } else {
+            self.audiences.push(Some(audience));
+            self.audiences.len() as u32 - 1
+        };
+        self.interned.insert(Arc::clone(&key), id);
+        self.link_audience(store, id, &key);
+        id
+    }
+
+    fn link_audience(&mut self, store: &mut Store, id: u32, key: &Key) {
+        let mut topics = Vec::new();
+        let mut is_wild = false;
+        for pattern in &key.patterns {
+            if let Some(prefix) = wild_prefix(pattern) {
+                let audiences = self.wild.entry_ref(prefix).or_default();
+                if !audiences.contains(&id) {
+                    audiences.push(id);
+                }
+                is_wild = true;
+            } else if key.rights.may_hear(pattern) {
+                let (topic, made) = store.open(&key.tenant, pattern);
+                if made {
+                    self.link_topic(store, topic);
+                }
+                topics.push(topic);
+            }
+        }
+        if is_wild {
+            topics =
+                store.topics().filter(|(_, log)| key.hears(&log.tenant, &log.name)).map(|(topic, _)| topic).collect();
+        }
+        for topic in topics {
+            self.link(store, id, topic);
+        }
+    }
+
+    fn link(&mut self, store: &mut Store, audience: u32, topic: u32) {
+        let Some(log) = store.topic_mut(topic) else { return };
+        if let Err(place) = log.audiences.binary_search(&audience) {
+            log.audiences.insert(place, audience);
+            if let Some(found) = &mut self.audiences[audience as usize] {
+                found.topics.push(topic);
+            }
+        }
+    }
+
+    /// A topic is new: whose patterns include it?
+    pub(super) fn link_topic(&mut self, store: &mut Store, topic: u32) {
+        let Some(log) = store.topic(topic) else { return };
+        if self.wild.is_empty() {
+            return;
+        }
+        let (tenant, name) = (log.tenant.clone(), log.name.clone());
+        let mut end = 0;
+        loop {
+            if let Some(audiences) = self.wild.get(&name[..end]) {
+                let hears = |id: &u32| self.audience(*id).is_some_and(|audience| audience.key.hears(&tenant, &name));
+                let hearing: Vec<u32> = audiences.iter().copied().filter(hears).collect();
+                for audience in hearing {
+                    self.link(store, audience, topic);
+                }
+            }
+            let from = if end == 0 { 0 } else { end + 1 };
+            match name.get(from..).and_then(|rest| rest.find('.')) {
+                Some(dot) => end = from + dot,
+                None => return,
+            }
+        }
+    }
+
+    /// Gives up an audience without members.
+    fn release(&mut self, store: &mut Store, id: u32) {
+        if self.audience(id).is_none_or(|audience| audience.members > 0) {
+            return;
+        }
+        let Some(audience) = self.audiences[id as usize].take() else { return };
+        self.free_audiences.push(id);
+        self.interned.remove(&audience.key);
+        for prefix in audience.key.patterns.iter().filter_map(|pattern| wild_prefix(pattern)) {
+            if let Some(audiences) = self.wild.get_mut(prefix) {
+                audiences.retain(|other| *other != id);
+                if audiences.is_empty() {
+                    self.wild.remove(prefix);
+                }
+            }
+        }
+        for topic in audience.topics {
+            if let Some(log) = store.topic_mut(topic) {
+                log.audiences.retain(|other| *other != id);
+            }
+            store.release(topic);
+        }
+    }
+}
+
+fn wild_prefix(pattern: &str) -> Option<&str> {
+    if pattern == "*" { Some("") } else { pattern.strip_suffix(".*").filter(|prefix| !prefix.is_empty()) }
+}

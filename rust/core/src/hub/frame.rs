@@ -1,0 +1,233 @@
+//! What goes to clients: frames, and the turns in which connections take them.
+//!
+//! Strategy: a frame is a whole text message, built once for everyone who gets the same events. A turn is what one cohort gets
+//! at once; it remembers the order after each frame, so that a connection that took only some of them goes on from there.
+//!
+//! Rules: what a client sees of an event is the JSON that was published; `s` is the list of numbers, or the first and the last
+//! when there are more than two without a hole; positions are honest after each frame.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use super::log::{Kind, TopicLog};
+use super::position::quote;
+use super::reader::Joins;
+use super::store::Store;
+
+/// What frames look like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Dialect {
+    /// One JSON object an event.
+    Plain,
+    /// `flx.v1`: events of a topic in batches.
+    Batched,
+}
+
+/// One text message of the protocol, without the header of a transport.
+#[derive(Clone, Debug)]
+pub struct Frame {
+    /// JSON in UTF-8.
+    pub payload: Arc<[u8]>,
+    /// Events in it.
+    pub events: u32,
+}
+
+impl Frame {
+    pub(super) fn control(text: String) -> Self {
+        Self { payload: text.into_bytes().into(), events: 0 }
+    }
+}
+
+/// What a cohort gets at once: at least one frame.
+#[derive(Debug)]
+pub struct Turn {
+    /// Different for each turn of a hub, for transports that keep something per turn.
+    pub number: u64,
+    /// The messages, in this order.
+    pub frames: Vec<Frame>,
+    /// The order before the first frame, and after each.
+    pub(super) start: u64,
+    pub(super) ends: Vec<u64>,
+    pub(super) joins: Option<Arc<Joins>>,
+    /// Whether the first frame tells of a restart.
+    pub(super) reset: bool,
+}
+
+/// The entries `from..to` of a topic, next to one another for their reader too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Run {
+    pub(super) topic: u32,
+    pub(super) from: usize,
+    pub(super) to: usize,
+}
+
+/// Builds the frames of a run; `each` gets them with the order after them.
+pub(super) fn frames_of(
+    store: &Store,
+    run: Run,
+    dialect: Dialect,
+    frame_bytes: usize,
+    mut each: impl FnMut(Frame, u64),
+) {
+    let Some(topic) = store.topic(run.topic) else { return };
+    let mut from = run.from;
+    while from < run.to {
+        let to = match dialect {
+            Dialect::Plain => from + 1,
+            Dialect::Batched => topic.within(from, run.to, frame_bytes),
+        };
+        let order = topic.entries[to - 1].order;
+        let pos = store.encode_position(order, &topic.tenant);
+        let epoch = if topic.kind == Kind::Local { &store.local_epoch } else { &store.epoch };
+        let bytes = match dialect {
+            Dialect::Plain => plain(topic, from, epoch, &pos),
+            Dialect::Batched => batch(topic, from, to, epoch, &pos),
+        };
+        each(Frame { payload: bytes.into(), events: (to - from) as u32 }, order);
+        from = to;
+    }
+}
+
+fn plain(topic: &TopicLog, index: usize, epoch: &str, pos: &str) -> Vec<u8> {
+    let entry = topic.entries[index];
+    let mut out = plain_head(&topic.name, entry.seq, topic.prev(index), epoch, entry.ts_us, pos);
+    topic.copy(index, index + 1, &mut out);
+    out.push(b'}');
+    out
+}
+
+fn plain_head(topic: &str, seq: u64, prev: u64, epoch: &str, ts_us: u64, pos: &str) -> Vec<u8> {
+    let mut text = String::with_capacity(256);
+    text.push_str(r#"{"type":"event","event":"#);
+    quote(topic, &mut text);
+    let _ = write!(text, r#","seq":{seq},"prev":{prev},"epoch":"#);
+    quote(epoch, &mut text);
+    let _ = write!(text, r#","ts":{ts_us},"pos":"{pos}","data":"#);
+    text.into_bytes()
+}
+
+fn batch(topic: &TopicLog, from: usize, to: usize, epoch: &str, pos: &str) -> Vec<u8> {
+    let (first, last) = (topic.entries[from], topic.entries[to - 1]);
+    let mut text = String::with_capacity(160 + topic.len_of(from, to));
+    batch_head(&topic.name, epoch, &mut text);
+    if to - from > 2 && last.seq - first.seq == (to - from - 1) as u64 {
+        let _ = write!(text, "{},{}", first.seq, last.seq);
+    } else {
+        write_numbers(topic.entries.range(from..to).map(|entry| entry.seq), &mut text);
+    }
+    batch_middle(topic.prev(from), pos, last.ts_us, &mut text);
+    let mut out = text.into_bytes();
+    topic.copy(from, to, &mut out);
+    out.extend_from_slice(b"]}");
+    out
+}
+
+fn write_numbers(numbers: impl Iterator<Item = u64>, text: &mut String) {
+    for (index, number) in numbers.enumerate() {
+        if index > 0 {
+            text.push(',');
+        }
+        let _ = write!(text, "{number}");
+    }
+}
+
+fn batch_head(topic: &str, epoch: &str, text: &mut String) {
+    text.push_str(r#"{"t":"#);
+    quote(topic, text);
+    text.push_str(r#","e":"#);
+    quote(epoch, text);
+    text.push_str(r#","s":["#);
+}
+
+fn batch_middle(prev: u64, pos: &str, ts_us: u64, text: &mut String) {
+    let _ = write!(text, r#"],"prev":{prev},"pos":"{pos}","ts":{ts_us},"d":["#);
+}
+
+/// An event that is not in memory (the daemon told it again).
+pub(super) struct Told<'a> {
+    pub(super) topic: &'a str,
+    pub(super) seq: u64,
+    pub(super) prev: u64,
+    pub(super) ts_us: u64,
+    pub(super) json: &'a str,
+}
+
+/// The frame of events of one topic that follow one another; in the plain dialect of the only one.
+pub(super) fn frame_of_told(events: &[Told<'_>], dialect: Dialect, epoch: &str, pos: &str) -> Option<Frame> {
+    let (first, last) = (events.first()?, events.last()?);
+    let mut out = match dialect {
+        Dialect::Plain => plain_head(last.topic, last.seq, last.prev, epoch, last.ts_us, pos),
+        Dialect::Batched => {
+            let mut text = String::new();
+            batch_head(first.topic, epoch, &mut text);
+            write_numbers(events.iter().map(|event| event.seq), &mut text);
+            batch_middle(first.prev, pos, last.ts_us, &mut text);
+            text.into_bytes()
+        }
+    };
+    for (index, event) in events.iter().enumerate() {
+        if index > 0 {
+            out.push(b',');
+        }
+        out.extend_from_slice(event.json.as_bytes());
+    }
+    out.extend_from_slice(if dialect == Dialect::Plain { b"}" } else { b"]}" });
+    Some(Frame { payload: out.into(), events: events.len() as u32 })
+}
+
+/// `subscribed`: what follows begins at `pos`.
+pub(super) fn subscribed(pattern: &str, pos: &str) -> Frame {
+    let mut text = String::from(r#"{"type":"subscribed","event":"#);
+    quote(pattern, &mut text);
+    text.push_str(r#","pos":"#);
+    quote(pos, &mut text);
+    text.push('}');
+    Frame::control(text)
+}
+
+/// What was skipped.
+pub(super) struct Gap<'a> {
+    /// The topic or pattern; None is everything.
+    pub(super) topic: Option<&'a str>,
+    /// Numbers of the topic between these may be missing.
+    pub(super) between: Option<(u64, u64)>,
+    pub(super) epoch: &'a str,
+    pub(super) reason: &'a str,
+    /// Where it goes on, where that is known.
+    pub(super) pos: Option<&'a str>,
+    /// The execution whose log it is: its lines can still be read.
+    pub(super) log_of: Option<&'a str>,
+}
+
+/// A gap is always told.
+pub(super) fn gap(gap: &Gap<'_>, dialect: Dialect) -> Frame {
+    let mut text = String::with_capacity(160);
+    match dialect {
+        Dialect::Plain => {
+            text.push_str(r#"{"type":"error","code":"gap","message":"Events were skipped; what follows is new""#);
+            if let Some(topic) = gap.topic {
+                text.push_str(r#","event":"#);
+                quote(topic, &mut text);
+            }
+        }
+        Dialect::Batched => {
+            text.push_str(r#"{"type":"gap","t":"#);
+            quote(gap.topic.unwrap_or("*"), &mut text);
+        }
+    }
+    if let Some((after, before)) = gap.between {
+        let _ = write!(text, r#","after":{after},"before":{before}"#);
+    }
+    for (name, value) in [("reason", Some(gap.reason)), ("epoch", Some(gap.epoch)), ("pos", gap.pos)] {
+        if let Some(value) = value {
+            let _ = write!(text, r#","{name}":"#);
+            quote(value, &mut text);
+        }
+    }
+    if let (Some(execution), Some((after, _))) = (gap.log_of, gap.between) {
+        text.push_str(r#","href":"#);
+        quote(&format!("/v1/executions/{execution}/logs?from={}", after + 1), &mut text);
+    }
+    text.push('}');
+    Frame::control(text)
+}

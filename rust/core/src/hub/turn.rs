@@ -1,0 +1,333 @@
+//! Who is served next, and with what.
+//!
+//! Strategy: [`Hub::take`] serves cohorts that are due, the one that waits longest first, each with one turn, and takes for
+//! granted that all of it is sent; the shell says where it was not. A turn is everything of the audience's topics after the
+//! cohort's cursor, in the order it came, up to a bound of bytes; what was cut before the cohort had it is told before. The
+//! events are found by looking into the audience's topics when these are few, along the ring otherwise, so the cost goes with
+//! the events or the topics, whichever are fewer.
+//!
+//! Rule: the same events of a topic make the same frame for everyone; within one `take` it is built once for all audiences.
+
+use std::sync::Arc;
+
+use hashbrown::HashMap;
+
+use super::audience::{Audience, Standing, State};
+use super::frame::{self, Frame, Gap, Run, Turn};
+use super::log::{Kind, TopicLog};
+use super::reader::Joins;
+use super::{ConnKey, Dialect, Hub};
+
+/// Topics that are looked into one by one in any case.
+const FEW: usize = 8;
+
+/// A connection and what it gets.
+#[derive(Clone, Debug)]
+pub struct Delivery {
+    /// Who gets it.
+    pub conn: ConnKey,
+    /// All its frames, in order.
+    pub turn: Arc<Turn>,
+}
+
+/// Frames of this `take`: by topic, first and last order, and dialect.
+type Built = HashMap<(u32, u64, u64, Dialect), Arc<[(Frame, u64)]>>;
+
+/// An event that is to be told: its order, topic, and index there.
+type Pick = (u64, u32, usize);
+
+impl Hub {
+    /// Adds what is due to `out`, for at most `room` connections.
+    pub fn take(&mut self, now_ms: u64, room: usize, out: &mut Vec<Delivery>) {
+        let mut built = Built::new();
+        let full = out.len() + room;
+        // Once each: what a connection did with one turn is said before it gets another.
+        let mut again = Vec::new();
+        while out.len() < full
+            && let Some(cohort) = self.fleet.next(now_ms)
+        {
+            if self.serve(cohort, now_ms, full - out.len(), &mut built, out) {
+                again.push(cohort);
+            }
+        }
+        for cohort in again {
+            self.fleet.queue(cohort, now_ms, 0);
+        }
+    }
+
+    /// When `take` has something next, by the clock of the caller; None when it waits for events.
+    #[must_use]
+    pub fn wakes_at(&self) -> Option<u64> {
+        self.fleet.wakes_at()
+    }
+
+    /// A connection took only the first `taken` frames of a turn: it goes on after them when it is `writable`.
+    pub fn put_back(&mut self, conn: ConnKey, turn: &Turn, taken: usize) {
+        if self.fleet.get(conn).is_none() {
+            return;
+        }
+        self.fleet.set_busy(conn.index, true);
+        if taken >= turn.frames.len() {
+            return;
+        }
+        let present = self.fleet.standing(conn.index, self.store.order);
+        let standing = Standing {
+            cursor: if taken == 0 { turn.start } else { turn.ends[taken - 1] },
+            idle: false,
+            served_ms: present.served_ms,
+            joins: turn.joins.clone(),
+            reset: present.reset || (turn.reset && taken == 0),
+        };
+        self.fleet.part(conn.index, standing);
+    }
+
+    /// A connection took all, and has no room for more until it is `writable`.
+    pub fn busy(&mut self, conn: ConnKey) {
+        if self.fleet.get(conn).is_some() {
+            self.fleet.set_busy(conn.index, true);
+        }
+    }
+
+    /// A connection has room again.
+    pub fn writable(&mut self, conn: ConnKey, now_ms: u64) {
+        if self.fleet.get(conn).is_some() {
+            self.fleet.set_busy(conn.index, false);
+            self.fleet.wake(conn.index, now_ms, self.governor.window_ms());
+        }
+    }
+
+    /// Serves a cohort; whether it has more to get.
+    fn serve(&mut self, id: u32, now_ms: u64, room: usize, built: &mut Built, out: &mut Vec<Delivery>) -> bool {
+        if !self.part_busy(id) {
+            return false;
+        }
+        if let Some(rest) = self.fleet.split(id, room) {
+            self.fleet.queue(rest, now_ms, 0);
+        }
+        let top = self.store.order;
+        let Some(turn) = self.build(id, built) else {
+            if let Some(cohort) = self.fleet.cohort_mut(id) {
+                cohort.cursor = top;
+            }
+            self.settle_cohort(id, now_ms);
+            return false;
+        };
+        let end = turn.ends.last().copied().unwrap_or(top);
+        let (turn, before) = (Arc::new(turn), out.len());
+        if let Some(cohort) = self.fleet.cohort_mut(id) {
+            (cohort.cursor, cohort.served_ms, cohort.reset) = (end, now_ms, false);
+        }
+        if let Some(cohort) = self.fleet.cohort(id) {
+            let members = cohort.members.iter();
+            out.extend(members.map(|index| Delivery { conn: self.fleet.key(*index), turn: Arc::clone(&turn) }));
+        }
+        let served = (out.len() - before) as u64;
+        self.stats.turns += 1;
+        self.stats.frames += served * turn.frames.len() as u64;
+        self.stats.delivered += served * turn.frames.iter().map(|frame| u64::from(frame.events)).sum::<u64>();
+        if end >= top {
+            self.settle_cohort(id, now_ms);
+        }
+        end < top
+    }
+
+    /// A cohort has come to the present.
+    fn settle_cohort(&mut self, id: u32, now_ms: u64) {
+        let top = self.store.order;
+        if let Some(cohort) = self.fleet.cohort_mut(id)
+            && cohort.joins.as_ref().is_some_and(|joins| joins.are_past(top, &self.store, now_ms))
+        {
+            cohort.joins = None;
+        }
+        self.fleet.settle(id);
+    }
+
+    /// Members that have no room go on alone, later; whether anybody is left.
+    fn part_busy(&mut self, id: u32) -> bool {
+        let Some(cohort) = self.fleet.cohort_mut(id) else { return false };
+        if cohort.busy == 0 {
+            return true;
+        }
+        if cohort.members.len() == 1 {
+            cohort.state = State::Held;
+            return false;
+        }
+        let standing = Standing {
+            cursor: cohort.cursor,
+            idle: false,
+            served_ms: cohort.served_ms,
+            joins: cohort.joins.clone(),
+            reset: cohort.reset,
+        };
+        for index in cohort.members.clone() {
+            if self.fleet.conn(index).is_some_and(|conn| conn.busy) {
+                self.fleet.part(index, standing.clone());
+            }
+        }
+        self.fleet.cohort(id).is_some()
+    }
+
+    // --- what a cohort gets ------------------------------------------------------------------------------------------
+
+    fn build(&mut self, id: u32, built: &mut Built) -> Option<Turn> {
+        let cohort = self.fleet.cohort(id)?;
+        let audience = self.fleet.audience(cohort.audience)?;
+        let (dialect, start, reset, joins) = (audience.key.dialect, cohort.cursor, cohort.reset, cohort.joins.clone());
+        let count = cohort.members.len() as u64;
+        let (mut frames, mut ends) = (Vec::new(), Vec::new());
+        if reset {
+            frames.push(self.restart_frame(&audience.key.tenant, dialect, start));
+            ends.push(start);
+        }
+        let told = frames.len();
+        self.tell_cuts(audience, start, joins.as_deref(), &mut frames);
+        ends.resize(frames.len(), start);
+        let evicted = (frames.len() - told) as u64;
+        let (runs, end) = self.runs_after(audience, start, joins.as_deref());
+        let shared = audience.cohorts > 1;
+        for run in runs {
+            let Some(topic) = self.store.topic(run.topic) else { continue };
+            if !shared && topic.audiences.len() == 1 {
+                self.frames_of(run, dialect, |frame, order| {
+                    frames.push(frame);
+                    ends.push(order);
+                });
+                continue;
+            }
+            let key = (run.topic, topic.entries[run.from].order, topic.entries[run.to - 1].order, dialect);
+            let ready = built.entry(key).or_insert_with(|| {
+                let mut made = Vec::new();
+                self.frames_of(run, dialect, |frame, order| made.push((frame, order)));
+                made.into()
+            });
+            for (frame, order) in ready.iter() {
+                frames.push(frame.clone());
+                ends.push(*order);
+            }
+        }
+        *ends.last_mut()? = end;
+        self.stats.gaps_evicted += evicted * count;
+        self.stats.gaps_restart += u64::from(reset) * count;
+        Some(Turn { number: self.stats.turns, frames, start, ends, joins, reset })
+    }
+
+    fn frames_of(&self, run: Run, dialect: Dialect, each: impl FnMut(Frame, u64)) {
+        frame::frames_of(&self.store, run, dialect, self.limits.frame_bytes, each);
+    }
+
+    /// The history ended; what follows is new from `order` on.
+    pub(super) fn restart_frame(&self, tenant: &str, dialect: Dialect, order: u64) -> Frame {
+        let pos = self.store.encode_position(order, tenant);
+        let (epoch, reason) = (&*self.store.epoch, &*self.restarted_by);
+        let gap = Gap { topic: None, between: None, epoch, reason, pos: Some(&pos), log_of: None };
+        frame::gap(&gap, dialect)
+    }
+
+    /// Gaps of topics of which something was cut that a reader at this order has not had.
+    pub(super) fn tell_cuts(&self, audience: &Audience, start: u64, joins: Option<&Joins>, frames: &mut Vec<Frame>) {
+        if self.store.cut_order <= start {
+            return;
+        }
+        for topic in audience.topics.iter().filter_map(|id| self.store.topic(*id)) {
+            if topic.floor_order > start && joins.is_none_or(|joins| joins.have_lost(topic)) {
+                let after = topic.seq_at(start);
+                frames.push(self.cut_frame(topic, after, "evicted", audience.key.dialect));
+            }
+        }
+    }
+
+    /// Nothing after this number, up to what is here, can be told any more.
+    pub(super) fn cut_frame(&self, topic: &TopicLog, after: u64, reason: &str, dialect: Dialect) -> Frame {
+        let (epoch, log_of) = match &topic.kind {
+            Kind::Local => (&self.store.local_epoch, None),
+            Kind::Log(execution) => (&self.store.epoch, Some(&**execution)),
+            Kind::Journal => (&self.store.epoch, None),
+        };
+        let between = Some((after, topic.floor_seq + 1));
+        frame::gap(&Gap { topic: Some(&topic.name), between, epoch, reason, pos: None, log_of }, dialect)
+    }
+
+    /// What comes after an order for an audience, in order, and the order after all of it.
+    fn runs_after(&self, audience: &Audience, start: u64, joins: Option<&Joins>) -> (Vec<Run>, u64) {
+        let top = self.store.order;
+        if let ([id], None) = (&*audience.topics, joins)
+            && let Some(topic) = self.store.topic(*id)
+        {
+            let (from, all) = (topic.after_order(start), topic.entries.len());
+            let to = topic.within(from, all, self.limits.turn_bytes);
+            let end = if to < all { topic.entries[to - 1].order } else { top };
+            return (if from < to { vec![Run { topic: *id, from, to }] } else { Vec::new() }, end);
+        }
+        let topics = audience.topics.len();
+        let narrow = topics <= FEW || topics as u64 <= top.saturating_sub(start) / 4;
+        let ring = if narrow { None } else { self.store.ring_after(start) };
+        let (mut picks, mut end) = match ring {
+            Some(ring) => self.picks_along(ring, audience),
+            None => self.picks_within(&audience.topics, start),
+        };
+        if let Some(joins) = joins {
+            picks.retain(|(_, id, index)| {
+                self.store.topic(*id).is_some_and(|topic| joins.pass(topic, &topic.entries[*index]))
+            });
+        }
+        let mut bytes = 0;
+        for (count, (_, id, index)) in picks.iter().enumerate() {
+            bytes += self.store.topic(*id).map_or(0, |topic| topic.len_of(*index, *index + 1));
+            if bytes > self.limits.turn_bytes && count > 0 {
+                end = picks[count - 1].0;
+                picks.truncate(count);
+                break;
+            }
+        }
+        (runs_of(&picks), end)
+    }
+
+    /// Events after an order by looking into each topic.
+    fn picks_within(&self, topics: &[u32], start: u64) -> (Vec<Pick>, u64) {
+        let (mut picks, mut end) = (Vec::new(), self.store.order);
+        for id in topics {
+            let Some(topic) = self.store.topic(*id) else { continue };
+            let (from, all) = (topic.after_order(start), topic.entries.len());
+            let to = topic.within(from, all, self.limits.turn_bytes);
+            if to < all {
+                end = end.min(topic.entries[to - 1].order);
+            }
+            picks.extend((from..to).map(|index| (topic.entries[index].order, *id, index)));
+        }
+        picks.sort_unstable();
+        picks.truncate(picks.partition_point(|pick| pick.0 <= end));
+        (picks, end)
+    }
+
+    /// Events along the ring that an audience hears.
+    fn picks_along(&self, ring: impl Iterator<Item = (u64, u32)>, audience: &Audience) -> (Vec<Pick>, u64) {
+        let (mut picks, mut bytes): (Vec<Pick>, usize) = (Vec::new(), 0);
+        let heard: hashbrown::HashSet<u32> = audience.topics.iter().copied().collect();
+        for (order, id) in ring.filter(|(_, id)| heard.contains(id)) {
+            let Some(topic) = self.store.topic(id) else { continue };
+            let index = topic.after_order(order - 1);
+            // Cut, when it is not there.
+            if topic.entries.get(index).is_some_and(|entry| entry.order == order) {
+                bytes += topic.len_of(index, index + 1);
+                if bytes > self.limits.turn_bytes && !picks.is_empty() {
+                    let end = picks.last().map_or(order, |pick| pick.0);
+                    return (picks, end);
+                }
+                picks.push((order, id, index));
+            }
+        }
+        (picks, self.store.order)
+    }
+}
+
+/// Picks that follow one another in their topic and for their reader.
+fn runs_of(picks: &[Pick]) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::new();
+    for (_, topic, index) in picks {
+        match runs.last_mut() {
+            Some(run) if run.topic == *topic && run.to == *index => run.to += 1,
+            _ => runs.push(Run { topic: *topic, from: *index, to: *index + 1 }),
+        }
+    }
+    runs
+}
