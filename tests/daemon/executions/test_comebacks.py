@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from flx_api.daemon.executions import Executions
+    from flx_api.daemon.journal import Tx
     from flx_api.models.execution import Execution
 
 
@@ -308,19 +310,33 @@ def test_by_hand_before_the_end_was_taken_notice_of(play: Callable[..., None]) -
             accepted = await submit(executions, "a")
             first = await stage.executor.run_of(accepted)
             first.say("one")
-            write = stage.journal.write
+            # Then its end is the next thing that is written.
+            await until(lambda: executions.get(accepted.id, DEFAULT_TENANT).status == "running", "the start")
+            write, begun, both = stage.journal.write, threading.Event(), threading.Event()
             retrying: list[asyncio.Task[Execution]] = []
 
+            def hold(_tx: Tx) -> None:
+                begun.set()
+                both.wait()
+
             async def then_another(change: Any) -> Any:
-                written = asyncio.ensure_future(write(change))
-                await asyncio.sleep(0)
-                if asyncio.current_task() in retrying:
-                    await asyncio.wait([written])
-                    await stage.executor.run_of(accepted, 2)
-                elif not (first.is_alive or retrying):
-                    retrying.append(asyncio.create_task(executions.retry(accepted.id, ALICE)))
+                task = asyncio.current_task()
+                if task in retrying:
+                    written = asyncio.ensure_future(write(change))
                     await asyncio.sleep(0)
-                return await written
+                    both.set()
+                    result = await written
+                    await stage.executor.run_of(accepted, 2)
+                    return result
+                if task is not None and task.get_name() == f"run {accepted.id}" and not (first.is_alive or retrying):
+                    # Both wait while the writer is kept busy, so that they are one group.
+                    busy = asyncio.ensure_future(write(hold))
+                    await until(begun.is_set, "the writer")
+                    retrying.append(asyncio.create_task(executions.retry(accepted.id, ALICE)))
+                    ended = await write(change)
+                    await busy
+                    return ended
+                return await write(change)
 
             stage.journal.write = then_another  # type: ignore[method-assign]
             first.end(1)
