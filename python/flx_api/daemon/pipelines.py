@@ -57,6 +57,7 @@ _ROWS = select(
     pipelines.c.retry_on,
 ).where(pipelines.c.tenant == bindparam("tenant"), pipelines.c.project_id == bindparam("project"))
 _ROW = _ROWS.where(pipelines.c.name == bindparam("key"))
+_INSERT = insert(pipelines)
 
 _names = elements(bindparam("names")).table_valued("value", name="names")
 _newest = executions.alias("newest")
@@ -122,27 +123,24 @@ def create(tx: Tx, model: ProjectModel, principal: Principal, args: PipelineCrea
     where = {"tenant": principal.tenant, "project": tx.project_id, "key": args.name}
     if args.name in model.jobs_by_name or tx.connection.execute(_ROW, where).one_or_none() is not None:
         raise Conflict(code="already_exists")
-    tx.connection.execute(
-        insert(pipelines),
-        {
-            "tenant": principal.tenant,
-            "project_id": tx.project_id,
-            "name": args.name,
-            "description": args.description,
-            "tasks": msgspec.json.encode(tasks_of(args)),
-            "environment": args.environment,
-            "tags": msgspec.json.encode(_without_repeats(args.tags)),
-            "revision": 1,
-            "created_us": tx.now_us,
-            "updated_us": tx.now_us,
-            "created_by": principal.subject,
-            "retries": args.retries,
-            "retry_backoff_s": args.retry_backoff_s,
-            "retry_on": msgspec.json.encode(_without_repeats(args.retry_on)),
-        },
-    )
+    # In the order of `_ROWS`: what is written is what is told, without another look.
+    row = {
+        "name": args.name,
+        "description": args.description,
+        "tasks": msgspec.json.encode(tasks_of(args)),
+        "environment": args.environment,
+        "tags": msgspec.json.encode(_without_repeats(args.tags)),
+        "revision": 1,
+        "created_us": tx.now_us,
+        "updated_us": tx.now_us,
+        "created_by": principal.subject,
+        "retries": args.retries,
+        "retry_backoff_s": args.retry_backoff_s,
+        "retry_on": msgspec.json.encode(_without_repeats(args.retry_on)),
+    }
+    tx.connection.execute(_INSERT, {"tenant": principal.tenant, "project_id": tx.project_id, **row})
     tx.emit(EVENTS, PipelineEvent("created", args.name, principal.subject), tenant=principal.tenant)
-    return find(tx.connection, model, principal.tenant, tx.project_id, args.name)
+    return _of_row(row.values())
 
 
 def change(tx: Tx, model: ProjectModel, principal: Principal, args: PipelineUpdateArgs) -> Pipeline:
@@ -303,7 +301,7 @@ def _of_job(job: Job) -> Pipeline:
     )
 
 
-def _of_row(row: Any) -> Pipeline:  # noqa: ANN401 - a row of _ROWS
+def _of_row(row: Iterable[Any]) -> Pipeline:
     # Unpacked, since a look-up by name in a row costs several times as much.
     name, description, tasks, environment, tags, revision, created_us, updated_us, created_by, *retry = row
     retries, retry_backoff_s, retry_on = retry

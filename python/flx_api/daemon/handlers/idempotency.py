@@ -18,7 +18,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import msgspec
-from sqlalchemy import insert, select
+from sqlalchemy import bindparam, insert, select
 
 from flx_api.daemon.journal.tables import idempotency
 from flx_api.errors import ValidationFailed
@@ -26,12 +26,28 @@ from flx_api.errors import ValidationFailed
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from sqlalchemy import ColumnElement, Connection
+    from sqlalchemy import Connection
 
     from flx_api.daemon.handlers.context import Context
     from flx_api.daemon.journal import Tx
 
 T = TypeVar("T", bound=msgspec.Struct)
+
+# Built once: a statement costs more to build than SQLite takes to carry it out.
+_OF_KEY = (
+    idempotency.c.tenant == bindparam("tenant"),
+    idempotency.c.subject == bindparam("subject"),
+    idempotency.c.key == bindparam("key"),
+)
+_STORED = select(
+    idempotency.c.project_id,
+    idempotency.c.command,
+    idempotency.c.body_hash,
+    idempotency.c.result,
+    idempotency.c.execution_id,
+).where(*_OF_KEY)
+_BEGUN = select(idempotency.c.execution_id).where(*_OF_KEY)
+_INSERT = insert(idempotency)
 
 
 class Stored(NamedTuple):
@@ -89,34 +105,24 @@ def look_up(tx: Tx, context: Context, command: str) -> Stored | None:
     """
     if context.idempotency_key is None:
         return None
-    row = tx.connection.execute(
-        select(
-            idempotency.c.project_id,
-            idempotency.c.command,
-            idempotency.c.body_hash,
-            idempotency.c.result,
-            idempotency.c.execution_id,
-        ).where(*_of(context))
-    ).one_or_none()
+    row = tx.connection.execute(_STORED, _of(context)).one_or_none()
     if row is None:
         return None
-    if (row.project_id, row.command, row.body_hash) != (tx.project_id, command, context.body_hash):
+    project_id, known_command, body_hash, result, execution_id = row
+    if (project_id, known_command, body_hash) != (tx.project_id, command, context.body_hash):
         raise ValidationFailed(code="idempotency_key_reuse")
-    return Stored(row.result, row.execution_id)
+    return Stored(result, execution_id)
 
 
 def begun(connection: Connection, context: Context) -> str | None:
     """The execution that the first command with this request's key began, if it began one."""
-    return connection.execute(select(idempotency.c.execution_id).where(*_of(context))).scalar()
+    return connection.execute(_BEGUN, _of(context)).scalar()
 
 
-def _of(context: Context) -> tuple[ColumnElement[bool], ...]:
+def _of(context: Context) -> dict[str, str | None]:
     """What the row of this request's key is found by."""
-    return (
-        idempotency.c.tenant == context.principal.tenant,
-        idempotency.c.subject == context.principal.subject,
-        idempotency.c.key == context.idempotency_key,
-    )
+    principal = context.principal
+    return {"tenant": principal.tenant, "subject": principal.subject, "key": context.idempotency_key}
 
 
 def remember(
@@ -126,11 +132,9 @@ def remember(
     if context.idempotency_key is None:
         return
     tx.connection.execute(
-        insert(idempotency),
+        _INSERT,
         {
-            "tenant": context.principal.tenant,
-            "subject": context.principal.subject,
-            "key": context.idempotency_key,
+            **_of(context),
             "project_id": tx.project_id,
             "command": command,
             "body_hash": context.body_hash,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from sqlalchemy import Connection, Engine
+    from sqlalchemy.pool import PoolProxiedConnection
 
 _FULL = frozenset({sqlite3.SQLITE_FULL})
 
@@ -103,11 +104,12 @@ def engine_of(url: str, *, read_only: bool, busy_timeout_ms: int = 2000) -> Engi
             # NORMAL may lose acknowledged commits when the power fails.
             connection.execute("PRAGMA synchronous=FULL")
 
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
+    def begin(dbapi_connection: PoolProxiedConnection) -> None:
         # A writer that begins DEFERRED can be refused in its middle, where the busy timeout does not apply.
-        connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+        dbapi_connection.cursor().execute("BEGIN" if read_only else "BEGIN IMMEDIATE")
 
+    # In the dialect's own place: a listener for it would make every statement look for listeners.
+    engine.dialect.do_begin = begin  # type: ignore[method-assign]
     return engine
 
 

@@ -26,7 +26,7 @@ import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
-from sqlalchemy import func, insert, select
+from sqlalchemy import bindparam, func, insert, select
 
 from flx_api.daemon.journal.tables import events, topic_heads
 from flx_api.daemon.journal.tail import EventRow
@@ -47,6 +47,11 @@ _ASKED_TIMES = 20
 _ASKED_EVERY_S = 0.1
 
 _insert_event = insert(events)
+_head_of = select(topic_heads.c.seq).where(
+    topic_heads.c.tenant == bindparam("tenant"),
+    topic_heads.c.project_id == bindparam("project_id"),
+    topic_heads.c.topic == bindparam("topic"),
+)
 
 
 class Pending(NamedTuple):
@@ -125,12 +130,8 @@ class Heads:
         if found is None:
             found = self._committed.get(topic)
         if found is None:
-            query = select(topic_heads.c.seq).where(
-                topic_heads.c.tenant == topic.tenant,
-                topic_heads.c.project_id == tx.project_id,
-                topic_heads.c.topic == topic.name,
-            )
-            found = self._committed[topic] = tx.connection.execute(query).scalar() or 0
+            mine = {"tenant": topic.tenant, "project_id": tx.project_id, "topic": topic.name}
+            found = self._committed[topic] = tx.connection.execute(_head_of, mine).scalar() or 0
         return found
 
     def committed(self) -> None:
