@@ -70,7 +70,7 @@ def test_beyond_the_limit_nothing_waits_for_longer_than_a_moment() -> None:
         burst = [asyncio.create_task(upstream.call(frame(), 20, read=True)) for _ in range(500)]
         assert BURST_S == upstream._patience_s("call")
         await asyncio.sleep(0)
-        assert len(upstream._queue) > 100
+        assert len(upstream._waiting) > 100
         refusals = await asyncio.gather(*burst, return_exceptions=True)
         assert {("overloaded", 1)} == {(error.code, error.retry_after_s) for error in refusals}  # type: ignore[union-attr]
         assert asyncio.get_running_loop().time() - before < 5
@@ -91,7 +91,7 @@ def test_a_burst_is_no_overload() -> None:
     async def story(_daemon: SmallDaemon, upstream: Upstream) -> None:
         replies = await asyncio.gather(*(upstream.call(frame(args=b"%d" % n), 5, read=True) for n in range(150)))
         assert [str(number) for number in range(150)] == [reply.result.decode() for reply in replies]
-        assert (0, len(upstream._queue)) == (upstream.in_flight, 0)
+        assert (0, len(upstream._waiting)) == (upstream.in_flight, 0)
         assert concurrency.FIRST <= upstream.state().pools[0].limit
 
     run(story)
@@ -103,7 +103,7 @@ def test_what_comes_free_goes_to_who_waits_the_longest() -> None:
         patient = upstream._patience_s
         upstream._patience_s = lambda kind: 20.0  # type: ignore[method-assign]  # noqa: ARG005
         waiting = [asyncio.create_task(upstream.call(frame(args=b"%d" % n), 20, read=True)) for n in range(5)]
-        while len(upstream._queue) < len(waiting):  # noqa: ASYNC110 - no event tells
+        while len(upstream._waiting) < len(waiting):  # noqa: ASYNC110 - no event tells
             await asyncio.sleep(0)
         upstream._patience_s = patient  # type: ignore[method-assign]
         waiting[1].cancel()

@@ -115,6 +115,7 @@ class Upstream:
         self._ready = self._streams.ready
         self._budget = RetryBudget(0.0)
         self._queue = Queue()
+        self._waiting = self._queue.waiting
         # Asking for the running loop is a system call (Python 3.11), and this is on every command's way.
         self._now: Callable[[], float] = lambda: asyncio.get_running_loop().time()
         self._primary: Connection | None = None
@@ -208,7 +209,7 @@ class Upstream:
         self._budget.sent(now)
         try:
             # The usual case in as few steps as possible; `_attempt` is the same for all cases.
-            if self._ready and not self._queue and not is_wait(frame) and self._credits.take():
+            if self._ready and not self._waiting and not is_wait(frame) and self._credits.take():
                 reply = await self._send(frame, deadline, "call")
             else:
                 reply = await self._attempt(frame, deadline)
@@ -255,7 +256,7 @@ class Upstream:
 
     def begin_now(self, frame: CommandFrame, deadline_s: float, reply: Reply) -> bool:
         """Do what `begin` does, if nothing has to be waited for; else nothing, and say so."""
-        if not self._ready or self._queue or is_wait(frame) or not self._grouped.take():
+        if not self._ready or self._waiting or is_wait(frame) or not self._grouped.take():
             return False
         if not self._credits.take():
             self._grouped.release()
@@ -439,7 +440,7 @@ class Upstream:
             ended.carrier.outstanding -= 1
         if ended.passage is not None and not ended.passage.is_over:
             ended.passage.unanswered(self._now(), self._jitter())
-        if self._queue:
+        if self._waiting:
             self._queue.wake()
         if ended.kind is not None:
             self._give_back(ended.kind)
@@ -476,12 +477,8 @@ class Upstream:
         if patient and self._queued < _MAX_QUEUED:
             self._queued += 1
             try:
-                async with asyncio.timeout(within_s):
-                    await credits_.acquire()
-            except TimeoutError:
-                pass
-            else:
-                return
+                if await credits_.acquire(within_s):
+                    return
             finally:
                 self._queued -= 1
         self._shed, self._shed_s = self._shed + 1, self._now()
@@ -524,7 +521,7 @@ class Upstream:
         """Do what `_put` does as soon as there is room, within so many seconds; else the credit goes back."""
         refused, until = Overloaded(retry_after_s=1), 0.0
         has_credit = True
-        may_put = not self._queue or kind == "wait" or frame.command in VITAL
+        may_put = not self._waiting or kind == "wait" or frame.command in VITAL
         try:
             while True:
                 if may_put:
@@ -534,7 +531,7 @@ class Upstream:
                         refused = error
                 now = self._now()
                 until = until or now + within_s
-                if refused.code != "overloaded" or now >= until or len(self._queue) >= _MAX_QUEUED:
+                if refused.code != "overloaded" or now >= until or len(self._waiting) >= _MAX_QUEUED:
                     self._shed, self._shed_s = self._shed + 1, now
                     raise refused  # noqa: TRY301 - the credit goes back in one place
                 if has_credit:
@@ -561,10 +558,18 @@ class Upstream:
     ) -> ReplyFrame:
         """Send a frame and wait for its reply. A probe holds no credit."""
         reply: asyncio.Future[ReplyFrame] = asyncio.get_running_loop().create_future()
-        if kind is None:
-            seq = self._put(frame, deadline, reply, kind, carrier)
-        else:
-            seq = await self._put_in_turn(frame, deadline, reply, kind, avoid=avoid, within_s=self._patience_s(kind))
+        try:
+            # At once, where nobody waits. No number is 0.
+            seq = (
+                self._put(frame, deadline, reply, kind, carrier, avoid=avoid)
+                if kind is None or not self._waiting
+                else 0
+            )
+        except Overloaded:
+            seq = 0
+        if not seq and kind is not None:
+            within_s = self._patience_s(kind)
+            seq = await self._put_in_turn(frame, deadline, reply, kind, avoid=avoid, within_s=within_s)
         try:
             return await reply
         finally:

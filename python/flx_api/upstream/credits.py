@@ -3,51 +3,40 @@
 Rules:
 - Their number grows and shrinks with the streams there are. It may shrink below what is out: then nothing is given
   until enough has come back.
-- First come, first served: nobody who comes later takes what somebody waits for.
+- Whoever is woken in the queue has been given one: nobody who comes later takes what somebody waits for.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
+from flx_api.upstream.queue import Queue
 
 
 class Credits:
     """So many at once; none at first."""
 
-    __slots__ = ("_value", "_waiters")
+    __slots__ = ("_queue", "_value", "_waiting")
 
     def __init__(self) -> None:
         self._value = 0
-        self._waiters: deque[asyncio.Future[None]] = deque()
+        self._queue = Queue(self.release)
+        self._waiting = self._queue.waiting
 
     def take(self) -> bool:
         """One without waiting, if nobody waits. The usual case, and several times cheaper than `acquire`."""
-        if self._value <= 0 or self._waiters:
+        if self._value <= 0 or self._waiting:
             return False
         self._value -= 1
         return True
 
-    async def acquire(self) -> None:
-        """One, as soon as it is this caller's turn."""
-        if self.take():
-            return
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.append(waiter)
-        try:
-            await waiter
-        except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled():
-                # It was given in the same tick; the next one gets it.
-                self.release()
-            else:
-                self._waiters.remove(waiter)
-            raise
+    async def acquire(self, within_s: float) -> bool:
+        """One, as soon as it is this caller's turn; False when that does not come within so many seconds."""
+        return self.take() or await self._queue.wait(within_s)
 
     def release(self) -> None:
         """Give one back."""
         self._value += 1
-        self._give()
+        if self._waiting:
+            self._give()
 
     def resize(self, by: int) -> None:
         """So many more, or fewer."""
@@ -55,8 +44,5 @@ class Credits:
         self._give()
 
     def _give(self) -> None:
-        while self._value > 0 and self._waiters:
-            waiter = self._waiters.popleft()
-            if not waiter.done():
-                self._value -= 1
-                waiter.set_result(None)
+        while self._value > 0 and self._queue.wake():
+            self._value -= 1
