@@ -99,7 +99,7 @@ def test_what_is_never_leased_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_who_has_waited_enough_gets_the_first_word() -> None:
     admitted: Any = object()
-    assert AWAITED == asyncio.run(made(Answering(AWAITED, None), 2).command(admitted, "system.echo", last=True))
+    assert AWAITED == made(Answering(AWAITED, None), 2).at_once(admitted, "system.echo")
 
 
 @pytest.mark.parametrize("syncs", [None, 2])

@@ -19,15 +19,15 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 import msgspec
 
 from flx_api.commands import COMMANDS, find
 from flx_api.commands.permissions import authorise
-from flx_api.errors import Conflict, FlxError, Internal, InvalidRequest, NotFound, ValidationFailed
+from flx_api.errors import Conflict, FlxError, InvalidRequest, NotFound, ValidationFailed
 from flx_api.gateway.costs import payer
-from flx_api.gateway.dispatch import error_of, frame_of, reads
+from flx_api.gateway.dispatch import error_of, frame_of
 from flx_api.gateway.intake import ClientGone
 from flx_api.gateway.logs import NDJSON, begin_stream
 from flx_api.gateway.options import decoded, no_query
@@ -50,7 +50,6 @@ if TYPE_CHECKING:
     from flx_api.gateway.exchange import Exchange
     from flx_api.gateway.patience import Patience
     from flx_api.gateway.responses import PolicyRefusals
-    from flx_api.models.envelope import ExecuteRequest
     from flx_api.observability.metrics import Metrics
     from flx_api.upstream.channel import Upstream
     from flx_api.upstream.group import Ending
@@ -118,6 +117,15 @@ class BatchRoute:
             raise ClientGone from None
 
 
+class _Way(NamedTuple):
+    """What is the same for all operations of one command: whose limits apply, and what forbids it."""
+
+    command: Command
+    payer: str
+    forbidden: FlxError | None
+    reads: bool
+
+
 class _Batch:
     """One batch on its way."""
 
@@ -134,15 +142,15 @@ class _Batch:
         # Why nothing more is begun.
         self._stopped = ""
         self._unknown: dict[str, FlxError] = {}
+        self._ways: dict[tuple[str, bool], _Way] = {}
         self._waited_in_vain = False
         self._roles = exchange.principal.roles if exchange.principal is not None else ()
-        self._forbidden: dict[str, FlxError | None] = {}
         self._frame = frame_of(exchange)
         self.totals = BatchTotals(len(request.operations))
 
-    def meta(self, *, replayed: bool = False, dry_run: bool = False) -> ReplyMeta:
+    def meta(self) -> ReplyMeta:
         """What is said beside an answer that is given now."""
-        return ReplyMeta(self._exchange.request_id, self._exchange.duration_us, replayed, dry_run)
+        return ReplyMeta(self._exchange.request_id, self._exchange.duration_us)
 
     async def results(self) -> AsyncGenerator[list[BatchResult], None]:
         """The results as they become ready, those of operations that were not begun at the end."""
@@ -183,41 +191,48 @@ class _Batch:
     async def _begin(self, group: Group, index: int) -> FlxError | None:
         """Begin one operation; what is against it, if it is not begun."""
         operation = self._operations[index]
-        command = COMMANDS.get(operation.command)
-        if command is None:
+        dry_run = self._dry_run or operation.dry_run
+        way = self._ways.get((operation.command, dry_run)) or self._way(operation.command, dry_run=dry_run)
+        if way is None:
             return await self._no_command(operation.command)
-        last = self._waited_in_vain
-        dry_run = self._is_dry(operation)
-        limited = payer(command, dry_run=dry_run)
-        refused = await self._route.patience.command(self._exchange.admitted, limited, last=last)
-        if refused is not None:
+        refused = self._route.patience.at_once(self._exchange.admitted, way.payer)
+        if refused is not None and (refused := await self._wait(way, refused)) is not None:
             reason, policy, retry_after_s = refused
-            # One wait is enough for all operations.
-            self._waited_in_vain = last or reason == AWAITED
             return self._route.policies.refusal(reason, (policy, retry_after_s))
-        forbidden = None if dry_run else self._forbids(command)
-        if forbidden is not None:
-            return forbidden
+        if way.forbidden is not None:
+            return way.forbidden
         frame = CommandFrame()
         frame.CopyFrom(self._frame)
-        frame, deadline_s = self._route.dispatcher.frame(frame, command, bytes(operation.args), operation)
+        frame, deadline_s = self._route.dispatcher.frame(frame, way.command, bytes(operation.args), operation)
         if dry_run:
             frame.dry_run = True
-        await group.begin(index, frame, deadline_s, read=dry_run or reads(command, operation))
+        if not group.begin_now(index, frame, deadline_s, read=way.reads):
+            await group.begin(index, frame, deadline_s, read=way.reads)
         return None
 
-    def _is_dry(self, operation: ExecuteRequest) -> bool:
-        return self._dry_run or operation.dry_run
+    async def _wait(self, way: _Way, refused: tuple[str, int, int]) -> tuple[str, int, int] | None:
+        """What stands against an operation after waiting for a lease, if that is what it is about."""
+        last: tuple[str, int, int] | None = refused
+        if refused[0] == AWAITED and not self._waited_in_vain:
+            last = await self._route.patience.command(self._exchange.admitted, way.payer)
+            # One wait is enough for all operations.
+            self._waited_in_vain = last is not None and last[0] == AWAITED
+        return last
 
-    def _forbids(self, command: Command) -> FlxError | None:
-        """Why the principal may not call the command; found out once for each."""
-        if command.name not in self._forbidden:
-            self._forbidden[command.name] = None
+    def _way(self, name: str, *, dry_run: bool) -> _Way | None:
+        """What is the same for all operations of a command; found out with the first of them. None: there is none."""
+        command = COMMANDS.get(name)
+        if command is None:
+            return None
+        forbidden: FlxError | None = None
+        if not dry_run:
             try:
                 authorise(command, self._roles)
             except FlxError as error:
-                self._forbidden[command.name] = error
-        return self._forbidden[command.name]
+                forbidden = error
+        way = _Way(command, payer(command, dry_run=dry_run), forbidden, dry_run or command.idempotency == "read")
+        self._ways[name, dry_run] = way
+        return way
 
     async def _no_command(self, name: str) -> FlxError:
         known = self._unknown.get(name)
@@ -235,41 +250,56 @@ class _Batch:
 
     def _result(self, index: int, ending: Ending) -> BatchResult:
         """How an operation went, counted, and what it means for those after it."""
-        name = self._operations[index].command
-        dry_run = self._is_dry(self._operations[index])
-        error = ending if isinstance(ending, FlxError) else error_of(ending) if ending.code else None
-        if dry_run and error is None and isinstance(ending, ReplyFrame):
-            error = self._tell_costs(ending, name)
-        known = name in COMMANDS
-        request_id = self._exchange.request_id
-        own_id = f"{request_id}.{index}"
-        if error is None and isinstance(ending, ReplyFrame):
-            accepted = ending.accepted_id != ""
-            self.totals.accepted += accepted
-            self.totals.ok += not accepted
-            result = BatchResult(
-                index=index,
-                id=ending.accepted_id or own_id,
-                command=name,
-                status="accepted" if accepted else "ok",
-                result=msgspec.Raw(ending.result or b"null"),
-                meta=self.meta(replayed=ending.replayed, dry_run=dry_run),
-            )
-            self._hold(len(ending.result))
+        operation = self._operations[index]
+        if isinstance(ending, ReplyFrame) and not ending.code:
+            dry_run = self._dry_run or operation.dry_run
+            error = self._tell_costs(ending, operation.command) if dry_run else None
+            if error is None:
+                return self._success(index, operation.command, ending, dry_run=dry_run)
         else:
-            error = error or Internal()
-            result = BatchResult(
-                index=index,
-                id=own_id,
-                command=name if known else "",
-                status="error",
-                error=item_problem(error, request_id),
-                meta=self.meta(),
-            )
-            self._route.metrics.refusal(error.code)
-            self._failed(error)
-        self._route.metrics.operation(name if known else UNMATCHED, result.status)
-        return result
+            error = error_of(ending) if isinstance(ending, ReplyFrame) else ending
+        return self._failure(index, operation.command, error)
+
+    def _success(self, index: int, name: str, reply: ReplyFrame, *, dry_run: bool) -> BatchResult:
+        exchange, accepted_id, result = self._exchange, reply.accepted_id, reply.result
+        request_id = exchange.request_id
+        status: Literal["ok", "accepted"] = "ok"
+        if accepted_id:
+            status = "accepted"
+            self.totals.accepted += 1
+        else:
+            self.totals.ok += 1
+        self._held += len(result)
+        if self._held > HELD_BYTES and self._keeps and not self._stopped:
+            self._stopped = _TOO_MUCH
+        self._route.metrics.operation(name, status)
+        return BatchResult(
+            index=index,
+            id=accepted_id or f"{request_id}.{index}",
+            command=name,
+            status=status,
+            result=msgspec.Raw(result or b"null"),
+            meta=ReplyMeta(request_id, exchange.duration_us, reply.replayed, dry_run),
+        )
+
+    def _failure(self, index: int, name: str, error: FlxError) -> BatchResult:
+        known = name in COMMANDS
+        self._route.metrics.refusal(error.code)
+        self._route.metrics.operation(name if known else UNMATCHED, "error")
+        self.totals.error += 1
+        if error.code == "not_attempted":
+            self.totals.not_attempted += 1
+        elif self._fail_fast and not self._stopped:
+            self._stopped = _FAILED
+        request_id = self._exchange.request_id
+        return BatchResult(
+            index=index,
+            id=f"{request_id}.{index}",
+            command=name if known else "",
+            status="error",
+            error=item_problem(error, request_id),
+            meta=self.meta(),
+        )
 
     def _tell_costs(self, reply: ReplyFrame, command: str) -> FlxError | None:
         """Add to a plan what the operation would cost; what is wrong with it, if it is no plan."""
@@ -279,18 +309,6 @@ class _Batch:
         except FlxError as error:
             return error
         return None
-
-    def _failed(self, error: FlxError) -> None:
-        self.totals.error += 1
-        if error.code == "not_attempted":
-            self.totals.not_attempted += 1
-        elif self._fail_fast and not self._stopped:
-            self._stopped = _FAILED
-
-    def _hold(self, size: int) -> None:
-        self._held += size
-        if self._keeps and self._held > HELD_BYTES and not self._stopped:
-            self._stopped = _TOO_MUCH
 
 
 def _request(exchange: Exchange) -> BatchRequest:

@@ -62,13 +62,14 @@ class Patience:
             seen = await self.wait(ask)
         return seen
 
-    async def command(self, admitted: Admitted, command: str, *, last: bool = False) -> tuple[str, int, int] | None:
-        """Decide about a command that became known in the body: why it is refused, by which policy, and how long.
+    def at_once(self, admitted: Admitted, command: str) -> tuple[str, int, int] | None:
+        """As `command`, without waiting: what has to wait is refused as `AWAITED`."""
+        return self._admission.admit_command(admitted, command)
 
-        With `last` nothing is waited for.
-        """
-        refused = self._admission.admit_command(admitted, command)
-        if refused is None or refused[0] != AWAITED or last:
+    async def command(self, admitted: Admitted, command: str) -> tuple[str, int, int] | None:
+        """Decide about a command that became known in the body: why it is refused, by which policy, and how long."""
+        refused = self.at_once(admitted, command)
+        if refused is None or refused[0] != AWAITED:
             return refused
         # A command that is admitted has no answer; it is wrapped, so that it does not look like one to be waited for.
         found: tuple[tuple[str, int, int] | None] = await self.wait(

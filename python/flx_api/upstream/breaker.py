@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 from enum import Enum
+from math import inf
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
@@ -81,7 +82,11 @@ class Breaker:
         self.state = State.CLOSED
         self._life = 0
         self._ticket = Ticket(self._life)
+        # Those that are over, and the present one.
         self._slices: deque[_Slice] = deque()
+        # The last of them.
+        self._slice = _Slice(-inf)
+        self._slice = _Slice(-inf)
         self._outcomes = self._failures = 0
         self._opened = 0
         self._opened_s = 0.0
@@ -144,16 +149,18 @@ class Breaker:
             self._open("tripped", now_s, jitter)
 
     def _count(self, now_s: float, *, failed: bool) -> None:
-        if not self._slices or now_s - self._slices[-1].began_s >= _SLICE_S:
-            self._slices.append(_Slice(now_s))
+        present = self._slice
+        if now_s - present.began_s >= _SLICE_S:
+            present = self._slice = _Slice(now_s)
+            self._slices.append(present)
             while now_s - self._slices[0].began_s > WINDOW_S:
                 gone = self._slices.popleft()
                 self._outcomes -= gone.outcomes
                 self._failures -= gone.failures
-        self._slices[-1].outcomes += 1
+        present.outcomes += 1
         self._outcomes += 1
         if failed:
-            self._slices[-1].failures += 1
+            present.failures += 1
             self._failures += 1
 
     def _open(self, event: Event, now_s: float, jitter: float) -> None:
@@ -171,5 +178,6 @@ class Breaker:
         self._life += 1
         self._ticket = Ticket(self._life)
         self._slices.clear()
+        self._slice = _Slice(-inf)
         self._probes.clear()
         self._outcomes = self._failures = self._succeeded = 0

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from flx_api.commands import VITAL
@@ -556,17 +557,12 @@ class Upstream:
         *,
         avoid: object = None,
     ) -> ReplyFrame:
-        """Send a frame and wait for its reply. A probe holds no credit."""
+        """Send a frame, at once where nobody waits, and wait for its reply. A probe holds no credit."""
         reply: asyncio.Future[ReplyFrame] = asyncio.get_running_loop().create_future()
-        try:
-            # At once, where nobody waits. No number is 0.
-            seq = (
-                self._put(frame, deadline, reply, kind, carrier, avoid=avoid)
-                if kind is None or not self._waiting
-                else 0
-            )
-        except Overloaded:
-            seq = 0
+        seq = 0  # no number is
+        if kind is None or not self._waiting:
+            with suppress(Overloaded):
+                seq = self._put(frame, deadline, reply, kind, carrier, avoid=avoid)
         if not seq and kind is not None:
             within_s = self._patience_s(kind)
             seq = await self._put_in_turn(frame, deadline, reply, kind, avoid=avoid, within_s=within_s)

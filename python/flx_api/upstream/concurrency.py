@@ -90,18 +90,18 @@ class AdaptiveLimit:
         self._phase: Literal["open", "draining", "measuring"] = "open"
         self._probe_s = now_s + FIRST_PROBE_S
         self._drained_s = now_s
+        # How many may be outstanding now. Asked with each command, and changed once in a while.
+        self.limit = int(self._limit)
 
     @property
     def grouped(self) -> int:
         """How many of these may belong to batches."""
         return max(int(self.limit * GROUPED_SHARE), 1)
 
-    @property
-    def limit(self) -> int:
-        """How many may be outstanding now."""
-        if self._phase == "open":
-            return int(self._limit)
-        return max(int(self._limit / 2), 1)
+    def _move(self, phase: Literal["open", "draining", "measuring"]) -> None:
+        """Begin a phase. In all but one the limit is halved."""
+        self._phase = phase
+        self.limit = int(self._limit) if phase == "open" else max(int(self._limit / 2), 1)
 
     def sample(self, kind: str, took_s: float, outstanding: int, now_s: float) -> None:
         """A command came to its end.
@@ -112,11 +112,12 @@ class AdaptiveLimit:
             outstanding: how many were, this one included.
             now_s: the moment.
         """
-        if self._phase == "measuring" and now_s - took_s < self._drained_s:
-            return
-        if self._phase == "draining":
-            self._drain(outstanding, now_s)
-            return
+        if self._phase != "open":
+            if self._phase == "draining":
+                self._drain(outstanding, now_s)
+                return
+            if now_s - took_s < self._drained_s:
+                return
         times = self._seen.get(kind)
         if times is None:
             times = self._seen[kind] = _Times()
@@ -134,7 +135,8 @@ class AdaptiveLimit:
 
     def _note(self, outstanding: int, now_s: float) -> None:
         self._samples += 1
-        self._peak = max(self._peak, outstanding)
+        if outstanding > self._peak:  # noqa: PLR1730 - a call of `max` for each command
+            self._peak = outstanding
         if now_s - self._window_s >= WINDOW_S and self._samples >= LEAST_SAMPLES:
             if self._phase == "measuring":
                 self._measured(now_s)
@@ -162,8 +164,7 @@ class AdaptiveLimit:
         if self._is_starting:
             new = self._limit * START_GROWTH
         self._limit = min(max(new, self._least), self._most)
-        if now_s >= self._probe_s and self._is_pressed:
-            self._phase = "draining"
+        self._move("draining" if now_s >= self._probe_s and self._is_pressed else "open")
 
     @property
     def _is_pressed(self) -> bool:
@@ -181,7 +182,7 @@ class AdaptiveLimit:
     def _drain(self, outstanding: int, now_s: float) -> None:
         """What ends now was sent before the limit was halved; once that has left, what is sent is measured."""
         if outstanding <= self.limit:
-            self._phase = "measuring"
+            self._move("measuring")
             self._drained_s = now_s
             self._begin_window(now_s)
 
@@ -191,7 +192,7 @@ class AdaptiveLimit:
                 base_s = self._base_s.get(kind, times.mean_s)
                 # Down at once. Up in steps: at half of a limit that is too high there is a queue too.
                 self._base_s[kind] = base_s + (times.mean_s - base_s) * (1 if times.mean_s < base_s else _RISE)
-        self._phase = "open"
+        self._move("open")
         self._probe_s = now_s + PROBE_EVERY_S
 
 
@@ -219,16 +220,18 @@ class Gate:
             self._for = limit
             self._kept = min(max(ceil(limit * VITAL_SHARE), _LEAST_VITAL), limit)
             self._shared = self._limit.grouped
-        if sort == "vital":
-            if self.outstanding >= limit and self._of["vital"] >= self._kept:
-                return False
+        of = self._of
         # What is kept is for vital commands that are not there yet; those that are have it already.
-        elif self.outstanding >= limit - max(self._kept - self._of["vital"], 0) or (
-            sort == "grouped" and self._of["grouped"] >= self._shared
+        missing = self._kept - of["vital"]
+        if sort == "vital":
+            if self.outstanding >= limit and missing <= 0:
+                return False
+        elif self.outstanding >= (limit - missing if missing > 0 else limit) or (
+            sort == "grouped" and of[sort] >= self._shared
         ):
             return False
         self.outstanding += 1
-        self._of[sort] += 1
+        of[sort] += 1
         return True
 
     def leave(self, sort: Sort = "ordinary") -> None:

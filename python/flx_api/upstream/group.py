@@ -87,17 +87,32 @@ class Group:
         self._endings: list[tuple[int, Ending]] = []
         self._patient = True
         self._wake = asyncio.Event()
+        self._bound = min(width, upstream.grouped)
+        # Asking for the running loop is a system call (Python 3.11).
+        self._loop = asyncio.get_running_loop()
+        self._now = self._loop.time
 
     @property
     def has_room(self) -> bool:
         """Whether another command may be begun; never before it was looked at what has ended."""
-        begun = len(self._outstanding) + len(self._lost) + len(self._resting)
-        return not self._endings and begun < min(self._width, self._upstream.grouped)
+        if self._endings:
+            return False
+        return len(self._outstanding) + len(self._lost) + len(self._resting) < self._bound
 
     @property
     def is_idle(self) -> bool:
         """Whether everything that was begun has ended and was told."""
         return not (self._outstanding or self._lost or self._resting or self._endings)
+
+    def begin_now(self, index: int, frame: CommandFrame, deadline_s: float, *, read: bool) -> bool:
+        """Do what `begin` does, if nothing has to be waited for; else nothing, and say so."""
+        sends = 2 if read else sends_of(frame, read=False)
+        member = _Member(self, index, frame, sends=sends, until=self._now() + deadline_s)
+        if not self._upstream.begin_now(frame, deadline_s, member):
+            return False
+        if not member.is_done:
+            self._outstanding[frame.seq] = member
+        return True
 
     async def begin(self, index: int, frame: CommandFrame, deadline_s: float, *, read: bool) -> None:
         """Send a command.
@@ -108,12 +123,9 @@ class Group:
             deadline_s: seconds from now after which nobody waits any more.
             read: it changes nothing, so that it may be sent twice.
         """
-        until = asyncio.get_running_loop().time() + deadline_s
-        member = _Member(self, index, frame, sends=sends_of(frame, read=read), until=until)
-        if not self._upstream.begin_now(frame, deadline_s, member):
-            await self._send(member)
-        elif not member.is_done:
-            self._outstanding[frame.seq] = member
+        if not self.begin_now(index, frame, deadline_s, read=read):
+            until = self._now() + deadline_s
+            await self._send(_Member(self, index, frame, sends=sends_of(frame, read=read), until=until))
 
     async def ended(self) -> list[tuple[int, Ending]]:
         """What has ended since the last time, in that order. Waits for something, unless the group is idle."""
@@ -124,6 +136,8 @@ class Group:
                 self._wake.clear()
                 await self._wake.wait()
         endings, self._endings = self._endings, []
+        # What the daemon bears changes with its replies.
+        self._bound = min(self._width, self._upstream.grouped)
         return endings
 
     def close(self) -> None:
@@ -142,7 +156,10 @@ class Group:
         seq = member.frame.seq
         self._outstanding.pop(seq, None)
         self._upstream.end(seq)
-        if self._upstream.closing or not self._goes_again(member, ending):
+        if isinstance(ending, ReplyFrame) and not ending.code:
+            self._endings.append((member.index, ending))
+            self._patient = True
+        elif self._upstream.closing or not self._goes_again(member, ending):
             self._endings.append((member.index, ending))
             self._patient = self._patient or isinstance(ending, ReplyFrame)
         self._wake.set()
@@ -158,7 +175,6 @@ class Group:
             return True
         if isinstance(ending, FlxError) or not ending.code:
             return False
-        loop = asyncio.get_running_loop()
         if ending.code == STOPPING and self._upstream.connected.is_set() and not member.is_again:
             if self._upstream.may_send_again():
                 self._lost.append(member.again(1))
@@ -166,12 +182,12 @@ class Group:
         elif (
             ending.code == IN_PROGRESS
             and member.is_again
-            and loop.time() < member.until
+            and self._now() < member.until
             and self._upstream.may_send_again()
         ):
             # Our own first attempt: the daemon is still about it, and will know the answer.
             again = member.again(member.sends)
-            self._resting[again] = loop.call_later(ASK_AGAIN_S[1], self._rested, again)
+            self._resting[again] = self._loop.call_later(ASK_AGAIN_S[1], self._rested, again)
             return True
         return False
 
@@ -181,7 +197,7 @@ class Group:
         self._wake.set()
 
     async def _send(self, member: _Member) -> None:
-        left_s = member.until - asyncio.get_running_loop().time()
+        left_s = member.until - self._now()
         try:
             patience_s = RECONNECT_S if member.is_again and member.sends > 1 else PATIENCE_S
             await self._upstream.begin(
