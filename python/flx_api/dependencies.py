@@ -101,9 +101,8 @@ class Parts:
         local = None
         if settings.environment == "development":
             local = LocalTopics(self.manager.publish, lambda: time.time_ns() // 1000)
-        self.dispatcher = Dispatcher(
-            self.upstream, settings.deadline_ms, Costs(drawn, known.classes, known.named), local
-        )
+        costs = Costs(drawn, known.classes, known.named)
+        self.dispatcher = Dispatcher(self.upstream, settings.deadline_ms, costs, self.metrics, local)
         self.commands = CommandRoutes(self.dispatcher, self.patience, self.policies)
         self.batches = BatchRoute(
             self.upstream,

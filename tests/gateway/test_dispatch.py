@@ -7,7 +7,8 @@ from typing import Any
 
 import msgspec
 import pytest
-from tests.gateway_app import Wire, built, exchange, scope
+from tests.gateway_app import Wire, built, exchange, running, scope
+from tests.gateway_process import bearer
 
 from flx_api._core import Principal
 from flx_api.commands import COMMANDS
@@ -48,7 +49,7 @@ def run(
         parts = built()
         seen = exchange(Wire(), scope(headers={"traceparent": "t", "x-request-id": "r"}), parts)
         seen.principal = Principal(subject="anna", tenant="t1", roles=roles)
-        return await Dispatcher(upstream, 30_000, parts.dispatcher.costs).run(
+        return await Dispatcher(upstream, 30_000, parts.dispatcher.costs, parts.metrics).run(
             seen, COMMANDS[command], args, CommandOptions(**options)
         )
 
@@ -121,3 +122,43 @@ def test_the_daemons_errors_are_raised() -> None:
 def test_a_client_that_leaves_is_noticed() -> None:
     with pytest.raises(ClientGone):
         run(Answering(None), "system.echo")
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "sent"),
+    [
+        ("pipeline.list", {}, 5),
+        # Plans, what waits by nature and what changes something are for each by itself.
+        ("pipeline.list", {"dry_run": True}, 24),
+        ("execution.wait", {}, 24),
+        ("pipeline.run", {}, 24),
+    ],
+)
+def test_reads_that_are_the_same_share_commands(command: str, options: dict[str, Any], sent: int) -> None:
+    async def story() -> None:
+        async with asyncio.timeout(30), running() as gateway:
+            gateway.daemon.answers[command] = lambda _frame: ReplyFrame(result=PLAN.result)
+            body = {"command": command, "args": {"id": "e"}, **options}
+            who = bearer()
+            posts = (gateway.client.post("/v1/execute", headers=who, json=body) for _ in range(24))
+            answers = await asyncio.gather(*posts)
+            assert {200} == {answer.status_code for answer in answers}
+            assert 24 == len({answer.json()["meta"]["request_id"] for answer in answers})
+            assert sent == len(gateway.daemon.commands())
+            told = gateway.parts.metrics.exposition().decode()
+            assert f"flx_upstream_shared_total {float(19 if sent == 5 else 0)}" in told
+
+    asyncio.run(story())
+
+
+def test_nobody_shares_with_another_principal_and_a_batch_with_nobody() -> None:
+    async def story() -> None:
+        async with asyncio.timeout(30), running() as gateway:
+            body = {"command": "pipeline.list", "args": {}}
+            people = [bearer(subject=f"client-{number}") for number in range(12)]
+            posts = [gateway.client.post("/v1/execute", headers=who, json=body) for who in people]
+            batch = {"operations": [body] * 12}
+            await asyncio.gather(*posts, gateway.client.post("/v1/batch", headers=people[0], json=batch))
+            assert 24 == len(gateway.daemon.commands())
+
+    asyncio.run(story())

@@ -4,7 +4,7 @@ Rules:
 - The permission is checked before the command travels, and again by the daemon. A dry run always travels: the daemon's
   plan says whether it is permitted.
 - A command that changes something travels with a key: the client's, or one that is made here for this request alone.
-- The permission is checked before the command travels, and again by the daemon.
+- Reads of one principal that are the same may share an answer (`flx_api.upstream.flights`), those of a batch never.
 - A caller that goes away while the daemon works is noticed (after a moment, since watching costs more than most
   commands take), and its pending entry is dropped; the daemon may still finish.
 """
@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -26,6 +27,8 @@ from flx_api.gateway.local_topics import PUBLISH
 from flx_api.models.envelope import MADE_KEY, CommandOptions
 from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame, ReplyFrame
 from flx_api.proto.flx.v1.daemon_pb2 import Principal as FramePrincipal
+from flx_api.upstream.flights import Flights, Question
+from flx_api.upstream.pending import is_wait
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     from flx_api.gateway.costs import Costs
     from flx_api.gateway.exchange import Exchange
     from flx_api.gateway.local_topics import LocalTopics
+    from flx_api.observability.metrics import Metrics
     from flx_api.upstream.channel import Upstream
 
 NO_OPTIONS: Final = CommandOptions()
@@ -57,11 +61,15 @@ class Dispatcher:
         upstream: the daemon.
         deadline_ms: of a command that names none.
         costs: what commands cost, for plans.
+        metrics: where it is told what was shared.
         local: topics that this gateway publishes by itself, where it has any.
     """
 
-    def __init__(self, upstream: Upstream, deadline_ms: int, costs: Costs, local: LocalTopics | None = None) -> None:
+    def __init__(
+        self, upstream: Upstream, deadline_ms: int, costs: Costs, metrics: Metrics, local: LocalTopics | None = None
+    ) -> None:
         self._upstream = upstream
+        self._flights = Flights(partial(upstream.call, read=True), metrics)
         self._deadline_ms = deadline_ms
         self._alarms = Alarms(_WATCH_AFTER_S)
         self._local = local
@@ -87,7 +95,11 @@ class Dispatcher:
         frame, deadline_s = self.frame(frame_of(exchange), command, args, options)
         exchange.passed("dispatch")
         with self.watch(exchange):
-            reply = await self._upstream.call(frame, deadline_s, read=reads(command, options))
+            if command.idempotency == "read" and not options.dry_run and not is_wait(frame):
+                question = Question(principal, command.name, args, options.environment)
+                reply = await self._flights.read(question, frame, deadline_s)
+            else:
+                reply = await self._upstream.call(frame, deadline_s, read=reads(command, options))
         exchange.passed("upstream")
         if reply.code:
             raise error_of(reply)
@@ -186,6 +198,8 @@ def frame_of(exchange: Exchange) -> CommandFrame:
     )
 
 
+# There is one object for each token that is remembered. A frame takes a copy of what is made of it.
+@lru_cache(maxsize=4096)
 def frame_principal(principal: Principal | None) -> FramePrincipal | None:
     """A principal as a frame names it; None for a public command."""
     if principal is None:

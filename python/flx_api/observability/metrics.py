@@ -91,6 +91,7 @@ class Metrics(Collector):
         self.connections_closed: dict[int, int] = {}
         self.subscriptions = 0
         self.events_received = 0
+        self.reads_shared = 0
         self.events_delivered = 0
         self.gaps: dict[str, int] = {}
         self.registry = CollectorRegistry()
@@ -165,6 +166,11 @@ class Metrics(Collector):
         shadows = dict(zip(self._policies, self.counters.shadows(), strict=True))
         yield _counts("flx_shadow_refusals", "Requests a shadow policy would have refused.", "policy", shadows)
         yield from _of_upstream(self.upstream())
+        yield CounterMetricFamily(
+            "flx_upstream_shared",
+            "Reads that were answered with what another one of the same principal had asked for.",
+            value=self.reads_shared,
+        )
         yield GaugeMetricFamily("flx_ws_connections", "Open WebSocket connections.", value=self.connections)
         yield GaugeMetricFamily("flx_ws_subscriptions", "Subscriptions of all connections.", value=self.subscriptions)
         yield _counts(
