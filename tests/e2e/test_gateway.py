@@ -588,9 +588,10 @@ def test_events_survive_a_restart_of_the_daemon(folder: Path) -> None:
 def test_frames_of_one_moment_travel_together(folder: Path) -> None:
     async def story() -> None:
         async with stack(folder) as (daemon, _gateway, client):
-            body = {"command": "system.echo", "args": {}}
+            # Different ones: what is the same may share a frame.
+            bodies = ({"command": "system.echo", "args": {"n": number}} for number in range(100))
             answers = await asyncio.gather(
-                *(client.post("/v1/execute", headers=bearer(), json=body) for _ in range(100))
+                *(client.post("/v1/execute", headers=bearer(), json=body) for body in bodies)
             )
             assert {answer.status_code for answer in answers} == {200}
             frames: list[CommandFrame] = daemon.commands()
