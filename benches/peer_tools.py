@@ -8,6 +8,7 @@ taken where that does not work. What can be had neither way is `Missing`, and on
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -25,6 +26,7 @@ ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / ".bench-peers"
 REQUIREMENTS = ROOT / "requirements" / "bench-peers.txt"
 ORIGINAL = ROOT / "requirements" / "bench-original.txt"
+REALTIME = ROOT / "requirements" / "bench-realtime.txt"
 _DEBIAN = (
     "haproxy",
     "liblua5.3-0",
@@ -72,6 +74,41 @@ class Peers:
         except subprocess.CalledProcessError:
             raise Missing("the original stack: its environment cannot be installed") from None
 
+    def wse(self) -> str:
+        """The interpreter of the environment of wse-server, installed now when it is not there.
+
+        Raises:
+            Missing: there is no Python that is new enough, or it cannot be installed.
+        """
+        python = _newer_python()
+        if python is None:
+            raise Missing("wse-server: needs Python 3.12 or newer, and there is none")
+        try:
+            return self._install_python("realtime", REALTIME, python=python)
+        except subprocess.CalledProcessError:
+            raise Missing("wse-server: its environment cannot be installed") from None
+
+    def centrifuge(self) -> str:
+        """The server on the centrifuge library, built now when it is not up to date.
+
+        Raises:
+            Missing: there is no Go, or it cannot be built.
+        """
+        go = shutil.which("go")
+        if go is None:
+            raise Missing("centrifuge: there is no Go on PATH")
+        built = self._folder / "centrifuge" / "centrifuge-bench"
+        done = subprocess.run(
+            [go, "build", "-trimpath", "-o", str(built), "."],
+            cwd=ROOT / "benches" / "peers" / "centrifuge",
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            raise Missing(f"centrifuge: go cannot build it ({done.stderr.strip().splitlines()[-1:]})")
+        return str(built)
+
     def envoy(self) -> list[str]:
         """The command of Envoy.
 
@@ -107,6 +144,15 @@ class Peers:
             return {}
         return {f"original {name}": number for name, number in found.items()}
 
+    def realtime_versions(self) -> dict[str, str]:
+        """What the realtime suite runs beside us, as far as it is there."""
+        found = {}
+        with contextlib.suppress(Missing):
+            found = _versions(self.wse(), ("wse-server",))
+        module = (ROOT / "benches" / "peers" / "centrifuge" / "go.mod").read_text(encoding="ascii")
+        number = re.search(r"centrifugal/centrifuge v(\S+)", module)
+        return found | ({"centrifuge": number[1]} if number else {})
+
     def versions(self) -> dict[str, str]:
         """What runs beside us."""
         found = _versions(self.python, _SHOWN)
@@ -120,20 +166,21 @@ class Peers:
             found[name] = number[0] if number else "unknown"
         return found
 
-    def _install_python(self, name: str, requirements: Path) -> str:
+    def _install_python(self, name: str, requirements: Path, *, python: str = sys.executable) -> str:
         folder = self._folder / name
-        python = str(folder / "bin" / "python")
+        installed = str(folder / "bin" / "python")
         wanted = hashlib.sha256(requirements.read_bytes()).hexdigest()
         stamp = folder / "installed"
         if stamp.exists() and stamp.read_text(encoding="ascii") == wanted:
-            return python
+            return installed
         print(f"installing {requirements.name} from PyPI", flush=True)
         uv = str(Path(sys.executable).parent / "uv")
-        subprocess.run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)], check=True)
-        install = [uv, "pip", "install", "--quiet", "--python", python, "--compile-bytecode", "--require-hashes"]
+        make = [uv, "venv", "--quiet", "--clear", "--no-python-downloads", "--python", python, str(folder)]
+        subprocess.run(make, check=True)
+        install = [uv, "pip", "install", "--quiet", "--python", installed, "--compile-bytecode", "--require-hashes"]
         subprocess.run([*install, "-r", str(requirements)], check=True)
         stamp.write_text(wanted, encoding="ascii")
-        return python
+        return installed
 
     def _unpack(self) -> None:
         fetch, unpack = shutil.which("apt-get"), shutil.which("dpkg")
@@ -165,6 +212,20 @@ class Peers:
             if re.search(expected, done.stdout + done.stderr):
                 return [command], environ
         raise Missing(f"{name}: neither Debian's package nor one on PATH runs here")
+
+
+def _newer_python() -> str | None:
+    """An interpreter of Python 3.12 or newer: on PATH, or one that pyenv keeps."""
+    on_path = (shutil.which(f"python3.{minor}") for minor in range(14, 11, -1))
+    kept = Path(os.environ.get("PYENV_ROOT", str(Path.home() / ".pyenv"))) / "versions"
+    for candidate in (sys.executable, *on_path, *map(str, sorted(kept.glob("3.*/bin/python3"), reverse=True))):
+        if candidate is None:
+            continue
+        # A shim of pyenv is on PATH and runs nothing; only one that answers counts.
+        ask = [candidate, "-c", "import sys; print(sys.version_info >= (3, 12))"]
+        if subprocess.run(ask, check=False, capture_output=True, text=True).stdout.strip() == "True":
+            return candidate
+    return None
 
 
 def _versions(python: str, names: Sequence[str]) -> dict[str, str]:

@@ -132,11 +132,14 @@ def running(
 @contextlib.contextmanager
 def daemon(folder: Path) -> Iterator[str]:
     """The daemon of a real service, by its socket; it stays off the server's core."""
-    plugins = ROOT / ".demo"
-    service = Service(
-        copy_project(folder / "service", plugins=plugins),
-        environ={"FLX_JWT_SECRET_KEY": SECRET.decode(), "FLX_LOG_LEVEL": "error", "FLX_FORK": "never"},
-    )
+    with service(copy_project(folder / "service", plugins=ROOT / ".demo"), FLX_FORK="never") as running_service:
+        yield str(running_service.endpoints["daemon_socket"])
+
+
+@contextlib.contextmanager
+def service(project: Path, **settings: str) -> Iterator[Service]:
+    """A real service with our key on a project; it stays off the server's core."""
+    service = Service(project, environ={"FLX_JWT_SECRET_KEY": SECRET.decode(), "FLX_LOG_LEVEL": "error", **settings})
     everywhere = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {LOAD_CORE})
     try:
@@ -144,7 +147,7 @@ def daemon(folder: Path) -> Iterator[str]:
     finally:
         os.sched_setaffinity(0, everywhere)
     try:
-        yield str(service.endpoints["daemon_socket"])
+        yield service
     finally:
         service.kill_all()
 
@@ -161,6 +164,7 @@ def ours(
     prefix: Sequence[str] = (),
     body: bytes | None = None,
     settings: Mapping[str, str] | None = None,
+    port: int = 0,
 ) -> Iterator[Server]:
     """Our gateway process with token check, two limits, metrics and request ids.
 
@@ -174,6 +178,7 @@ def ours(
         prefix: what runs it, such as valgrind.
         body: what is posted; without it the path is got.
         settings: more settings.
+        port: where it listens; 0: anywhere.
     """
     data = Path(tempfile.mkdtemp(prefix=f"ours-{interface}-", dir=folder))
     limits = [
@@ -181,7 +186,7 @@ def ours(
         {"name": "per-subject", "by": "subject", "limit": limit, "window": "60s"},
     ]
     module = "benches.peers.our_app" if path.startswith("/v1/bench/") else "flx_api.cli.gateway_process"
-    with socket.create_server(("127.0.0.1", 0), backlog=1024) as listener:
+    with socket.create_server(("127.0.0.1", port), backlog=1024) as listener:
         environ = {
             **{name: value for name, value in os.environ.items() if not name.startswith("FLX_")},
             "PYTHONPATH": str(HERE.parent),
@@ -208,6 +213,8 @@ def ours(
             path=path,
             body=body,
         ) as server:
+            # Only the gateway listens now: when it is killed, nobody does.
+            listener.close()
             yield server
 
 

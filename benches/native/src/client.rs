@@ -69,7 +69,6 @@ impl Plan {
             let text = match self.dialect {
                 Dialect::Plain | Dialect::Batched => format!(r#"{{"type":"subscribe","event":"{topic}"{from}}}"#),
                 Dialect::Centrifuge => format!(r#"{{"id":{},"subscribe":{{"channel":"{topic}"}}}}"#, id + 2),
-                Dialect::Wse => format!(r#"{{"t":"subscribe","p":{{"topics":["{topic}"]}}}}"#),
             };
             out.extend(websocket::client_frame(TEXT, text.as_bytes()));
         }
@@ -282,10 +281,7 @@ impl Client {
                     self.gaps += 1;
                 }
                 Said::Refused(code) => figures.complain(format!("refused: {code}")),
-                Said::Ping => {
-                    let answer: &[u8] = if plan.dialect == Dialect::Centrifuge { b"{}" } else { br#"{"t":"pong"}"# };
-                    self.out.extend(websocket::client_frame(TEXT, answer));
-                }
+                Said::Ping => self.out.extend(websocket::client_frame(TEXT, b"{}")),
                 Said::Opened | Said::Other => {}
             }
         }

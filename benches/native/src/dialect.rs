@@ -1,4 +1,4 @@
-//! What servers say, in the words of each: ours (plain and `flx.v1`), centrifuge's and wse's, read into one form.
+//! What servers say, in the words of each: ours (plain and `flx.v1`) and centrifuge's, read into one form.
 //!
 //! Strategy: a payload that went to ten thousand connections is the same bytes ten thousand times, so what was read is
 //! kept beside its bytes and found again by a few words of them; the bytes are compared whole before it counts.
@@ -25,8 +25,6 @@ pub enum Dialect {
     Batched,
     /// JSON of the centrifuge library, one reply a line.
     Centrifuge,
-    /// wse-server: an application's messages as they are.
-    Wse,
 }
 
 /// Events of one topic that came together.
@@ -100,7 +98,6 @@ impl Reader {
         let said: Rc<[Said]> = match self.dialect {
             Dialect::Plain | Dialect::Batched => [self.ours(payload)?].into(),
             Dialect::Centrifuge => self.centrifuge(payload)?.into(),
-            Dialect::Wse => [self.wse(payload)?].into(),
         };
         self.known[slot] = Some(Known { bytes: payload.into(), said: Rc::clone(&said) });
         Ok(said)
@@ -192,26 +189,6 @@ impl Reader {
             }
         }
         Ok(said)
-    }
-
-    /// Its own messages stand behind a prefix (`WSE{`, `S{`, `U{`); an application's are told by their topic.
-    fn wse(&mut self, payload: &[u8]) -> Result<Said, Unreadable> {
-        let at = payload.iter().position(|byte| *byte == b'{').unwrap_or(0);
-        let message: FromWse = json(&payload[at..])?;
-        if let (Some(topic), Some(data)) = (message.bench, message.d) {
-            let mut run = Run { topic: self.name(&topic), ..Run::default() };
-            for event in data {
-                run.numbered(event)?;
-            }
-            return Ok(if run.seqs.is_empty() { Said::Other } else { Said::Events(run) });
-        }
-        Ok(match message.t.as_deref() {
-            Some("server_ready") => Said::Opened,
-            Some("subscription_update") => Said::Subscribed(None),
-            Some("error") => Said::Refused("error".into()),
-            Some("ping" | "PING") => Said::Ping,
-            _ => Said::Other,
-        })
     }
 }
 
@@ -362,16 +339,6 @@ struct Push<'a> {
 struct Publication<'a> {
     #[serde(borrow)]
     data: &'a RawValue,
-}
-
-#[derive(Deserialize)]
-struct FromWse<'a> {
-    #[serde(borrow)]
-    t: Option<Cow<'a, str>>,
-    #[serde(borrow)]
-    bench: Option<Cow<'a, str>>,
-    #[serde(borrow)]
-    d: Option<Vec<&'a RawValue>>,
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@
 //! Commands come as lines on standard input; each is answered with a line of JSON when it is done:
 //!
 //!     shared PER_S SECONDS BYTES WINDOW_MS SLICES    all hear one topic
-//!     unshared PER_S SECONDS BYTES                   each its own, so many events a second in all
+//!     unshared PER_S SECONDS BYTES TOPICS            each its own, so many events a second in all
 //!     lone COUNT EVERY_MS BYTES                      one event to all, again and again
 //!     write SECONDS BYTES                            the bare `write` loop: a frame to one after the other, no pause
 //!
@@ -288,7 +288,7 @@ impl Sender {
                 let window = Duration::from_millis(window_ms.parse()?);
                 self.shared(per_s.parse()?, seconds.parse()?, bytes.parse()?, window, slices.parse()?)?
             }
-            ["unshared", per_s, seconds, bytes] => self.unshared(per_s.parse()?, seconds.parse()?, bytes.parse()?)?,
+            ["unshared", per_s, seconds, bytes, _topics] => self.unshared(per_s.parse()?, seconds.parse()?, bytes.parse()?)?,
             ["lone", count, every_ms, bytes] => {
                 self.lone(count.parse()?, Duration::from_millis(every_ms.parse()?), bytes.parse()?)?
             }

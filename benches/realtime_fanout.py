@@ -1,0 +1,275 @@
+"""Fan-out rows: a topic that all share, a topic for each, a lone event; ours beside the bare sender and the rivals.
+
+Strategy: everybody's fleet is connected before anything is measured, and stays; the servers take turns, a short series
+each, round by round. A value is the median over the rounds; a ratio that of the per-round ratios.
+
+Rules:
+- A series is over when its last event has reached everybody, or `_DRAIN_S` after it was published; what has not come
+  by then counts among the faults, and ours may have none.
+- A rival whose limit is known to lie below ours is offered what it can carry, and its row says how much.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, NamedTuple
+
+from benches import realtime_servers as halls
+from benches.fleet import Fleet
+from benches.load import tree_cpu_s
+from benches.peer_tools import Missing
+from benches.realtime_servers import BARE, CENTRIFUGE, OWN, SHARED, WSE, Ground, Hall
+from benches.servers import Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
+    from benches.fleet import Report
+    from benches.record import Suite
+
+OURS = "ours"
+EVENT_BYTES = 128
+SHARED_PER_S, OWN_PER_S = 1000, 5
+WINDOW_MS, SLICES = 150, 30
+# What a rival's own measurements say it carries to 10,000 (realtime.md, section 11).
+CARRIES = {WSE: 500, CENTRIFUGE: 36}
+LONE, LONE_EVERY_MS = 4, 700
+TO_BARE, TO_WRITE, TO_BARE_LONE = 1.25, 0.85, 1.2
+OWN_P99_MS, ONE_P50_MS = 50, 0.5
+_DRAIN_S = 6.0
+_NAME_SHARED, _NAME_OWN, _NAME_LONE = "shared topic", "a topic for each", "lone event to all"
+
+
+class Series(NamedTuple):
+    """What one series came to: the fleet's figures, the server's CPU, and what was not as it should be."""
+
+    report: Report
+    cpu_s: float
+    expected: int
+
+    @property
+    def faults(self) -> int:
+        """What was not as it should be."""
+        return self.report.faults(self.expected)
+
+    @property
+    def frame_us(self) -> float:
+        """CPU of the server for one frame, in microseconds."""
+        return self.cpu_s / max(1, self.report.frames) * 1e6
+
+    @property
+    def p99_ms(self) -> float:
+        """The age that 99 % of the events do not exceed; what never came is as old as it was waited for."""
+        never = self.expected - self.report.events > self.expected // 100
+        return max(self.report.ages.p99_us / 1000, _DRAIN_S * 1000 if never else 0.0)
+
+
+def series(hall: Hall, fleet: Fleet, line: str, expected: int, *, lone: bool = False) -> Series:
+    """Publish a series and wait until everybody has it; `expected` events in all."""
+    fleet.begin(lone=lone)
+    before = tree_cpu_s(hall.pid)
+    hall.publish(line)
+    report = fleet.wait(expected, _DRAIN_S)
+    return Series(report, tree_cpu_s(hall.pid) - before, expected)
+
+
+def shared(connections: int, per_s: int, seconds: float) -> tuple[str, int]:
+    """The command of a series on the shared topic, and how many events it makes."""
+    return f"shared {per_s} {seconds} {EVENT_BYTES} {WINDOW_MS} {SLICES}", connections * int(per_s * seconds)
+
+
+def measure(suite: Suite, ground: Ground, plan: Plan) -> None:
+    """All rows of this module by one transport."""
+    with contextlib.ExitStack() as stack:
+        session = Session(stack, ground, plan)
+        session.start(OURS, lambda: halls.ours(ground))
+        if OURS in session.reasons:
+            session.unjudged(suite)
+            return
+        session.start(BARE, halls.bare)
+        session.start(WSE, lambda: halls.wse(ground.peers))
+        session.start(CENTRIFUGE, lambda: halls.centrifuge(ground.peers))
+        if BARE in session.reasons:
+            session.unjudged(suite)
+            return
+        session.shared(suite)
+        session.own(suite)
+        session.lone(suite)
+
+
+class Plan(NamedTuple):
+    """How much is measured: `seconds` of one series, `idle` connections that hear nothing, `stall_s` of not reading."""
+
+    connections: int
+    rounds: int
+    seconds: float
+    idle: int
+    stall_s: float
+
+
+class Session:
+    """The running servers with their fleets, by name, and why others do not run."""
+
+    def __init__(self, stack: contextlib.ExitStack, ground: Ground, plan: Plan) -> None:
+        self._stack = stack
+        self._folder = ground.folder
+        self._plan = plan
+        self._running: dict[str, tuple[Hall, Fleet]] = {}
+        self.reasons: dict[str, str] = {}
+        self._name = f"{ground.transport}, {plan.connections:,} connections, "
+
+    def start(self, name: str, hall: Callable[[], AbstractContextManager[Hall]]) -> None:
+        """Start a server and connect its fleet, where that is possible."""
+        with contextlib.ExitStack() as tentative:
+            try:
+                running = tentative.enter_context(hall())
+                fleet = Fleet(self._folder, running.target, self._plan.connections, [SHARED, OWN])
+                tentative.enter_context(fleet)
+            except (Unavailable, Missing) as reason:
+                self.reasons[name] = str(reason)
+                return
+            self._stack.enter_context(tentative.pop_all())
+        self._running[name] = running, fleet
+
+    def unjudged(self, suite: Suite) -> None:
+        """All rows, with the reason why nothing can be said."""
+        reason = self.reasons.get(OURS) or self.reasons[BARE]
+        for name, metric, unit, target in (
+            (_NAME_SHARED, "p99 age", "ms", f"ratio <= {TO_BARE}"),
+            (_NAME_SHARED, "faults", "events", "value <= 0"),
+            (_NAME_OWN, "p99 age", "ms", f"value <= {OWN_P99_MS} ms"),
+            (_NAME_OWN, "server CPU per frame", "us", f"ratio <= {TO_BARE}"),
+            (_NAME_OWN, "faults", "events", "value <= 0"),
+            (_NAME_OWN, "frames per second of CPU", "1/s", f"ratio >= {TO_WRITE}"),
+            (_NAME_LONE, "last byte received, p99", "ms", f"ratio <= {TO_BARE_LONE}"),
+        ):
+            suite.unjudged(self._name + name, metric, unit, target=target, reason=reason)
+
+    def shared(self, suite: Suite) -> None:
+        """1,000 events a second to all."""
+        plan = self._plan
+        rates = {name: CARRIES.get(name, SHARED_PER_S) for name in self._running}
+        done = self._in_turn(
+            {name: shared(plan.connections, per_s, plan.seconds) for name, per_s in rates.items()},
+        )
+        name = f"{self._name}{_NAME_SHARED}, {SHARED_PER_S:,} events/s"
+        ages = {one: [found.p99_ms for found in all_of] for one, all_of in done.items()}
+        self._compare(suite, name, "p99 age", "ms", ages, {BARE: TO_BARE}, rates)
+        for one in done:
+            if one != OURS:
+                self._faults(suite, f"{name}: {one} at {rates[one]}/s", done[one], judged=False)
+        self._faults(suite, name, done[OURS], judged=True)
+        costs = {
+            one: [found.cpu_s / max(1, found.report.events) * 1e6 for found in all_of] for one, all_of in done.items()
+        }
+        self._compare(suite, name, "server CPU per delivered event", "us", costs, {}, rates)
+        coalesced = [found.report.events / max(1, found.report.frames) for found in done[OURS]]
+        suite.measure(name, "events per frame", "events", coalesced)
+
+    def own(self, suite: Suite) -> None:
+        """Each client hears a topic of its own, five events a second."""
+        plan = self._plan
+        per_s = plan.connections * OWN_PER_S
+        line = f"unshared {per_s} {plan.seconds} {EVENT_BYTES} {plan.connections}"
+        done = self._in_turn(dict.fromkeys(self._running, (line, int(per_s * plan.seconds))))
+        name = f"{self._name}{_NAME_OWN}, {OWN_PER_S} events/s each"
+        suite.measure(name, "p99 age", "ms", [found.p99_ms for found in done[OURS]], target_value=OWN_P99_MS)
+        ages = {one: [found.p99_ms for found in all_of] for one, all_of in done.items()}
+        self._compare(suite, name, "p99 age", "ms", ages, {}, {})
+        costs = {one: [found.frame_us for found in all_of] for one, all_of in done.items()}
+        self._compare(suite, name, "server CPU per frame", "us", costs, {BARE: TO_BARE}, {})
+        self._faults(suite, name, done[OURS], judged=True)
+        self._frames(suite, name, [1e6 / found.frame_us for found in done[OURS]])
+
+    def lone(self, suite: Suite) -> None:
+        """One event to all, while nothing else happens: when the last client has it."""
+        clients = self._plan.connections
+        line = f"lone {LONE} {LONE_EVERY_MS} {EVENT_BYTES}"
+        lasts: dict[str, list[float]] = {name: [] for name in self._running}
+        for number in range(self._plan.rounds + 1):
+            for name, (hall, fleet) in self._running.items():
+                found = series(hall, fleet, line, LONE * clients, lone=True).report.lasts_ms(clients)
+                if number:
+                    # One that did not reach everybody counts as if it had come at the end of the waiting.
+                    lasts[name].append(max(found) if len(found) == LONE else _DRAIN_S * 1000)
+        self._compare(suite, self._name + _NAME_LONE, "last byte received, p99", "ms", lasts, {BARE: TO_BARE_LONE}, {})
+
+    def _frames(self, suite: Suite, name: str, values: list[float]) -> None:
+        """Frames per second of CPU, against the bare `write` loop on the same number of sockets."""
+        hall, fleet = self._running[BARE]
+        floor = []
+        for _ in values:
+            fleet.begin()
+            before = tree_cpu_s(hall.pid)
+            hall.publish(f"write {self._plan.seconds} {EVENT_BYTES}")
+            # It is not known before how many fit.
+            frames = fleet.wait(1 << 62, 1.0).frames
+            floor.append(frames / max(1e-9, tree_cpu_s(hall.pid) - before))
+        suite.compare(
+            name,
+            "frames per second of CPU",
+            "1/s",
+            values,
+            rival="bare write loop",
+            rival_values=floor,
+            target_ratio=TO_WRITE,
+            better="higher",
+        )
+
+    def _in_turn(self, lines: dict[str, tuple[str, int]]) -> dict[str, list[Series]]:
+        """A series of everybody, round by round; a first round warms up and is not kept."""
+        done: dict[str, list[Series]] = {name: [] for name in lines}
+        for number in range(self._plan.rounds + 1):
+            for name, (line, expected) in lines.items():
+                found = series(*self._running[name], line, expected)
+                if number:
+                    done[name].append(found)
+        return done
+
+    def _compare(  # noqa: PLR0917 - a row is what it is
+        self,
+        suite: Suite,
+        name: str,
+        metric: str,
+        unit: str,
+        values: dict[str, list[float]],
+        targets: dict[str, float],
+        rates: dict[str, int],
+    ) -> None:
+        for rival in (BARE, WSE, CENTRIFUGE):
+            if rival in values:
+                at = f" at {rates[rival]}/s" if rates.get(rival, SHARED_PER_S) != SHARED_PER_S else ""
+                suite.compare(
+                    name,
+                    metric,
+                    unit,
+                    values[OURS],
+                    rival=rival + at,
+                    rival_values=[max(1e-6, value) for value in values[rival]],
+                    target_ratio=targets.get(rival),
+                )
+            else:
+                suite.unjudged(name, metric, unit, target="reported", reason=self.reasons[rival])
+
+    @staticmethod
+    def _faults(suite: Suite, name: str, done: list[Series], *, judged: bool) -> None:
+        """Holes, repetitions, disorder, losses and gaps of all connections in all rounds."""
+        complaint = next((found.report.complaint for found in done if found.report.complaint), None)
+        said = f" (first: {complaint})" if complaint else ""
+        total = sum(found.faults for found in done)
+        suite.bound(name, f"faults on all connections{said}", "events", total, most=0 if judged else None)
+
+
+def one_client(suite: Suite, ground: Ground, events: int) -> None:
+    """The age of a lone event at one client, from `event.publish` in the same process."""
+    name, metric = f"{ground.transport}, lone event to one client", "age from event.publish, p50"
+    try:
+        with halls.ours(ground) as hall, Fleet(ground.folder, hall.target, 1, [SHARED]) as fleet:
+            series(hall, fleet, f"lone {events} 5 {EVENT_BYTES}", events)
+            found = series(hall, fleet, f"lone {events} 5 {EVENT_BYTES}", events)
+    except Unavailable as reason:
+        suite.unjudged(name, metric, "ms", target=f"value <= {ONE_P50_MS} ms", reason=str(reason))
+        return
+    suite.bound(name, metric, "ms", found.report.ages.p50_us / 1000, most=ONE_P50_MS)
+    suite.bound(name, "age from event.publish, p99", "ms", found.p99_ms)
