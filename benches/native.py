@@ -1,7 +1,8 @@
 """The compiled programs of the benchmarks (`benches/native/`): built when they are needed, and run.
 
 Strategy: `daemon` is a daemon that costs a few microseconds for a command, so that it is never what a gateway waits
-for; `offer` is load in open loop, whose every request is looked at here.
+for; `offer` is load in open loop, whose every request is looked at here. The fleet of WebSocket clients has a module of
+its own (`benches.fleet`).
 
 Rules:
 - A latency counts from when a request was due, so a slow answer hides nothing behind it (no coordinated omission).
@@ -44,6 +45,23 @@ def program(name: str) -> str:
     except (OSError, subprocess.CalledProcessError):
         raise Missing("the benchmark's own programs: cargo cannot build benches/native") from None
     return str(_TARGET / "release" / name)
+
+
+def prove() -> None:
+    """Run the programs' own tests: a judge that cannot find a fault would find none.
+
+    Raises:
+        Missing: cargo cannot build them.
+        SystemExit: a test fails.
+    """
+    program("ws-load")
+    manifest = ROOT / "benches" / "native" / "Cargo.toml"
+    command = ["cargo", "test", "--release", "--quiet", "--locked", "--lib", "--manifest-path", str(manifest)]
+    done = subprocess.run(
+        command, env={**os.environ, "CARGO_TARGET_DIR": str(_TARGET)}, check=False, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise SystemExit(f"the benchmark's own programs fail their tests:\n{done.stdout}{done.stderr}")
 
 
 class BenchDaemon(NamedTuple):

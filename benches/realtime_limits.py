@@ -9,7 +9,6 @@ Rules:
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,6 +129,7 @@ def storm(suite: Suite, elsewhere: Ground, connections: int) -> None:
     metric = "until all have subscribed again, from the listener being back"
     port = servers.free_port()
     try:
+        halls.check(elsewhere.transport)
         with contextlib.ExitStack() as stack:
             service = stack.enter_context(
                 servers.service(copy_project(elsewhere.folder / "storm", plugins=ROOT / ".demo"), FLX_FORK="never")
@@ -198,7 +198,7 @@ def _pipelines(service: Service, name: str, count: int) -> None:
     headers = {"Authorization": f"Bearer {token('maker', role='admin')}"}
     for number in range(count):
         body: dict[str, Any] = {"name": f"storm-{name}-{number}", "extractor": "tap-nyc", "loader": "target-jsonl"}
-        answer = httpx.post(f"{service.url}/v1/commands/pipeline.create", content=json.dumps(body), headers=headers)
+        answer = httpx.post(f"{service.url}/v1/commands/pipeline.create", json=body, headers=headers)
         if answer.status_code != 200:
             raise Unavailable(f"a pipeline was answered with {answer.status_code}: {answer.text[:200]}")
 

@@ -69,9 +69,14 @@ class Hall(NamedTuple):
         return sum(_pss_kib(pid) for pid in tree_of(self.pid))
 
 
-def native_absent() -> str | None:
-    """Why there is no native listener; None when there is one."""
-    return None if hasattr(_core, "RealtimeListener") else "there is no native listener in this version"
+def check(transport: str) -> None:
+    """Hold that this version has a transport.
+
+    Raises:
+        Unavailable: it does not.
+    """
+    if transport == "native" and not hasattr(_core, "RealtimeListener"):
+        raise Unavailable("there is no native listener in this version")
 
 
 def tokens(role: str = "viewer") -> list[str]:
@@ -87,11 +92,9 @@ def ours(ground: Ground, *, port: int = 0) -> Iterator[Hall]:
         Unavailable: this version does not have it.
     """
     transport, realtime_port = ground.transport, 0
+    check(transport)
     more: dict[str, str] = {}
     if transport == "native":
-        absent = native_absent()
-        if absent is not None:
-            raise Unavailable(absent)
         realtime_port = port or servers.free_port()
         more["FLX_REALTIME_PORT"] = str(realtime_port)
     interface = "asgi" if transport == "native" else transport

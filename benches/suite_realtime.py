@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benches import realtime_fanout, realtime_limits, servers
+from benches import native, realtime_fanout, realtime_limits, servers
 from benches.peer_tools import Missing, Peers
 from benches.realtime_fanout import Plan
 from benches.realtime_servers import Ground
@@ -51,6 +51,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="flx-bench-") as name:
         folder = Path(name)
         try:
+            native.prove()
             with servers.daemon(folder) as daemon:
                 _parts(suite, Ground(folder, daemon, peers, TRANSPORT), plan)
             if "storm" in PARTS:

@@ -288,7 +288,9 @@ impl Sender {
                 let window = Duration::from_millis(window_ms.parse()?);
                 self.shared(per_s.parse()?, seconds.parse()?, bytes.parse()?, window, slices.parse()?)?
             }
-            ["unshared", per_s, seconds, bytes, _topics] => self.unshared(per_s.parse()?, seconds.parse()?, bytes.parse()?)?,
+            ["unshared", per_s, seconds, bytes, _topics] => {
+                self.unshared(per_s.parse()?, seconds.parse()?, bytes.parse()?)?
+            }
             ["lone", count, every_ms, bytes] => {
                 self.lone(count.parse()?, Duration::from_millis(every_ms.parse()?), bytes.parse()?)?
             }
