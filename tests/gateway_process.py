@@ -6,9 +6,11 @@ import asyncio
 import base64
 import contextlib
 import os
+import signal
 import socket
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import httpx
@@ -16,7 +18,6 @@ import jwt
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
 SECRET = "a-secret-of-the-tests-that-is-long-enough"
 
@@ -46,6 +47,11 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def children_of(pid: int) -> list[int]:
+    """The child processes of a process."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()]
+
+
 class GatewayProcess:
     """One running gateway."""
 
@@ -53,6 +59,23 @@ class GatewayProcess:
         self.process = process
         self.port = port
         self.url = f"http://127.0.0.1:{port}"
+
+    async def kill(self) -> None:
+        """End it at once, the workers first: they would outlive their parent."""
+        for pid in (*children_of(self.process.pid), self.process.pid):
+            os.kill(pid, signal.SIGKILL)
+        await self.process.wait()
+
+    async def end(self) -> None:
+        """End it as a supervisor does, unless it has ended."""
+        if self.process.returncode is None:
+            self.process.terminate()
+            try:
+                async with asyncio.timeout(15):
+                    await self.process.wait()
+            except TimeoutError:
+                self.process.kill()
+                await self.process.wait()
 
     async def ready(self, status: int = 200, within_s: float = 15.0) -> httpx.Response:
         """Wait until /ready says so."""
@@ -114,11 +137,4 @@ async def running(
             await gateway.ready()
         yield gateway
     finally:
-        if process.returncode is None:
-            process.terminate()
-            try:
-                async with asyncio.timeout(15):
-                    await process.wait()
-            except TimeoutError:
-                process.kill()
-                await process.wait()
+        await gateway.end()

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import jwt
 import pytest
+from tests.gateway_process import children_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -64,11 +65,6 @@ def processes_of(folder: Path) -> list[str]:
         except OSError:
             continue  # it ended meanwhile, or is not ours to look at
     return found
-
-
-def _children(pid: int) -> list[int]:
-    """The child processes of a process."""
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 class Service:
@@ -124,14 +120,14 @@ class Service:
 
     def child(self, module: str) -> int:
         """The process of the supervisor's child that runs a module."""
-        (found,) = [pid for pid in _children(self.pid) if module in Path(f"/proc/{pid}/cmdline").read_text()]
+        (found,) = [pid for pid in children_of(self.pid) if module in Path(f"/proc/{pid}/cmdline").read_text()]
         return found
 
     @property
     def workers(self) -> list[int]:
         """The processes of the gateway's workers; none while it is being started again."""
         try:
-            return _children(self.child("gateway_process"))
+            return children_of(self.child("gateway_process"))
         except (OSError, ValueError):
             return []
 

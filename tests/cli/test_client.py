@@ -31,7 +31,7 @@ def settings(tmp_path: Path) -> Settings:
 
 def _client(handler: Callable[[httpx.Request], httpx.Response]) -> Client:
     found = Client("http://service", "token")
-    found._http = httpx.Client(base_url=found.url, transport=httpx.MockTransport(handler), headers=found.headers)
+    found._http = httpx.Client(base_url=found.url, transport=httpx.MockTransport(handler), auth=found._sign)
     return found
 
 

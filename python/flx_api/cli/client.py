@@ -11,6 +11,7 @@ import os
 import secrets
 import time
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import httpx
@@ -21,7 +22,7 @@ from flx_api.daemon.tokens import issue
 from flx_api.errors import StartupError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from types import TracebackType
 
     from flx_api.config import Settings
@@ -60,13 +61,17 @@ def mint(settings: Settings, subject: str, roles: Sequence[str], *, tenant: str,
 
 
 class Client:
-    """A connection to one service with one token."""
+    """A connection to one service.
 
-    def __init__(self, url: str, token: str | None) -> None:
+    Args:
+        url: the service's base URL.
+        token: what every request carries: a token, a function that makes a new one, or None.
+    """
+
+    def __init__(self, url: str, token: str | Callable[[], str] | None) -> None:
         self.url = url.rstrip("/")
-        self.ws_url = "ws" + self.url.removeprefix("http")
-        self.headers = {"Authorization": f"Bearer {token}"} if token else {}
-        self._http = httpx.Client(base_url=self.url, headers=self.headers, timeout=_TIMEOUT_S)
+        self.token = token
+        self._http = httpx.Client(base_url=self.url, auth=self._sign, timeout=_TIMEOUT_S)
 
     @classmethod
     def find(cls, settings: Settings, url: str | None = None, token: str | None = None) -> Self:
@@ -81,8 +86,9 @@ class Client:
             if found is None:
                 msg = f"no service runs on {settings.data_path}; start one with `flx serve`, or name one with --url"
                 raise StartupError(msg)
-            url = found.url
-            token = token or mint(settings, _person(), ["admin"], tenant="default", ttl="1h")
+            # Made anew as often as one is needed: a command may go on for longer than a token lives.
+            own = partial(mint, settings, _person(), ["admin"], tenant="default", ttl="1h")
+            return cls(found.url, token or own)
         return cls(url, token)
 
     def __enter__(self) -> Self:
@@ -94,6 +100,12 @@ class Client:
     ) -> None:
         """Close the connections."""
         self._http.close()
+
+    def _sign(self, request: httpx.Request) -> httpx.Request:
+        token = self.token() if callable(self.token) else self.token
+        if token:
+            request.headers["Authorization"] = f"Bearer {token}"
+        return request
 
     def ask(self, method: str, path: str, **options: Any) -> httpx.Response:  # noqa: ANN401 - httpx's own
         """One request; a refusal is raised.

@@ -144,11 +144,11 @@ class Demo:
             self._console.print(f"[bold]{name}[/bold] is execution {execution}", soft_wrap=True)
         with StreamProgress(self._console) as progress:
             for event in execution_events(client, *executions):
-                _, execution, kind = event["event"].split(".")
+                _, execution, kind = event.event.split(".")
                 if kind == "metric":
-                    progress.update(executions[execution], event["data"])
+                    progress.update(executions[execution], event.data)
                 elif kind == "status":
-                    progress.status(executions[execution], event["data"]["status"])
+                    progress.status(executions[execution], event.data["status"])
         return [self._end(client, execution, name) for execution, name in executions.items()]
 
     def _end(self, client: Client, execution: str, name: str) -> dict[str, Any]:

@@ -142,18 +142,19 @@ def logs(
 @app.command()
 def watch(
     topics: Annotated[list[str], typer.Argument(help="Such as execution_events, execution.ID.log or '*'.")],
+    *,
+    start: Annotated[
+        str | None, typer.Option("--from", help="The `pos` of an event: what came after it first.")
+    ] = None,
     project: ProjectOption = None,
     url: UrlOption = None,
     token: TokenOption = None,
 ) -> None:
-    """Print events as they happen, one JSON object a line, until Ctrl-C."""
-    import json  # noqa: PLC0415
-
-    from flx_api.cli.follow import events  # noqa: PLC0415
+    """Print events as they happen, one JSON object a line, until Ctrl-C; `gap` lines say where some are missing."""
+    from flx_api.cli.show import print_events  # noqa: PLC0415
 
     with _client(project, url, token) as client:
-        for event in events(client, topics):
-            print(json.dumps(event), flush=True)
+        print_events(client, topics, start=start)
 
 
 @token_app.command("mint")

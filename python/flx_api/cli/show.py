@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from flx_api.cli.follow import execution_events
+import msgspec
+
+from flx_api.cli.follow import events, execution_events
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from flx_api.cli.client import Client
+    from flx_api.client import Gap
 
 _PAGE = 1000
 
@@ -33,8 +38,18 @@ def print_log(client: Client, execution: str, *, from_line: int, follow: bool) -
 def follow_log(client: Client, execution: str) -> None:
     """Print an execution's log while it goes on, over the WebSocket."""
     for event in execution_events(client, execution):
-        if event["event"].endswith(".log"):
-            print(log_line(event["data"]), flush=True)
+        if event.event.endswith(".log"):
+            print(log_line(event.data), flush=True)
+
+
+def print_events(client: Client, topics: Sequence[str], *, start: str | None = None) -> None:
+    """Print events and gaps as lines of JSON, until interrupted."""
+    for event in events(client, topics, start=start, on_gap=_print_gap):
+        print(msgspec.json.encode(event).decode(), flush=True)
+
+
+def _print_gap(gap: Gap) -> None:
+    print(json.dumps({"type": "gap", **gap._asdict()}), flush=True)
 
 
 def log_line(data: Any) -> str:  # noqa: ANN401 - a log event carries what the run wrote

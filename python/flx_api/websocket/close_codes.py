@@ -1,12 +1,16 @@
 """Why a WebSocket ends: the only place that knows a close code.
 
-Ranges: 1000-1015 are those of RFC 6455; 44xx are ours, by the HTTP status they resemble. A client reconnects and
-resumes after RESTARTING and TOO_SLOW, gets a new token after TOKEN_ENDED, and stops after the others.
+Ranges: 1000-1015 are those of RFC 6455; 44xx are ours, by the HTTP status they resemble. What a client does about each
+is said by `advice`.
 """
 
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Final, Literal
+
+Advice = Literal["resume", "new_token", "stop"]
+"""What a client does: come back with its last position; the same with a new token; not come back."""
 
 
 class CloseCode(IntEnum):
@@ -26,11 +30,6 @@ class CloseCode(IntEnum):
         """The sentence in the Close frame (at most 123 bytes)."""
         return _REASONS[self]
 
-    @property
-    def resume(self) -> bool:
-        """Whether the client should come back at once with its last position."""
-        return self in {CloseCode.RESTARTING, CloseCode.TOO_SLOW, CloseCode.GONE}
-
 
 _REASONS: dict[CloseCode, str] = {
     CloseCode.GONE: "the peer went away",
@@ -42,3 +41,13 @@ _REASONS: dict[CloseCode, str] = {
     CloseCode.TOO_SLOW: "too slow; come back and resume",
     CloseCode.TOO_MANY: "too many connections",
 }
+
+# 1001 is a proxy's or the server's farewell, 1006 stands for a connection that ended without a Close frame.
+_RESUME: Final = frozenset({1001, 1006, CloseCode.GONE, CloseCode.INTERNAL, CloseCode.RESTARTING, CloseCode.TOO_SLOW})
+
+
+def advice(code: int) -> Advice:
+    """What a client does when its connection ends with a code, ours or another's."""
+    if code in _RESUME:
+        return "resume"
+    return "new_token" if code == CloseCode.TOKEN_ENDED else "stop"

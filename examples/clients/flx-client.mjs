@@ -1,0 +1,467 @@
+/**
+ * A client of FLX API's live events for browsers and Node 20 or newer, without dependencies. Copy it and change it.
+ *
+ *     import { EventStream } from "./flx-client.mjs";
+ *     const events = new EventStream("https://flx.example.com", ["execution_events"], { token: newToken, onGap: console.warn });
+ *     for await (const event of events) console.log(event.event, event.data);
+ *
+ * Strategy: as flx_api.client in Python, which has the same parts and names. `Progress` decides what to ask for, what was
+ * heard already and what is missing; `EventStream` connects, and comes again from the last position after a pause with
+ * jitter. The protocol is described in docs/protocol.md.
+ *
+ * Rules:
+ * - A browser cannot set headers on a WebSocket, so the token goes as a subprotocol.
+ * - A browser is not told why a handshake was refused, so that is asked for over HTTP.
+ * - A WebSocket here cannot be read more slowly than it is sent to: beyond a bound of messages the connection is given up,
+ *   and made again from the last position when they have been handed out.
+ *
+ * Node before 22 has its WebSocket behind a flag: node --experimental-websocket.
+ */
+
+const REMEMBERED = 10_000;
+const MAX_WAITING = 10_000;
+// The service takes 50 messages a second of a connection.
+const BURST = 40;
+const APART_MS = 25;
+// It says something at least every 25 s.
+const SILENCE_MS = 60_000;
+const MARGIN_MS = 30_000;
+const OPEN_TIMEOUT_MS = 10_000;
+// Browsers give the code 1005 to a Close frame without one, and 1006 to a connection that ended without.
+const RESUME = new Set([1001, 1005, 1006, 1011, 1012, 4408]);
+const TOKEN_ENDED = 4401;
+// A code of our own for connections that we give up; never sent by the service.
+const GIVEN_UP = 4000;
+
+/** The stream is over, or a topic was refused: `code` is an error code of the service, a close code, or our own word. */
+export class RealtimeError extends Error {
+  constructor(code, message, topic = null) {
+    super(message);
+    this.name = "RealtimeError";
+    this.code = code;
+    this.topic = topic;
+  }
+}
+
+/** Pauses: anything between nothing and a bound that doubles with each failure. */
+export class Backoff {
+  constructor(firstMs = 500, longestMs = 30_000, chance = Math.random) {
+    Object.assign(this, { firstMs, longestMs, chance, failures: 0 });
+  }
+
+  pauseMs() {
+    const bound = Math.min(this.longestMs, this.firstMs * 2 ** this.failures);
+    this.failures += 1;
+    return this.chance() * bound;
+  }
+
+  reset() {
+    this.failures = 0;
+  }
+}
+
+/**
+ * How far a client has come. A position is one for all topics, but topics catch up one after the other: only the answer to
+ * the ping behind the last subscription says that all are level, and until then a connection begins where the one before
+ * did. What then comes twice is dropped by topic and sequence number; where `prev` is not what was heard, events are missing.
+ */
+export class Progress {
+  constructor(topics, start = null) {
+    this.topics = new Set(topics);
+    this.positions = {};
+    for (const topic of this.topics) {
+      const from = typeof start === "string" ? start : start?.[topic];
+      if (from !== undefined && from !== null) this.positions[topic] = from;
+    }
+    this.asked = [];
+    this.answered = null;
+    this.pings = 0;
+    this.level = false;
+    this.heard = new Map();
+    this.chain = 0;
+  }
+
+  /** What to send on a new connection. */
+  begin() {
+    this.asked = [];
+    this.answered = null;
+    this.pings = 0;
+    this.level = this.topics.size === 1;
+    return this.#request([...this.topics].map((topic) => subscription(topic, this.positions[topic])));
+  }
+
+  subscribe(topic, from) {
+    this.topics.add(topic);
+    if (from !== undefined) this.positions = { ...this.positions, [topic]: from };
+    this.level = false;
+    return this.#request([subscription(topic, from)]);
+  }
+
+  unsubscribe(topic) {
+    this.#forget(topic);
+    this.chain += 1;
+    const message = { type: "unsubscribe", event: topic };
+    this.asked.push(message);
+    return [message];
+  }
+
+  #request(messages) {
+    const made = [...messages, { type: "ping" }];
+    this.pings += 1;
+    this.asked.push(...made);
+    return made;
+  }
+
+  #forget(topic) {
+    this.topics.delete(topic);
+    const { [topic]: _, ...others } = this.positions;
+    this.positions = others;
+  }
+
+  /** What a message means for the reader: an array of `{event}` and `{gap}`. */
+  take(message) {
+    switch (message.type) {
+      case "event":
+        return this.#takeEvent(message);
+      case "error":
+        return message.code === "gap" ? this.#takeGap(message) : this.#takeRefusal(message);
+      case "subscribed":
+        this.asked.shift();
+        this.answered = message.pos;
+        if (this.topics.has(message.event) && !(message.event in this.positions)) {
+          this.positions = { ...this.positions, [message.event]: message.pos };
+        }
+        return [];
+      case "unsubscribed":
+        this.asked.shift();
+        return [];
+      case "pong":
+        this.asked.shift();
+        this.pings -= 1;
+        if (this.pings === 0 && !this.level) {
+          this.level = true;
+          this.#reach(this.answered);
+        }
+        return [];
+      default:
+        return []; // a later version may send what this one does not know
+    }
+  }
+
+  #takeRefusal(error) {
+    const topic = this.asked.shift()?.event ?? null;
+    if (topic !== null) this.#forget(topic);
+    throw new RealtimeError(error.code, topic === null ? error.message : `${topic}: ${error.message}`, topic);
+  }
+
+  #takeGap(gap) {
+    this.chain += 1;
+    if (this.level) this.#reach(gap.pos);
+    return [{ gap: { reason: gap.reason ?? "gap", topic: null, after: null, before: null } }];
+  }
+
+  #takeEvent(event) {
+    const found = [];
+    const heard = this.heard.get(event.event);
+    if (heard !== undefined) {
+      if (event.epoch === heard.epoch && event.seq <= heard.seq) return [];
+      if (heard.chain === this.chain && event.epoch !== heard.epoch) {
+        found.push({ gap: { reason: "epoch", topic: event.event, after: null, before: null } });
+      } else if (heard.chain === this.chain && event.prev !== heard.seq) {
+        found.push({ gap: { reason: "missing", topic: event.event, after: heard.seq, before: event.seq } });
+      }
+    }
+    this.heard.delete(event.event);
+    this.heard.set(event.event, { epoch: event.epoch, seq: event.seq, chain: this.chain });
+    if (this.heard.size > REMEMBERED) this.heard.delete(this.heard.keys().next().value);
+    if (this.level) this.#reach(event.pos);
+    found.push({ event });
+    return found;
+  }
+
+  #reach(position) {
+    if (position) this.positions = Object.fromEntries([...this.topics].map((topic) => [topic, position]));
+  }
+}
+
+/** Events of topics, each once and in order; gaps are told. */
+export class EventStream {
+  #base;
+  #url;
+  #options;
+  #progress;
+  #socket = null;
+  #texts = [];
+  #outbox = [];
+  #free = 0;
+  #end = null;
+  #wake = null;
+  #due = [];
+  #before;
+  #expiry = null;
+  #timers = new Set();
+  #closed = false;
+  #refused = false;
+
+  /**
+   * @param {string} url the service's base URL: http, https, ws or wss
+   * @param {string[]} topics exact names, `*`, or a beginning and `.*`
+   * @param {object} [options]
+   * @param {string | (() => string | Promise<string>)} [options.token] an access token, or a function that gives one; it is
+   *   asked at every connection, and before the token it gave last ends
+   * @param {string | Record<string, string>} [options.start] `positions` of an earlier stream, or one for all topics
+   * @param {(gap: {reason: string, topic: string?, after: number?, before: number?}) => any} [options.onGap] told of each
+   *   gap; without it a gap is thrown
+   * @param {string} [options.clientId] the connection's name
+   * @param {number} [options.attempts] after so many failures in a row it gives up; by default never
+   * @param {Backoff} [options.backoff] the pauses between attempts
+   * @param {typeof WebSocket} [options.WebSocket] another implementation than the global one
+   */
+  constructor(url, topics, options = {}) {
+    const parts = /^(?:http|ws)(s?):\/\/(.*?)\/*$/.exec(url);
+    if (!parts) throw new TypeError("url: begins with http://, https://, ws:// or wss://");
+    const clientId = options.clientId ?? `js-${Math.random().toString(36).slice(2, 14)}`;
+    this.#base = `http${parts[1]}://${parts[2]}`;
+    this.#url = `ws${parts[1]}://${parts[2]}/ws/${clientId}`;
+    this.#options = { attempts: Infinity, backoff: new Backoff(), WebSocket: globalThis.WebSocket, ...options };
+    if (!this.#options.WebSocket) throw new TypeError("no WebSocket here: Node before 22 needs --experimental-websocket");
+    this.#progress = new Progress(topics, options.start);
+    this.#before = this.#progress.positions;
+  }
+
+  /** From where each topic goes on behind the last event that was handed out: `start` of a later stream. */
+  get positions() {
+    return { ...(this.#due.length ? this.#before : this.#progress.positions) };
+  }
+
+  subscribe(topic, from) {
+    this.#post(this.#progress.subscribe(topic, from));
+  }
+
+  unsubscribe(topic) {
+    this.#post(this.#progress.unsubscribe(topic));
+  }
+
+  async *[Symbol.asyncIterator]() {
+    try {
+      for (let event = await this.receive(); event !== null; event = await this.receive()) yield event;
+    } finally {
+      this.close();
+    }
+  }
+
+  /** The next event; null after `close`. Throws a RealtimeError when the stream is over, or for a gap without `onGap`. */
+  async receive() {
+    for (;;) {
+      while (this.#due.length) {
+        const { event, gap } = this.#due.shift();
+        if (event) return event;
+        if (!this.#options.onGap) throw new RealtimeError("gap", `events were skipped (${gap.reason})`, gap.topic);
+        await this.#options.onGap(gap);
+      }
+      if (this.#closed) return null;
+      if (this.#texts.length) this.#take(this.#texts.shift());
+      else if (this.#end) await this.#takeEnd();
+      else if (!this.#socket) await this.#connect();
+      else await new Promise((wake) => (this.#wake = wake));
+    }
+  }
+
+  /** End the stream. */
+  close() {
+    this.#closed = true;
+    this.#drop();
+    this.#rouse();
+  }
+
+  #take(text) {
+    const message = JSON.parse(text);
+    if (message.type === "pong") this.#options.backoff.reset();
+    this.#before = this.#progress.positions;
+    this.#due.push(...this.#progress.take(message));
+  }
+
+  async #takeEnd() {
+    const { code, reason } = this.#end;
+    this.#end = null;
+    this.#drop();
+    if (code === GIVEN_UP) return; // by us: to come again at once
+    if (code === TOKEN_ENDED) {
+      if (typeof this.#options.token !== "function") throw new RealtimeError("token_ended", "the token has ended");
+    } else if (RESUME.has(code)) {
+      await this.#pause(`the connection was lost (${code})`);
+    } else {
+      throw new RealtimeError(code, `the service closed the connection (${code}${reason ? `: ${reason}` : ""})`);
+    }
+  }
+
+  async #connect() {
+    const token = await this.#newToken();
+    const protocols = token ? ["flx.plain", `bearer.${token}`] : ["flx.plain"];
+    const socket = new this.#options.WebSocket(this.#url, protocols);
+    const current = () => this.#socket === socket;
+    let silence = null;
+    const alive = () => {
+      this.#cancel(silence);
+      silence = this.#later(SILENCE_MS, () => current() && this.#giveUp(1006));
+    };
+    // All of them before it opens: what opens may end in the same moment.
+    const opened = await new Promise((settle) => {
+      const timer = setTimeout(() => settle(false), OPEN_TIMEOUT_MS);
+      socket.onopen = () => {
+        clearTimeout(timer);
+        if (!this.#closed) this.#socket = socket;
+        settle(true);
+      };
+      socket.onmessage = ({ data }) => {
+        if (!current()) return;
+        alive();
+        this.#texts.push(data);
+        if (this.#texts.length > MAX_WAITING) this.#giveUp(GIVEN_UP);
+        this.#rouse();
+      };
+      const ended = (code, reason) => {
+        clearTimeout(timer);
+        settle(false);
+        if (!current()) return;
+        this.#end ??= { code, reason };
+        this.#rouse();
+      };
+      socket.onclose = ({ code, reason }) => ended(code, reason);
+      // Node 20 tells of some connections that break by this alone.
+      socket.onerror = () => ended(1006, "");
+    });
+    if (!current()) {
+      silenced(socket).close();
+      if (!opened && !this.#closed) await this.#askWhy(token);
+      return;
+    }
+    this.#refused = false;
+    alive();
+    this.#renewLater(token, current);
+    this.#outbox = [];
+    this.#free = 0;
+    this.#post(this.#progress.begin());
+  }
+
+  /** Leave a connection whose end nobody else tells; what came before is still handed out. */
+  #giveUp(code) {
+    const socket = this.#socket;
+    silenced(socket).close(GIVEN_UP);
+    this.#end = { code, reason: "" };
+    this.#rouse();
+  }
+
+  #drop() {
+    for (const timer of this.#timers) clearTimeout(timer);
+    this.#timers.clear();
+    const socket = this.#socket;
+    this.#socket = null;
+    if (socket) {
+      silenced(socket).close();
+    }
+  }
+
+  /** After a handshake that failed: what HTTP says about this token decides whether to try again. */
+  async #askWhy(token) {
+    let status = 0;
+    let problem = {};
+    try {
+      const headers = token ? { Authorization: `Bearer ${token}` } : {};
+      const answer = await fetch(`${this.#base}/v1/auth/whoami`, { headers });
+      status = answer.status;
+      problem = status === 401 ? await answer.json() : {};
+    } catch {
+      // unreachable, or another origin: no more is known
+    }
+    if (status === 401) {
+      if (typeof this.#options.token !== "function" || this.#refused) {
+        throw new RealtimeError(problem.code ?? "invalid_token", problem.detail ?? "the token is refused");
+      }
+      this.#refused = true; // it may have ended on its way; a second refusal is meant
+      return;
+    }
+    await this.#pause(`${this.#url} cannot be opened`);
+  }
+
+  async #pause(why) {
+    const { backoff, attempts } = this.#options;
+    if (backoff.failures >= attempts) throw new RealtimeError("unreachable", why);
+    const ms = backoff.pauseMs();
+    await new Promise((wake) => ((this.#wake = wake), this.#later(ms, () => this.#rouse())));
+  }
+
+  async #newToken() {
+    const { token } = this.#options;
+    return typeof token === "function" ? await token() : (token ?? null);
+  }
+
+  /** Come again with a new token before this one ends; the same token again is used to its end. */
+  #renewLater(token, current) {
+    if (typeof this.#options.token !== "function") return;
+    const expiry = expiryOf(token);
+    const known = this.#expiry;
+    this.#expiry = expiry;
+    if (expiry === null || expiry === known) return;
+    const left = Math.max(expiry * 1000 - Date.now(), 0);
+    // Longer than setTimeout can count is looked at again then.
+    const due = Math.min(left - Math.min(MARGIN_MS, left / 4), 2 ** 31 - 1);
+    this.#later(due, () => current() && this.#giveUp(GIVEN_UP));
+  }
+
+  #post(messages) {
+    if (!this.#socket) return; // `begin` asks for it on the next connection
+    this.#outbox.push(...messages);
+    this.#flush();
+  }
+
+  /** Send what is asked for, not faster than it is taken. */
+  #flush() {
+    while (this.#socket?.readyState === 1 && this.#outbox.length) {
+      const now = Date.now();
+      if (this.#free > now + BURST * APART_MS) {
+        this.#later(APART_MS, () => this.#flush());
+        return;
+      }
+      this.#free = Math.max(this.#free, now) + APART_MS;
+      this.#socket.send(JSON.stringify(this.#outbox.shift()));
+    }
+  }
+
+  #later(ms, act) {
+    const timer = setTimeout(() => (this.#timers.delete(timer), act()), ms);
+    this.#timers.add(timer);
+    return timer;
+  }
+
+  #cancel(timer) {
+    clearTimeout(timer);
+    this.#timers.delete(timer);
+  }
+
+  #rouse() {
+    const wake = this.#wake;
+    this.#wake = null;
+    wake?.();
+  }
+}
+
+function silenced(socket) {
+  socket.onopen = socket.onmessage = socket.onclose = socket.onerror = null;
+  return socket;
+}
+
+function subscription(topic, from) {
+  return from === undefined ? { type: "subscribe", event: topic } : { type: "subscribe", event: topic, from };
+}
+
+/** The claim `exp` of a JWT in seconds since 1970, which only the service can verify; null when it says none. */
+export function expiryOf(token) {
+  try {
+    const payload = token.split(".")[1].replaceAll("-", "+").replaceAll("_", "/");
+    const { exp } = JSON.parse(atob(payload));
+    return typeof exp === "number" ? exp : null;
+  } catch {
+    return null;
+  }
+}

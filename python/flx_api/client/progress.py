@@ -1,0 +1,195 @@
+"""How far a client has come: from where to go on, what was heard already, and what is missing.
+
+Strategy: a position is one for all topics of a connection, but the service lets topics catch up one after the other:
+what the first hears of the latest would skip what the second has still to hear. It takes messages in their order, and
+each subscription to its end, so the answer to a `ping` behind the last one says that all are level. A connection lost
+before that is made again from where the lost one began: some events then come twice, and are dropped here, by topic and
+sequence number.
+
+Each event names the one before it in its topic (`prev`). Where that is not the one that was heard, events are missing,
+whatever the service says: a gap. After a gap that the service told, the first event of each topic begins a new chain.
+
+Rules:
+- Pure: messages in; requests, events and gaps out. No socket, clock or task.
+- Every request is answered by one message, in their order; an `error` with code `gap` is no answer.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from flx_api.client.errors import SubscriptionRefused
+from flx_api.models.message import (
+    GAP,
+    ClientMessage,
+    Error,
+    Event,
+    Ping,
+    Pong,
+    ServerMessage,
+    Subscribe,
+    Subscribed,
+    Unsubscribe,
+    Unsubscribed,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+# Of so many topics the last event is remembered; one that was quiet for longer than this many others begins anew.
+REMEMBERED: Final = 10_000
+
+
+class Gap(NamedTuple):
+    """Events were skipped.
+
+    `topic` is None when it may concern all. `reason` is the service's; when the client found it out by itself, it is
+    `missing` (between the topic's numbers `after` and `before`, both heard) or `epoch` (the topic began anew).
+    """
+
+    reason: str
+    topic: str | None = None
+    after: int | None = None
+    before: int | None = None
+
+
+class Progress:
+    """The progress of one client, over all its connections.
+
+    Args:
+        topics: what to hear: exact names, `*`, or a beginning and `.*`.
+        start: from where on: a position for all topics, or positions by topic; what has none begins now.
+    """
+
+    def __init__(self, topics: Iterable[str], start: str | Mapping[str, str] | None = None) -> None:
+        self._topics = dict.fromkeys(topics)
+        given = dict.fromkeys(self._topics, start) if isinstance(start, str) else dict(start or {})
+        self._begins = {topic: given[topic] for topic in self._topics if topic in given}
+        self._asked: deque[ClientMessage] = deque()
+        self._answered: str | None = None
+        self._pings = 0
+        self.level = False
+        # By topic: the epoch and number of its last event, and in which chain it was heard.
+        self._heard: dict[str, tuple[str, int, int]] = {}
+        self._chain = 0
+
+    @property
+    def topics(self) -> tuple[str, ...]:
+        """What is heard."""
+        return tuple(self._topics)
+
+    @property
+    def positions(self) -> dict[str, str]:
+        """From where each topic goes on. What was given out here is never changed afterwards."""
+        return self._begins
+
+    # --- requests ----------------------------------------------------------------------------------------------------
+
+    def begin(self) -> list[ClientMessage]:
+        """What to send on a new connection."""
+        self._asked.clear()
+        self._answered, self._pings = None, 0
+        # One topic has nobody to be ahead of.
+        self.level = len(self._topics) == 1
+        return self._request(*(Subscribe(topic, self._begins.get(topic)) for topic in self._topics))
+
+    def subscribe(self, topic: str, start: str | None = None) -> list[ClientMessage]:
+        """Hear another topic; what to send for it on the present connection."""
+        self._topics[topic] = None
+        if start is not None:
+            self._begins = {**self._begins, topic: start}
+        self.level = False
+        return self._request(Subscribe(topic, start))
+
+    def unsubscribe(self, topic: str) -> list[ClientMessage]:
+        """Hear a topic no more; what to send for it on the present connection."""
+        self._forget(topic)
+        # What is no longer heard is no gap when it is heard again.
+        self._chain += 1
+        message = Unsubscribe(topic)
+        self._asked.append(message)
+        return [message]
+
+    def _request(self, *messages: ClientMessage) -> list[ClientMessage]:
+        made = [*messages, Ping()]
+        self._pings += 1
+        self._asked.extend(made)
+        return made
+
+    # --- what comes --------------------------------------------------------------------------------------------------
+
+    def take(self, message: ServerMessage) -> list[Event | Gap]:
+        """What a message means for the reader: nothing, an event, gaps, or gaps and then an event.
+
+        Raises:
+            SubscriptionRefused: what was asked for was refused; the topic is not asked for again.
+        """
+        match message:
+            case Event():
+                return self._take_event(message)
+            case Error(code=code) if code == GAP:
+                return self._take_gap(message)
+            case Error():
+                self._take_refusal(message)
+            case Subscribed():
+                self._answer()
+                # The position of the moment of the answer: whoever began without one began here.
+                self._answered = message.pos
+                if message.event in self._topics and message.event not in self._begins:
+                    self._begins = {**self._begins, message.event: message.pos}
+            case Unsubscribed():
+                self._answer()
+            case Pong():
+                self._answer()
+                self._pings -= 1
+                if self._pings == 0 and not self.level:
+                    # All have heard what there was when the last one was answered, and go on together.
+                    self.level = True
+                    self._reach(self._answered)
+            case _:
+                pass
+        return []
+
+    def _answer(self) -> ClientMessage | None:
+        return self._asked.popleft() if self._asked else None
+
+    def _take_refusal(self, error: Error) -> None:
+        asked = self._answer()
+        topic = asked.event if isinstance(asked, Subscribe | Unsubscribe) else None
+        if topic is not None:
+            self._forget(topic)
+        raise SubscriptionRefused(topic, error.code, error.message)
+
+    def _take_gap(self, gap: Error) -> list[Event | Gap]:
+        self._chain += 1
+        if self.level:
+            self._reach(gap.pos)
+        return [Gap(gap.reason or GAP)]
+
+    def _take_event(self, event: Event) -> list[Event | Gap]:
+        found: list[Event | Gap] = []
+        heard = self._heard.pop(event.event, None)
+        if heard is not None:
+            epoch, seq, chain = heard
+            if event.epoch == epoch and event.seq <= seq:
+                self._heard[event.event] = heard
+                return []
+            if chain == self._chain and event.epoch != epoch:
+                found.append(Gap("epoch", event.event))
+            elif chain == self._chain and event.prev != seq:
+                found.append(Gap("missing", event.event, seq, event.seq))
+        self._heard[event.event] = (event.epoch, event.seq, self._chain)
+        if len(self._heard) > REMEMBERED:
+            del self._heard[next(iter(self._heard))]
+        if self.level:
+            self._reach(event.pos)
+        return [*found, event]
+
+    def _forget(self, topic: str) -> None:
+        self._topics.pop(topic, None)
+        self._begins = {name: position for name, position in self._begins.items() if name != topic}
+
+    def _reach(self, position: str | None) -> None:
+        if position is not None:
+            self._begins = dict.fromkeys(self._topics, position)

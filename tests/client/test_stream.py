@@ -1,0 +1,291 @@
+"""The shell of the client, against a server of the test's own. Real gateways and cuts are in e2e/test_clients.py."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import http
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from tests.gateway_process import token
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.datastructures import Headers
+from websockets.http11 import Request, Response
+
+from flx_api.client import (
+    Backoff,
+    Ended,
+    EventsSkipped,
+    EventStream,
+    Gap,
+    Refused,
+    SubscriptionRefused,
+    TokenEnded,
+    Unreachable,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+
+
+def _event(topic: str, seq: int, prev: int = 0, pos: str = "p") -> str:
+    head = {"type": "event", "event": topic, "seq": seq, "prev": prev, "epoch": "e", "ts": 0, "pos": pos}
+    return json.dumps({**head, "data": {}})
+
+
+class Script:
+    """What the server does with its connections, one function each; statuses are answers in place of one."""
+
+    def __init__(self, *parts: Callable[[ServerConnection], Awaitable[None]] | Response) -> None:
+        self.parts = list(parts)
+        self.bearers: list[str] = []
+        self.asked: list[dict[str, str | None]] = []
+        self.url = ""
+
+    async def process(self, _: ServerConnection, request: Request) -> Response | None:
+        self.bearers.append(request.headers.get("Authorization", ""))
+        return self.parts.pop(0) if self.parts and isinstance(self.parts[0], Response) else None  # type: ignore[return-value]
+
+    async def handle(self, connection: ServerConnection) -> None:
+        part = self.parts.pop(0)
+        assert not isinstance(part, Response)
+        asked: dict[str, str | None] = {}
+        while (message := json.loads(await connection.recv()))["type"] == "subscribe":
+            asked[message["event"]] = message.get("from")
+            await connection.send(json.dumps({"type": "subscribed", "event": message["event"], "pos": "0"}))
+        await connection.send(json.dumps({"type": "pong", "timestamp": 0}))
+        self.asked.append(asked)
+        await part(connection)
+
+
+@contextlib.asynccontextmanager
+async def serving(script: Script) -> AsyncIterator[Script]:
+    async with serve(script.handle, "127.0.0.1", 0, process_request=script.process) as server:
+        script.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        yield script
+
+
+def answer(status: int, body: bytes = b"", after: str | None = None) -> Response:
+    headers = Headers() if after is None else Headers({"Retry-After": after})
+    return Response(status, http.HTTPStatus(status).phrase, headers, body)
+
+
+def says(*frames: str, code: int = 1012) -> Callable[[ServerConnection], Coroutine[Any, Any, None]]:
+    """Send frames, then close."""
+
+    async def part(connection: ServerConnection) -> None:
+        for frame in frames:
+            await connection.send(frame)
+        await connection.close(code)
+
+    return part
+
+
+async def stays(connection: ServerConnection) -> None:
+    await connection.wait_closed()
+
+
+def at_once() -> Backoff:
+    return Backoff(0, 0)
+
+
+def test_it_goes_on_from_where_it_was() -> None:
+    async def story() -> None:
+        script = Script(says(_event("t", 1, pos="1")), says(_event("t", 1, pos="1"), _event("t", 2, 1, "2"), code=1008))
+        async with serving(script), EventStream(script.url, ["t"], token="a", backoff=at_once()) as events:
+            found = []
+            with pytest.raises(Ended) as caught:  # noqa: PT012 - whatever comes before does not matter
+                while True:
+                    found.append(((await events.receive()).seq, events.positions))
+            assert [(1, {"t": "1"}), (2, {"t": "2"})] == found
+            assert 1008 == caught.value.code
+        assert [{"t": None}, {"t": "1"}] == script.asked
+        assert ["Bearer a"] * 2 == script.bearers
+
+    asyncio.run(story())
+
+
+def test_a_new_token_is_asked_for_before_the_old_one_ends() -> None:
+    """The connection is made again with it; a token that is the same is used to its end."""
+
+    async def story() -> None:
+        short, long = token(ttl_s=1.5), token(ttl_s=3600)
+        given = iter([short, short, long])
+        script = Script(stays, says(code=4401), says(_event("t", 1)))
+        async with serving(script), EventStream(script.url, ["t"], token=lambda: next(given)) as events:
+            assert 1 == (await events.receive()).seq
+        assert [f"Bearer {used}" for used in (short, short, long)] == script.bearers
+
+    asyncio.run(story())
+
+
+def test_a_token_without_a_way_to_a_new_one_ends_it() -> None:
+    async def story() -> None:
+        async with serving(Script(says(code=4401))) as script, EventStream(script.url, ["t"], token="a") as events:
+            with pytest.raises(TokenEnded):
+                await events.receive()
+
+    asyncio.run(story())
+
+
+def test_a_refused_token_is_replaced_once() -> None:
+    body = b'{"code":"invalid_token","detail":"The bearer token is not acceptable"}'
+
+    async def new() -> str:
+        return "b"
+
+    async def story() -> None:
+        script = Script(answer(401, body), says(_event("t", 1)), answer(401, body), answer(401, body))
+        async with serving(script), EventStream(script.url, ["t"], token=new, backoff=at_once()) as events:
+            assert 1 == (await events.receive()).seq
+            with pytest.raises(Refused) as caught:
+                await events.receive()
+            assert (401, "invalid_token") == (caught.value.status, caught.value.code)
+        assert [] == script.parts
+
+    asyncio.run(story())
+
+
+def test_not_now_is_tried_again_after_the_time_that_was_asked_for() -> None:
+    pauses: list[float] = []
+
+    class Noted(Backoff):
+        def pause_s(self, asked_s: float = 0.0) -> float:
+            pauses.append(super().pause_s(asked_s))
+            return 0.0
+
+    async def story() -> None:
+        script = Script(answer(503, after="7"), answer(429), answer(503, after="soon"), says(_event("t", 1)))
+        async with serving(script), EventStream(script.url, ["t"], backoff=Noted(1, 8, lambda: 0.5)) as events:
+            assert 1 == (await events.receive()).seq
+        assert [7.5, 1.0, 2.0] == pauses
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "code"), [(403, b'{"code":"origin_not_allowed"}', "origin_not_allowed"), (404, b"<html>", "")]
+)
+def test_a_refusal_is_not_tried_again(status: int, body: bytes, code: str) -> None:
+    async def story() -> None:
+        async with serving(Script(answer(status, body))) as script, EventStream(script.url, ["t"]) as events:
+            with pytest.raises(Refused) as caught:
+                await events.receive()
+            assert (status, code) == (caught.value.status, caught.value.code)
+
+    asyncio.run(story())
+
+
+def test_it_gives_up_after_so_many_failures_in_a_row() -> None:
+    async def story() -> None:
+        script = Script(answer(502), says(_event("t", 1)), answer(502), answer(502))
+        async with serving(script), EventStream(script.url, ["t"], attempts=2, backoff=at_once()) as events:
+            await events.receive()
+            with pytest.raises(Unreachable):
+                await events.receive()
+        assert [] == script.parts
+
+    asyncio.run(story())
+
+
+def test_a_gap_is_told_to_whoever_asked_or_else_raised() -> None:
+    frames = (_event("t", 1, pos="1"), _event("t", 5, 4, pos="5"))
+
+    async def story() -> None:
+        gaps: list[Gap] = []
+        async with (
+            serving(Script(says(*frames))) as script,
+            EventStream(script.url, ["t"], on_gap=gaps.append) as events,
+        ):
+            assert [1, 5] == [(await events.receive()).seq for _ in range(2)]
+            assert [Gap("missing", "t", 1, 5)] == gaps
+        async with serving(Script(says(*frames))) as script, EventStream(script.url, ["t"]) as events:
+            await events.receive()
+            with pytest.raises(EventsSkipped, match=r"^events of t were skipped \(missing\)$"):
+                await events.receive()
+            # Behind the gap nothing was handed out yet.
+            assert {"t": "1"} == events.positions
+            assert 5 == (await events.receive()).seq
+            assert {"t": "5"} == events.positions
+
+    asyncio.run(story())
+
+
+def test_a_wait_may_be_cancelled_and_loses_nothing() -> None:
+    async def story() -> None:
+        go_on = asyncio.Event()
+
+        async def part(connection: ServerConnection) -> None:
+            await connection.send(_event("t", 1))
+            await go_on.wait()
+            await connection.send(_event("t", 2, 1))
+            await connection.wait_closed()
+
+        async with serving(Script(part)) as script, EventStream(script.url, ["t"]) as events:
+            assert 1 == (await events.receive()).seq
+            waiting = asyncio.create_task(events.receive())
+            await asyncio.sleep(0)
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+            go_on.set()
+            assert 2 == (await events.receive()).seq
+
+    asyncio.run(story())
+
+
+def test_topics_are_added_and_refused_on_the_way() -> None:
+    async def story() -> None:
+        heard: list[dict[str, Any]] = []
+        again = asyncio.Event()
+
+        async def told(connection: ServerConnection) -> None:
+            again.set()
+            await connection.wait_closed()
+
+        async def part(connection: ServerConnection) -> None:
+            await connection.send('{"type":"of a later version","event":5}')
+            await connection.send(_event("t", 1))
+            heard.extend([json.loads(await connection.recv()) for _ in range(3)])
+            await connection.send('{"type":"error","code":"forbidden","message":"no"}')
+            await connection.send('{"type":"pong","timestamp":0}')
+            await connection.send('{"type":"unsubscribed","event":"t"}')
+            await connection.close(1012)
+
+        async with serving(Script(part, told)) as script, EventStream(script.url, ["t"], backoff=at_once()) as events:
+            await events.receive()
+            events.subscribe("u", "9")
+            events.unsubscribe("t")
+            with pytest.raises(SubscriptionRefused, match=r"^forbidden: u: no$"):
+                await events.receive()
+            events.subscribe("v")
+            waiting = asyncio.create_task(events.receive())
+            await again.wait()
+            waiting.cancel()
+            await asyncio.gather(waiting, return_exceptions=True)
+        asked = [{"type": "subscribe", "event": "u", "from": "9"}, {"type": "ping"}]
+        assert [*asked, {"type": "unsubscribe", "event": "t"}] == heard
+        assert {"v": None} == script.asked[1]
+
+    asyncio.run(story())
+
+
+def test_many_topics_are_asked_for_no_faster_than_they_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flx_api.client.stream._BURST_S", 0.25)
+    topics = [f"app.{number}" for number in range(85)]
+
+    async def story() -> None:
+        async with serving(Script(says(_event("app.1", 1)))) as script, EventStream(script.url, topics) as events:
+            begin = asyncio.get_running_loop().time()
+            await events.receive()
+            assert asyncio.get_running_loop().time() - begin >= 0.5
+        assert topics == list(script.asked[0])
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("url", ["", "example.com", "ftp://example.com"])
+def test_an_address_of_another_kind_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match=r"^url: "):
+        EventStream(url, ["t"])
