@@ -18,6 +18,7 @@ from flx_api.errors import FlxError
 from flx_api.models.plan import Plan
 from flx_api.proto.flx.v1.daemon_grpc import DaemonBase
 from flx_api.proto.flx.v1.daemon_pb2 import (
+    BatchFrame,
     CommandBatch,
     CommandFrame,
     Event,
@@ -93,6 +94,9 @@ class SmallDaemon(DaemonBase):
         frame = await stream.recv_message()
         assert frame is not None
         await stream.send_message(self._answer(frame) or ReplyFrame(seq=frame.seq))
+
+    async def ExecuteBatch(self, stream: Stream[BatchFrame, ReplyFrame]) -> None:  # noqa: N802 - the contract's name
+        raise NotImplementedError  # a gateway does not call it
 
     async def Channel(self, stream: Stream[CommandBatch, ReplyBatch]) -> None:  # noqa: N802 - the contract's name
         self.metadata.append(dict(stream.metadata or {}))

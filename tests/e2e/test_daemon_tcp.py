@@ -22,7 +22,7 @@ from tests.gateway_process import SECRET, bearer, token
 from flx_api.config import load
 from flx_api.errors import Unavailable
 from flx_api.observability.metrics import Metrics
-from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame, Principal, ReplyFrame
+from flx_api.proto.flx.v1.daemon_pb2 import BatchFrame, CommandFrame, Principal, ReplyFrame
 from flx_api.upstream import pool
 from flx_api.upstream.channel import Upstream
 from flx_api.upstream.endpoints import endpoints_of
@@ -207,6 +207,29 @@ async def execute(channel: grpc.aio.Channel, frame: CommandFrame, **more: Any) -
     return reply
 
 
+async def batches(channel: grpc.aio.Channel, mine: tuple[tuple[str, str], ...]) -> None:
+    echo = CommandFrame(command="system.echo", args=b'{"a":1}')
+    method = channel.unary_stream(
+        "/flx.v1.Daemon/ExecuteBatch",
+        request_serializer=BatchFrame.SerializeToString,
+        response_deserializer=ReplyFrame.FromString,
+    )
+    forged = CommandFrame(command="user.add", principal=ADMIN)
+    batch = BatchFrame(frames=[echo, forged, echo], ordered=True, fail_fast=True)
+    found = [(reply.seq, reply.code) async for reply in method(batch, metadata=mine)]
+    assert [(1, ""), (2, "forbidden"), (3, "not_attempted")] == found
+    numbered = [CommandFrame(command="system.echo", args=b'{"n":%d}' % number) for number in range(1, 501)]
+    many = {reply.seq: reply.result async for reply in method(BatchFrame(frames=numbered), metadata=mine)}
+    assert {number: b'{"n":%d}' % number for number in range(1, 501)} == many
+    for wrong, metadata, status in (
+        (BatchFrame(), mine, grpc.StatusCode.INVALID_ARGUMENT),
+        (batch, None, grpc.StatusCode.UNAUTHENTICATED),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            [reply async for reply in method(wrong, metadata=metadata)]
+        assert status == refused.value.code()
+
+
 def test_a_stock_client_with_a_token_of_its_own_over_tls(tmp_path: Path) -> None:
     authority = Authority(tmp_path / "ca")
     own = tls(authority.file, authority.sign("localhost"))
@@ -228,6 +251,7 @@ def test_a_stock_client_with_a_token_of_its_own_over_tls(tmp_path: Path) -> None
                 assert "deadline_exceeded" == (await execute(channel, late, metadata=mine)).code
                 largest = CommandFrame(command="system.echo", args=b'{"a":"' + b"x" * 3_000_000 + b'"}')
                 assert 3_000_000 < len((await execute(channel, largest, metadata=mine)).result)
+                await batches(channel, mine)
                 await statuses(channel, mine)
                 daemon.send(signal.SIGSTOP)
                 with pytest.raises(grpc.aio.AioRpcError) as refused:

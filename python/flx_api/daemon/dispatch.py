@@ -95,7 +95,7 @@ class Dispatcher:
             context = self._context(frame, command, principal, may_make_keys=may_make_keys)
             outcome = self._begin(command, context)
         except Exception as error:  # noqa: BLE001 - the border: whatever it is becomes a reply
-            return _failure(frame, error)
+            return failure(frame, error)
         if isinstance(outcome, (bytes, msgspec.Struct)):
             return _success(frame, outcome)
         if command.idempotency == "read":
@@ -197,7 +197,7 @@ class Dispatcher:
         except Replayed as found:
             return _success(frame, Replay(*found.stored))
         except Exception as error:  # noqa: BLE001 - the border: whatever it is becomes a reply
-            return _failure(frame, error)
+            return failure(frame, error)
 
 
 def arguments(kind: type[msgspec.Struct], raw: bytes) -> Any:  # noqa: ANN401 - an instance of `kind`
@@ -268,7 +268,8 @@ def _success(frame: CommandFrame, outcome: Outcome) -> ReplyFrame:
     return ReplyFrame(seq=frame.seq, result=outcome if isinstance(outcome, bytes) else _encode(outcome))
 
 
-def _failure(frame: CommandFrame, error: Exception) -> ReplyFrame:
+def failure(frame: CommandFrame, error: Exception) -> ReplyFrame:
+    """The reply to a command that failed; what is no `FlxError` is a fault of ours, and logged."""
     if not isinstance(error, FlxError):
         log.error(
             "a command failed by a fault of ours", command=frame.command, request_id=frame.request_id, exc_info=error

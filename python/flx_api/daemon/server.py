@@ -2,9 +2,9 @@
 
 Rules:
 - `Execute` answers with gRPC status OK even when the command failed: the error is a code and a problem in the reply,
-  as on the Channel, so that a client reads errors in one way and gets fields, suggestions and retry times, which a gRPC
-  status cannot carry. Only what is wrong with the call itself is a status: a token that is not acceptable, a message
-  that cannot be read or is too large.
+  as in `ExecuteBatch` and on the Channel, so that a client reads errors in one way and gets fields, suggestions and
+  retry times, which a gRPC status cannot carry. Only what is wrong with the call itself is a status: a token that is
+  not acceptable, a message that cannot be read or is too large.
 - Every service stands behind the guard of `limits`.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from grpclib.const import Status
@@ -22,6 +23,7 @@ from grpclib.reflection.service import ServerReflection
 
 from flx_api.commands import COMMANDS
 from flx_api.commands.permissions import authorise
+from flx_api.daemon.batch import fault, replies
 from flx_api.daemon.channel import CommandChannel, bearable
 from flx_api.daemon.limits import Guarded
 from flx_api.daemon.trust import Gateway, Nobody
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from flx_api.daemon.trust import Caller, Trust
     from flx_api.models.auth import Revocation as KnownRevocation
     from flx_api.proto.flx.v1.daemon_pb2 import (
+        BatchFrame,
         CommandBatch,
         CommandFrame,
         EventBatch,
@@ -105,6 +108,19 @@ class DaemonService(DaemonBase):
             if reply.code in {"missing_token", "invalid_token"} and not isinstance(caller, Gateway):
                 raise GRPCError(Status.UNAUTHENTICATED, "A token is needed")
             await stream.send_message(bearable(reply))
+
+    async def ExecuteBatch(self, stream: Stream[BatchFrame, ReplyFrame]) -> None:  # noqa: N802 - the contract's name
+        """Many commands that belong together."""
+        caller = self._known(stream)
+        batch = await stream.recv_message()
+        if batch is None:
+            raise GRPCError(Status.INVALID_ARGUMENT, "A message is needed")
+        if found := fault(batch):
+            raise GRPCError(Status.INVALID_ARGUMENT, found)
+        with self._commands():
+            async with contextlib.aclosing(replies(batch, partial(self._dispatcher.carry_out, caller=caller))) as all_:
+                async for reply in all_:
+                    await stream.send_message(bearable(reply))
 
     async def Channel(self, stream: Stream[CommandBatch, ReplyBatch]) -> None:  # noqa: N802 - the contract's name
         """Many commands."""

@@ -23,7 +23,7 @@ mod flx {
     tonic::include_proto!("flx.v1");
 }
 use flx::{
-    CommandBatch, CommandFrame, EventBatch, LogBatch, LogRequest, ReplyBatch, ReplyFrame, RevocationBatch,
+    BatchFrame, CommandBatch, CommandFrame, EventBatch, LogBatch, LogRequest, ReplyBatch, ReplyFrame, RevocationBatch,
     RevocationsRequest, WatchRequest,
     daemon_server::{Daemon, DaemonServer},
 };
@@ -72,6 +72,12 @@ impl Daemon for Echo {
             // A stock client puts its deadline into the call; whoever is late there is gone by itself.
             Some(capacity) => capacity.serve(frame).await,
         }))
+    }
+
+    type ExecuteBatchStream = Out<ReplyFrame>;
+
+    async fn execute_batch(&self, _request: Request<BatchFrame>) -> Result<Response<Out<ReplyFrame>>, Status> {
+        Err(Status::unimplemented("no gateway calls it"))
     }
 
     type ChannelStream = Out<ReplyBatch>;

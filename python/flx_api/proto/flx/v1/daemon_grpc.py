@@ -19,6 +19,10 @@ class DaemonBase(abc.ABC):
         pass
 
     @abc.abstractmethod
+    async def ExecuteBatch(self, stream: 'grpclib.server.Stream[flx_api.proto.flx.v1.daemon_pb2.BatchFrame, flx_api.proto.flx.v1.daemon_pb2.ReplyFrame]') -> None:
+        pass
+
+    @abc.abstractmethod
     async def Channel(self, stream: 'grpclib.server.Stream[flx_api.proto.flx.v1.daemon_pb2.CommandBatch, flx_api.proto.flx.v1.daemon_pb2.ReplyBatch]') -> None:
         pass
 
@@ -40,6 +44,12 @@ class DaemonBase(abc.ABC):
                 self.Execute,
                 grpclib.const.Cardinality.UNARY_UNARY,
                 flx_api.proto.flx.v1.daemon_pb2.CommandFrame,
+                flx_api.proto.flx.v1.daemon_pb2.ReplyFrame,
+            ),
+            '/flx.v1.Daemon/ExecuteBatch': grpclib.const.Handler(
+                self.ExecuteBatch,
+                grpclib.const.Cardinality.UNARY_STREAM,
+                flx_api.proto.flx.v1.daemon_pb2.BatchFrame,
                 flx_api.proto.flx.v1.daemon_pb2.ReplyFrame,
             ),
             '/flx.v1.Daemon/Channel': grpclib.const.Handler(
@@ -76,6 +86,12 @@ class DaemonStub:
             channel,
             '/flx.v1.Daemon/Execute',
             flx_api.proto.flx.v1.daemon_pb2.CommandFrame,
+            flx_api.proto.flx.v1.daemon_pb2.ReplyFrame,
+        )
+        self.ExecuteBatch = grpclib.client.UnaryStreamMethod(
+            channel,
+            '/flx.v1.Daemon/ExecuteBatch',
+            flx_api.proto.flx.v1.daemon_pb2.BatchFrame,
             flx_api.proto.flx.v1.daemon_pb2.ReplyFrame,
         )
         self.Channel = grpclib.client.StreamStreamMethod(

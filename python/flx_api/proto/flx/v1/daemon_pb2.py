@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!flx_api/proto/flx/v1/daemon.proto\x12\x06\x66lx.v1\"r\n\tPrincipal\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\r\n\x05roles\x18\x03 \x03(\t\x12\x10\n\x08token_id\x18\x04 \x01(\t\x12\x0f\n\x07session\x18\x05 \x01(\t\x12\x12\n\nexpires_at\x18\x06 \x01(\x03\"\x9b\x02\n\x0c\x43ommandFrame\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12\x0f\n\x07\x63ommand\x18\x02 \x01(\t\x12\x0c\n\x04\x61rgs\x18\x03 \x01(\x0c\x12$\n\tprincipal\x18\x04 \x01(\x0b\x32\x11.flx.v1.Principal\x12\x17\n\x0fidempotency_key\x18\x05 \x01(\t\x12\x18\n\x10\x64\x65\x61\x64line_unix_ms\x18\x06 \x01(\x03\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12\x13\n\x0btraceparent\x18\x08 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\t \x01(\t\x12\x0f\n\x07\x64ry_run\x18\n \x01(\x08\x12\x0f\n\x07wait_ms\x18\x0b \x01(\x03\x12\x16\n\x0e\x63lient_address\x18\x0c \x01(\t\x12\x0e\n\x06\x63\x61ncel\x18\r \x01(\x08\"o\n\nReplyFrame\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12\x0c\n\x04\x63ode\x18\x02 \x01(\t\x12\x0e\n\x06result\x18\x03 \x01(\x0c\x12\x0f\n\x07problem\x18\x04 \x01(\x0c\x12\x13\n\x0b\x61\x63\x63\x65pted_id\x18\x05 \x01(\t\x12\x10\n\x08replayed\x18\x06 \x01(\x08\"4\n\x0c\x43ommandBatch\x12$\n\x06\x66rames\x18\x01 \x03(\x0b\x32\x14.flx.v1.CommandFrame\"0\n\nReplyBatch\x12\"\n\x06\x66rames\x18\x01 \x03(\x0b\x32\x12.flx.v1.ReplyFrame\"7\n\x0bLogPosition\x12\x14\n\x0c\x65xecution_id\x18\x01 \x01(\t\x12\x12\n\nafter_line\x18\x02 \x01(\x04\"v\n\x0cWatchRequest\x12\x0e\n\x06topics\x18\x01 \x03(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\t\x12\x16\n\tafter_seq\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12!\n\x04logs\x18\x04 \x03(\x0b\x32\x13.flx.v1.LogPositionB\x0c\n\n_after_seq\"^\n\x05\x45vent\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12\x0c\n\x04prev\x18\x02 \x01(\x04\x12\r\n\x05ts_us\x18\x03 \x01(\x03\x12\r\n\x05topic\x18\x04 \x01(\t\x12\x0e\n\x06tenant\x18\x05 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x06 \x01(\x0c\"c\n\nEventBatch\x12\r\n\x05\x65poch\x18\x01 \x01(\t\x12\x1d\n\x06\x65vents\x18\x02 \x03(\x0b\x32\r.flx.v1.Event\x12\x13\n\x0bjournal_seq\x18\x03 \x01(\x04\x12\x12\n\ngap_reason\x18\x04 \x01(\t\"z\n\nLogRequest\x12\x14\n\x0c\x65xecution_id\x18\x01 \x01(\t\x12\x11\n\tfrom_line\x18\x02 \x01(\x04\x12\x0e\n\x06\x66ollow\x18\x03 \x01(\x08\x12\r\n\x05limit\x18\x04 \x01(\r\x12$\n\tprincipal\x18\x05 \x01(\x0b\x32\x11.flx.v1.Principal\"-\n\x08LogBatch\x12\x12\n\nfirst_line\x18\x01 \x01(\x04\x12\r\n\x05lines\x18\x02 \x03(\x0c\"\x14\n\x12RevocationsRequest\"\x8f\x01\n\nRevocation\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x1a\n\rissued_before\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x17\n\nexpires_at\x18\x05 \x01(\x03H\x01\x88\x01\x01\x42\x10\n\x0e_issued_beforeB\r\n\x0b_expires_at\"^\n\x0fRevocationBatch\x12\r\n\x05\x65poch\x18\x01 \x01(\t\x12\x13\n\x0bjournal_seq\x18\x02 \x01(\x04\x12\'\n\x0brevocations\x18\x03 \x03(\x0b\x32\x12.flx.v1.Revocation2\xa1\x02\n\x06\x44\x61\x65mon\x12\x33\n\x07\x45xecute\x12\x14.flx.v1.CommandFrame\x1a\x12.flx.v1.ReplyFrame\x12\x37\n\x07\x43hannel\x12\x14.flx.v1.CommandBatch\x1a\x12.flx.v1.ReplyBatch(\x01\x30\x01\x12\x33\n\x05Watch\x12\x14.flx.v1.WatchRequest\x1a\x12.flx.v1.EventBatch0\x01\x12.\n\x04Logs\x12\x12.flx.v1.LogRequest\x1a\x10.flx.v1.LogBatch0\x01\x12\x44\n\x0bRevocations\x12\x1a.flx.v1.RevocationsRequest\x1a\x17.flx.v1.RevocationBatch0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!flx_api/proto/flx/v1/daemon.proto\x12\x06\x66lx.v1\"r\n\tPrincipal\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\x0e\n\x06tenant\x18\x02 \x01(\t\x12\r\n\x05roles\x18\x03 \x03(\t\x12\x10\n\x08token_id\x18\x04 \x01(\t\x12\x0f\n\x07session\x18\x05 \x01(\t\x12\x12\n\nexpires_at\x18\x06 \x01(\x03\"\x9b\x02\n\x0c\x43ommandFrame\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12\x0f\n\x07\x63ommand\x18\x02 \x01(\t\x12\x0c\n\x04\x61rgs\x18\x03 \x01(\x0c\x12$\n\tprincipal\x18\x04 \x01(\x0b\x32\x11.flx.v1.Principal\x12\x17\n\x0fidempotency_key\x18\x05 \x01(\t\x12\x18\n\x10\x64\x65\x61\x64line_unix_ms\x18\x06 \x01(\x03\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12\x13\n\x0btraceparent\x18\x08 \x01(\t\x12\x13\n\x0b\x65nvironment\x18\t \x01(\t\x12\x0f\n\x07\x64ry_run\x18\n \x01(\x08\x12\x0f\n\x07wait_ms\x18\x0b \x01(\x03\x12\x16\n\x0e\x63lient_address\x18\x0c \x01(\t\x12\x0e\n\x06\x63\x61ncel\x18\r \x01(\x08\"o\n\nReplyFrame\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12\x0c\n\x04\x63ode\x18\x02 \x01(\t\x12\x0e\n\x06result\x18\x03 \x01(\x0c\x12\x0f\n\x07problem\x18\x04 \x01(\x0c\x12\x13\n\x0b\x61\x63\x63\x65pted_id\x18\x05 \x01(\t\x12\x10\n\x08replayed\x18\x06 \x01(\x08\"V\n\nBatchFrame\x12$\n\x06\x66rames\x18\x01 \x03(\x0b\x32\x14.flx.v1.CommandFrame\x12\x0f\n\x07ordered\x18\x02 \x01(\x08\x12\x11\n\tfail_fast\x18\x03 \x01(\x08\"4\n\x0c\x43ommandBatch\x12$\n\x06\x66rames\x18\x01 \x03(\x0b\x32\x14.flx.v1.CommandFrame\"0\n\nReplyBatch\x12\"\n\x06\x66rames\x18\x01 \x03(\x0b\x32\x12.flx.v1.ReplyFrame\"7\n\x0bLogPosition\x12\x14\n\x0c\x65xecution_id\x18\x01 \x01(\t\x12\x12\n\nafter_line\x18\x02 \x01(\x04\"v\n\x0cWatchRequest\x12\x0e\n\x06topics\x18\x01 \x03(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\t\x12\x16\n\tafter_seq\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12!\n\x04logs\x18\x04 \x03(\x0b\x32\x13.flx.v1.LogPositionB\x0c\n\n_after_seq\"^\n\x05\x45vent\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12\x0c\n\x04prev\x18\x02 \x01(\x04\x12\r\n\x05ts_us\x18\x03 \x01(\x03\x12\r\n\x05topic\x18\x04 \x01(\t\x12\x0e\n\x06tenant\x18\x05 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x06 \x01(\x0c\"c\n\nEventBatch\x12\r\n\x05\x65poch\x18\x01 \x01(\t\x12\x1d\n\x06\x65vents\x18\x02 \x03(\x0b\x32\r.flx.v1.Event\x12\x13\n\x0bjournal_seq\x18\x03 \x01(\x04\x12\x12\n\ngap_reason\x18\x04 \x01(\t\"z\n\nLogRequest\x12\x14\n\x0c\x65xecution_id\x18\x01 \x01(\t\x12\x11\n\tfrom_line\x18\x02 \x01(\x04\x12\x0e\n\x06\x66ollow\x18\x03 \x01(\x08\x12\r\n\x05limit\x18\x04 \x01(\r\x12$\n\tprincipal\x18\x05 \x01(\x0b\x32\x11.flx.v1.Principal\"-\n\x08LogBatch\x12\x12\n\nfirst_line\x18\x01 \x01(\x04\x12\r\n\x05lines\x18\x02 \x03(\x0c\"\x14\n\x12RevocationsRequest\"\x8f\x01\n\nRevocation\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\x12\x0e\n\x06tenant\x18\x03 \x01(\t\x12\x1a\n\rissued_before\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x17\n\nexpires_at\x18\x05 \x01(\x03H\x01\x88\x01\x01\x42\x10\n\x0e_issued_beforeB\r\n\x0b_expires_at\"^\n\x0fRevocationBatch\x12\r\n\x05\x65poch\x18\x01 \x01(\t\x12\x13\n\x0bjournal_seq\x18\x02 \x01(\x04\x12\'\n\x0brevocations\x18\x03 \x03(\x0b\x32\x12.flx.v1.Revocation2\xdb\x02\n\x06\x44\x61\x65mon\x12\x33\n\x07\x45xecute\x12\x14.flx.v1.CommandFrame\x1a\x12.flx.v1.ReplyFrame\x12\x38\n\x0c\x45xecuteBatch\x12\x12.flx.v1.BatchFrame\x1a\x12.flx.v1.ReplyFrame0\x01\x12\x37\n\x07\x43hannel\x12\x14.flx.v1.CommandBatch\x1a\x12.flx.v1.ReplyBatch(\x01\x30\x01\x12\x33\n\x05Watch\x12\x14.flx.v1.WatchRequest\x1a\x12.flx.v1.EventBatch0\x01\x12.\n\x04Logs\x12\x12.flx.v1.LogRequest\x1a\x10.flx.v1.LogBatch0\x01\x12\x44\n\x0bRevocations\x12\x1a.flx.v1.RevocationsRequest\x1a\x17.flx.v1.RevocationBatch0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,28 +37,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_COMMANDFRAME']._serialized_end=445
   _globals['_REPLYFRAME']._serialized_start=447
   _globals['_REPLYFRAME']._serialized_end=558
-  _globals['_COMMANDBATCH']._serialized_start=560
-  _globals['_COMMANDBATCH']._serialized_end=612
-  _globals['_REPLYBATCH']._serialized_start=614
-  _globals['_REPLYBATCH']._serialized_end=662
-  _globals['_LOGPOSITION']._serialized_start=664
-  _globals['_LOGPOSITION']._serialized_end=719
-  _globals['_WATCHREQUEST']._serialized_start=721
-  _globals['_WATCHREQUEST']._serialized_end=839
-  _globals['_EVENT']._serialized_start=841
-  _globals['_EVENT']._serialized_end=935
-  _globals['_EVENTBATCH']._serialized_start=937
-  _globals['_EVENTBATCH']._serialized_end=1036
-  _globals['_LOGREQUEST']._serialized_start=1038
-  _globals['_LOGREQUEST']._serialized_end=1160
-  _globals['_LOGBATCH']._serialized_start=1162
-  _globals['_LOGBATCH']._serialized_end=1207
-  _globals['_REVOCATIONSREQUEST']._serialized_start=1209
-  _globals['_REVOCATIONSREQUEST']._serialized_end=1229
-  _globals['_REVOCATION']._serialized_start=1232
-  _globals['_REVOCATION']._serialized_end=1375
-  _globals['_REVOCATIONBATCH']._serialized_start=1377
-  _globals['_REVOCATIONBATCH']._serialized_end=1471
-  _globals['_DAEMON']._serialized_start=1474
-  _globals['_DAEMON']._serialized_end=1763
+  _globals['_BATCHFRAME']._serialized_start=560
+  _globals['_BATCHFRAME']._serialized_end=646
+  _globals['_COMMANDBATCH']._serialized_start=648
+  _globals['_COMMANDBATCH']._serialized_end=700
+  _globals['_REPLYBATCH']._serialized_start=702
+  _globals['_REPLYBATCH']._serialized_end=750
+  _globals['_LOGPOSITION']._serialized_start=752
+  _globals['_LOGPOSITION']._serialized_end=807
+  _globals['_WATCHREQUEST']._serialized_start=809
+  _globals['_WATCHREQUEST']._serialized_end=927
+  _globals['_EVENT']._serialized_start=929
+  _globals['_EVENT']._serialized_end=1023
+  _globals['_EVENTBATCH']._serialized_start=1025
+  _globals['_EVENTBATCH']._serialized_end=1124
+  _globals['_LOGREQUEST']._serialized_start=1126
+  _globals['_LOGREQUEST']._serialized_end=1248
+  _globals['_LOGBATCH']._serialized_start=1250
+  _globals['_LOGBATCH']._serialized_end=1295
+  _globals['_REVOCATIONSREQUEST']._serialized_start=1297
+  _globals['_REVOCATIONSREQUEST']._serialized_end=1317
+  _globals['_REVOCATION']._serialized_start=1320
+  _globals['_REVOCATION']._serialized_end=1463
+  _globals['_REVOCATIONBATCH']._serialized_start=1465
+  _globals['_REVOCATIONBATCH']._serialized_end=1559
+  _globals['_DAEMON']._serialized_start=1562
+  _globals['_DAEMON']._serialized_end=1909
 # @@protoc_insertion_point(module_scope)

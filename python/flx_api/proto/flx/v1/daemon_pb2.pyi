@@ -68,6 +68,16 @@ class ReplyFrame(_message.Message):
     replayed: bool
     def __init__(self, seq: _Optional[int] = ..., code: _Optional[str] = ..., result: _Optional[bytes] = ..., problem: _Optional[bytes] = ..., accepted_id: _Optional[str] = ..., replayed: _Optional[bool] = ...) -> None: ...
 
+class BatchFrame(_message.Message):
+    __slots__ = ("frames", "ordered", "fail_fast")
+    FRAMES_FIELD_NUMBER: _ClassVar[int]
+    ORDERED_FIELD_NUMBER: _ClassVar[int]
+    FAIL_FAST_FIELD_NUMBER: _ClassVar[int]
+    frames: _containers.RepeatedCompositeFieldContainer[CommandFrame]
+    ordered: bool
+    fail_fast: bool
+    def __init__(self, frames: _Optional[_Iterable[_Union[CommandFrame, _Mapping]]] = ..., ordered: _Optional[bool] = ..., fail_fast: _Optional[bool] = ...) -> None: ...
+
 class CommandBatch(_message.Message):
     __slots__ = ("frames",)
     FRAMES_FIELD_NUMBER: _ClassVar[int]
