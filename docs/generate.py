@@ -17,7 +17,7 @@ from flx_api.commands import COMMANDS, Command
 from flx_api.commands.permissions import ROLES, permits
 from flx_api.config import describe
 from flx_api.errors import CODES, STATUSES
-from flx_api.models.event import TOPICS
+from flx_api.models.event import TOPICS, Topic
 from flx_api.models.message import ClientMessage, ServerMessage
 from flx_api.models.plan import Change, LimitCost, Permission, Plan, PlannedError, PlannedRun, Wait
 
@@ -234,14 +234,20 @@ def messages_page() -> str:
         text += f"\n## {title}\n"
         for kind in get_args(union):
             text += f"\n### {kind.__struct_config__.tag}\n\n{_paragraph(kind)}\n\n{_members(kind)}"
-    rows = [[f"`{topic.template.format('{id}')}`", _data(topic.data), topic.sentence] for topic in TOPICS]
+    rows = [[f"`{_template(topic)}`", _data(topic.data), topic.sentence] for topic in TOPICS]
     text += "\n## What events carry\n\n" + table(["topic", "`data`", "when"], rows)
-    for kind in dict.fromkeys(topic.data for topic in TOPICS if isinstance(topic.data, type)):
+    for kind in dict.fromkeys(topic.data for topic in TOPICS if isinstance(topic.data, type(msgspec.Struct))):
         text += f"\n### {kind.__name__}\n\n{_paragraph(kind)}\n\n{_members(kind)}"
     return text
 
 
+def _template(topic: Topic) -> str:
+    return topic.template.format({"app.{}": "…", "user.{}": "{sub}"}.get(topic.template, "{id}"))
+
+
 def _data(shape: Any) -> str:  # noqa: ANN401 - a struct, or a union of what JSON knows
+    if shape is Any:
+        return "anything"
     return f"[{shape.__name__}](#{shape.__name__.lower()})" if isinstance(shape, type) else "object or string"
 
 

@@ -80,7 +80,7 @@ def test_real_frames_are_what_the_document_says(service: Service) -> None:
             await hear("gap")
             await asyncio.to_thread(_act, service)
             await hear("pipelineEvents", "executionEvents", "executionStatus", "executionMetric", "executionLog")
-            await hear("scheduleEvents")
+            await hear("scheduleEvents", "applicationEvents", "userEvents")
             await say(type="unsubscribe", event="*")
             await hear("unsubscribed")
 
@@ -100,6 +100,8 @@ def _act(service: Service) -> None:
 
     service.command("pipeline.create", {"name": "mine", "extractor": "tap-scripted", "loader": "target-scripted"})
     service.command("schedule.disable", {"name": "yearly"})
+    for topic in ("app.orders.new", "user.tester"):
+        service.command("event.publish", {"topic": topic, "data": {"n": 1}})
     assert outcome("load").startswith("succeeded")
     (service.project / "target.py").write_text("#!/usr/bin/env python3\nraise SystemExit(1)\n")
     assert "failed" == outcome("mine")

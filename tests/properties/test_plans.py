@@ -112,6 +112,9 @@ ARGUMENTS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "system.status": _NOTHING,
     "system.info": _NOTHING,
     "system.echo": st.just({"x": 1}),
+    "event.publish": st.sampled_from(
+        [{"topic": "app.a", "data": 1}, {"topic": "user.eve"}, {"topic": "system_events"}]
+    ),
     "auth.login": st.fixed_dictionaries({"username": _USERS, "password": st.sampled_from(["secret-1", "secret-2"])}),
     "auth.logout": st.sampled_from([{}, {"everywhere": True}]),
     "token.revoke": st.sampled_from(

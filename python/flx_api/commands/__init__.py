@@ -194,7 +194,7 @@ COMMANDS: dict[str, Command] = _table(
         "unary",
         "Return the arguments as they came: for probes and benchmarks.",
     ),
-    Command("event.publish", event.PublishArgs, event.Published, "none", "unary", "Tell those who subscribed."),
+    Command("event.publish", event.PublishArgs, event.Published, "key", "unary", "Tell those who subscribed."),
     Command(
         "auth.login",
         auth.LoginArgs,

@@ -31,7 +31,7 @@ _VIEWER = (
     "system.echo",
 )
 _OPERATOR = (*_VIEWER, "pipeline.run", "schedule.run", "execution.cancel", "execution.retry")
-_DEVELOPER = (*_OPERATOR, "pipeline.*", "schedule.*")
+_DEVELOPER = (*_OPERATOR, "pipeline.*", "schedule.*", "event.publish")
 
 ROLES: dict[str, tuple[str, ...]] = {
     "viewer": _VIEWER,

@@ -11,12 +11,14 @@ from flx_api.models.auth import RevocationKind
 from flx_api.models.execution import Status
 
 REVOCATION_EVENTS: Final = "revocation_events"
+PUBLISHED_PREFIXES: Final = ("app.", "user.")
+"""Topics that clients publish to, by `event.publish`."""
 PRIVATE_TOPICS: Final = frozenset({REVOCATION_EVENTS})
 """Topics between daemon and gateways: never delivered to a client, whatever it subscribed to."""
 
 
 class PublishArgs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """An event of an application.
+    """An event of an application, to `app.*` or to one subject's own topic `user.{sub}`, of at most 64 KiB.
 
     Topics `bench.*` live in the gateway that is asked, in development only. There, with `count`, so many events follow
     one another, `per_s` a second (as fast as it goes without), and the answer comes after the last. The data of each is
@@ -31,11 +33,15 @@ class PublishArgs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     topics: Annotated[int, Meta(ge=1, le=20_000)] | None = None
 
 
-class Published(msgspec.Struct, frozen=True):
-    """What was published: how many events, and microseconds from the first to the last."""
+class Published(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What was published: how many events, microseconds from the first to the last, and the journal's number of it.
+
+    Events of one gateway alone are in no journal, and have no number there.
+    """
 
     count: int
     took_us: int
+    seq: int | None = None
 
 
 class PipelineEvent(msgspec.Struct, frozen=True):
@@ -123,12 +129,13 @@ LogLine = dict[str, Any] | str
 
 
 class Topic(NamedTuple):
-    """Topics that clients may hear: `{}` in the template stands for one execution's id, `data` is what events carry."""
+    """Topics that clients may hear: `{}` in the template stands for what `segment` matches, `data` is in each event."""
 
     name: str
     template: str
     data: Any
     sentence: str
+    segment: str = "[^.]+"
 
 
 TOPICS: Final[tuple[Topic, ...]] = (
@@ -140,5 +147,7 @@ TOPICS: Final[tuple[Topic, ...]] = (
         "executionLog", "execution.{}.log", LogLine, "One line of this execution's log; `seq` is its number, from 1."
     ),
     Topic("scheduleEvents", "schedule_events", ScheduleEvent, "A schedule fired, was skipped or missed, or switched."),
+    Topic("applicationEvents", "app.{}", Any, "An application published it, by `event.publish`.", ".+"),
+    Topic("userEvents", "user.{}", Any, "Somebody published it to this subject alone, by `event.publish`.", ".+"),
     Topic("systemEvents", "system_events", SystemEvent, "The daemon started or stops, or did something by itself."),
 )

@@ -31,8 +31,6 @@ _ANSWERS: Final[dict[str, tuple[str, ...]]] = {
 }
 """What each message of a client is answered with."""
 _UNASKED: Final = ("connected", "heartbeat", GAP)
-# One segment of a topic; an execution's id is one.
-_SEGMENT: Final = "[^.]+"
 
 Json = dict[str, Any]
 
@@ -105,7 +103,7 @@ def _messages(refs: dict[Any, Json]) -> Json:
 def _event(topic: Topic, refs: dict[Any, Json]) -> Json:
     exact = "{}" not in topic.template
     parts = (re.escape(part) for part in topic.template.split("{}"))
-    name = {"const": topic.template} if exact else {"type": "string", "pattern": f"^{_SEGMENT.join(parts)}$"}
+    name = {"const": topic.template} if exact else {"type": "string", "pattern": f"^{topic.segment.join(parts)}$"}
     detail = {"properties": {"event": name, "data": refs[topic.data]}}
     return _message(topic.sentence, {"allOf": [refs[Event], detail]})
 

@@ -40,6 +40,7 @@ CHANGES: dict[str, tuple[Any, Any]] = {
     "token.restore": ({"id": "?"}, {"id": "other"}),
     "schedule.enable": ({"name": "nightly"}, {"name": "weekly"}),
     "schedule.disable": ({"name": "nightly"}, {"name": "weekly"}),
+    "event.publish": ({"topic": "app.a"}, {"topic": "app.b"}),
     "user.add": (USER, {**USER, "password": "another one"}),
 }
 # Runs need executions: tests/daemon/executions/test_handlers.py, tests/daemon/schedules/test_schedules.py.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from flx_api.daemon.handlers import auth, pipeline, project, runs, schedules, system
+from flx_api.daemon.handlers import auth, events, pipeline, project, runs, schedules, system
 from flx_api.daemon.handlers.context import Accepted, Context, Handler, Outcome, Replay, Services
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ HANDLERS: Mapping[str, Handler] = {
     **runs.HANDLERS,
     **schedules.HANDLERS,
     **auth.HANDLERS,
+    **events.HANDLERS,
 }
 
 __all__ = ["HANDLERS", "Accepted", "Context", "Handler", "Outcome", "Replay", "Services"]

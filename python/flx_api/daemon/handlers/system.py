@@ -5,12 +5,12 @@ from __future__ import annotations
 import platform
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Literal, NoReturn
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from flx_api.commands import COMMANDS, Command, find
-from flx_api.errors import FlxError, ValidationFailed
+from flx_api.errors import FlxError
 from flx_api.models.monitoring import (
     CommandDescription,
     CommandPage,
@@ -24,18 +24,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from flx_api.daemon.handlers.context import Context, Handler
-    from flx_api.models.event import PublishArgs
     from flx_api.models.project import CommandNameArgs, EchoArgs, NoArgs
 
 
 def echo(context: Context, _args: EchoArgs) -> bytes:
     """The arguments as they came, byte for byte."""
     return context.raw_args
-
-
-def publish(_context: Context, _args: PublishArgs) -> NoReturn:
-    """No topic of the daemon is for others to publish; those of a gateway alone are answered there."""
-    raise ValidationFailed.field("topic", "is not one that can be published to")
 
 
 def info(context: Context, _args: NoArgs) -> SystemInfo:
@@ -124,7 +118,6 @@ def _message(fault: FlxError | None) -> str:
 HANDLERS: Mapping[str, Handler] = {
     "command.list": commands,
     "command.describe": describe,
-    "event.publish": publish,
     "system.echo": echo,
     "system.info": info,
     "system.status": status,

@@ -99,7 +99,7 @@ class Tx:
         self._heads = heads
         self._emitted: list[EventRow] = []
 
-    def emit(self, topic: str, data: msgspec.Struct, *, tenant: str) -> int:
+    def emit(self, topic: str, data: object, *, tenant: str) -> int:
         """Append an event to the journal; returns its sequence number, which holds if the change commits."""
         encoded = msgspec.json.encode(data)
         mine = (row.seq for row in reversed(self._emitted) if row.topic == topic and row.tenant == tenant)
