@@ -131,6 +131,7 @@ def test_a_client_that_leaves_is_noticed() -> None:
         # Plans, what waits by nature and what changes something are for each by itself.
         ("pipeline.list", {"dry_run": True}, 24),
         ("execution.wait", {}, 24),
+        ("system.echo", {}, 24),
         ("pipeline.run", {}, 24),
     ],
 )

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from flx_api.commands import COMMANDS
 from flx_api.commands.permissions import authorise
 from flx_api.errors import ErrorBody, FlxError
 from flx_api.gateway.alarms import Alarms
@@ -28,7 +29,6 @@ from flx_api.models.envelope import MADE_KEY, CommandOptions
 from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame, ReplyFrame
 from flx_api.proto.flx.v1.daemon_pb2 import Principal as FramePrincipal
 from flx_api.upstream.flights import Flights, Question
-from flx_api.upstream.pending import is_wait
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -45,6 +45,12 @@ NO_OPTIONS: Final = CommandOptions()
 _WATCH_AFTER_S: Final = 0.25
 _WAIT_MARGIN_MS: Final = 5_000
 _KEYED: Final = frozenset({"key", "idempotent"})
+# An echo is asked for to see the way there and back, so it always goes it. What waits by nature waits for one caller.
+_SHARED: Final = frozenset(
+    command.name
+    for command in COMMANDS.values()
+    if command.idempotency == "read" and command.name not in {"system.echo", "execution.wait"}
+)
 _error_body = msgspec.json.Decoder(ErrorBody)
 
 
@@ -95,7 +101,7 @@ class Dispatcher:
         frame, deadline_s = self.frame(frame_of(exchange), command, args, options)
         exchange.passed("dispatch")
         with self.watch(exchange):
-            if command.idempotency == "read" and not options.dry_run and not is_wait(frame):
+            if command.name in _SHARED and not options.dry_run and not options.wait_ms:
                 question = Question(principal, command.name, args, options.environment)
                 reply = await self._flights.read(question, frame, deadline_s)
             else:
