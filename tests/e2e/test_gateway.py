@@ -15,7 +15,7 @@ import httpx
 import msgspec
 import pytest
 import websockets
-from tests.gateway_process import GatewayProcess, basic, bearer, running, token
+from tests.gateway_process import GatewayProcess, basic, bearer, children_of, running, token
 from tests.small_daemon import SmallDaemon, serving, stop
 
 from flx_api.errors import Conflict, NotFound
@@ -372,9 +372,8 @@ async def until(condition: Callable[[], bool], within_s: float = 10) -> None:
 
 def drain(gateway: GatewayProcess) -> None:
     """Send SIGUSR1 to the workers."""
-    pid = gateway.process.pid
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split():
-        os.kill(int(child), signal.SIGUSR1)
+    for child in children_of(gateway.process.pid):
+        os.kill(child, signal.SIGUSR1)
 
 
 def connect(gateway: GatewayProcess, client_id: str = "me", **options: Any) -> Any:
