@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import http
 import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from tests.client.scripted_server import Script, answer, event_frame, says, serving, stays
 from tests.gateway_process import token
-from websockets.asyncio.server import ServerConnection, serve
-from websockets.datastructures import Headers
-from websockets.http11 import Request, Response
 
 from flx_api.client import (
     Backoff,
@@ -27,64 +23,7 @@ from flx_api.client import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-
-
-def _event(topic: str, seq: int, prev: int = 0, pos: str = "p") -> str:
-    head = {"type": "event", "event": topic, "seq": seq, "prev": prev, "epoch": "e", "ts": 0, "pos": pos}
-    return json.dumps({**head, "data": {}})
-
-
-class Script:
-    """What the server does with its connections, one function each; statuses are answers in place of one."""
-
-    def __init__(self, *parts: Callable[[ServerConnection], Awaitable[None]] | Response) -> None:
-        self.parts = list(parts)
-        self.bearers: list[str] = []
-        self.asked: list[dict[str, str | None]] = []
-        self.url = ""
-
-    async def process(self, _: ServerConnection, request: Request) -> Response | None:
-        self.bearers.append(request.headers.get("Authorization", ""))
-        return self.parts.pop(0) if self.parts and isinstance(self.parts[0], Response) else None  # type: ignore[return-value]
-
-    async def handle(self, connection: ServerConnection) -> None:
-        part = self.parts.pop(0)
-        assert not isinstance(part, Response)
-        asked: dict[str, str | None] = {}
-        while (message := json.loads(await connection.recv()))["type"] == "subscribe":
-            asked[message["event"]] = message.get("from")
-            await connection.send(json.dumps({"type": "subscribed", "event": message["event"], "pos": "0"}))
-        await connection.send(json.dumps({"type": "pong", "timestamp": 0}))
-        self.asked.append(asked)
-        await part(connection)
-
-
-@contextlib.asynccontextmanager
-async def serving(script: Script) -> AsyncIterator[Script]:
-    async with serve(script.handle, "127.0.0.1", 0, process_request=script.process) as server:
-        script.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        yield script
-
-
-def answer(status: int, body: bytes = b"", after: str | None = None) -> Response:
-    headers = Headers() if after is None else Headers({"Retry-After": after})
-    return Response(status, http.HTTPStatus(status).phrase, headers, body)
-
-
-def says(*frames: str, code: int = 1012) -> Callable[[ServerConnection], Coroutine[Any, Any, None]]:
-    """Send frames, then close."""
-
-    async def part(connection: ServerConnection) -> None:
-        for frame in frames:
-            await connection.send(frame)
-        await connection.close(code)
-
-    return part
-
-
-async def stays(connection: ServerConnection) -> None:
-    await connection.wait_closed()
+    from websockets.asyncio.server import ServerConnection
 
 
 def at_once() -> Backoff:
@@ -93,7 +32,10 @@ def at_once() -> Backoff:
 
 def test_it_goes_on_from_where_it_was() -> None:
     async def story() -> None:
-        script = Script(says(_event("t", 1, pos="1")), says(_event("t", 1, pos="1"), _event("t", 2, 1, "2"), code=1008))
+        script = Script(
+            says(event_frame("t", 1, pos="1")),
+            says(event_frame("t", 1, pos="1"), event_frame("t", 2, 1, "2"), code=1008),
+        )
         async with serving(script), EventStream(script.url, ["t"], token="a", backoff=at_once()) as events:
             found = []
             with pytest.raises(Ended) as caught:  # noqa: PT012 - whatever comes before does not matter
@@ -113,7 +55,7 @@ def test_a_new_token_is_asked_for_before_the_old_one_ends() -> None:
     async def story() -> None:
         short, long = token(ttl_s=1.5), token(ttl_s=3600)
         given = iter([short, short, long])
-        script = Script(stays, says(code=4401), says(_event("t", 1)))
+        script = Script(stays, says(code=4401), says(event_frame("t", 1)))
         async with serving(script), EventStream(script.url, ["t"], token=lambda: next(given)) as events:
             assert 1 == (await events.receive()).seq
         assert [f"Bearer {used}" for used in (short, short, long)] == script.bearers
@@ -137,7 +79,7 @@ def test_a_refused_token_is_replaced_once() -> None:
         return "b"
 
     async def story() -> None:
-        script = Script(answer(401, body), says(_event("t", 1)), answer(401, body), answer(401, body))
+        script = Script(answer(401, body), says(event_frame("t", 1)), answer(401, body), answer(401, body))
         async with serving(script), EventStream(script.url, ["t"], token=new, backoff=at_once()) as events:
             assert 1 == (await events.receive()).seq
             with pytest.raises(Refused) as caught:
@@ -157,7 +99,7 @@ def test_not_now_is_tried_again_after_the_time_that_was_asked_for() -> None:
             return 0.0
 
     async def story() -> None:
-        script = Script(answer(503, after="7"), answer(429), answer(503, after="soon"), says(_event("t", 1)))
+        script = Script(answer(503, after="7"), answer(429), answer(503, after="soon"), says(event_frame("t", 1)))
         async with serving(script), EventStream(script.url, ["t"], backoff=Noted(1, 8, lambda: 0.5)) as events:
             assert 1 == (await events.receive()).seq
         assert [7.5, 1.0, 2.0] == pauses
@@ -180,7 +122,7 @@ def test_a_refusal_is_not_tried_again(status: int, body: bytes, code: str) -> No
 
 def test_it_gives_up_after_so_many_failures_in_a_row() -> None:
     async def story() -> None:
-        script = Script(answer(502), says(_event("t", 1)), answer(502), answer(502))
+        script = Script(answer(502), says(event_frame("t", 1)), answer(502), answer(502))
         async with serving(script), EventStream(script.url, ["t"], attempts=2, backoff=at_once()) as events:
             await events.receive()
             with pytest.raises(Unreachable):
@@ -191,7 +133,7 @@ def test_it_gives_up_after_so_many_failures_in_a_row() -> None:
 
 
 def test_a_gap_is_told_to_whoever_asked_or_else_raised() -> None:
-    frames = (_event("t", 1, pos="1"), _event("t", 5, 4, pos="5"))
+    frames = (event_frame("t", 1, pos="1"), event_frame("t", 5, 4, pos="5"))
 
     async def story() -> None:
         gaps: list[Gap] = []
@@ -218,9 +160,9 @@ def test_a_wait_may_be_cancelled_and_loses_nothing() -> None:
         go_on = asyncio.Event()
 
         async def part(connection: ServerConnection) -> None:
-            await connection.send(_event("t", 1))
+            await connection.send(event_frame("t", 1))
             await go_on.wait()
-            await connection.send(_event("t", 2, 1))
+            await connection.send(event_frame("t", 2, 1))
             await connection.wait_closed()
 
         async with serving(Script(part)) as script, EventStream(script.url, ["t"]) as events:
@@ -246,7 +188,7 @@ def test_topics_are_added_and_refused_on_the_way() -> None:
 
         async def part(connection: ServerConnection) -> None:
             await connection.send('{"type":"of a later version","event":5}')
-            await connection.send(_event("t", 1))
+            await connection.send(event_frame("t", 1))
             heard.extend([json.loads(await connection.recv()) for _ in range(3)])
             await connection.send('{"type":"error","code":"forbidden","message":"no"}')
             await connection.send('{"type":"pong","timestamp":0}')
@@ -276,7 +218,7 @@ def test_many_topics_are_asked_for_no_faster_than_they_are_taken(monkeypatch: py
     topics = [f"app.{number}" for number in range(85)]
 
     async def story() -> None:
-        async with serving(Script(says(_event("app.1", 1)))) as script, EventStream(script.url, topics) as events:
+        async with serving(Script(says(event_frame("app.1", 1)))) as script, EventStream(script.url, topics) as events:
             begin = asyncio.get_running_loop().time()
             await events.receive()
             assert asyncio.get_running_loop().time() - begin >= 0.5

@@ -1,0 +1,190 @@
+"""The client of examples/clients: the same decisions as the Python one, and what its shell does by itself.
+
+Connections that are lost, gaps and refusals of a real gateway are in e2e/test_clients.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import shutil
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+from tests.client.scripted_server import Script, event_frame, says, serving, stays
+from tests.gateway_process import token
+from tests.service import ROOT
+
+from flx_api.client.errors import SubscriptionRefused
+from flx_api.client.progress import Gap, Progress
+from flx_api.models.message import (
+    ClientMessage,
+    Error,
+    Event,
+    Heartbeat,
+    Pong,
+    ServerMessage,
+    Subscribed,
+    Unsubscribed,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+NODE = shutil.which("node")
+pytestmark = pytest.mark.skipif(NODE is None, reason="there is no `node` here, and the client is for Node 20 or newer")
+MODULE = (ROOT / "examples" / "clients" / "flx-client.mjs").as_uri()
+# Node 20 has its WebSocket behind this flag; newer versions take it for granted.
+COMMAND = [NODE or "", "--experimental-websocket", "--no-warnings", "--input-type=module", "--eval"]
+
+REPLAY = f"""
+import {{ Progress }} from "{MODULE}";
+import {{ readFileSync }} from "node:fs";
+const told = (found) => found.map(({{ event, gap }}) => event ? [event.event, event.seq] : Object.values(gap));
+const steps = {{
+  begin: (it) => it.begin(),
+  subscribe: (it, topic, from) => it.subscribe(topic, from ?? undefined),
+  unsubscribe: (it, topic) => it.unsubscribe(topic),
+  take: (it, message) => told(it.take(message)),
+}};
+const stories = JSON.parse(readFileSync(0, "utf8"));
+console.log(JSON.stringify(stories.map(([topics, start, story]) => {{
+  const it = new Progress(topics, start);
+  return story.map(([step, ...args]) => {{
+    let answer;
+    try {{ answer = steps[step](it, ...args); }} catch (error) {{ answer = [error.code, error.topic]; }}
+    return [answer, it.positions, it.level];
+  }});
+}})));
+"""
+
+
+def _stories(chance: random.Random) -> Iterator[tuple[list[str], Any, list[tuple[Any, ...]]]]:
+    """Anything that can happen to a client, much of it against the protocol."""
+    topics = ["a", "b", "c.*"]
+    for _ in range(400):
+        mine = chance.sample(topics, chance.randint(0, 3))
+        start = chance.choice([None, "0", {"a": "1"}])
+        story = [("begin",), *(_step(chance, topics) for _ in range(chance.randint(0, 30)))]
+        yield mine, start, story
+
+
+def _step(chance: random.Random, topics: list[str]) -> tuple[Any, ...]:
+    rare = [("begin",), ("subscribe", chance.choice(topics), chance.choice([None, "5"])), ("unsubscribe", topics[0])]
+    return chance.choice([*rare, *[("take", _message(chance)) for _ in range(9)]])
+
+
+def _message(chance: random.Random) -> ServerMessage:
+    topic, pos, epoch = chance.choice(["a", "b", "c.x"]), str(chance.randint(0, 9)), chance.choice("eeef")
+    seq = chance.randint(1, 6)
+    event = Event(topic, seq, chance.choice([seq - 1, chance.randint(0, 5)]), epoch, 0, pos, None)
+    others: list[ServerMessage] = [
+        Subscribed(topic, pos),
+        Unsubscribed(topic),
+        Pong(0),
+        Heartbeat(0),
+        Error("gap", "m", "evicted", epoch, pos),
+        Error("forbidden", "m"),
+    ]
+    return chance.choice([event, event, *others])
+
+
+def _in_python(topics: list[str], start: Any, story: list[tuple[Any, ...]]) -> list[Any]:
+    it, found = Progress(topics, start), []
+    for step, *args in story:
+        try:
+            answer: list[Any] = [_plain(part) for part in getattr(it, step)(*args)]
+        except SubscriptionRefused as refused:
+            answer = [refused.code, refused.topic]
+        found.append([answer, it.positions, it.level])
+    return found
+
+
+def _plain(part: Event | Gap | ClientMessage) -> Any:
+    if isinstance(part, Event):
+        return [part.event, part.seq]
+    return list(part) if isinstance(part, Gap) else msgspec.to_builtins(part)
+
+
+def test_it_decides_as_the_python_client_does() -> None:
+    stories = list(_stories(random.Random(1)))
+    expected = [_in_python(*story) for story in stories]
+    given = msgspec.json.encode(stories)
+    done = subprocess.run([*COMMAND, REPLAY], input=given, capture_output=True, check=True)
+    found = json.loads(done.stdout)
+    assert len(expected) == len(found)
+    for story, python, javascript in zip(stories, expected, found, strict=True):
+        assert python == javascript, story
+    # All that can be told was told.
+    answers = [part for lines in expected for answer, _, _ in lines for part in answer]
+    assert {"evicted", "missing", "epoch"} <= {part[0] for part in answers if isinstance(part, list)}
+    assert "forbidden" in answers
+
+
+async def _run(script: str) -> list[str]:
+    process = await asyncio.create_subprocess_exec(*COMMAND, script, stdout=asyncio.subprocess.PIPE)
+    async with asyncio.timeout(30):
+        out, _ = await process.communicate()
+    assert 0 == process.returncode
+    return out.decode().splitlines()
+
+
+def test_a_new_token_is_asked_for_before_the_old_one_ends() -> None:
+    """As in Python: the connection is made again with it, and a token that is the same is used to its end."""
+
+    async def story() -> None:
+        short, long = token(ttl_s=2), token(ttl_s=3600)
+        script = Script(stays, says(code=4401), says(event_frame("t", 1)))
+        async with serving(script):
+            lines = await _run(f"""
+                import {{ EventStream }} from "{MODULE}";
+                const given = {json.dumps([short, short, long])};
+                const events = new EventStream("{script.url}", ["t"], {{ token: async () => given.shift() }});
+                for await (const event of events) {{ console.log(event.seq, JSON.stringify(events.positions)); break; }}
+            """)
+        assert ['1 {"t":"p"}'] == lines
+        assert [f"flx.plain, bearer.{used}" for used in (short, short, long)] == script.offers
+
+    asyncio.run(story())
+
+
+def test_a_gap_that_nobody_asked_for_is_thrown_and_a_closed_stream_ends() -> None:
+    async def story() -> None:
+        script = Script(says(event_frame("t", 1, pos="1"), event_frame("t", 5, 4, "5")), stays)
+        async with serving(script):
+            lines = await _run(f"""
+                import {{ Backoff, EventStream }} from "{MODULE}";
+                const events = new EventStream("{script.url}", ["t"], {{ backoff: new Backoff(0, 0) }});
+                console.log((await events.receive()).seq);
+                await events.receive().catch((error) => console.log(error.code, error.topic, events.positions.t));
+                console.log((await events.receive()).seq, events.positions.t);
+                setTimeout(() => events.close(), 50);
+                console.log(await events.receive());
+            """)
+        assert ["1", "gap t 1", "5 5", "null"] == lines
+
+    asyncio.run(story())
+
+
+def test_many_topics_are_asked_for_no_faster_than_they_are_taken() -> None:
+    topics = [f"app.{number}" for number in range(60)]
+
+    async def story() -> None:
+        async with serving(Script(says(event_frame("app.1", 1), code=1008))) as script:
+            lines = await _run(f"""
+                import {{ EventStream }} from "{MODULE}";
+                const events = new EventStream("{script.url}", {json.dumps(topics)});
+                const begin = Date.now();
+                await events.receive();
+                console.log(Date.now() - begin);
+                await events.receive().catch((error) => console.log(error.code));
+            """)
+        assert topics == list(script.asked[0])
+        # 61 messages: 40 at once, then one each 25 ms.
+        assert int(lines[0]) >= 450
+        assert "1008" == lines[1]
+
+    asyncio.run(story())
