@@ -10,13 +10,15 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import signal
+import subprocess
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import websockets
 from tests.asyncapi_frames import judge
 from tests.e2e.scripted_project import MELTANO_YML, make_project
-from tests.service import Service
+from tests.service import Service, flx
 
 from flx_api.events.position import Position, encode
 
@@ -36,10 +38,10 @@ schedules:
 TOO_SLOW = {"heartbeat"}
 
 
-@pytest.fixture
-def service(tmp_path: Path, meltano_env: Path) -> Iterator[Service]:
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory, meltano_env: Path) -> Iterator[Service]:
     """A service on a project of small scripts."""
-    project = make_project(tmp_path / "scripted")
+    project = make_project(tmp_path_factory.mktemp("asyncapi") / "scripted")
     (project / "meltano.yml").write_text(MELTANO_YML + MORE)
     made = Service(project, environ={"FLX_MELTANO": str(meltano_env)})
     try:
@@ -89,6 +91,22 @@ def test_real_frames_are_what_the_document_says(service: Service) -> None:
     replies = [operation["reply"] for operation in document["operations"].values() if "reply" in operation]
     told = {reference["$ref"].rsplit("/", 1)[1] for part in [*sent, *replies] for reference in part["messages"]}
     assert told - TOO_SLOW == set(seen)
+
+
+def test_watch_finds_the_service_and_goes_on_from_a_position(service: Service) -> None:
+    """Without an address or a token: it is the same machine."""
+    begin = service.command("event.publish", {"topic": "app.w", "data": 1})["seq"]
+    epoch = service.http.get("/v1/system/info").json()["epoch"]
+    command = flx("watch", "app.*", "--project", str(service.project), "--from", encode(Position(epoch, begin - 1)))
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watch:
+        assert watch.stdout is not None
+        first = json.loads(watch.stdout.readline())
+        service.command("event.publish", {"topic": "app.w", "data": 2})
+        second = json.loads(watch.stdout.readline())
+        watch.send_signal(signal.SIGINT)
+        assert 130 == watch.wait(10)
+    assert [("app.w", 1), ("app.w", 2)] == [(event["event"], event["data"]) for event in (first, second)]
+    assert first["seq"] == second["prev"]
 
 
 def _act(service: Service) -> None:
