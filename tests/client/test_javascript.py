@@ -124,7 +124,9 @@ def test_it_decides_as_the_python_client_does() -> None:
     assert "forbidden" in answers
 
 
-async def _run(script: str) -> list[str]:
+async def run(script: str, *names: str) -> list[str]:
+    """What a script prints that imports these names."""
+    script = f'import {{ {", ".join(names)} }} from "{MODULE}";\n{script}'
     process = await asyncio.create_subprocess_exec(*COMMAND, script, stdout=asyncio.subprocess.PIPE)
     async with asyncio.timeout(30):
         out, _ = await process.communicate()
@@ -139,12 +141,14 @@ def test_a_new_token_is_asked_for_before_the_old_one_ends() -> None:
         short, long = token(ttl_s=2), token(ttl_s=3600)
         script = Script(stays, says(code=4401), says(event_frame("t", 1)))
         async with serving(script):
-            lines = await _run(f"""
-                import {{ EventStream }} from "{MODULE}";
+            lines = await run(
+                f"""
                 const given = {json.dumps([short, short, long])};
                 const events = new EventStream("{script.url}", ["t"], {{ token: async () => given.shift() }});
                 for await (const event of events) {{ console.log(event.seq, JSON.stringify(events.positions)); break; }}
-            """)
+            """,
+                "EventStream",
+            )
         assert ['1 {"t":"p"}'] == lines
         assert [f"flx.plain, bearer.{used}" for used in (short, short, long)] == script.offers
 
@@ -155,15 +159,18 @@ def test_a_gap_that_nobody_asked_for_is_thrown_and_a_closed_stream_ends() -> Non
     async def story() -> None:
         script = Script(says(event_frame("t", 1, pos="1"), event_frame("t", 5, 4, "5")), stays)
         async with serving(script):
-            lines = await _run(f"""
-                import {{ Backoff, EventStream }} from "{MODULE}";
+            lines = await run(
+                f"""
                 const events = new EventStream("{script.url}", ["t"], {{ backoff: new Backoff(0, 0) }});
                 console.log((await events.receive()).seq);
                 await events.receive().catch((error) => console.log(error.code, error.topic, events.positions.t));
                 console.log((await events.receive()).seq, events.positions.t);
                 setTimeout(() => events.close(), 50);
                 console.log(await events.receive());
-            """)
+            """,
+                "Backoff",
+                "EventStream",
+            )
         assert ["1", "gap t 1", "5 5", "null"] == lines
 
     asyncio.run(story())
@@ -174,14 +181,16 @@ def test_many_topics_are_asked_for_no_faster_than_they_are_taken() -> None:
 
     async def story() -> None:
         async with serving(Script(says(event_frame("app.1", 1), code=1008))) as script:
-            lines = await _run(f"""
-                import {{ EventStream }} from "{MODULE}";
+            lines = await run(
+                f"""
                 const events = new EventStream("{script.url}", {json.dumps(topics)});
                 const begin = Date.now();
                 await events.receive();
                 console.log(Date.now() - begin);
                 await events.receive().catch((error) => console.log(error.code));
-            """)
+            """,
+                "EventStream",
+            )
         assert topics == list(script.asked[0])
         # 61 messages: 40 at once, then one each 25 ms.
         assert int(lines[0]) >= 450
