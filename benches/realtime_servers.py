@@ -57,12 +57,16 @@ class Ground(NamedTuple):
 
 
 class Hall(NamedTuple):
-    """A running server of WebSockets. `publish` takes a command line and returns when all is published."""
+    """A running server of WebSockets. `publish` takes a command line and returns when all is published.
+
+    `http` is where ours answers commands.
+    """
 
     name: str
     target: Target
     pid: int
     publish: Callable[[str], None]
+    http: str = ""
 
     def rss_kib(self) -> int:
         """Resident memory of its process tree, shared pages counted once."""
@@ -104,7 +108,9 @@ def ours(ground: Ground, *, port: int = 0) -> Iterator[Hall]:
         address = f"127.0.0.1:{realtime_port}" if realtime_port else http_address
         _until_listening(address, transport)
         target = Target(address, "/ws/c-{}", "batched", tokens())
-        yield Hall(f"ours, {transport}", target, server.pid, lambda line: _publish_here(http_address, line))
+        yield Hall(
+            f"ours, {transport}", target, server.pid, lambda line: _publish_here(http_address, line), http_address
+        )
 
 
 @contextlib.contextmanager

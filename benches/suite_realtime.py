@@ -1,13 +1,13 @@
 """Realtime: fleets of WebSocket clients that are judged one by one, on ours, on a bare sender, and on the rivals.
 
 Strategy: fan-out with everybody in turn (`benches.realtime_fanout`), then the limits, each with servers of its own
-(`benches.realtime_limits`). The clients are one
+(`benches.realtime_limits`), then everything at once beside real runs (`benches.realtime_mixed`). The clients are one
 process on the load's core (`benches.fleet`), the server has the other core to itself.
 
 Rules:
 - FLX_BENCH_ROUNDS (5), FLX_BENCH_SECONDS (2, of one series), FLX_BENCH_CONNECTIONS (10000), FLX_BENCH_IDLE (15000) and
   FLX_BENCH_STALL_S (60) make it shorter or smaller. FLX_BENCH_PARTS names the parts that run (fanout, idle, stalled,
-  storm, faces). Only at full size and with all parts is a record written.
+  storm, faces, mixed). Only at full size and with all parts is a record written.
 - FLX_BENCH_TRANSPORT (native) is the transport of ours in all rows but those of the portable faces: native, asgi, rsgi.
 - What a machine or this version lacks costs its rows, not the suite: such a row says why and has no verdict.
 """
@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benches import native, realtime_fanout, realtime_limits, servers
+from benches import native, realtime_fanout, realtime_limits, realtime_mixed, servers
 from benches.peer_tools import Missing, Peers
 from benches.realtime_fanout import Plan
 from benches.realtime_servers import Ground
@@ -28,7 +28,7 @@ from benches.record import Suite
 ROUNDS = int(os.environ.get("FLX_BENCH_ROUNDS", "5"))
 SECONDS = float(os.environ.get("FLX_BENCH_SECONDS", "2"))
 CONNECTIONS, IDLE, STALL_S = 10_000, 15_000, 60.0
-ALL_PARTS = ("fanout", "idle", "stalled", "storm", "faces")
+ALL_PARTS = ("fanout", "idle", "stalled", "storm", "faces", "mixed")
 PARTS = os.environ.get("FLX_BENCH_PARTS", ",".join(ALL_PARTS)).split(",")
 TRANSPORT = os.environ.get("FLX_BENCH_TRANSPORT", "native")
 _ONE_CLIENT_EVENTS = 200
@@ -56,6 +56,8 @@ def main() -> int:
                 _parts(suite, Ground(folder, daemon, peers, TRANSPORT), plan)
             if "storm" in PARTS:
                 realtime_limits.storm(suite, Ground(folder, "", peers, TRANSPORT), plan.idle)
+            if "mixed" in PARTS:
+                realtime_mixed.measure(suite, Ground(folder, "", peers, TRANSPORT), plan.connections)
         except Missing as missing:
             suite.unjudged("realtime", "all rows", "ms", target="various", reason=str(missing))
     print(f"took {time.monotonic() - began:.0f} s")
