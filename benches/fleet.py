@@ -65,6 +65,7 @@ class Report(msgspec.Struct):
     disorder: int
     unreadable: int
     gaps: int
+    gap_reasons: dict[str, int]
     ages: Ages
     ages_stallable: Ages
     stallable_told: int
@@ -75,6 +76,14 @@ class Report(msgspec.Struct):
         """Everything that was not as it should be, when so many events in all should have come."""
         wrong = self.holes + self.duplicates + self.disorder + self.unreadable + self.gaps
         return wrong + abs(expected - self.events) + sum(self.closed.values())
+
+    def told(self) -> str:
+        """What was not as it should be, in words; empty when all was."""
+        counts = {"holes": self.holes, "repeated": self.duplicates, "disorder": self.disorder}
+        counts |= {"unreadable": self.unreadable} | {f"gaps: {why}": count for why, count in self.gap_reasons.items()}
+        counts |= {f"closed with {code}": count for code, count in self.closed.items()}
+        said = [f"{count} {what}" for what, count in counts.items() if count]
+        return f" ({', '.join([*said, *([self.complaint] if self.complaint else [])])})" if said else ""
 
     def lasts_ms(self, clients: int) -> list[float]:
         """For each event that reached all clients, when the last of them had it."""

@@ -255,8 +255,7 @@ class Session:
     @staticmethod
     def _faults(suite: Suite, name: str, done: list[Series], *, judged: bool) -> None:
         """Holes, repetitions, disorder, losses and gaps of all connections in all rounds."""
-        complaint = next((found.report.complaint for found in done if found.report.complaint), None)
-        said = f" (first: {complaint})" if complaint else ""
+        said = next((found.report.told() for found in done if found.report.told()), "")
         total = sum(found.faults for found in done)
         suite.bound(name, f"faults on all connections{said}", "events", total, most=0 if judged else None)
 

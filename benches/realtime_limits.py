@@ -1,4 +1,4 @@
-"""Rows about limits: what an idle connection costs, who stops reading, who comes back, and the portable faces.
+"""Rows about limits: what an idle connection and an event cost, who stops reading, who comes back, the portable faces.
 
 Rules:
 - Every row has servers and fleets of its own: what was driven to its limit is not used again.
@@ -18,12 +18,14 @@ from tests.service import ROOT, copy_project
 
 from benches import realtime_servers as halls
 from benches import servers
+from benches.callers import in_turn, local
 from benches.fleet import Fleet
 from benches.load import token
 from benches.peer_tools import Missing
 from benches.realtime_fanout import EVENT_BYTES, OURS, SLICES, WINDOW_MS, series, shared
 from benches.realtime_servers import BARE, CENTRIFUGE, GRANIAN, SHARED, WSE, Ground, Hall
 from benches.servers import Unavailable
+from flx_api import _core
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,6 +42,8 @@ STALL_MIB, STALL_RATIO = 16, 1.1
 BASE_S = 4.0
 STORM_S = 3.0
 FACE_CONNECTIONS, FACE_PER_S, FACE_P99_MS, FACE_MIB = 5000, 200, 183, 16
+PUBLISH_US = 1
+_BATCH = 100
 _JOURNALLED = "pipeline_events"
 _STORM_LIMIT_S = 60.0
 
@@ -191,6 +195,22 @@ def face(suite: Suite, ground: Ground, plan: Plan) -> None:
     suite.compare(name, "p99 age", "ms", ages[0], rival=GRANIAN, rival_values=ages[1], target_value=FACE_P99_MS)
     suite.bound(name, "faults on all connections", "events", faults, most=0)
     suite.bound(name, "growth of memory", "MiB", grown / 1024, most=FACE_MIB)
+
+
+def publish(suite: Suite, rounds: int) -> None:
+    """What the hub takes for an event that Python gives it, a hundred at a time."""
+    name, metric = "publish from Python into the hub, batch of 100", "one event"
+    # Named by a string: a version without a native hub has no such class.
+    hub: Any = getattr(_core, "Hub", None)
+    if hub is None:
+        reason = "there is no native hub in this version"
+        suite.unjudged(name, metric, "us", target=f"value <= {PUBLISH_US} us", reason=reason)
+        return
+    data = b'{"at":1,"n":1,"data":"%b"}' % (b"x" * (EVENT_BYTES - 24))
+    batch = [("default", SHARED, 0, 0, 1, data)] * _BATCH
+    call = local("append", "append(batch, 1)", {"append": hub("bench").append, "batch": batch}, 500)
+    (taken,) = in_turn([call], rounds)
+    suite.measure(name, metric, "us", [ns / _BATCH / 1000 for ns in taken], target_value=PUBLISH_US)
 
 
 def _pipelines(service: Service, name: str, count: int) -> None:

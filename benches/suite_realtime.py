@@ -7,7 +7,7 @@ process on the load's core (`benches.fleet`), the server has the other core to i
 Rules:
 - FLX_BENCH_ROUNDS (5), FLX_BENCH_SECONDS (2, of one series), FLX_BENCH_CONNECTIONS (10000), FLX_BENCH_IDLE (15000) and
   FLX_BENCH_STALL_S (60) make it shorter or smaller. FLX_BENCH_PARTS names the parts that run (fanout, idle, stalled,
-  storm, faces, mixed). Only at full size and with all parts is a record written.
+  publish, storm, faces, mixed). Only at full size and with all parts is a record written.
 - FLX_BENCH_TRANSPORT (native) is the transport of ours in all rows but those of the portable faces: native, asgi, rsgi.
 - What a machine or this version lacks costs its rows, not the suite: such a row says why and has no verdict.
 """
@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 from benches import native, realtime_fanout, realtime_limits, realtime_mixed, servers
+from benches.load import LOAD_CORE
 from benches.peer_tools import Missing, Peers
 from benches.realtime_fanout import Plan
 from benches.realtime_servers import Ground
@@ -28,7 +29,7 @@ from benches.record import Suite
 ROUNDS = int(os.environ.get("FLX_BENCH_ROUNDS", "5"))
 SECONDS = float(os.environ.get("FLX_BENCH_SECONDS", "2"))
 CONNECTIONS, IDLE, STALL_S = 10_000, 15_000, 60.0
-ALL_PARTS = ("fanout", "idle", "stalled", "storm", "faces", "mixed")
+ALL_PARTS = ("fanout", "idle", "stalled", "publish", "storm", "faces", "mixed")
 PARTS = os.environ.get("FLX_BENCH_PARTS", ",".join(ALL_PARTS)).split(",")
 TRANSPORT = os.environ.get("FLX_BENCH_TRANSPORT", "native")
 _ONE_CLIENT_EVENTS = 200
@@ -52,6 +53,8 @@ def main() -> int:
         folder = Path(name)
         try:
             native.prove()
+            # What starts servers and programs says where they run; the suite itself stays off the server's core.
+            os.sched_setaffinity(0, {LOAD_CORE})
             with servers.daemon(folder) as daemon:
                 _parts(suite, Ground(folder, daemon, peers, TRANSPORT), plan)
             if "storm" in PARTS:
@@ -76,6 +79,8 @@ def _parts(suite: Suite, ground: Ground, plan: Plan) -> None:
         realtime_limits.idle(suite, ground, plan.idle)
     if "stalled" in PARTS:
         realtime_limits.stalled(suite, ground, plan.connections, plan.stall_s)
+    if "publish" in PARTS:
+        realtime_limits.publish(suite, ROUNDS)
     if "faces" in PARTS:
         for interface in ("asgi", "rsgi"):
             realtime_limits.face(suite, ground._replace(transport=interface), plan._replace(rounds=min(3, ROUNDS)))

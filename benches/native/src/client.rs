@@ -84,6 +84,7 @@ pub struct Figures {
     pub faults: Faults,
     /// Gaps that the server told.
     pub gaps: u64,
+    pub gap_reasons: BTreeMap<String, u64>,
     pub unreadable: u64,
     /// The first thing that could not be read, or was refused.
     pub complaint: Option<String>,
@@ -275,9 +276,10 @@ impl Client {
                         self.pos.clone_from(&run.pos);
                     }
                 }
-                Said::Gap(topic) => {
+                Said::Gap(topic, reason) => {
                     self.chains.gap(*topic);
                     figures.gaps += 1;
+                    *figures.gap_reasons.entry(reason.clone()).or_default() += 1;
                     self.gaps += 1;
                 }
                 Said::Refused(code) => figures.complain(format!("refused: {code}")),

@@ -50,8 +50,8 @@ pub enum Said {
     /// One subscription was taken; with a position where there are some.
     Subscribed(Option<Rc<str>>),
     Events(Run),
-    /// Events were skipped, of this topic or of any, and the client is told.
-    Gap(Option<u32>),
+    /// Events were skipped, of this topic or of any, and the client is told; why.
+    Gap(Option<u32>, String),
     /// Something that was asked for is refused: the code.
     Refused(String),
     /// It wants to be answered, or the connection ends.
@@ -122,9 +122,9 @@ impl Reader {
             Some("event") => self.event(&message)?,
             Some("connected") => Said::Opened,
             Some("subscribed") => Said::Subscribed(message.pos.as_deref().map(Rc::from)),
-            Some("gap") => Said::Gap(message.t.as_deref().map(|topic| self.name(topic))),
+            Some("gap") => Said::Gap(message.t.as_deref().map(|topic| self.name(topic)), message.why()),
             Some("error") => match message.code.as_deref() {
-                Some("gap") => Said::Gap(None),
+                Some("gap") => Said::Gap(None, message.why()),
                 code => Said::Refused(code.unwrap_or("an error without a code").to_owned()),
             },
             Some(_) => Said::Other,
@@ -275,6 +275,8 @@ struct Ours<'a> {
     #[serde(borrow)]
     code: Option<Cow<'a, str>>,
     #[serde(borrow)]
+    reason: Option<Cow<'a, str>>,
+    #[serde(borrow)]
     t: Option<Cow<'a, str>>,
     #[serde(borrow)]
     e: Option<Cow<'a, str>>,
@@ -286,6 +288,12 @@ struct Ours<'a> {
     s: Option<Vec<u64>>,
     #[serde(borrow)]
     d: Option<Vec<&'a RawValue>>,
+}
+
+impl Ours<'_> {
+    fn why(&self) -> String {
+        self.reason.as_deref().unwrap_or("no reason").to_owned()
+    }
 }
 
 /// One time for all events, or one for each.
@@ -403,10 +411,13 @@ mod tests {
         let mut said = |text: &str| reader.read(text.as_bytes()).unwrap();
         assert_eq!(*said(r#"{"type":"connected","message":"connected","client_id":"c"}"#), [Said::Opened]);
         assert_eq!(*said(r#"{"type":"subscribed","event":"a","pos":"P"}"#), [Said::Subscribed(Some("P".into()))]);
-        assert_eq!(*said(r#"{"type":"error","code":"gap","message":""}"#), [Said::Gap(None)]);
+        assert_eq!(
+            *said(r#"{"type":"error","code":"gap","message":"","reason":"epoch"}"#),
+            [Said::Gap(None, "epoch".into())]
+        );
         assert_eq!(
             *said(r#"{"type":"gap","t":"a","after":1,"before":3,"epoch":"E","reason":"evicted"}"#),
-            [Said::Gap(Some(0))]
+            [Said::Gap(Some(0), "evicted".into())]
         );
         assert_eq!(*said(r#"{"type":"error","code":"forbidden","message":""}"#), [Said::Refused("forbidden".into())]);
         assert_eq!(*said(r#"{"type":"heartbeat","ts":1}"#), [Said::Other]);

@@ -394,6 +394,7 @@ impl Fleet {
             "disorder": figures.faults.disorder,
             "unreadable": figures.unreadable,
             "gaps": figures.gaps,
+            "gap_reasons": figures.gap_reasons,
             "ages": ages(&figures.ages),
             "ages_stallable": ages(&figures.ages_stallable),
             "stallable_told": stallable().filter(|(_, slot)| slot.client.gaps > 0).count(),
