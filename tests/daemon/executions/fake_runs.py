@@ -181,6 +181,12 @@ class FakeExecutor:
             run.end(None)  # killed
         return run.record
 
+    def close_gates(self) -> None:
+        """Their daemon is gone: what waits at its gate leaves without a trace."""
+        for run in self.runs.values():
+            if run.is_alive and not run.released:
+                run.end(None)
+
     async def close(self) -> None:
         """Nothing to stop."""
 
@@ -227,6 +233,7 @@ class Stage:
         finally:
             await executions.close(cancel_runs=cancel_runs)
             await self.journal.close()
+            self.executor.close_gates()
 
     def events(self, topic: str) -> list[dict[str, Any]]:
         """The data of a topic's events."""

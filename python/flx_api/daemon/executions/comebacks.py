@@ -130,7 +130,10 @@ class Comebacks:
         while True:
             try:
                 # From here on it happens, whoever wants it otherwise: the row decides.
-                await asyncio.shield(self._journal.write(change))
+                written = asyncio.ensure_future(self._journal.write(change))
+                # Looked at here, so that a race that a cancellation won is not reported as forgotten.
+                written.add_done_callback(lambda done: done.cancelled() or done.exception())
+                await asyncio.shield(written)
                 break
             except (ImpossibleError, NotFound):
                 self._resting.pop(execution_id, None)
