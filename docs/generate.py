@@ -18,7 +18,7 @@ from flx_api.commands.permissions import ROLES, permits
 from flx_api.config import describe
 from flx_api.errors import CODES, STATUSES
 from flx_api.models.event import TOPICS, Topic
-from flx_api.models.message import ClientMessage, ServerMessage
+from flx_api.models.message import BatchedMessage, ClientMessage, ServerMessage
 from flx_api.models.plan import Change, LimitCost, Permission, Plan, PlannedError, PlannedRun, Wait
 
 if TYPE_CHECKING:
@@ -230,10 +230,16 @@ def messages_page() -> str:
         "in the heading. [The protocol](../protocol.md) tells how they belong together; `GET /asyncapi.json` and "
         "`flx asyncapi` give the same for programs.\n"
     )
-    for title, union in (("A client sends", ClientMessage), ("The gateway sends", ServerMessage)):
+    unions = (
+        ("A client sends", ClientMessage),
+        ("The gateway sends", ServerMessage),
+        ("With `flx.v1`, in place of events and gaps", BatchedMessage),
+    )
+    for title, union in unions:
         text += f"\n## {title}\n"
         for kind in get_args(union):
-            text += f"\n### {kind.__struct_config__.tag}\n\n{_paragraph(kind)}\n\n{_members(kind)}"
+            name = kind.__struct_config__.tag or f"{kind.__name__.lower()} (without `type`)"
+            text += f"\n### {name}\n\n{_paragraph(kind)}\n\n{_members(kind)}"
     rows = [[f"`{_template(topic)}`", _data(topic.data), topic.sentence] for topic in TOPICS]
     text += "\n## What events carry\n\n" + table(["topic", "`data`", "when"], rows)
     for kind in dict.fromkeys(topic.data for topic in TOPICS if isinstance(topic.data, type(msgspec.Struct))):

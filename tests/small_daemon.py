@@ -66,7 +66,8 @@ class SmallDaemon(DaemonBase):
         """Add a journal event; its sequence number."""
         async with self._changed:
             seq = self.journal[-1].seq + 1 if self.journal else 1
-            prev = next((event.seq for event in reversed(self.journal) if event.topic == topic), 0)
+            before = (event for event in reversed(self.journal) if (event.tenant, event.topic) == (tenant, topic))
+            prev = next((event.seq for event in before), 0)
             event = Event(seq=seq, prev=prev, ts_us=seq, topic=topic, tenant=tenant, data=msgspec.json.encode(data))
             self.journal.append(event)
             self._changed.notify_all()

@@ -27,6 +27,7 @@ __all__ = [
     "Admission",
     "Admitted",
     "Counters",
+    "Hub",
     "LeaseBook",
     "Meter",
     "Principal",
@@ -43,7 +44,6 @@ __all__ = [
     "origin_allowed",
     "reasons",
     "segments",
-    "topic_matches",
     "verify_jws",
 ]
 
@@ -548,6 +548,129 @@ class _Snapshot(TypedDict):
     last_state: str | None
     streams: dict[str, _Stream]
 
+_Told: TypeAlias = tuple[str, str, int, int, int, bytes]
+_Place: TypeAlias = tuple[str, int, dict[str, int]]
+
+@final
+class Hub:
+    """All events and connections of one process: who hears what, and what each connection has still to get.
+
+    Events are `(tenant, topic, seq, prev, ts_us, data)`: `seq` is the journal's number, or the line of a log; `data` is
+    JSON. Places are `(epoch, seq, last line by execution)`. Connections are handles. Times are milliseconds of a clock
+    that never goes back.
+
+    Args:
+        local_epoch: the history of topics of this process alone (`bench.`), another one in each process.
+        topic_bytes: what is remembered of one topic, 4 MiB.
+        total_bytes: what is remembered in all, 48 MiB.
+        max_subscriptions: patterns of one connection, 256.
+        max_connections: 20,000.
+    """
+
+    def __new__(
+        cls,
+        local_epoch: str,
+        *,
+        topic_bytes: int | None = None,
+        total_bytes: int | None = None,
+        max_subscriptions: int | None = None,
+        max_connections: int | None = None,
+    ) -> Hub: ...
+    @property
+    def seq(self) -> int:
+        """How far the journal was heard."""
+
+    @property
+    def epoch(self) -> str:
+        """The present history; empty before the first."""
+
+    @property
+    def order(self) -> int:
+        """The number of the latest event in the order in which this process heard them."""
+
+    def position(self) -> _Place:
+        """How far this process has come with all topics of all tenants."""
+
+    def restart(self, epoch: str, seq: int, reason: str, now_ms: int) -> None:
+        """Begin anew in a history, after this number of its journal. Who subscribed is told, unless it is the first."""
+
+    def append(self, events: list[_Told], now_ms: int) -> int:
+        """Remember events; how many of them had not been heard before."""
+
+    def advance(self, seq: int) -> None:
+        """Everything of the journal up to here was considered."""
+
+    def over(self, tenant: str, execution: str) -> None:
+        """An execution is over: its log leaves positions after a while."""
+
+    def publish(self, tenant: str, topic: str, ts_us: int, data: bytes, now_ms: int) -> int:
+        """Publish to a topic of this process alone; the number it got.
+
+        Raises:
+            ValueError: it is another topic, or the data is not UTF-8.
+        """
+
+    def connect(self, tenant: str, subject: str, classes: list[str], batched: bool) -> int | None:
+        """Let a connection in that may hear these classes of topics; None when there are too many.
+
+        Raises:
+            ValueError: there is no such class.
+        """
+
+    def disconnect(self, conn: int) -> None:
+        """Forget a connection."""
+
+    def set_rights(self, conn: int, subject: str, classes: list[str], now_ms: int) -> list[str]:
+        """Give a connection other rights; the patterns that it has no longer."""
+
+    def subscriptions(self, conn: int) -> list[str]:
+        """The patterns of a connection, in order."""
+
+    def subscribe(
+        self, conn: int, pattern: str, from_: str | None, now_ms: int
+    ) -> tuple[str | None, list[str], _Place | None]:
+        """Let a connection hear a topic or a pattern, from now or from a position on.
+
+        Returns:
+            Why not, or None; frames to send at once; and where the daemon's history is needed from, which goes to
+            `backfill`. Until it is complete or given up, the connection gets nothing.
+        """
+
+    def unsubscribe(self, conn: int, pattern: str, now_ms: int) -> bool:
+        """Let a connection no longer hear a topic or a pattern; whether it did."""
+
+    def backfill(
+        self, conn: int, epoch: str, events: list[_Told], journal_seq: int, is_last: bool, now_ms: int
+    ) -> tuple[list[str], bool] | None:
+        """Give a connection what the daemon tells: frames to send, and whether it goes on from memory now.
+
+        None when it is not catching up any more, or with another history: then `give_up`.
+        """
+
+    def give_up(self, conn: int, reason: str, now_ms: int) -> str | None:
+        """End the catching up of a connection: the gap to send, if it was."""
+
+    def take(self, now_ms: int, room: int) -> list[tuple[int, tuple[str, ...]]]:
+        """At most `room` connections that are due, each with its frames. They get no more until they are `writable`."""
+
+    def writable(self, conn: int, now_ms: int) -> None:
+        """A connection has written what it was given."""
+
+    def has_passed(self, conn: int, order: int) -> bool:
+        """Whether a connection was given everything up to this order."""
+
+    def wakes_at(self) -> int | None:
+        """When `take` has something next; None when it waits for events."""
+
+    def spent(self, frames: int, busy_us: int) -> None:
+        """Writing so many frames took so long: the more it is, the more events travel together."""
+
+    def sweep(self, now_ms: int) -> None:
+        """Drop what is too old."""
+
+    def stats(self) -> dict[str, int]:
+        """What was counted, and what there is now, by name."""
+
 @final
 class LeaseBook:
     """A node's leases: what it may spend of limits that all nodes of a fleet share (docs/decisions/0005).
@@ -683,9 +806,6 @@ def check_json(text: bytes, max_depth: int) -> Literal["malformed", "too_deep", 
         text: The whole text.
         max_depth: Objects and arrays inside one another, the outermost counted; 0 to 255.
     """
-
-def topic_matches(pattern: str, topic: str) -> bool:
-    """Whether a subscription to `pattern` includes `topic`: an exact name, `*`, or a prefix with a trailing `.*`."""
 
 def negotiate(protocol_header: str | None) -> tuple[Literal["flx.v1"] | None, bytes | None]:
     """What `Sec-WebSocket-Protocol` offers: the subprotocol to answer with, and the token of a `bearer.<token>` entry.

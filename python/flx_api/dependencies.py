@@ -11,17 +11,17 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from typing import TYPE_CHECKING
 
-from flx_api._core import Admission, LeaseBook, Revocations
+from flx_api._core import Admission, Hub, LeaseBook, Revocations
 from flx_api.auth.keys import ticket_key, verifier
 from flx_api.auth.revocations import RevocationFollower
 from flx_api.auth.tickets import Tickets
 from flx_api.commands import COMMANDS
 from flx_api.errors import StartupError
 from flx_api.events.follower import Follower
-from flx_api.events.memory import Memory
 from flx_api.gateway.batch import BatchRoute
 from flx_api.gateway.cors import Cors
 from flx_api.gateway.costs import Costs
@@ -41,6 +41,7 @@ from flx_api.routes.resources import ResourceController
 from flx_api.upstream.channel import Upstream
 from flx_api.websocket.connection_manager import ConnectionManager
 from flx_api.websocket.endpoint import Endpoint
+from flx_api.websocket.protocol import MAX_SUBSCRIPTIONS
 
 if TYPE_CHECKING:
     from flx_api._core import SharedMemory
@@ -92,9 +93,9 @@ class Parts:
             wall=time.time,
         )
         self.health.register("revocations", lambda: self.revocations.reason)
-        self.memory = Memory()
-        self.manager = ConnectionManager(self.memory, self.metrics, time.monotonic, time.time)
-        self.follower = Follower(self.upstream, self.memory, self.manager, self.metrics, self.revocations)
+        self.hub = Hub(f"local-{os.urandom(8).hex()}", max_subscriptions=MAX_SUBSCRIPTIONS)
+        self.manager = ConnectionManager(self.hub, self.metrics, time.monotonic, time.time)
+        self.follower = Follower(self.upstream, self.hub, self.manager, self.metrics, self.revocations)
         self.health.register("events", lambda: self.follower.reason)
         self.manager.history = self.follower.history
 

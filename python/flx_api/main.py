@@ -7,7 +7,7 @@ The request path (`flx_api.gateway.edge.Edge.http`), for everything over HTTP:
 The realtime path (`flx_api.websocket.endpoint.Endpoint.websocket`), for `/ws/{client_id}`, and what feeds it:
 
     receive -> admit -> accept -> serve -> record
-    daemon -> Watch -> follower -> memory -> connection manager -> connections
+    daemon -> Watch -> follower -> hub -> connection manager -> connections
 
 The lifespan builds and starts all parts (`flx_api.dependencies.Parts`), and drains and closes them. SIGUSR1 drains
 ahead of time: the server would cut WebSockets without a Close frame as soon as it is told to stop, so a supervisor

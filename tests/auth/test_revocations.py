@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
+from tests.hub_ear import HubEar
 from tests.small_daemon import SmallDaemon, serving
 
 from flx_api._core import Revocations
 from flx_api.auth.revocations import RevocationFollower
 from flx_api.events.follower import Follower
-from flx_api.events.memory import Memory
 from flx_api.observability.metrics import Metrics
 from flx_api.proto.flx.v1.daemon_pb2 import Event, Revocation
 from flx_api.upstream.channel import Upstream
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from grpclib.server import Stream
 
-    from flx_api.events.memory import Heard
     from flx_api.proto.flx.v1.daemon_pb2 import RevocationBatch, RevocationsRequest
 
 NOW_S = 1_700_000_000.0
@@ -37,20 +36,13 @@ class Gateway:
     """The parts of a gateway that matter here; a listener that nobody may tell about revocations."""
 
     def __init__(self, socket: Path, *, refuse: bool = False) -> None:
-        self.memory = Memory()
+        self.ear = HubEar()
         self.native = Revocations()
-        self.heard: list[str] = []
         self.upstream = Upstream(Endpoint(path=str(socket)), Metrics(), jitter=lambda: 0.0)
         self.revocations = RevocationFollower(
             self.upstream, self.native, max_staleness_s=5.0, refuse=refuse, wall=lambda: NOW_S
         )
-        self.follower = Follower(self.upstream, self.memory, self, Metrics(), self.revocations)
-
-    def event(self, heard: Heard) -> None:
-        self.heard.append(heard.topic)
-
-    def gap(self, reason: str) -> None:
-        self.heard.append(f"gap {reason}")
+        self.follower = Follower(self.upstream, self.ear.hub, self.ear, Metrics(), self.revocations)
 
     def revokes(self, token_id: str, tenant: str = "default") -> bool:
         return self.native.revokes(subject="anna", tenant=tenant, token_id=token_id)
@@ -125,9 +117,9 @@ def test_nothing_is_known_before_the_snapshot_and_every_change_after_it() -> Non
                 await until(lambda: not made.revokes("b"))
                 assert made.revokes("b", "other")
                 await daemon.publish("pipeline_events", {})
-                await until(lambda: made.heard != [])
-                assert ["pipeline_events"] == made.heard
-                assert 4 == made.memory.seq
+                await until(lambda: made.ear.heard != [])
+                assert ["pipeline_events"] == [topic for topic, _ in made.ear.heard]
+                assert 4 == made.ear.hub.seq
 
     play(story)
 

@@ -18,9 +18,11 @@ import pytest
 import websockets
 from tests.asyncapi_frames import judge
 from tests.e2e.scripted_project import MELTANO_YML, make_project
+from tests.positions import encode
 from tests.service import Service, flx
+from websockets.typing import Subprotocol
 
-from flx_api.events.position import Position, encode
+from flx_api.events.position import Position
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,6 +38,7 @@ schedules:
 """
 # 25 seconds of silence.
 TOO_SLOW = {"heartbeat"}
+FLX_V1 = Subprotocol("flx.v1")
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +89,20 @@ def test_real_frames_are_what_the_document_says(service: Service) -> None:
             await say(type="unsubscribe", event="*")
             await hear("unsubscribed")
 
+    async def batched() -> None:
+        headers = {"Authorization": f"Bearer {service.token()}"}
+        url = f"{service.ws_url}/ws/batched"
+        async with websockets.connect(url, additional_headers=headers, subprotocols=[FLX_V1]) as socket:
+            epoch = json.loads(_decoded(seen["systemEvents"]["pos"]))[0]
+            for pos in (Position("another", 5), Position(epoch, 0)):
+                await socket.send(json.dumps({"type": "subscribe", "event": "system_events", "from": encode(pos)}))
+            async with asyncio.timeout(60):
+                while not {"batch", "batchedGap"} <= seen.keys():
+                    frame = json.loads(await socket.recv())
+                    seen[judge(document, frame)] = frame
+
     asyncio.run(story())
+    asyncio.run(batched())
     sent = [operation for operation in document["operations"].values() if operation["action"] == "send"]
     replies = [operation["reply"] for operation in document["operations"].values() if "reply" in operation]
     told = {reference["$ref"].rsplit("/", 1)[1] for part in [*sent, *replies] for reference in part["messages"]}

@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tests.cutting_proxy import cutting
 from tests.gateway_process import running, token
+from tests.positions import encode
 from tests.service import ROOT, flx
 from tests.small_daemon import SmallDaemon, serving, stop
 
-from flx_api.events.position import Position, encode
+from flx_api.events.position import Position
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator

@@ -16,10 +16,11 @@ import msgspec
 import pytest
 import websockets
 from tests.gateway_process import GatewayProcess, basic, bearer, children_of, running, token
+from tests.positions import encode
 from tests.small_daemon import SmallDaemon, serving, stop
 
 from flx_api.errors import Conflict, NotFound
-from flx_api.events.position import Position, encode
+from flx_api.events.position import Position
 from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame, ReplyFrame
 
 if TYPE_CHECKING:
@@ -430,7 +431,7 @@ def test_the_plain_protocol(folder: Path) -> None:
             assert await refusal(gateway, f"t?ticket={ticket}", {}) == (401, "invalid_token")
             offered = [websockets.Subprotocol("flx.v1"), websockets.Subprotocol(f"bearer.{token()}")]
             async with connect(gateway, "s", additional_headers={}, subprotocols=offered) as other:
-                assert other.subprotocol is None
+                assert other.subprotocol == "flx.v1"
                 assert (await hear(other))["client_id"] == "s"
 
     asyncio.run(story())

@@ -7,10 +7,10 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tests.hub_ear import HubEar
 from tests.small_daemon import SmallDaemon, serving
 
 from flx_api.events.follower import Follower
-from flx_api.events.memory import Heard, Memory
 from flx_api.events.position import Position
 from flx_api.observability.metrics import Metrics
 from flx_api.proto.flx.v1.daemon_pb2 import Event, EventBatch
@@ -21,33 +21,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
-class Ear:
-    """Keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.heard: list[tuple[str, int]] = []
-        self.gaps: list[str] = []
-        self.news = asyncio.Event()
-
-    def event(self, heard: Heard) -> None:
-        self.heard.append((heard.topic, heard.seq))
-        self.news.set()
-
-    def gap(self, reason: str) -> None:
-        self.gaps.append(reason)
-        self.news.set()
-
-    async def until(self, count: int) -> None:
-        async with asyncio.timeout(10):
-            while len(self.heard) + len(self.gaps) < count:
-                self.news.clear()
-                await self.news.wait()
-
-
 class Confidant:
     """Keeps what no client may hear."""
 
-    def __init__(self, ear: Ear) -> None:
+    def __init__(self, ear: HubEar) -> None:
         self.ear = ear
         self.told: list[tuple[list[int], bool, int]] = []
 
@@ -59,9 +36,9 @@ class Confidant:
 
 
 def test_what_is_between_daemon_and_gateways_goes_to_its_listener_first_and_nowhere_else() -> None:
-    ear, memory = Ear(), Memory()
+    ear = HubEar()
     confidant = Confidant(ear)
-    follower = Follower(Upstream(Endpoint(path="none"), Metrics()), memory, ear, Metrics(), confidant)
+    follower = Follower(Upstream(Endpoint(path="none"), Metrics()), ear.hub, ear, Metrics(), confidant)
     topics = ["pipeline_events", "revocation_events", "pipeline_events", "revocation_events"]
     events = [Event(seq=seq, topic=topic, tenant="default") for seq, topic in enumerate(topics, 1)]
     follower.take(EventBatch(epoch="e1", events=events[:2], journal_seq=2))
@@ -70,15 +47,30 @@ def test_what_is_between_daemon_and_gateways_goes_to_its_listener_first_and_nowh
     assert [("pipeline_events", 1), ("pipeline_events", 3)] == ear.heard
     # What was heard before is not told again; what is lost is.
     assert [([2], True, 0), ([4], False, 1), ([], True, 2)] == confidant.told
-    assert 5 == memory.seq
-    assert [] == list(memory.journal_after(0))
+    assert 5 == ear.hub.seq
+    assert ["evicted"] == ear.gaps
+
+
+def test_what_was_heard_before_is_dropped_and_what_is_over_leaves_positions_later() -> None:
+    ear = HubEar()
+    follower = Follower(Upstream(Endpoint(path="none"), Metrics()), ear.hub, ear, Metrics())
+    status = [
+        Event(seq=seq, prev=0, topic=f"execution.{seq}.status", data=b'{"execution":"%d","status":"failed"}' % seq)
+        for seq in range(1, 41)
+    ]
+    status.append(Event(seq=41, prev=40, topic="execution.40.status", data=b'"no status"'))
+    follower.take(EventBatch(epoch="e1", events=status, journal_seq=41))
+    follower.take(EventBatch(epoch="e1", events=status, journal_seq=41))
+    assert list(range(1, 42)) == [seq for _, seq in ear.heard]
+    epoch, seq, logs = ear.hub.position()
+    assert ("e1", 41, {str(number): 0 for number in range(9, 41)}) == (epoch, seq, logs)
 
 
 def test_it_goes_on_where_it_was_when_the_daemon_comes_back() -> None:
     async def story(socket: Path) -> None:
-        daemon, ear, memory = SmallDaemon(), Ear(), Memory()
+        daemon, ear = SmallDaemon(), HubEar()
         upstream = Upstream(Endpoint(path=str(socket)), Metrics(), jitter=lambda: 0.0)
-        follower = Follower(upstream, memory, ear, Metrics())
+        follower = Follower(upstream, ear.hub, ear, Metrics())
         assert follower.reason
         upstream.start()
         follower.start()
@@ -107,7 +99,7 @@ def test_it_goes_on_where_it_was_when_the_daemon_comes_back() -> None:
             async with serving(daemon, socket):
                 await ear.until(5)
                 assert ear.gaps == ["epoch"]
-                assert memory.epoch == "e2"
+                assert ear.hub.epoch == "e2"
         finally:
             await follower.close()
             await upstream.close()

@@ -10,6 +10,7 @@ import pytest
 from jsonschema import Draft7Validator
 from tests.asyncapi_frames import judge
 
+from flx_api._core import Hub
 from flx_api.models.event import PRIVATE_TOPICS, TOPICS
 from flx_api.models.message import ServerMessage
 from flx_api.routes.asyncapi import CHANNEL, document
@@ -72,9 +73,12 @@ def test_its_schemas_are_of_draft_7() -> None:
 
 def test_every_topic_has_a_message_and_a_class() -> None:
     messages = document()["components"]["messages"]
+    hub = Hub("local")
+    conn = hub.connect("default", "x", ["pipeline", "execution", "log", "schedule", "system", "app"], batched=False)
+    assert conn is not None
     for topic in TOPICS:
         assert topic.name in messages
-        assert protocol.class_of(topic.template.format("x")) is not None
+        assert hub.subscribe(conn, topic.template.format("x"), None, 0)[0] in {None, "forbidden"}
         assert topic.template not in PRIVATE_TOPICS
 
 
@@ -90,6 +94,8 @@ def test_every_frame_that_the_gateway_builds_is_judged_well() -> None:
         "gap": protocol.error("gap", "m", reason="epoch", epoch="e", pos="p"),
     }
     assert {kind.__struct_config__.tag for kind in get_args(ServerMessage)} - {"event"} == set(frames) - {"gap"}
+    frames["batch"] = '{"t":"app.x","e":"e","s":[1,2],"prev":0,"pos":"p","ts":1,"d":[1,2]}'
+    frames["batchedGap"] = '{"type":"gap","t":"*","reason":"epoch","epoch":"e","pos":"p"}'
     for name, frame in frames.items():
         assert name == judge(document(), msgspec.json.decode(frame))
 

@@ -65,3 +65,28 @@ def test_one_long_frame_is_not_a_slow_reader() -> None:
         assert connection.closing.result() is CloseCode.TOO_SLOW
 
     asyncio.run(story())
+
+
+def test_a_turn_leaves_in_its_place_and_is_said_to_be_written() -> None:
+    async def story() -> None:
+        peer, done = Peer(), asyncio.Event()
+        connection = Connection("c", ANNA, peer.send, 0.0)
+        connection.written = lambda _connection: done.set()
+        connection.send("before")
+        connection.give(("1", "2" * (BACKLOG_BYTES * 2)))
+        connection.send("after")
+        writer = asyncio.create_task(connection.write(lambda: 1.0))
+        assert not connection.closing.done()
+        assert not done.is_set()
+        peer.gate.set()
+        await done.wait()
+        while len(peer.frames) < 4:  # noqa: ASYNC110 - a list is no event
+            await asyncio.sleep(0)
+        assert [frame[:6] for frame in peer.frames] == ["before", "1", "222222", "after"]
+        connection.end(CloseCode.GONE)
+        connection.give(("late",))
+        writer.cancel()
+        await asyncio.gather(writer, return_exceptions=True)
+        assert len(peer.frames) == 4
+
+    asyncio.run(story())

@@ -1,4 +1,4 @@
-"""The hub: who hears what, and how one that comes back catches up."""
+"""The manager over a real hub: who hears what, and how one that comes back catches up."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
+from tests.positions import encode
 
+from flx_api import _core
 from flx_api._core import Principal
 from flx_api.errors import Conflict, FlxError, RateLimited, Unavailable
-from flx_api.events.memory import Memory
-from flx_api.events.position import Position, encode
+from flx_api.events.follower import told
+from flx_api.events.position import Position
 from flx_api.observability.metrics import Metrics
 from flx_api.proto.flx.v1.daemon_pb2 import Event, EventBatch
 from flx_api.websocket.close_codes import CloseCode
-from flx_api.websocket.connection import MAX_SUBSCRIPTIONS, Connection
+from flx_api.websocket.connection import BACKLOG_BYTES, Connection
 from flx_api.websocket.connection_manager import HEARTBEAT_S, STUCK_S, ConnectionManager
+from flx_api.websocket.protocol import MAX_SUBSCRIPTIONS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -27,19 +30,23 @@ async def nowhere(_message: Any) -> None:
 
 
 class Hub:
-    """A manager with its memory, and a daemon's history in a list."""
+    """A manager with its hub, and a daemon's history in a list."""
 
-    def __init__(self, journal_bytes: int = 1 << 20) -> None:
-        self.memory = Memory(journal_bytes)
-        self.memory.restart("e", 0)
+    def __init__(self, topic_bytes: int = 1 << 20, max_connections: int = 100) -> None:
+        self.native = _core.Hub("here", topic_bytes=topic_bytes, max_connections=max_connections)
+        self.native.restart("e", 0, "start", 0)
         self.metrics = Metrics()
-        self.manager = ConnectionManager(self.memory, self.metrics, lambda: 0.0, lambda: 0.0)
+        self.now_s = 1.0
+        self.manager = ConnectionManager(self.native, self.metrics, lambda: self.now_s, lambda: 0.0)
         self.all: list[Event] = []
+        self.last: dict[tuple[str, str], int] = {}
         self.manager.history = self.history
 
-    def connect(self, client_id: str = "c", subject: str = "anna", **claims: Any) -> Connection:
+    def connect(
+        self, client_id: str = "c", subject: str = "anna", *, batched: bool = False, **claims: Any
+    ) -> Connection:
         claims = {"tenant": None, "roles": ("viewer",), "expires_at": 100, **claims}
-        connection = Connection(client_id, Principal(subject=subject, **claims), nowhere, 0.0)
+        connection = Connection(client_id, Principal(subject=subject, **claims), nowhere, 0.0, batched=batched)
         self.manager.connect(connection)
         return connection
 
@@ -49,15 +56,24 @@ class Hub:
 
     def journal(self, topic: str = "pipeline_events", tenant: str = "default", size: int = 1) -> None:
         """What the daemon has and this gateway has not heard yet."""
-        seq = len(self.all) + 1
-        event = Event(seq=seq, prev=seq - 1, topic=topic, tenant=tenant, data=b'"' + b"x" * size + b'"')
-        self.all.append(event)
+        seq, prev = len(self.all) + 1, self.last.get((tenant, topic), 0)
+        self.last[tenant, topic] = seq
+        self.all.append(Event(seq=seq, prev=prev, topic=topic, tenant=tenant, data=b'"' + b"x" * size + b'"'))
 
     def follow(self) -> None:
-        for event in self.all[self.memory.seq :]:
-            heard = self.memory.add(event)
-            if heard is not None:
-                self.manager.event(heard)
+        self.native.append(told(self.all[self.native.seq :]), 1000)
+        self.serve()
+
+    def serve(self) -> None:
+        """Until nobody is due, if everybody takes what is given at once."""
+        while self.manager.serve():
+            for connection in self.manager._connections:
+                assert connection.written is not None
+                connection.written(connection)
+
+    async def subscribe(self, connection: Connection, pattern: str, from_: str | None = None) -> None:
+        await self.manager.subscribe(connection, pattern, from_)
+        self.serve()
 
     async def history(self, topics: list[str], position: Position) -> AsyncGenerator[EventBatch, None]:
         """As the daemon's Watch: the first batch at once, even empty."""
@@ -72,7 +88,8 @@ class Hub:
 
 def frames(connection: Connection) -> list[dict[str, Any]]:
     """What is queued for a connection."""
-    return [msgspec.json.decode(frame) for frame in connection._backlog]
+    texts = [text for item in connection._backlog for text in ((item,) if isinstance(item, str) else item)]
+    return [msgspec.json.decode(text) for text in texts]
 
 
 def seqs(connection: Connection) -> list[int]:
@@ -88,9 +105,9 @@ def test_an_event_comes_once_to_everyone_who_may_hear_it() -> None:
         hub = Hub()
         both, other, deaf, star = hub.connect("1"), hub.connect("2", tenant="t2"), hub.connect("3"), hub.connect("4")
         for connection in (both, other):
-            await hub.manager.subscribe(connection, "pipeline_events")
-            await hub.manager.subscribe(connection, "*")
-        await hub.manager.subscribe(star, "execution.*")
+            await hub.subscribe(connection, "pipeline_events")
+            await hub.subscribe(connection, "*")
+        await hub.subscribe(star, "execution.*")
         hub.publish()
         hub.publish(tenant="t2")
         hub.publish("execution.x.status")
@@ -146,7 +163,7 @@ def test_a_resume_is_served_from_memory() -> None:
         for _ in range(5):
             hub.publish()
         connection = hub.connect()
-        await hub.manager.subscribe(connection, "pipeline_events", encode(Position("e", 2, {})))
+        await hub.subscribe(connection, "pipeline_events", encode(Position("e", 2, {})))
         hub.publish()
         assert seqs(connection) == [3, 4, 5, 6]
 
@@ -155,12 +172,11 @@ def test_a_resume_is_served_from_memory() -> None:
 
 def test_a_resume_is_served_by_the_daemon_where_memory_ends_and_live_events_wait() -> None:
     async def story() -> None:
-        hub = Hub(journal_bytes=3_000)
-        for _ in range(30):
+        hub = Hub(topic_bytes=3_000)
+        for _ in range(60):
             hub.publish(size=50)
-        assert hub.memory.floor > 10
         connection = hub.connect()
-        await hub.manager.subscribe(connection, "execution_events")
+        await hub.subscribe(connection, "execution_events")
         plain = hub.history
 
         async def meanwhile(topics: list[str], position: Position) -> AsyncGenerator[EventBatch, None]:
@@ -171,9 +187,11 @@ def test_a_resume_is_served_by_the_daemon_where_memory_ends_and_live_events_wait
                 yield batch
 
         hub.manager.history = meanwhile
-        await hub.manager.subscribe(connection, "pipeline_events", encode(Position("e", 5, {})))
+        await hub.subscribe(connection, "pipeline_events", encode(Position("e", 5, {})))
         hub.publish("execution_events")
-        assert seqs(connection) == list(range(6, 34))
+        assert sorted(seqs(connection)) == list(range(6, 64))
+        topics = [(frame["event"], frame["seq"]) for frame in frames(connection) if frame["type"] == "event"]
+        assert topics[-3:] == [("execution_events", 61), ("pipeline_events", 62), ("execution_events", 63)]
         assert hub.metrics.gaps == {}
 
     run(story)
@@ -181,12 +199,12 @@ def test_a_resume_is_served_by_the_daemon_where_memory_ends_and_live_events_wait
 
 def test_what_cannot_be_told_is_a_gap() -> None:
     async def story() -> None:
-        hub = Hub(journal_bytes=3_000)
-        for _ in range(30):
+        hub = Hub(topic_bytes=3_000)
+        for _ in range(60):
             hub.publish(size=50)
 
         async def evicted(_topics: list[str], _position: Position) -> AsyncGenerator[EventBatch, None]:
-            yield EventBatch(epoch="e", journal_seq=30, gap_reason="evicted")
+            yield EventBatch(epoch="e", journal_seq=60, gap_reason="evicted")
 
         async def away(_topics: list[str], _position: Position) -> AsyncGenerator[EventBatch, None]:
             nothing: tuple[EventBatch, ...] = ()
@@ -201,13 +219,16 @@ def test_what_cannot_be_told_is_a_gap() -> None:
         ):
             hub.manager.history = history
             connection = hub.connect(reason)
-            await hub.manager.subscribe(connection, "*", encode(Position(epoch, 1, {})))
+            await hub.subscribe(connection, "*", encode(Position(epoch, 1, {})))
             gap = frames(connection)[-1]
             assert (gap["type"], gap["code"], gap["reason"]) == ("error", "gap", reason)
             hub.publish()
             assert seqs(connection) == [len(hub.all)]
+        hub.native.restart("f", 0, "epoch", 1000)
         hub.manager.gap("epoch")
-        assert hub.metrics.gaps["epoch"] == 4
+        hub.serve()
+        assert frames(connection)[-1]["epoch"] == "f"
+        assert hub.metrics.gaps == {"evicted": 1, "upstream_unavailable": 1, "epoch": 3}
 
     run(story)
 
@@ -218,7 +239,7 @@ def test_a_client_from_a_gateway_that_was_ahead_hears_nothing_twice() -> None:
         hub.journal()
         hub.journal()
         connection = hub.connect()
-        await hub.manager.subscribe(connection, "*", encode(Position("e", 2, {})))
+        await hub.subscribe(connection, "*", encode(Position("e", 2, {})))
         hub.publish()
         assert seqs(connection) == [3]
         assert hub.metrics.gaps == {}
@@ -235,15 +256,13 @@ def test_a_position_that_the_daemon_never_reached_is_of_another_history(logs: di
         for _ in range(3):
             hub.publish()
         connection = hub.connect()
-        await hub.manager.subscribe(connection, "*", encode(Position("e", 50, logs)))
+        await hub.subscribe(connection, "*", encode(Position("e", 50, logs)))
         gap = frames(connection)[-1]
-        assert (gap["code"], gap["reason"], gap["pos"]) == ("gap", "epoch", encode(hub.memory.position))
+        assert (gap["code"], gap["reason"], gap["pos"]) == ("gap", "epoch", encode(Position("e", 3)))
         hub.publish()
         assert seqs(connection) == [4]
-        log = Event(seq=1, topic="execution.x.log", tenant="default", data=b'"line"')
-        heard = hub.memory.add(log)
-        assert heard is not None
-        hub.manager.event(heard)
+        hub.native.append(told([Event(seq=1, topic="execution.x.log", data=b'"line"')]), 1000)
+        hub.serve()
         assert frames(connection)[-1]["event"] == "execution.x.log"
 
     run(story)
@@ -254,11 +273,11 @@ def test_subscriptions_are_bounded_and_checked() -> None:
         hub = Hub()
         connection = hub.connect()
         for number in range(MAX_SUBSCRIPTIONS):
-            await hub.manager.subscribe(connection, f"app.{number}")
+            await hub.subscribe(connection, f"app.{number}")
         for pattern, from_ in (("app.more", None), ("nothing", None), ("app.1", "?")):
             with pytest.raises(FlxError):
-                await hub.manager.subscribe(connection, pattern, from_)
-        await hub.manager.subscribe(connection, "app.1")
+                await hub.subscribe(connection, pattern, from_)
+        await hub.subscribe(connection, "app.1")
         assert hub.metrics.subscriptions == MAX_SUBSCRIPTIONS
 
     run(story)
@@ -292,30 +311,47 @@ def test_a_drain_tells_everyone_and_lets_nobody_in() -> None:
     run(story)
 
 
-def test_a_resume_never_queues_more_than_a_reader_can_take() -> None:
+def test_a_history_never_queues_more_than_a_reader_can_take() -> None:
     async def story() -> None:
-        hub = Hub(1 << 24)
+        hub = Hub(topic_bytes=100_000)
+        hub.native.restart("e", 60, "start", 0)
         for _ in range(60):
-            hub.publish(size=100_000)
+            hub.journal(size=100_000)
         connection = hub.connect()
+        most = 0
+
+        async def send(_message: Any) -> None:
+            nonlocal most
+            most = max(most, connection._backlog_bytes)
+
+        connection._send = send
         writer = asyncio.create_task(connection.write(lambda: 0.0))
         await hub.manager.subscribe(connection, "pipeline_events", encode(Position("e", 0)))
         while connection._backlog:  # noqa: ASYNC110 - a queue is no event
             await asyncio.sleep(0)
         assert not connection.closing.done()
+        assert 0 < most <= BACKLOG_BYTES
         assert hub.metrics.events_delivered == 60
         writer.cancel()
 
     run(story)
 
 
-def test_a_gap_is_told_to_those_who_resume_their_first_subscription() -> None:
+def test_a_history_that_ends_while_it_is_told_is_a_gap() -> None:
     async def story() -> None:
         hub = Hub()
+        hub.native.restart("e", 3, "start", 0)
+
+        async def history(_topics: list[str], _position: Position) -> AsyncGenerator[EventBatch, None]:
+            hub.native.restart("f", 0, "epoch", 1000)
+            hub.manager.gap("epoch")
+            yield EventBatch(epoch="e", journal_seq=3)
+
+        hub.manager.history = history
         connection = hub.connect()
-        connection.suspended = True
-        hub.manager.gap("epoch")
-        assert [frame["code"] for frame in frames(connection)] == ["gap"]
+        await hub.subscribe(connection, "pipeline_events", encode(Position("e", 1)))
+        assert [frame.get("code") for frame in frames(connection)] == [None, "gap"]
+        assert frames(connection)[-1]["epoch"] == "f"
 
     run(story)
 
@@ -325,20 +361,20 @@ def test_what_is_between_daemon_and_gateways_reaches_no_client_whatever_it_asks_
         hub = Hub()
         eve = hub.connect(roles=("admin",))
         with pytest.raises(FlxError):
-            await hub.manager.subscribe(eve, "revocation_events")
+            await hub.subscribe(eve, "revocation_events")
         with pytest.raises(FlxError):
-            await hub.manager.subscribe(eve, "revocation_events.*")
-        await hub.manager.subscribe(eve, "*")
+            await hub.subscribe(eve, "revocation_events.*")
+        await hub.subscribe(eve, "*")
         # Even if one came this far: live, from the memory, and from the daemon's history.
         hub.publish("revocation_events")
         hub.publish()
         assert seqs(eve) == [2]
         late = hub.connect("d", roles=("admin",))
-        await hub.manager.subscribe(late, "*", encode(Position("e", 0, {})))
+        await hub.subscribe(late, "*", encode(Position("e", 0, {})))
         assert seqs(late) == [2]
-        hub.memory.restart("e", 2)
+        hub.native.restart("e", 2, "evicted", 1000)
         later = hub.connect("f", roles=("admin",))
-        await hub.manager.subscribe(later, "*", encode(Position("e", 0, {})))
+        await hub.subscribe(later, "*", encode(Position("e", 0, {})))
         assert seqs(later) == [2]
 
     run(story)
@@ -349,15 +385,16 @@ def test_what_this_process_alone_tells_has_a_chain_and_an_epoch_of_its_own() -> 
         hub = Hub()
         one, other, resumed = hub.connect("1"), hub.connect("2", tenant="t2"), hub.connect("3")
         for connection in (one, other):
-            await hub.manager.subscribe(connection, "bench.*")
+            await hub.subscribe(connection, "bench.*")
         hub.publish()
-        await hub.manager.subscribe(resumed, "bench.a", encode(Position("e", 0)))
+        await hub.subscribe(resumed, "bench.a", encode(Position("e", 0)))
         for topic in ("bench.a", "bench.b", "bench.a"):
             hub.manager.publish("default", topic, 5, b'{"at":5}')
+        hub.serve()
         events = [frame for frame in frames(one) if frame["type"] == "event"]
         chain = [(frame["event"], frame["prev"], frame["seq"]) for frame in events]
         assert chain == [("bench.a", 0, 1), ("bench.b", 0, 1), ("bench.a", 1, 2)]
-        assert {frame["epoch"] for frame in events} == {hub.manager._own_epoch}
+        assert {frame["epoch"] for frame in events} == {"here"}
         assert events[0]["data"] == {"at": 5}
         assert seqs(other) == []
         assert seqs(resumed) == [1, 2]
@@ -365,25 +402,94 @@ def test_what_this_process_alone_tells_has_a_chain_and_an_epoch_of_its_own() -> 
     run(story)
 
 
-def test_who_is_catching_up_misses_what_this_process_alone_tells_and_is_told_so() -> None:
+def test_who_is_catching_up_gets_what_this_process_alone_tells_afterwards() -> None:
     async def story() -> None:
         hub = Hub()
         late = hub.connect("1")
-        await hub.manager.subscribe(late, "bench.a")
-        hub.journal()
-        told = asyncio.Event()
+        await hub.subscribe(late, "bench.a")
+        hub.native.restart("e", 3, "start", 0)
+        hub.serve()
 
-        async def history(_topics: list[str], position: Position) -> AsyncGenerator[EventBatch, None]:
+        async def history(_topics: list[str], _position: Position) -> AsyncGenerator[EventBatch, None]:
             hub.manager.publish("default", "bench.a", 5, b"1")
-            told.set()
-            yield EventBatch(epoch="e", journal_seq=position.seq)
+            hub.serve()
+            assert seqs(late) == []
+            yield EventBatch(epoch="e", journal_seq=3)
 
         hub.manager.history = history
-        hub.memory.floor = 1
-        await hub.manager.subscribe(late, "pipeline_events", encode(Position("e", 0)))
-        assert told.is_set()
-        assert [frame["reason"] for frame in frames(late) if frame.get("code") == "gap"][-1] == "resuming"
-        hub.manager.publish("default", "bench.a", 6, b"2")
-        assert seqs(late) == [2]
+        await hub.subscribe(late, "pipeline_events", encode(Position("e", 0)))
+        assert seqs(late) == [1]
+
+    run(story)
+
+
+def test_who_selected_batches_gets_batches_and_gaps_of_their_own_kind() -> None:
+    async def story() -> None:
+        hub = Hub()
+        connection = hub.connect(batched=True)
+        await hub.subscribe(connection, "pipeline_events")
+        for _ in range(3):
+            hub.journal()
+        hub.follow()
+        batch = frames(connection)[-1]
+        assert (batch["t"], batch["s"], batch["prev"], batch["d"]) == ("pipeline_events", [1, 3], 0, ["x"] * 3)
+        await hub.subscribe(connection, "app.x", encode(Position("old", 1)))
+        assert [(frame.get("type"), frame.get("reason")) for frame in frames(connection)[-2:]] == [
+            ("subscribed", None),
+            ("gap", "epoch"),
+        ]
+
+    run(story)
+
+
+def test_one_that_does_not_write_holds_one_turn_and_the_others_go_on() -> None:
+    async def story() -> None:
+        hub = Hub(topic_bytes=3_000)
+        slow, swift = hub.connect("1"), hub.connect("2")
+        for connection in (slow, swift):
+            await hub.subscribe(connection, "pipeline_events")
+        for count in range(1, 101):
+            hub.journal(size=50)
+            hub.native.append(told(hub.all[-1:]), 1000)
+            while hub.manager.serve():
+                assert swift.written is not None
+                swift.written(swift)
+            assert len(seqs(swift)) == count
+        assert seqs(slow) == [1]
+        assert slow.written is not None
+        slow.written(slow)
+        hub.serve()
+        last = frames(slow)
+        assert last[2]["code"] == "gap"
+        assert seqs(slow)[1:] == list(range(last[2]["before"], 101))
+        assert hub.metrics.gaps == {"evicted": 1}
+
+    run(story)
+
+
+def test_what_was_asked_for_is_level_before_it_is_said_so() -> None:
+    async def story() -> None:
+        hub = Hub()
+        connection = hub.connect()
+        hub.manager.startup()
+        await hub.manager.subscribe(connection, "pipeline_events")
+        hub.journal()
+        hub.native.append(told(hub.all), 1000)
+        await hub.manager.level(connection)
+        assert seqs(connection) == [1]
+        hub.manager.disconnect(connection, CloseCode.GONE)
+        await hub.manager.level(connection)
+        await hub.manager.shutdown()
+
+    run(story)
+
+
+def test_a_full_hub_lets_nobody_in() -> None:
+    async def story() -> None:
+        hub = Hub(max_connections=1)
+        hub.connect("1")
+        with pytest.raises(RateLimited):
+            hub.connect("2")
+        assert hub.metrics.connections == 1
 
     run(story)

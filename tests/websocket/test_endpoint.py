@@ -99,6 +99,8 @@ def test_the_reader_is_gone_before_the_close_frame() -> None:
 def test_subprotocols_and_tokens() -> None:
     async def story(gateway: Running) -> None:
         offered = {"sec-websocket-protocol": f"flx.v1, flx.plain, bearer.{token()}"}
+        assert (await Socket(gateway, "/ws/a", offered).hear())["subprotocol"] == "flx.v1"
+        offered = {"sec-websocket-protocol": f"flx.plain, bearer.{token()}"}
         assert (await Socket(gateway, "/ws/a", offered).hear())["subprotocol"] == "flx.plain"
         for headers, status in (
             ({"sec-websocket-protocol": "bearer.x.y.z"}, 401),

@@ -1,42 +1,45 @@
-"""One Watch stream per process: everything the daemon tells, into the memory and on to whoever listens.
+"""One Watch stream per process: everything the daemon tells, into the hub.
 
 Strategy: a task waits for a connection, asks for everything after the position it has, and takes batches until the
 stream ends; then again. The first batch of a stream says where it begins, so the follower has a position as soon as
 the daemon has answered, even when nothing happens.
 
 Rules:
-- The position moves only with what was taken; a reconnect therefore loses nothing and repeats nothing (the memory
-  drops what it has heard before).
-- When the daemon says that something is gone (`gap_reason`), or comes back with another epoch, listeners are told so,
-  and the memory begins anew.
+- The position moves only with what was taken; a reconnect therefore loses nothing and repeats nothing (the hub drops
+  what it has heard before).
+- When the daemon says that something is gone (`gap_reason`), or comes back with another epoch, the hub begins anew and
+  tells everyone.
 - What is between daemon and gateways (`PRIVATE_TOPICS`) goes to its own listener, before anything else of its batch,
-  and never into the memory: no client can come to hear it.
+  and never into the hub: no client can come to hear it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Final, Protocol
 
+import msgspec
 import structlog
 from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 
 from flx_api.errors import Unavailable
-from flx_api.events.position import execution_of_log
+from flx_api.events.position import Position, execution_of_log
 from flx_api.models.event import PRIVATE_TOPICS
 from flx_api.proto.flx.v1.daemon_pb2 import EventBatch, LogPosition, WatchRequest
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Iterable
+    from collections.abc import AsyncGenerator, Callable, Iterable
 
-    from flx_api.events.memory import Heard, Memory
-    from flx_api.events.position import Position
+    from flx_api._core import Hub
     from flx_api.observability.metrics import Metrics
     from flx_api.proto.flx.v1.daemon_grpc import DaemonStub
     from flx_api.proto.flx.v1.daemon_pb2 import Event
 
 _LOSSES: Final = (GRPCError, StreamTerminatedError, ProtocolError, OSError, Unavailable)
 _PAUSE_S: Final = 0.1
+DEFAULT_TENANT: Final = "default"
+_OVER: Final = frozenset({"succeeded", "succeeded_with_warnings", "failed", "cancelled", "timed_out", "crashed"})
 
 
 class Source(Protocol):
@@ -55,15 +58,25 @@ class Source(Protocol):
 
 
 class Listener(Protocol):
-    """Who is told: the connection manager, or a test's list."""
+    """Who is told that the hub has something new: the connection manager, or a test's list."""
 
-    def event(self, heard: Heard) -> None:
-        """Something happened."""
+    def news(self) -> None:
+        """Something was heard."""
         ...
 
     def gap(self, reason: str) -> None:
         """Events were lost for everyone who follows."""
         ...
+
+
+class _Status(msgspec.Struct):
+    """The part of a status event that says whether an execution is over."""
+
+    execution: str = ""
+    status: str = ""
+
+
+_status = msgspec.json.Decoder(_Status)
 
 
 class PrivateListener(Protocol):
@@ -84,14 +97,17 @@ class Follower:
     def __init__(
         self,
         source: Source,
-        memory: Memory,
+        hub: Hub,
         listener: Listener,
         metrics: Metrics,
         private: PrivateListener | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._source = source
         self._private = private
-        self._memory = memory
+        self._hub = hub
+        self._clock = clock
         self._listener = listener
         self._metrics = metrics
         self._task: asyncio.Task[None] | None = None
@@ -140,7 +156,8 @@ class Follower:
             await asyncio.sleep(_PAUSE_S)
 
     async def _follow(self, stub: DaemonStub) -> None:
-        request = _request(["*"], self._memory.position) if self._memory.epoch else WatchRequest(topics=["*"])
+        position = Position(*self._hub.position())
+        request = _request(["*"], position) if position.epoch else WatchRequest(topics=["*"])
         async with stub.Watch.open(metadata=self._source.metadata) as stream:
             await stream.send_message(request, end=True)
             async for batch in stream:
@@ -148,27 +165,44 @@ class Follower:
                 self.reason = ""
 
     def take(self, batch: EventBatch) -> None:
-        """Remember a batch and pass it on."""
-        memory = self._memory
-        anew = memory.epoch != batch.epoch or batch.gap_reason != ""
+        """Pass a batch on."""
+        hub, now_ms = self._hub, int(self._clock() * 1000)
+        epoch = hub.epoch
+        anew = epoch != batch.epoch or batch.gap_reason != ""
         if anew:
             reason = batch.gap_reason or "epoch"
-            known = memory.epoch != ""
-            memory.restart(batch.epoch, _start_of(batch))
-            if known:
+            hub.restart(batch.epoch, _start_of(batch), reason, now_ms)
+            if epoch != "":
                 self._listener.gap(reason)
         if self._private is not None:
-            due = (event for event in batch.events if event.topic in PRIVATE_TOPICS and event.seq > memory.seq)
+            heard = hub.seq
+            due = (event for event in batch.events if event.topic in PRIVATE_TOPICS and event.seq > heard)
             self._private.batch(due, anew=anew)
+        self._metrics.events_received += len(batch.events)
+        hub.append(told(event for event in batch.events if event.topic not in PRIVATE_TOPICS), now_ms)
         for event in batch.events:
-            self._metrics.events_received += 1
-            if event.topic in PRIVATE_TOPICS:
-                memory.advance(event.seq)
-                continue
-            heard = memory.add(event)
-            if heard is not None:
-                self._listener.event(heard)
-        memory.advance(batch.journal_seq)
+            if event.topic.endswith(".status"):
+                self._note_end(event)
+        hub.advance(batch.journal_seq)
+        self._listener.news()
+
+    def _note_end(self, event: Event) -> None:
+        try:
+            status = _status.decode(event.data)
+        except msgspec.DecodeError:
+            return
+        if status.status in _OVER:
+            self._hub.over(tenant_of(event), status.execution)
+
+
+def tenant_of(event: Event) -> str:
+    """Whose topic an event is of."""
+    return event.tenant or DEFAULT_TENANT
+
+
+def told(events: Iterable[Event]) -> list[tuple[str, str, int, int, int, bytes]]:
+    """Events as the hub takes them."""
+    return [(tenant_of(event), event.topic, event.seq, event.prev, event.ts_us, event.data) for event in events]
 
 
 def _request(topics: list[str], position: Position) -> WatchRequest:

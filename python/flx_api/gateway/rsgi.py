@@ -247,8 +247,8 @@ class WebSocketBridge:
         self.scope["scheme"] = "wss" if rsgi.scheme == "https" else "ws"
         # Their body is lost, but their status arrives.
         self.scope["extensions"] = _REFUSALS
-        offered = b",".join(value for key, value in self.scope["headers"] if key == b"sec-websocket-protocol")
-        self.scope["subprotocols"] = [name.strip() for name in offered.decode("latin-1").split(",") if name.strip()]
+        # None that could be selected: it would not be told.
+        self.scope["subprotocols"] = []
 
     async def receive(self) -> Message:
         """The next message of the peer."""

@@ -48,7 +48,9 @@ class Connected(msgspec.Struct, frozen=True, tag_field="type", tag="connected"):
 
 
 class Subscribed(msgspec.Struct, frozen=True, tag_field="type", tag="subscribed"):
-    """A subscription is in force; `pos` is how far the gateway had come at that moment."""
+    """A subscription is in force. `pos` covers what was sent on this connection before, or is the `from` that was asked
+    for.
+    """
 
     event: Topic
     pos: Position
@@ -80,7 +82,8 @@ class Echo(msgspec.Struct, frozen=True, tag_field="type", tag="echo"):
 
 class Error(msgspec.Struct, frozen=True, tag_field="type", tag="error", omit_defaults=True):
     """What was asked for did not happen (`code` is one of the error codes), or events were skipped: then `code` is
-    `gap`, `reason` says why, and what follows is new behind `pos` in `epoch`.
+    `gap`, `reason` says why, and what follows is new behind `pos` in `epoch`. With `event` only that topic is
+    concerned, its numbers between `after` and `before`; `href` is where they may still be read.
     """
 
     code: str
@@ -88,6 +91,10 @@ class Error(msgspec.Struct, frozen=True, tag_field="type", tag="error", omit_def
     reason: str | None = None
     epoch: str | None = None
     pos: Position | None = None
+    event: Topic | None = None
+    after: int | None = None
+    before: int | None = None
+    href: str | None = None
 
 
 class Event(msgspec.Struct, frozen=True, tag_field="type", tag="event"):
@@ -102,5 +109,34 @@ class Event(msgspec.Struct, frozen=True, tag_field="type", tag="event"):
     data: Any
 
 
+class Gap(msgspec.Struct, frozen=True, tag_field="type", tag="gap", omit_defaults=True):
+    """With `flx.v1`: events were skipped. `t` is the topic or pattern, `*` for all; numbers between `after` and
+    `before` may be missing; `href` is where they may still be read, `pos` where it goes on.
+    """
+
+    t: Topic
+    reason: str
+    epoch: str
+    after: int | None = None
+    before: int | None = None
+    pos: Position | None = None
+    href: str | None = None
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """With `flx.v1`: events `d` of the topic `t` in epoch `e`. `s` has the number of each, or the first and the last of
+    more than two without a hole; `prev` is the topic's number before; `ts` is that of the last event.
+    """
+
+    t: str
+    e: str
+    s: list[int]
+    prev: Annotated[int, Meta(ge=0)]
+    pos: Position
+    ts: int
+    d: list[Any]
+
+
 ClientMessage = Ping | Subscribe | Unsubscribe
 ServerMessage = Connected | Subscribed | Unsubscribed | Pong | Heartbeat | Echo | Error | Event
+BatchedMessage = Batch | Gap

@@ -127,9 +127,9 @@ class Metrics(Collector):
         """A WebSocket ended with this close code."""
         self.connections_closed[code] = self.connections_closed.get(code, 0) + 1
 
-    def gap(self, reason: str) -> None:
-        """Events were skipped."""
-        self.gaps[reason] = self.gaps.get(reason, 0) + 1
+    def gap(self, reason: str, count: int = 1) -> None:
+        """So many connections were told that events were skipped."""
+        self.gaps[reason] = self.gaps.get(reason, 0) + count
 
     def exposition(self) -> bytes:
         """All metrics in the text format."""

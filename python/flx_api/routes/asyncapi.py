@@ -17,7 +17,7 @@ from typing import Any, Final, get_args
 import msgspec
 
 from flx_api.models.event import TOPICS, Topic
-from flx_api.models.message import GAP, ClientMessage, Error, Event, ServerMessage
+from flx_api.models.message import GAP, Batch, ClientMessage, Error, Event, Gap, ServerMessage
 from flx_api.websocket.close_codes import CloseCode
 from flx_api.websocket.protocol import MAX_MESSAGE_BYTES, PLAIN
 
@@ -30,14 +30,22 @@ _ANSWERS: Final[dict[str, tuple[str, ...]]] = {
     "other": ("echo", "error"),
 }
 """What each message of a client is answered with."""
-_UNASKED: Final = ("connected", "heartbeat", GAP)
+_BATCH, _BATCHED_GAP = "batch", "batchedGap"
+"""Messages of those who selected `flx.v1`."""
+_UNASKED: Final = ("connected", "heartbeat", GAP, _BATCHED_GAP, _BATCH)
 
 Json = dict[str, Any]
 
 
 def document() -> Json:
     """The whole document."""
-    shapes: list[Any] = [*get_args(ClientMessage), *get_args(ServerMessage), *(topic.data for topic in TOPICS)]
+    shapes: list[Any] = [
+        *get_args(ClientMessage),
+        *get_args(ServerMessage),
+        Gap,
+        Batch,
+        *(topic.data for topic in TOPICS),
+    ]
     unique = list(dict.fromkeys(shapes))
     found, components = msgspec.json.schema_components(unique, ref_template=_REF)
     refs = dict(zip(unique, found, strict=True))
@@ -95,7 +103,9 @@ def _messages(refs: dict[Any, Json]) -> Json:
         "Any other type.",
         {"type": "object", "properties": {"type": {"type": "string"}}, "required": ["type"]},
     )
-    skipped = {"properties": {"code": {"const": GAP}}, "required": ["reason", "epoch", "pos"]}
+    skipped = {"properties": {"code": {"const": GAP}}, "required": ["reason", "epoch"]}
+    made[_BATCHED_GAP] = _message(_sentence(Gap), refs[Gap])
+    made[_BATCH] = _message(_sentence(Batch), refs[Batch])
     made[GAP] = _message("Events were skipped.", {"allOf": [refs[Error], skipped]})
     return made | {topic.name: _event(topic, refs) for topic in TOPICS}
 

@@ -1,11 +1,12 @@
-"""One WebSocket: who it is, what it hears, and what is on its way to it.
+"""One WebSocket: who it is, and what is on its way to it.
 
-Strategy: frames wait in a queue bounded by bytes; one writer task sends them one after the other and awaits each, so
-that the queue grows when the peer does not read. A connection that is catching up after a resume is `suspended`: live
-events pass it by, and it takes them from the memory when it has come level.
+Strategy: answers wait in a queue bounded by bytes; what the hub has for the connection comes as a turn, one at a time,
+of strings that all connections share. One writer task sends them one after the other and awaits each, and says when a
+turn is written: only then is there another. So a slow peer holds one turn, and the hub knows where it is.
 
 Rules:
 - `send` never blocks and never raises: a full queue ends the connection with TOO_SLOW. One frame alone never does.
+- Answers and turns leave in the order in which they came: the position in an answer covers what was before it.
 - Nothing is sent after the end was decided; the endpoint sends the Close frame.
 """
 
@@ -15,18 +16,15 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
+from flx_api.events.follower import DEFAULT_TENANT
 from flx_api.websocket.close_codes import CloseCode
-from flx_api.websocket.protocol import Ears
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from flx_api._core import Principal
-    from flx_api.events.memory import Heard
 
 BACKLOG_BYTES: Final = 1_048_576
-MAX_SUBSCRIPTIONS: Final = 256
-DEFAULT_TENANT: Final = "default"
 
 
 class Connection:
@@ -38,39 +36,38 @@ class Connection:
         "_room",
         "_send",
         "_wake",
-        "after",
-        "after_lines",
+        "batched",
         "client_id",
         "closing",
-        "ears",
+        "handle",
         "last_sent_s",
-        "missed",
         "principal",
         "sending_since_s",
-        "subscriptions",
-        "suspended",
         "tenant",
+        "written",
     )
 
     def __init__(
-        self, client_id: str, principal: Principal, send: Callable[[dict[str, Any]], Awaitable[None]], now_s: float
+        self,
+        client_id: str,
+        principal: Principal,
+        send: Callable[[dict[str, Any]], Awaitable[None]],
+        now_s: float,
+        *,
+        batched: bool = False,
     ) -> None:
         self.client_id = client_id
         self.principal = principal
         self.tenant = principal.tenant or DEFAULT_TENANT
-        self.ears = Ears(principal.subject, principal.roles)
-        self.subscriptions: set[str] = set()
-        # What was seen before this connection began: it may have resumed from a gateway that was ahead of this one.
-        self.after = 0
-        self.after_lines: dict[str, int] = {}
-        self.suspended = False
-        # Events of this process alone came while it was catching up, and nobody has kept them.
-        self.missed = False
+        self.batched = batched
+        # The hub's name for it, and whom to tell that a turn is written.
+        self.handle = -1
+        self.written: Callable[[Connection], None] | None = None
         self.closing: asyncio.Future[CloseCode] = asyncio.get_running_loop().create_future()
         self.last_sent_s = now_s
         self.sending_since_s: float | None = None
         self._send = send
-        self._backlog: deque[str] = deque()
+        self._backlog: deque[str | tuple[str, ...]] = deque()
         self._backlog_bytes = 0
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
@@ -80,10 +77,6 @@ class Connection:
         """Decide that the connection ends; the first reason counts."""
         if not self.closing.done():
             self.closing.set_result(code)
-
-    def may_hear(self, heard: Heard) -> bool:
-        """Whether tenant and permissions let this event be delivered here."""
-        return (heard.tenant or DEFAULT_TENANT) == self.tenant and self.ears.may_hear(heard.topic)
 
     def send(self, frame: str) -> None:
         """Queue a frame."""
@@ -101,6 +94,12 @@ class Connection:
         self._backlog.append(frame)
         self._wake.set()
 
+    def give(self, frames: tuple[str, ...]) -> None:
+        """Queue a turn of the hub. There is one at most, and it is not counted: its strings are everybody's."""
+        if not self.closing.done():
+            self._backlog.append(frames)
+            self._wake.set()
+
     async def room(self) -> None:
         """Wait until the queue is short enough to add much to it."""
         await self._room.wait()
@@ -113,11 +112,20 @@ class Connection:
                 self._wake.clear()
                 await self._wake.wait()
                 continue
-            frame = backlog.popleft()
-            self.sending_since_s = clock()
-            await self._send({"type": "websocket.send", "text": frame})
-            self.last_sent_s = clock()
-            self.sending_since_s = None
-            self._backlog_bytes -= len(frame)
+            item = backlog.popleft()
+            if isinstance(item, tuple):
+                for frame in item:
+                    await self._one(frame, clock)
+                if self.written is not None:
+                    self.written(self)
+                continue
+            await self._one(item, clock)
+            self._backlog_bytes -= len(item)
             if self._backlog_bytes <= BACKLOG_BYTES // 4:
                 self._room.set()
+
+    async def _one(self, frame: str, clock: Callable[[], float]) -> None:
+        self.sending_since_s = clock()
+        await self._send({"type": "websocket.send", "text": frame})
+        self.last_sent_s = clock()
+        self.sending_since_s = None

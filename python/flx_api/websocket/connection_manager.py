@@ -1,38 +1,33 @@
-"""The hub of this process: which connections there are, who hears what, and how one that comes back catches up.
+"""The connections of this process: who is there, and how what the hub has for them reaches them.
 
-Strategy: exact topics and wildcards lead to sets of connections; an event's frame was built once by the memory and the
-same string goes to everyone. A subscription with `from` suspends the connection's live events, fills the hole from the
-memory, or from the daemon until the memory joins on, and goes live in one step without awaiting in between: that is
-why there is neither hole nor duplicate.
+Strategy: the hub (`flx_api._core.Hub`) knows who hears what and how far each connection is. One task asks it who is
+due, gives each its turn, and sleeps until the hub has something next; who has written a turn can get another. Where the
+memory does not reach back, the daemon tells what is missing, while the hub holds the connection.
 
 Rules:
 - A client id belongs to the subject (of its tenant) that first connected with it, for as long as it is connected.
-- An event is delivered once per connection, however many of its subscriptions match.
-- Every skip is told: a message `error` with code `gap`.
+- At most one turn is on its way to a connection: what a slow peer has not taken costs nothing here.
+- Every skip is told.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 from typing import TYPE_CHECKING, Final
 
-from flx_api._core import topic_matches
-from flx_api.errors import Conflict, InvalidRequest, RateLimited, Unavailable
-from flx_api.events.memory import Heard, frame_of
-from flx_api.events.position import Position, decode, encode, execution_of_log
-from flx_api.proto.flx.v1.daemon_pb2 import Event
+from flx_api.errors import Conflict, RateLimited, Unavailable
+from flx_api.events.follower import DEFAULT_TENANT, told
+from flx_api.events.position import Position
 from flx_api.websocket import protocol
 from flx_api.websocket.close_codes import CloseCode
-from flx_api.websocket.connection import BACKLOG_BYTES, DEFAULT_TENANT, MAX_SUBSCRIPTIONS, Connection
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Collection, Iterable
+    from collections.abc import AsyncGenerator, Callable
 
-    from flx_api._core import Principal
-    from flx_api.events.memory import Memory
+    from flx_api._core import Hub, Principal
     from flx_api.observability.metrics import Metrics
     from flx_api.proto.flx.v1.daemon_pb2 import EventBatch
+    from flx_api.websocket.connection import Connection
 
 MAX_CONNECTIONS: Final = 20_000
 MAX_PER_SUBJECT: Final = 5_000
@@ -40,8 +35,9 @@ HEARTBEAT_S: Final = 25.0
 STUCK_S: Final = 10.0
 _TICK_S: Final = 1.0
 _CATCH_UP_S: Final = 30.0
-# How much is queued for a connection at once while it catches up; beside what it may hold then, it must fit the queue.
-_CHUNK: Final = BACKLOG_BYTES // 4
+# So many connections are served before others have their turn.
+_ROOM: Final = 256
+_SWEEP_TICKS: Final = 5
 # A batch below both bounds tells all that the daemon had at that moment (they are its own, `flx_api.daemon.watch`).
 _FULL_EVENTS: Final = 256
 _FULL_BYTES: Final = 64 * 1024
@@ -53,36 +49,39 @@ class ConnectionManager:
     """The connections of one process.
 
     Args:
-        memory: what was heard lately.
+        hub: what was heard, and who hears it.
         metrics: where connections and deliveries are counted.
         clock: monotonic seconds.
         wall: seconds since the epoch, for token expiry.
     """
 
-    def __init__(self, memory: Memory, metrics: Metrics, clock: Callable[[], float], wall: Callable[[], float]) -> None:
-        self._memory = memory
+    def __init__(self, hub: Hub, metrics: Metrics, clock: Callable[[], float], wall: Callable[[], float]) -> None:
+        self._hub = hub
         self._metrics = metrics
         self._clock = clock
         self._wall = wall
         self._connections: set[Connection] = set()
         self._by_client: dict[str, set[Connection]] = {}
         self._per_owner: dict[_Owner, int] = {}
-        self._exact: dict[str, set[Connection]] = {}
-        self._wild: dict[str, set[Connection]] = {}
+        self._by_handle: dict[int, Connection] = {}
         self._ticker: asyncio.Task[None] | None = None
+        self._pumper: asyncio.Task[None] | None = None
+        self._news = asyncio.Event()
+        # Who waits for the end of the present turn.
+        self._waiting: list[asyncio.Future[None]] = []
+        self._counted: dict[str, int] = {}
+        self._restarted_by = ""
         self._empty = asyncio.Event()
         self._empty.set()
-        # Events that this process alone tells: the last number of each topic, in an epoch of their own.
-        self._own_epoch = f"local-{os.urandom(8).hex()}"
-        self._own: dict[tuple[str, str], int] = {}
         self.draining = False
         self.history: Callable[[list[str], Position], AsyncGenerator[EventBatch, None]] | None = None
 
     # --- lifecycle ---------------------------------------------------------------------------------------------------
 
     def startup(self) -> None:
-        """Begin to watch over expiry, silence and slowness."""
+        """Begin to serve, and to watch over expiry, silence and slowness."""
         self._ticker = asyncio.create_task(self._tick(), name="connection-ticker")
+        self._pumper = asyncio.create_task(self._pump(), name="connection-pump")
 
     async def drain(self, within_s: float = 5.0) -> None:
         """Refuse new connections and end all with RESTARTING; return when they are gone or the time is up."""
@@ -98,9 +97,10 @@ class ConnectionManager:
     async def shutdown(self) -> None:
         """Drain and stop."""
         await self.drain()
-        if self._ticker is not None:
-            self._ticker.cancel()
-            await asyncio.gather(self._ticker, return_exceptions=True)
+        tasks = [task for task in (self._ticker, self._pumper) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     def check(self, client_id: str, principal: Principal) -> None:
         """Whether a connection of this principal under this client id would be let in.
@@ -124,6 +124,14 @@ class ConnectionManager:
         """Let a connection in. Raises as `check`, which is asked again since the handshake took time."""
         owner = _owner(connection.principal)
         self.check(connection.client_id, connection.principal)
+        principal = connection.principal
+        classes = protocol.allowed_classes(principal.roles)
+        handle = self._hub.connect(connection.tenant, principal.subject, classes, connection.batched)
+        if handle is None:
+            detail = "There are too many connections"
+            raise RateLimited(detail, retry_after_s=5)
+        connection.handle, connection.written = handle, self._written
+        self._by_handle[handle] = connection
         self._connections.add(connection)
         self._empty.clear()
         self._by_client.setdefault(connection.client_id, set()).add(connection)
@@ -134,8 +142,8 @@ class ConnectionManager:
         """Forget a connection."""
         if connection not in self._connections:
             return
-        for pattern in list(connection.subscriptions):
-            self.unsubscribe(connection, pattern)
+        self._hub.disconnect(connection.handle)
+        del self._by_handle[connection.handle]
         self._connections.discard(connection)
         holders = self._by_client[connection.client_id]
         holders.discard(connection)
@@ -147,6 +155,7 @@ class ConnectionManager:
             del self._per_owner[owner]
         self._metrics.connections = len(self._connections)
         self._metrics.closed(code)
+        self._count()
         if not self._connections:
             self._empty.set()
 
@@ -162,58 +171,81 @@ class ConnectionManager:
         for connection in self._connections:
             connection.send(frame)
 
-    def broadcast_to_subscribers(self, topic: str, heard: Heard) -> None:
-        """Send an event to those who subscribed to its topic and may hear it."""
-        execution = execution_of_log(topic)
-        for connection in self._recipients(topic):
-            seen = connection.after if execution is None else connection.after_lines.get(execution, 0)
-            if not connection.suspended and heard.seq > seen and connection.may_hear(heard):
-                connection.send(heard.frame)
-                self._metrics.events_delivered += 1
-
     def publish(self, tenant: str, topic: str, ts_us: int, data: bytes) -> None:
         """Tell an event that this process alone knows: its topic begins anew with the process and is never resumed."""
-        prev = self._own.get((tenant, topic), 0)
-        self._own[tenant, topic] = seq = prev + 1
-        event = Event(seq=seq, prev=prev, topic=topic, tenant=tenant, ts_us=ts_us, data=data)
-        frame = frame_of(event, self._own_epoch, encode(self._memory.position))
-        heard = Heard(0, topic, tenant, seq, prev, frame)
-        for connection in self._recipients(topic):
-            if not connection.may_hear(heard):
-                continue
-            if connection.suspended:
-                connection.missed = True
-                continue
-            connection.send(frame)
-            self._metrics.events_delivered += 1
+        self._hub.publish(tenant, topic, ts_us, data, self._now_ms())
+        self.news()
 
-    def _recipients(self, topic: str) -> Collection[Connection]:
-        recipients: set[Connection] | None = self._exact.get(topic)
-        for pattern, connections in self._wild.items():
-            if topic_matches(pattern, topic):
-                recipients = recipients | connections if recipients else connections
-        return recipients or ()
+    # --- serving -----------------------------------------------------------------------------------------------------
 
-    def event(self, heard: Heard) -> None:
-        """The follower heard something."""
-        self.broadcast_to_subscribers(heard.topic, heard)
+    def news(self) -> None:
+        """The hub has something new."""
+        self._news.set()
 
     def gap(self, reason: str) -> None:
-        """The follower lost something: everyone who subscribed is told."""
-        position = encode(self._memory.position)
-        for connection in self._connections:
-            # One that is catching up may do so for its first subscription.
-            if connection.subscriptions or connection.suspended:
-                connection.after, connection.after_lines = 0, {}
-                self._tell_gap(connection, reason, position)
+        """The hub begins anew: it tells everyone why."""
+        self._restarted_by = reason
+        self.news()
 
-    def _tell_gap(self, connection: Connection, reason: str, position: str) -> None:
-        self._metrics.gap(reason)
-        connection.send(
-            protocol.error(
-                "gap", "Events were skipped; what follows is new", reason=reason, epoch=self._memory.epoch, pos=position
-            )
-        )
+    def serve(self) -> int:
+        """Give those who are due their turns; how many frames these have in all."""
+        turns = self._hub.take(self._now_ms(), _ROOM)
+        frames = 0
+        for handle, turn in turns:
+            self._by_handle[handle].give(turn)
+            frames += len(turn)
+        if turns:
+            self._count()
+        waiting, self._waiting = self._waiting, []
+        for future in waiting:
+            if not future.done():
+                future.set_result(None)
+        return frames
+
+    async def _pump(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            self._news.clear()
+            began_s = self._clock()
+            frames = self.serve()
+            if frames:
+                # The writers' turn; what it takes is what sending costs.
+                await asyncio.sleep(0)
+                self._hub.spent(frames, int((self._clock() - began_s) * 1e6))
+                continue
+            due_ms = self._hub.wakes_at()
+            # The hub counts in whole milliseconds, and a moment too early would be a turn for nothing.
+            delay_s = None if due_ms is None else max(0.0, due_ms / 1000 - self._clock()) + 0.0005
+            timer = None if delay_s is None else loop.call_later(delay_s, self._news.set)
+            await self._news.wait()
+            if timer is not None:
+                timer.cancel()
+
+    def _written(self, connection: Connection) -> None:
+        self._hub.writable(connection.handle, self._now_ms())
+        self.news()
+
+    async def level(self, connection: Connection) -> None:
+        """Wait until a connection was given everything that was heard up to now."""
+        order = self._hub.order
+        while not self._hub.has_passed(connection.handle, order):
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting.append(future)
+            self.news()
+            await future
+
+    def _now_ms(self) -> int:
+        return int(self._clock() * 1000)
+
+    def _count(self) -> None:
+        """Bring the metrics up to what the hub has counted."""
+        stats, metrics = self._hub.stats(), self._metrics
+        metrics.subscriptions, metrics.events_delivered = stats["subscriptions"], stats["delivered"]
+        for name, reason in (("gaps_evicted", "evicted"), ("gaps_restart", self._restarted_by)):
+            more = stats[name] - self._counted.get(name, 0)
+            if more:
+                self._counted[name] = stats[name]
+                metrics.gap(reason, more)
 
     # --- subscriptions -----------------------------------------------------------------------------------------------
 
@@ -223,158 +255,70 @@ class ConnectionManager:
         Raises:
             InvalidRequest, NotFound, Forbidden: it may not; nothing has changed.
         """
-        connection.ears.check(pattern)
-        if pattern not in connection.subscriptions and len(connection.subscriptions) >= MAX_SUBSCRIPTIONS:
-            detail = f"A connection has at most {MAX_SUBSCRIPTIONS} subscriptions"
-            raise InvalidRequest(detail)
-        position = None if from_ is None else decode(from_)
-        connection.send(protocol.frame("subscribed", event=pattern, pos=encode(self._memory.position)))
-        if position is None:
-            self._add(connection, pattern)
-            return
-        if position.epoch != self._memory.epoch:
-            self._add(connection, pattern)
-            self._tell_gap(connection, "epoch", encode(self._memory.position))
-            return
-        await self._resume(connection, pattern, position)
+        why, frames, history = self._hub.subscribe(connection.handle, pattern, from_, self._now_ms())
+        if why is not None:
+            raise protocol.refused(why)
+        for frame in frames:
+            connection.send(frame)
+        self._count()
+        if history is not None:
+            await self._catch_up(connection, pattern, Position(*history))
+        self.news()
 
     def unsubscribe(self, connection: Connection, pattern: str) -> None:
         """Let a connection no longer hear a topic or a pattern."""
-        if pattern in connection.subscriptions:
-            connection.subscriptions.discard(pattern)
-            index = self._wild if pattern.endswith("*") else self._exact
-            index[pattern].discard(connection)
-            if not index[pattern]:
-                del index[pattern]
-            self._metrics.subscriptions -= 1
+        self._hub.unsubscribe(connection.handle, pattern, self._now_ms())
+        self._count()
+        self.news()
 
-    def _add(self, connection: Connection, pattern: str) -> None:
-        if pattern not in connection.subscriptions and not connection.closing.done():
-            connection.subscriptions.add(pattern)
-            index = self._wild if pattern.endswith("*") else self._exact
-            index.setdefault(pattern, set()).add(connection)
-            self._metrics.subscriptions += 1
-
-    async def _resume(self, connection: Connection, pattern: str, position: Position) -> None:
-        """Fill the hole since a position, then go live."""
-        memory = self._memory
-        patterns = connection.subscriptions | {pattern}
-        epoch, held = memory.epoch, memory.order
-        connection.suspended = True
+    async def _catch_up(self, connection: Connection, pattern: str, position: Position) -> None:
+        """Feed a connection from the daemon until the memory joins on."""
         try:
             async with asyncio.timeout(_CATCH_UP_S):
-                position = await self._history(connection, pattern, position, held)
-                while memory.epoch == epoch:
-                    # From here on in the one order of the memory, for all subscriptions: a frame's position must never
-                    # cover an event that is still to come.
-                    heard = memory.heard_after(held)
-                    if heard is None:
-                        self._tell_gap(connection, "evicted", encode(memory.position))
-                        break
-                    due = [event for event in heard if _matches(patterns, event.topic)]
-                    count = _bearable(due)
-                    self._deliver(connection, due[:count])
-                    if len(due) <= count:
-                        break
-                    held = due[count - 1].order
-                    await connection.room()
+                await self._feed(connection, pattern, position)
         except (TimeoutError, Unavailable, _Gone) as error:
             reason = error.reason if isinstance(error, _Gone) else "upstream_unavailable"
-            # What follows is new from here on, also for a reader that came with a position of another history.
-            position = memory.position
-            self._tell_gap(connection, reason, encode(position))
+            gap = self._hub.give_up(connection.handle, reason, self._now_ms())
+            if gap is not None:
+                connection.send(gap)
+                self._metrics.gap(reason)
+        self._count()
+
+    async def _feed(self, connection: Connection, pattern: str, position: Position) -> None:
+        if self.history is None:
+            raise Unavailable
+        batches = self.history([pattern], position)
+        try:
+            async for batch in batches:
+                if batch.gap_reason:
+                    raise _Gone(batch.gap_reason)
+                is_last = len(batch.events) < _FULL_EVENTS and batch.ByteSize() < _FULL_BYTES
+                found = self._hub.backfill(
+                    connection.handle, batch.epoch, told(batch.events), batch.journal_seq, is_last, self._now_ms()
+                )
+                if found is None:
+                    raise _Gone(self._restarted_by or "epoch")
+                frames, done = found
+                for frame in frames:
+                    connection.send(frame)
+                if done:
+                    return
+                await connection.room()
+            raise Unavailable
         finally:
-            # From the last look at the memory to here nothing is awaited, so no event can fall in between.
-            connection.suspended = False
-            if memory.epoch == epoch:
-                connection.after = max(connection.after, position.seq)
-                connection.after_lines = {**connection.after_lines, **position.logs}
-            self._add(connection, pattern)
-            if connection.missed:
-                connection.missed = False
-                self._tell_gap(connection, "resuming", encode(memory.position))
-
-    async def _history(self, connection: Connection, pattern: str, position: Position, held: int) -> Position:
-        """Deliver what happened since a position and was heard before the connection was suspended (at `held`).
-
-        Returns:
-            How far the daemon told it; what the memory told is not counted.
-        """
-        memory, born_from = self._memory, position.seq
-
-        def wanted(topic: str) -> bool:
-            return topic_matches(pattern, topic)
-
-        # A position ahead of this process comes from a gateway that has heard more, or from a history that a restored
-        # database has lost: the daemon knows.
-        if position.seq > memory.seq or memory.missing(position, wanted, born_from):
-            if self.history is None:
-                raise Unavailable
-            batches = self.history([pattern], position)
-            try:
-                async for batch in batches:
-                    if batch.gap_reason or batch.epoch != position.epoch:
-                        raise _Gone(batch.gap_reason or "epoch")
-                    position = self._deliver_batch(connection, batch, position, wanted)
-                    await connection.room()
-                    settled = len(batch.events) < _FULL_EVENTS and batch.ByteSize() < _FULL_BYTES
-                    if not memory.missing(position, wanted, born_from, settled=settled):
-                        break
-                else:
-                    raise Unavailable
-            finally:
-                # An async generator that is left early must be closed here, or its stream lives until collection.
-                await batches.aclose()
-        due = [event for event in memory.since(position, wanted, born_from) if event.order <= held]
-        start = 0
-        while start < len(due):
-            count = _bearable(due, start)
-            self._deliver(connection, due[start : start + count])
-            start += count
-            await connection.room()
-        return position
-
-    def _deliver(self, connection: Connection, due: Iterable[Heard]) -> None:
-        for heard in due:
-            if connection.may_hear(heard):
-                connection.send(heard.frame)
-                self._metrics.events_delivered += 1
-
-    def _deliver_batch(
-        self, connection: Connection, batch: EventBatch, position: Position, wanted: Callable[[str], bool]
-    ) -> Position:
-        """Deliver events that the daemon had to tell again; how far that brings the reader.
-
-        What the memory has is left to the memory.
-        """
-        floor, seq, logs = self._memory.floor, position.seq, dict(position.logs)
-        for event in batch.events:
-            execution = execution_of_log(event.topic)
-            if execution is None:
-                if not seq < event.seq <= floor:
-                    continue
-                seq = event.seq
-            else:
-                remembered = self._memory.logs.get(execution)
-                if event.seq <= logs.get(execution, 0) or (remembered is not None and event.seq > remembered.floor):
-                    continue
-                logs[execution] = event.seq
-            if wanted(event.topic) and self._may_hear(connection, event):
-                here = Position(batch.epoch, seq, logs)
-                connection.send(frame_of(event, batch.epoch, encode(here)))
-                self._metrics.events_delivered += 1
-        return Position(batch.epoch, max(seq, min(batch.journal_seq, floor)), logs)
-
-    @staticmethod
-    def _may_hear(connection: Connection, event: Event) -> bool:
-        return (event.tenant or DEFAULT_TENANT) == connection.tenant and connection.ears.may_hear(event.topic)
+            # An async generator that is left early must be closed here, or its stream lives until collection.
+            await batches.aclose()
 
     # --- watching over -----------------------------------------------------------------------------------------------
 
     async def _tick(self) -> None:
+        ticks = 0
         while True:
             await asyncio.sleep(_TICK_S)
             self.look_after(self._clock(), self._wall())
+            ticks += 1
+            if ticks % _SWEEP_TICKS == 0:
+                self._hub.sweep(self._now_ms())
 
     def look_after(self, now_s: float, wall_s: float) -> None:
         """End what has expired or is stuck; give a sign of life where nothing else was sent."""
@@ -398,17 +342,3 @@ class _Gone(Exception):
 
 def _owner(principal: Principal) -> _Owner:
     return principal.tenant or DEFAULT_TENANT, principal.subject
-
-
-def _bearable(due: list[Heard], start: int = 0) -> int:
-    """How many of these events may be queued at once: at least one, if there is one."""
-    size = 0
-    for index in range(start, len(due)):
-        size += len(due[index].frame)
-        if size > _CHUNK:
-            return max(1, index - start)
-    return len(due) - start
-
-
-def _matches(patterns: Iterable[str], topic: str) -> bool:
-    return any(topic_matches(pattern, topic) for pattern in patterns)

@@ -138,10 +138,12 @@ class Endpoint:
         if not origin_allowed(origin, host, self._origins):
             raise Forbidden(code="origin_not_allowed")
         self._manager.check(client_id, principal)
-        connection = Connection(client_id, principal, exchange.send, time.monotonic())
-        # Part 1 speaks the plain protocol: `flx.v1` is declined by not being selected.
-        names = [name.strip() for name in offer.protocols.split(b",")]
-        return connection, protocol.PLAIN if protocol.PLAIN.encode() in names else None
+        names = exchange.scope.get("subprotocols")
+        if names is None:
+            names = [name.strip().decode("latin-1") for name in offer.protocols.split(b",")]
+        chosen = next((name for name in (protocol.BATCHED, protocol.PLAIN) if name in names), None)
+        batched = chosen == protocol.BATCHED
+        return Connection(client_id, principal, exchange.send, time.monotonic(), batched=batched), chosen
 
     async def _refuse(self, exchange: Exchange, error: FlxError) -> None:
         """A problem document in place of the upgrade; a bare 403 where the server cannot send one."""
@@ -219,6 +221,8 @@ class Endpoint:
         message = protocol.parse(payload)
         match message.type:
             case "ping":
+                # What was asked for before it is level when it is answered.
+                await self._manager.level(connection)
                 connection.send(protocol.frame("pong", timestamp=int(time.time() * 1_000_000)))
             case "subscribe" | "unsubscribe" if message.event is None:
                 raise InvalidRequest.field("event", "is needed")

@@ -2,9 +2,11 @@
 
 Client: `ping`; `subscribe` and `unsubscribe` with `event` (`*` and a trailing `.*` are wildcards), `subscribe` also
 with `from`, a position; anything else comes back as `echo`. Server: `connected`, `subscribed`, `unsubscribed`, `pong`,
-`echo`, `error`, `event`, and `heartbeat` on an idle connection.
+`echo`, `error`, `event`, and `heartbeat` on an idle connection. Who selects the subprotocol `flx.v1` gets events in
+batches and gaps as messages of their own; everything else is the same.
 
 Topics belong to classes, and a class needs a permission: that is all there is to who may hear what, beside the tenant.
+The hub (`flx_api._core.Hub`) knows the classes and writes the frames of events; here is what roles open.
 
 Rules:
 - Pure: bytes in, values and frames out.
@@ -13,13 +15,12 @@ Rules:
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import msgspec
 
 from flx_api.commands.permissions import permits
-from flx_api.errors import Forbidden, InvalidRequest, NotFound
+from flx_api.errors import FlxError, Forbidden, InvalidRequest, NotFound
 from flx_api.models import strict_json
 from flx_api.models.message import ServerMessage
 
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
 
 MAX_MESSAGE_BYTES: Final = 65_536
 MAX_DEPTH: Final = 32
+MAX_SUBSCRIPTIONS: Final = 256
 PLAIN: Final = "flx.plain"
+BATCHED: Final = "flx.v1"
 
 TopicClass = Literal["pipeline", "execution", "log", "schedule", "system", "user", "app"]
 
@@ -42,15 +45,13 @@ _PERMISSIONS: Final[dict[TopicClass, str]] = {
     "user": "user.get",
     "app": "event.get",
 }
-_FIXED: Final[dict[str, TopicClass]] = {
-    "pipeline_events": "pipeline",
-    "execution_events": "execution",
-    "schedule_events": "schedule",
-    "system_events": "system",
+_REFUSED: Final = {
+    "not_a_pattern": "`event` is a topic, `*`, or a topic's beginning and `.*`",
+    "not_a_position": "The position is not one that this service gave",
+    "too_many": f"A connection has at most {MAX_SUBSCRIPTIONS} subscriptions",
+    "busy": "The connection is still catching up with an earlier subscription",
+    "unknown": "The connection has ended",
 }
-_PREFIXES: Final[dict[str, TopicClass]] = {"execution": "execution", "user": "user", "app": "app", "bench": "app"}
-_PATTERN: Final = re.compile(r"(?:[A-Za-z0-9_@+:-]+\.)*(?:[A-Za-z0-9_@+:-]+|\*)")
-_MAX_TOPIC: Final = 256
 
 
 class Inbound(msgspec.Struct, frozen=True):
@@ -94,58 +95,18 @@ def error(code: str, message: str, **fields: Any) -> str:  # noqa: ANN401 - what
     return frame("error", code=code, message=message, **fields)
 
 
-def class_of(topic: str) -> TopicClass | None:
-    """The class of a topic or of a pattern that begins with one; None when there is no such topic."""
-    if topic in _FIXED:
-        return _FIXED[topic]
-    head, _, rest = topic.partition(".")
-    kind = _PREFIXES.get(head) if rest else None
-    return "log" if kind == "execution" and rest.endswith(".log") else kind
-
-
-def allowed_classes(roles: Iterable[str]) -> frozenset[TopicClass]:
+def allowed_classes(roles: Iterable[str]) -> list[str]:
     """What a principal with these roles may hear about."""
     granted = tuple(roles)
-    return frozenset(kind for kind, permission in _PERMISSIONS.items() if permits(granted, permission))
+    return [kind for kind, permission in _PERMISSIONS.items() if permits(granted, permission)]
 
 
-class Ears:
-    """What one principal may hear: by class, and of `user.*` only its own."""
-
-    __slots__ = ("_classes", "_own")
-
-    def __init__(self, subject: str, roles: Iterable[str]) -> None:
-        self._classes = allowed_classes(roles)
-        self._own = f"user.{subject}"
-
-    def may_hear(self, topic: str) -> bool:
-        """Whether events of this topic may be delivered."""
-        kind = class_of(topic)
-        if kind == "user":
-            return topic == self._own
-        return kind in self._classes
-
-    def check(self, pattern: str) -> None:
-        """Let a principal subscribe to a topic or a pattern.
-
-        Raises:
-            InvalidRequest: it is neither a topic nor a pattern.
-            NotFound: there are no such topics.
-            Forbidden: nothing that matches may be heard.
-        """
-        if len(pattern) > _MAX_TOPIC or not _PATTERN.fullmatch(pattern):
-            detail = "`event` is a topic, `*`, or a topic's beginning and `.*`"
-            raise InvalidRequest(detail)
-        if pattern == "*":
-            allowed = bool(self._classes)
-        else:
-            kind = class_of(pattern)
-            if kind is None:
-                detail = "There is no such topic"
-                raise NotFound(detail)
-            wild = pattern.endswith(".*")
-            own = pattern == self._own or (wild and self._own.startswith(pattern[:-1]))
-            allowed = own if kind == "user" else kind in self._classes or (wild and "log" in self._classes)
-        if not allowed:
-            detail = "The token does not permit to hear this"
-            raise Forbidden(detail)
+def refused(why: str) -> FlxError:
+    """The error for what the hub refused."""
+    match why:
+        case "no_such_topic":
+            return NotFound("There is no such topic")
+        case "forbidden":
+            return Forbidden("The token does not permit to hear this")
+        case _:
+            return InvalidRequest(_REFUSED[why])

@@ -3,7 +3,8 @@
 //! Strategy: this crate translates arguments, calls a pure core, and maps the answer; it decides nothing. It is the only
 //! crate that names Python; its only `unsafe` makes the mapping in `shared`. Each module exports what its noun needs; this
 //! file lists them. Rules:
-//! - nothing here blocks, sleeps or does I/O, so the interpreter is never detached (a hop costs more than the work);
+//! - nothing here blocks, sleeps or does I/O, so the interpreter is not detached (a hop costs more than the work), except to
+//!   wait for the hub while a listener's thread has it;
 //! - objects are frozen; state is atomic words, or lives behind a mutex that is held for one call of a core and never
 //!   while a Python object is made;
 //! - nothing of the package `flx_api` is imported before an error has to be raised: the meter shell loads this library by
@@ -17,6 +18,7 @@ mod answer;
 mod counters;
 mod errors;
 mod given;
+mod hub;
 mod json;
 mod lease;
 mod memory;
@@ -33,7 +35,7 @@ mod window;
 
 use pyo3::prelude::*;
 
-/// The native half of FLX API: tokens, windows, admission, metering, topics.
+/// The native half of FLX API: tokens, windows, admission, metering, live events.
 #[pymodule]
 mod _core {
     #[pymodule_export]
@@ -45,6 +47,8 @@ mod _core {
     #[pymodule_export]
     use crate::given::{reasons, segments};
     #[pymodule_export]
+    use crate::hub::Hub;
+    #[pymodule_export]
     use crate::json::check_json;
     #[pymodule_export]
     use crate::lease::LeaseBook;
@@ -55,7 +59,7 @@ mod _core {
     #[pymodule_export]
     use crate::process::{become_subreaper, build_profile, die_with_parent};
     #[pymodule_export]
-    use crate::realtime::{negotiate, origin_allowed, topic_matches};
+    use crate::realtime::{negotiate, origin_allowed};
     #[pymodule_export]
     use crate::revocation::Revocations;
     #[pymodule_export]

@@ -1,15 +1,8 @@
 //! The realtime decisions that Python shells ask for.
 
-use flx_core::hub::topic;
 use flx_realtime::handshake;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-
-/// Whether a subscription to `pattern` includes `topic`.
-#[pyfunction]
-pub(crate) fn topic_matches(pattern: &str, topic: &str) -> bool {
-    topic::matches(pattern, topic)
-}
 
 /// The subprotocol to answer with and the token of a `bearer.` entry.
 #[pyfunction]

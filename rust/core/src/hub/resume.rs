@@ -155,7 +155,6 @@ impl Hub {
         let standing =
             Standing { cursor: self.store.order, idle: true, served_ms: standing.served_ms, joins: None, reset: false };
         self.settle_in(conn.index, patterns, standing, now_ms);
-        self.stats.gaps_restart += 1;
         let pos = self.store.encode_position(self.store.order, &profile.tenant);
         let gap = Gap { topic: None, between: None, epoch: &self.store.epoch, reason, pos: Some(&pos), log_of: None };
         Some(frame::gap(&gap, profile.dialect))

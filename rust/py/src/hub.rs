@@ -1,0 +1,332 @@
+//! `Hub`: the hub of a gateway process, shared with the threads of its listener.
+//!
+//! Rules: the lock is held for one call of the core, and no Python object is made meanwhile; who has to wait for it waits
+//! without the interpreter.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+
+use flx_core::hub::{
+    self as core, Backfill, Class, ConnKey, Dialect, Event, Frame, Limits, Position, Profile, Refused,
+};
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::{PyString, PyTuple};
+
+use crate::window::seed;
+
+/// (tenant, topic, seq, prev, `ts_us`, JSON)
+type Told = (String, String, u64, u64, u64, Vec<u8>);
+/// (epoch, seq, last line by execution)
+type Place = (String, u64, HashMap<String, u64>);
+
+/// All events and connections of one process.
+#[pyclass(frozen, module = "flx_api._core")]
+pub(crate) struct Hub {
+    core: Arc<Mutex<core::Hub>>,
+}
+
+impl Hub {
+    /// The core, and nobody else has it meanwhile.
+    fn lock(&self, py: Python<'_>) -> MutexGuard<'_, core::Hub> {
+        loop {
+            match self.core.try_lock() {
+                Ok(guard) => return guard,
+                Err(TryLockError::Poisoned(poisoned)) => return poisoned.into_inner(),
+                // A listener has it for a turn; a guard does not pass between threads, so it is asked for again.
+                Err(TryLockError::WouldBlock) => {
+                    py.detach(|| drop(self.core.lock().unwrap_or_else(PoisonError::into_inner)));
+                }
+            }
+        }
+    }
+}
+
+#[pymethods]
+impl Hub {
+    #[new]
+    #[pyo3(signature = (local_epoch, *, topic_bytes=None, total_bytes=None, max_subscriptions=None, max_connections=None))]
+    fn new(
+        local_epoch: &str,
+        topic_bytes: Option<usize>,
+        total_bytes: Option<usize>,
+        max_subscriptions: Option<usize>,
+        max_connections: Option<usize>,
+    ) -> PyResult<Self> {
+        let usual = Limits::default();
+        let limits = Limits {
+            topic_bytes: topic_bytes.unwrap_or(usual.topic_bytes),
+            total_bytes: total_bytes.unwrap_or(usual.total_bytes),
+            max_subscriptions: max_subscriptions.unwrap_or(usual.max_subscriptions),
+            max_connections: max_connections.unwrap_or(usual.max_connections),
+            ..usual
+        };
+        Ok(Self { core: Arc::new(Mutex::new(core::Hub::new(limits, seed()?.0, local_epoch))) })
+    }
+
+    /// How far the journal was heard.
+    #[getter]
+    fn seq(&self, py: Python<'_>) -> u64 {
+        self.lock(py).seq()
+    }
+
+    /// The present history; empty before the first.
+    #[getter]
+    fn epoch(&self, py: Python<'_>) -> String {
+        self.lock(py).epoch().to_owned()
+    }
+
+    /// How many events were heard.
+    #[getter]
+    fn order(&self, py: Python<'_>) -> u64 {
+        self.lock(py).order()
+    }
+
+    /// How far this process has come with everything: epoch, journal, and last line by execution.
+    fn position(&self, py: Python<'_>) -> Place {
+        let position = self.lock(py).position_of_all();
+        place(position)
+    }
+
+    fn restart(&self, py: Python<'_>, epoch: &str, seq: u64, reason: &str, now_ms: u64) {
+        self.lock(py).restart(epoch, seq, reason, now_ms);
+    }
+
+    /// Remembers events; how many of them were new.
+    #[expect(clippy::needless_pass_by_value, reason = "arguments of a pyfunction are owned")]
+    fn append(&self, py: Python<'_>, events: Vec<Told>, now_ms: u64) -> usize {
+        let texts: Vec<_> = events.iter().map(|told| String::from_utf8_lossy(&told.5)).collect();
+        let mut core = self.lock(py);
+        events.iter().zip(&texts).filter(|(told, data)| core.append(&event(told, data), now_ms)).count()
+    }
+
+    fn advance(&self, py: Python<'_>, seq: u64) {
+        self.lock(py).advance(seq);
+    }
+
+    fn over(&self, py: Python<'_>, tenant: &str, execution: &str) {
+        self.lock(py).over(tenant, execution);
+    }
+
+    /// Publishes to a topic of this process alone; its number.
+    fn publish(
+        &self,
+        py: Python<'_>,
+        tenant: &str,
+        topic: &str,
+        ts_us: u64,
+        data: &[u8],
+        now_ms: u64,
+    ) -> PyResult<u64> {
+        let data = std::str::from_utf8(data).map_err(|_| PyValueError::new_err("data is not UTF-8"))?;
+        let number = self.lock(py).publish(tenant, topic, ts_us, data, now_ms);
+        number.ok_or_else(|| PyValueError::new_err("not a topic of this process alone"))
+    }
+
+    /// Lets a connection in: its handle, or None when there are too many.
+    #[expect(clippy::needless_pass_by_value, reason = "arguments of a pyfunction are owned")]
+    fn connect(
+        &self,
+        py: Python<'_>,
+        tenant: &str,
+        subject: &str,
+        classes: Vec<String>,
+        batched: bool,
+    ) -> PyResult<Option<u64>> {
+        let classes = classes.iter().map(|name| class(name)).collect::<PyResult<Vec<_>>>()?;
+        let rights = core::Rights::new(subject, classes);
+        let dialect = if batched { Dialect::Batched } else { Dialect::Plain };
+        let conn = self.lock(py).connect(Profile { tenant: tenant.into(), rights, dialect });
+        Ok(conn.ok().map(handle))
+    }
+
+    fn disconnect(&self, py: Python<'_>, conn: u64) {
+        self.lock(py).disconnect(key(conn));
+    }
+
+    /// Gives a connection other rights; the patterns that it has no longer.
+    #[expect(clippy::needless_pass_by_value, reason = "arguments of a pyfunction are owned")]
+    fn set_rights(
+        &self,
+        py: Python<'_>,
+        conn: u64,
+        subject: &str,
+        classes: Vec<String>,
+        now_ms: u64,
+    ) -> PyResult<Vec<String>> {
+        let classes = classes.iter().map(|name| class(name)).collect::<PyResult<Vec<_>>>()?;
+        let lost = self.lock(py).set_rights(key(conn), core::Rights::new(subject, classes), now_ms);
+        Ok(lost.into_iter().map(Into::into).collect())
+    }
+
+    fn subscriptions(&self, py: Python<'_>, conn: u64) -> Vec<String> {
+        let core = self.lock(py);
+        let patterns: Vec<String> = core.subscriptions(key(conn)).iter().map(|pattern| (**pattern).into()).collect();
+        patterns
+    }
+
+    /// Subscribes; why not, frames to send at once, and the position from which the daemon has to tell.
+    #[pyo3(signature = (conn, pattern, from_, now_ms))]
+    fn subscribe(
+        &self,
+        py: Python<'_>,
+        conn: u64,
+        pattern: &str,
+        from_: Option<&str>,
+        now_ms: u64,
+    ) -> (Option<&'static str>, Vec<String>, Option<Place>) {
+        let found = self.lock(py).subscribe(key(conn), pattern, from_, now_ms);
+        match found {
+            Ok(subscribed) => (None, texts(&subscribed.frames), subscribed.history.map(place)),
+            Err(why) => (Some(word(why)), Vec::new(), None),
+        }
+    }
+
+    fn unsubscribe(&self, py: Python<'_>, conn: u64, pattern: &str, now_ms: u64) -> bool {
+        self.lock(py).unsubscribe(key(conn), pattern, now_ms)
+    }
+
+    /// Gives a connection what the daemon tells: frames, and whether that was all; None when the history has ended.
+    #[expect(clippy::needless_pass_by_value, reason = "arguments of a pyfunction are owned")]
+    #[expect(clippy::too_many_arguments, reason = "what a batch says, one by one")]
+    fn backfill(
+        &self,
+        py: Python<'_>,
+        conn: u64,
+        epoch: &str,
+        events: Vec<Told>,
+        journal_seq: u64,
+        is_last: bool,
+        now_ms: u64,
+    ) -> Option<(Vec<String>, bool)> {
+        let texts_of: Vec<_> = events.iter().map(|told| String::from_utf8_lossy(&told.5)).collect();
+        let events: Vec<_> = events.iter().zip(&texts_of).map(|(told, data)| event(told, data)).collect();
+        let batch = Backfill { epoch, events: &events, journal_seq, is_last };
+        let found = self.lock(py).backfill(key(conn), &batch, now_ms);
+        found.ok().map(|(frames, done)| (texts(&frames), done))
+    }
+
+    /// Ends the catching up of a connection: the gap to tell it.
+    fn give_up(&self, py: Python<'_>, conn: u64, reason: &str, now_ms: u64) -> Option<String> {
+        let frame = self.lock(py).give_up(key(conn), reason, now_ms);
+        frame.map(|frame| text(&frame))
+    }
+
+    /// Who is due, with the frames for each; all of them have no room for more until they are `writable`.
+    fn take<'py>(&self, py: Python<'py>, now_ms: u64, room: usize) -> PyResult<Vec<(u64, Bound<'py, PyTuple>)>> {
+        let mut out = Vec::new();
+        {
+            let mut core = self.lock(py);
+            core.take(now_ms, room, &mut out);
+            for delivery in &out {
+                core.busy(delivery.conn);
+            }
+        }
+        let mut made: Option<(u64, Bound<'py, PyTuple>)> = None;
+        let mut taken = Vec::with_capacity(out.len());
+        for delivery in out {
+            let turn = &delivery.turn;
+            let frames = match &made {
+                Some((number, frames)) if *number == turn.number => frames.clone(),
+                _ => {
+                    let strings = turn.frames.iter().map(|frame| PyString::from_bytes(py, &frame.payload));
+                    let frames = PyTuple::new(py, strings.collect::<PyResult<Vec<_>>>()?)?;
+                    made.insert((turn.number, frames)).1.clone()
+                }
+            };
+            taken.push((handle(delivery.conn), frames));
+        }
+        Ok(taken)
+    }
+
+    fn writable(&self, py: Python<'_>, conn: u64, now_ms: u64) {
+        self.lock(py).writable(key(conn), now_ms);
+    }
+
+    fn has_passed(&self, py: Python<'_>, conn: u64, order: u64) -> bool {
+        self.lock(py).has_passed(key(conn), order)
+    }
+
+    /// When `take` has something next.
+    fn wakes_at(&self, py: Python<'_>) -> Option<u64> {
+        self.lock(py).wakes_at()
+    }
+
+    fn spent(&self, py: Python<'_>, frames: u64, busy_us: u64) {
+        self.lock(py).spent(frames, busy_us);
+    }
+
+    fn sweep(&self, py: Python<'_>, now_ms: u64) {
+        self.lock(py).sweep(now_ms);
+    }
+
+    /// What was counted, by name.
+    fn stats(&self, py: Python<'_>) -> HashMap<&'static str, u64> {
+        let stats = self.lock(py).stats();
+        HashMap::from([
+            ("events", stats.events),
+            ("delivered", stats.delivered),
+            ("frames", stats.frames),
+            ("turns", stats.turns),
+            ("gaps_evicted", stats.gaps_evicted),
+            ("gaps_restart", stats.gaps_restart),
+            ("connections", stats.connections),
+            ("subscriptions", stats.subscriptions),
+            ("topics", stats.topics),
+            ("audiences", stats.audiences),
+            ("cohorts", stats.cohorts),
+            ("bytes", stats.bytes),
+            ("window_ms", stats.window_ms),
+        ])
+    }
+}
+
+const fn handle(conn: ConnKey) -> u64 {
+    (conn.generation as u64) << 32 | conn.index as u64
+}
+
+const fn key(handle: u64) -> ConnKey {
+    ConnKey { index: handle as u32, generation: (handle >> 32) as u32 }
+}
+
+fn place(position: Position) -> Place {
+    let logs = position.logs.into_iter().map(|(execution, line)| (execution.into(), line)).collect();
+    (position.epoch.into(), position.seq, logs)
+}
+
+fn event<'a>((tenant, topic, seq, prev, ts_us, _): &'a Told, data: &'a str) -> Event<'a> {
+    Event { tenant, topic, seq: *seq, prev: *prev, ts_us: *ts_us, data }
+}
+
+fn text(frame: &Frame) -> String {
+    String::from_utf8_lossy(&frame.payload).into_owned()
+}
+
+fn texts(frames: &[Frame]) -> Vec<String> {
+    frames.iter().map(text).collect()
+}
+
+fn class(name: &str) -> PyResult<Class> {
+    Ok(match name {
+        "pipeline" => Class::Pipeline,
+        "execution" => Class::Execution,
+        "log" => Class::Log,
+        "schedule" => Class::Schedule,
+        "system" => Class::System,
+        "user" => Class::User,
+        "app" => Class::App,
+        _ => return Err(PyValueError::new_err("no such class of topics")),
+    })
+}
+
+const fn word(why: Refused) -> &'static str {
+    match why {
+        Refused::NotAPattern => "not_a_pattern",
+        Refused::NoSuchTopic => "no_such_topic",
+        Refused::Forbidden => "forbidden",
+        Refused::TooMany => "too_many",
+        Refused::NotAPosition => "not_a_position",
+        Refused::Busy => "busy",
+        Refused::Unknown => "unknown",
+    }
+}
