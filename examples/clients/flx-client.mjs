@@ -19,6 +19,7 @@
  */
 
 const REMEMBERED = 10_000;
+const NO_CHAIN = -1;
 const MAX_WAITING = 10_000;
 // The service takes 50 messages a second of a connection.
 const BURST = 40;
@@ -61,7 +62,7 @@ export class Backoff {
 }
 
 /**
- * How far a client has come. A position is one for all topics, but topics catch up one after the other: only the answer to
+ * How far a client has come. A position is one for all topics, and topics catch up one after the other: only the answer to
  * the ping behind the last subscription says that all are level, and until then a connection begins where the one before
  * did. What then comes twice is dropped by topic and sequence number; where `prev` is not what was heard, events are missing.
  */
@@ -155,9 +156,12 @@ export class Progress {
   }
 
   #takeGap(gap) {
-    this.chain += 1;
+    const { reason = "gap", event: topic = null, after = null, before = null } = gap;
+    const heard = this.heard.get(topic);
+    if (topic === null || topic.endsWith("*")) this.chain += 1;
+    else if (heard) heard.chain = NO_CHAIN; // what was heard stays known
     if (this.level) this.#reach(gap.pos);
-    return [{ gap: { reason: gap.reason ?? "gap", topic: null, after: null, before: null } }];
+    return [{ gap: { reason, topic, after, before } }];
   }
 
   #takeEvent(event) {

@@ -86,7 +86,8 @@ def _message(chance: random.Random) -> ServerMessage:
         Unsubscribed(topic),
         Pong(0),
         Heartbeat(0),
-        Error("gap", "m", "evicted", epoch, pos),
+        Error("gap", "m", "evicted", epoch, chance.choice([pos, None])),
+        Error("gap", "m", "evicted", epoch, None, chance.choice([topic, "c.*"]), chance.choice([None, 3]), 7),
         Error("forbidden", "m"),
     ]
     return chance.choice([event, event, *others])

@@ -67,6 +67,21 @@ def test_after_a_gap_that_was_told_a_new_chain_begins() -> None:
     assert [] == one.take(event("a", 3, 2))
 
 
+def test_a_gap_of_one_topic_ends_the_chain_of_that_one_alone() -> None:
+    one = Progress(["*"])
+    one.begin()
+    for topic in "ab":
+        one.take(event(topic, 3, 0))
+    assert [Gap("evicted", "a", 3, 9)] == one.take(Error("gap", "m", "evicted", "e", event="a", after=3, before=9))
+    assert [] == one.take(event("a", 3, 0))
+    late = event("a", 9, 8)
+    assert [late] == one.take(late)
+    assert [Gap("missing", "b", 3, 9), event("b", 9, 8)] == one.take(event("b", 9, 8))
+    assert [Gap("evicted", "b.*")] == one.take(Error("gap", "m", "evicted", "e", event="b.*"))
+    again = event("b", 20, 19)
+    assert [again] == one.take(again)
+
+
 def test_another_epoch_is_a_gap_once() -> None:
     one = Progress(["a"])
     one.begin()

@@ -1,13 +1,12 @@
 """How far a client has come: from where to go on, what was heard already, and what is missing.
 
-Strategy: a position is one for all topics of a connection, but the service lets topics catch up one after the other:
-what the first hears of the latest would skip what the second has still to hear. It takes messages in their order, and
-each subscription to its end, so the answer to a `ping` behind the last one says that all are level. A connection lost
-before that is made again from where the lost one began: some events then come twice, and are dropped here, by topic and
-sequence number.
+Strategy: a position is one for all topics of a connection, and topics catch up one after the other. The service takes
+messages in their order, and each subscription to its end, so the answer to a `ping` behind the last one says that all
+are level. A connection lost before that is made again from where the lost one began: some events then come twice, and
+are dropped here, by topic and sequence number.
 
 Each event names the one before it in its topic (`prev`). Where that is not the one that was heard, events are missing,
-whatever the service says: a gap. After a gap that the service told, the first event of each topic begins a new chain.
+whatever the service says: a gap. After a gap that the service told, what it concerns begins a new chain.
 
 Rules:
 - Pure: messages in; requests, events and gaps out. No socket, clock or task.
@@ -39,13 +38,15 @@ if TYPE_CHECKING:
 
 # Of so many topics the last event is remembered; one that was quiet for longer than this many others begins anew.
 REMEMBERED: Final = 10_000
+_NO_CHAIN: Final = -1
 
 
 class Gap(NamedTuple):
     """Events were skipped.
 
-    `topic` is None when it may concern all. `reason` is the service's; when the client found it out by itself, it is
-    `missing` (between the topic's numbers `after` and `before`, both heard) or `epoch` (the topic began anew).
+    `topic` is a topic or pattern, or None when it may concern all; `after` and `before` are the numbers between which
+    something is missing, where they are known. `reason` is the service's; when the client found it out by itself, it is
+    `missing` or `epoch` (the topic began anew).
     """
 
     reason: str
@@ -162,10 +163,15 @@ class Progress:
         raise SubscriptionRefused(topic, error.code, error.message)
 
     def _take_gap(self, gap: Error) -> list[Event | Gap]:
-        self._chain += 1
+        heard = self._heard.get(gap.event or "")
+        if gap.event is None or gap.event.endswith("*"):
+            self._chain += 1
+        elif heard is not None:
+            # What was heard stays known; only the chain ends here.
+            self._heard[gap.event] = (heard[0], heard[1], _NO_CHAIN)
         if self.level:
             self._reach(gap.pos)
-        return [Gap(gap.reason or GAP)]
+        return [Gap(gap.reason or GAP, gap.event, gap.after, gap.before)]
 
     def _take_event(self, event: Event) -> list[Event | Gap]:
         found: list[Event | Gap] = []
