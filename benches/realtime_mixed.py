@@ -146,7 +146,7 @@ def _go(ground: Ground, service: Service, gate: Path, connections: int) -> Noise
             httpx.Client(base_url=service.url, headers={"Authorization": f"Bearer {token('maker', role='admin')}"})
         )
         executions = [_start(maker, number) for number in range(RUNS)]
-        _gathered(gate)
+        _gathered(gate, maker, executions)
         listening = stack.enter_context(_first_lines(hall))
         if followers is not None:
             followers.begin()
@@ -212,13 +212,15 @@ def _end(maker: httpx.Client, execution: str) -> str:
     return str(maker.get(url, timeout=2 * _GATHER_S).json().get("status"))
 
 
-def _gathered(gate: Path) -> None:
+def _gathered(gate: Path, maker: httpx.Client, executions: list[str]) -> None:
     """Wait until all runs are at the gate."""
     deadline = time.monotonic() + _GATHER_S
     while len(list(gate.parent.glob(gate.name + "-*"))) < RUNS:
-        if time.monotonic() > deadline:
-            raise Unavailable("not all runs come to the point where they write")
-        time.sleep(0.05)
+        states = [maker.get(f"/v1/executions/{execution}").json() for execution in executions]
+        ended = [f"{state.get('status')} {state.get('error') or ''}" for state in states if state.get("finished_us")]
+        if ended or time.monotonic() > deadline:
+            raise Unavailable(f"not all runs come to the point where they write (ended: {ended})")
+        time.sleep(0.2)
 
 
 def _noisy(project: Path) -> Path:
