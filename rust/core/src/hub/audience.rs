@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use hashbrown::HashMap;
 
+use super::governor::Governor;
 use super::reader::Joins;
 use super::resume::Catching;
 use super::rights::Rights;
@@ -357,9 +358,9 @@ impl Fleet {
     }
 
     /// Lets a held connection go on, unless it has no room or is catching up.
-    pub(super) fn wake(&mut self, index: u32, now_ms: u64, window_ms: u64) {
+    pub(super) fn wake(&mut self, index: u32, now_ms: u64, governor: &Governor) {
         let Some(conn) = self.conn(index).filter(|conn| !conn.busy && conn.catching.is_none()) else { return };
-        let id = conn.cohort;
+        let (id, window_ms) = (conn.cohort, governor.window_of(conn.profile.dialect));
         if self.cohort(id).is_some_and(|cohort| cohort.state == State::Held) {
             self.queue(id, now_ms, window_ms);
         }

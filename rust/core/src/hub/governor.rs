@@ -4,9 +4,13 @@
 //! Strategy: the shell tells what sending costs. While a frame per event and connection would keep the sender busy for less
 //! than half of its time, nobody waits. Above, each connection that has something to hear is served once per window, and the
 //! window is as long as that takes at two thirds of the sender's time. Since a connection's window begins when it was served,
-//! those of a fleet lie spread over it by themselves.
+//! those of a fleet lie spread over it by themselves. What the shell measures may be less than all that a frame costs (other
+//! threads send it): when many connections are still writing while their next turn is due, a frame is taken to cost more; but
+//! not for the plain dialect, whose frames do not become fewer by waiting.
 //!
 //! Rule: numbers in, a number out; an average over a few periods, so that neither a pause nor a burst decides alone.
+
+use super::frame::Dialect;
 
 /// Milliseconds over which demand is counted.
 const PERIOD_MS: u64 = 200;
@@ -14,6 +18,11 @@ const PERIOD_MS: u64 = 200;
 const FIRST_COST_US: f64 = 8.0;
 const EASY: f64 = 0.5;
 const FULL: f64 = 0.66;
+/// The share of connections that may still be writing when they are due, and by how much more a frame is taken to cost then.
+const LATE: f64 = 0.1;
+const HARDER: f64 = 1.5;
+const EASIER: f64 = 0.9;
+const MAX_PRESSURE: f64 = 32.0;
 
 #[derive(Debug)]
 pub(super) struct Governor {
@@ -26,19 +35,42 @@ pub(super) struct Governor {
     /// What the last periods had, per second and in connections.
     demand: f64,
     fleet: f64,
+    /// Connections of this period that got a turn, and that were still writing when they were due.
+    served: u64,
+    late: u64,
+    pressure: f64,
     window_ms: u64,
+    plain_window_ms: u64,
 }
 
 impl Governor {
     pub(super) const fn new(max_ms: u64) -> Self {
-        let (demand, fleet) = (0.0, 0.0);
-        Self { max_ms, cost_us: FIRST_COST_US, began_ms: 0, deliveries: 0, active: 0, demand, fleet, window_ms: 0 }
+        Self {
+            max_ms,
+            cost_us: FIRST_COST_US,
+            began_ms: 0,
+            deliveries: 0,
+            active: 0,
+            demand: 0.0,
+            fleet: 0.0,
+            served: 0,
+            late: 0,
+            pressure: 1.0,
+            window_ms: 0,
+            plain_window_ms: 0,
+        }
     }
 
     /// An event goes to so many connections, of which so many had nothing in this period yet.
     pub(super) const fn heard(&mut self, connections: u64, newly: u64) {
         self.deliveries += connections;
         self.active += newly;
+    }
+
+    /// So many connections got a turn; so many others were due and still writing.
+    pub(super) const fn turned(&mut self, served: u64, late: u64) {
+        self.served += served;
+        self.late += late;
     }
 
     /// Frames were sent, which took so long.
@@ -61,22 +93,34 @@ impl Governor {
         let rate = self.deliveries as f64 * 1000.0 / since as f64;
         self.demand = self.demand * keep + rate * (1.0 - keep);
         self.fleet = self.fleet * keep + self.active as f64 * (1.0 - keep);
-        (self.began_ms, self.deliveries, self.active) = (now_ms, 0, 0);
-        self.window_ms = self.wanted();
+        let is_late = self.late as f64 > LATE * (self.served + self.late) as f64;
+        let pressure = self.pressure * if is_late { HARDER } else { EASIER };
+        self.pressure = pressure.clamp(1.0, MAX_PRESSURE);
+        (self.began_ms, self.deliveries, self.active, self.served, self.late) = (now_ms, 0, 0, 0, 0);
+        self.window_ms = self.wanted(self.cost_us * self.pressure);
+        self.plain_window_ms = self.wanted(self.cost_us);
         true
     }
 
-    fn wanted(&self) -> u64 {
-        let load = self.demand * self.cost_us / 1e6;
+    fn wanted(&self, cost_us: f64) -> u64 {
+        let load = self.demand * cost_us / 1e6;
         if load <= EASY {
             return 0;
         }
-        let whole = self.fleet * self.cost_us / FULL / 1000.0;
+        let whole = self.fleet * cost_us / FULL / 1000.0;
         let part = ((load - EASY) / (FULL - EASY)).min(1.0);
         ((whole * part).ceil() as u64).min(self.max_ms)
     }
 
-    /// Milliseconds between two turns of one connection.
+    /// The same for a dialect.
+    pub(super) const fn window_of(&self, dialect: Dialect) -> u64 {
+        match dialect {
+            Dialect::Plain => self.plain_window_ms,
+            Dialect::Batched => self.window_ms,
+        }
+    }
+
+    /// Milliseconds between two turns of one connection, at most.
     pub(super) const fn window_ms(&self) -> u64 {
         self.window_ms
     }
@@ -115,6 +159,21 @@ mod tests {
         let large = after_a_second(1_000, 8_000, 10);
         assert!((100..=130).contains(&large), "{large}");
         assert_eq!(150, after_a_second(1_000, 50_000, 10));
+    }
+
+    #[test]
+    fn who_is_still_writing_when_it_is_due_makes_the_window_longer() {
+        let window_with = |late: u64| {
+            let mut governor = Governor::new(150);
+            for period in 5..15 {
+                governor.turn(period * PERIOD_MS);
+                governor.heard(30_000, 300);
+                governor.turned(10_000, late);
+            }
+            governor.window_ms()
+        };
+        assert_eq!(window_with(0), window_with(500));
+        assert!(window_with(0) < 5 && window_with(3_000) > 50, "{} {}", window_with(0), window_with(3_000));
     }
 
     #[test]

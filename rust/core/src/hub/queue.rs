@@ -18,11 +18,12 @@ impl Fleet {
             let Some(audience) = &mut self.audiences[*id as usize] else { continue };
             let newly = std::mem::replace(&mut audience.period, self.period) != self.period;
             let members = audience.members as u64;
+            let window_ms = governor.window_of(audience.key.dialect);
             governor.heard(members, if newly { members } else { 0 });
             if !audience.idle.is_empty() {
                 let mut idle = std::mem::take(&mut audience.idle);
                 for cohort in idle.drain(..) {
-                    self.queue(cohort, now_ms, governor.window_ms());
+                    self.queue(cohort, now_ms, window_ms);
                 }
                 // Its room is used again.
                 if let Some(audience) = &mut self.audiences[*id as usize] {

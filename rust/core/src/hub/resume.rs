@@ -109,7 +109,7 @@ impl Hub {
         if let Some(found) = self.fleet.get_mut(conn)
             && found.catching.take_if(|catching| *catching.pattern == *pattern).is_some()
         {
-            self.fleet.wake(conn.index, now_ms, self.governor.window_ms());
+            self.fleet.wake(conn.index, now_ms, &self.governor);
             return true;
         }
         let has = self.subscriptions(conn);
@@ -168,7 +168,7 @@ impl Hub {
             Arc::make_mut(joins).keep(&patterns);
         }
         self.fleet.place(&mut self.store, index, patterns, standing);
-        self.fleet.wake(index, now_ms, self.governor.window_ms());
+        self.fleet.wake(index, now_ms, &self.governor);
     }
 
     fn add_from_now(&mut self, conn: ConnKey, pattern: &str, is_new: bool, now_ms: u64) {

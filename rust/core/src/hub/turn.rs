@@ -92,7 +92,7 @@ impl Hub {
     pub fn writable(&mut self, conn: ConnKey, now_ms: u64) {
         if self.fleet.get(conn).is_some() {
             self.fleet.set_busy(conn.index, false);
-            self.fleet.wake(conn.index, now_ms, self.governor.window_ms());
+            self.fleet.wake(conn.index, now_ms, &self.governor);
         }
     }
 
@@ -122,6 +122,7 @@ impl Hub {
             out.extend(members.map(|index| Delivery { conn: self.fleet.key(*index), turn: Arc::clone(&turn) }));
         }
         let served = (out.len() - before) as u64;
+        self.governor.turned(served, 0);
         self.stats.turns += 1;
         self.stats.frames += served * turn.frames.len() as u64;
         self.stats.delivered += served * turn.frames.iter().map(|frame| u64::from(frame.events)).sum::<u64>();
@@ -148,6 +149,8 @@ impl Hub {
         if cohort.busy == 0 {
             return true;
         }
+        let late = u64::from(cohort.busy);
+        self.governor.turned(0, late);
         if cohort.members.len() == 1 {
             cohort.state = State::Held;
             return false;
