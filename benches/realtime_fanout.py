@@ -34,7 +34,7 @@ SHARED_PER_S, OWN_PER_S = 1000, 5
 WINDOW_MS, SLICES = 150, 30
 # What a rival's own measurements say it carries to 10,000 (realtime.md, section 11).
 CARRIES = {WSE: 500, CENTRIFUGE: 36}
-LONE, LONE_EVERY_MS = 4, 700
+LONE, LONE_EVERY_MS = 3, 500
 TO_BARE, TO_WRITE, TO_BARE_LONE = 1.25, 0.85, 1.2
 OWN_P99_MS, ONE_P50_MS = 50, 0.5
 _DRAIN_S = 6.0

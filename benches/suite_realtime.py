@@ -5,7 +5,7 @@ Strategy: fan-out with everybody in turn (`benches.realtime_fanout`), then the l
 process on the load's core (`benches.fleet`), the server has the other core to itself.
 
 Rules:
-- FLX_BENCH_ROUNDS (5), FLX_BENCH_SECONDS (2, of one series), FLX_BENCH_CONNECTIONS (10000), FLX_BENCH_IDLE (15000) and
+- FLX_BENCH_ROUNDS (5), FLX_BENCH_SECONDS (1, of one series), FLX_BENCH_CONNECTIONS (10000), FLX_BENCH_IDLE (15000) and
   FLX_BENCH_STALL_S (60) make it shorter or smaller. FLX_BENCH_PARTS names the parts that run (fanout, idle, stalled,
   publish, storm, faces, mixed). Only at full size and with all parts is a record written.
 - FLX_BENCH_TRANSPORT (native) is the transport of ours in all rows but those of the portable faces: native, asgi, rsgi.
@@ -27,7 +27,7 @@ from benches.realtime_servers import Ground
 from benches.record import Suite
 
 ROUNDS = int(os.environ.get("FLX_BENCH_ROUNDS", "5"))
-SECONDS = float(os.environ.get("FLX_BENCH_SECONDS", "2"))
+SECONDS = float(os.environ.get("FLX_BENCH_SECONDS", "1"))
 CONNECTIONS, IDLE, STALL_S = 10_000, 15_000, 60.0
 ALL_PARTS = ("fanout", "idle", "stalled", "publish", "storm", "faces", "mixed")
 PARTS = os.environ.get("FLX_BENCH_PARTS", ",".join(ALL_PARTS)).split(",")
