@@ -102,6 +102,54 @@ pub fn check(text: &[u8], max_depth: usize) -> Result<(), Refusal> {
     read::<()>(text, max_depth).map_err(|refusal| if is_deeper(text, max_depth) { Refusal::TooDeep } else { refusal })
 }
 
+/// The texts in an object; whatever else is in it was read, too, but is not kept.
+#[derive(Debug)]
+pub enum Outline<'a> {
+    /// A text.
+    Text(Cow<'a, str>),
+    /// `null`
+    Null,
+    /// An object.
+    Object(Vec<(Cow<'a, str>, Outline<'a>)>),
+    /// Anything else.
+    Other,
+}
+
+/// Reads exactly one value as [`check`] does, and keeps its outline.
+pub fn outline(text: &[u8], max_depth: usize) -> Result<Outline<'_>, Refusal> {
+    read(text, max_depth).map_err(|refusal| if is_deeper(text, max_depth) { Refusal::TooDeep } else { refusal })
+}
+
+impl<'a> Value<'a> for Outline<'a> {
+    fn null() -> Self {
+        Self::Null
+    }
+
+    fn bool(_: bool) -> Self {
+        Self::Other
+    }
+
+    fn integer(text: &str) -> Result<Self, Malformed> {
+        <()>::integer(text).map(|()| Self::Other)
+    }
+
+    fn float(_: f64) -> Self {
+        Self::Other
+    }
+
+    fn string(text: Cow<'a, str>) -> Self {
+        Self::Text(text)
+    }
+
+    fn array(_: Vec<Self>) -> Self {
+        Self::Other
+    }
+
+    fn object(members: Vec<(Cow<'a, str>, Self)>) -> Self {
+        Self::Object(members)
+    }
+}
+
 fn read<'a, V: Value<'a>>(text: &'a [u8], max_depth: usize) -> Result<V, Refusal> {
     let text = std::str::from_utf8(text).map_err(|_| Refusal::Malformed)?;
     let mut reader = Reader { text, at: 0, has_name_twice: false };

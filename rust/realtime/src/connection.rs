@@ -142,8 +142,8 @@ impl Connection {
         Ok(written)
     }
 
-    /// Writes what must be written, or keeps it until there is room; false when so much is kept already that this would be
-    /// over `bound` bytes.
+    /// Writes what must be written, or keeps it until there is room; false when something is kept already and this would be
+    /// over `bound` bytes. One message alone may be longer: refused, it would be refused for ever.
     pub(crate) fn send(&mut self, kind: Kind, wire: Wire, bound: usize, now_ms: u64) -> io::Result<bool> {
         if self.backlog.is_none() {
             let taken = self.write(wire.bytes())?;
@@ -166,7 +166,7 @@ impl Connection {
                 backlog.bytes = 0;
             }
             Kind::Message => {
-                if backlog.bytes + wire.bytes().len() > bound {
+                if backlog.bytes > 0 && backlog.bytes + wire.bytes().len() > bound {
                     return Ok(false);
                 }
                 backlog.bytes += wire.bytes().len();
@@ -195,6 +195,14 @@ impl Connection {
             }
         }
         Ok(backlog.is_owed)
+    }
+
+    /// Whether nothing waits for room; if something does, the service is told when it no longer does.
+    pub(crate) fn has_room(&mut self) -> bool {
+        if let Some(backlog) = &mut self.backlog {
+            backlog.is_owed = true;
+        }
+        self.backlog.is_none()
     }
 
     /// Whether all that was to be written is.

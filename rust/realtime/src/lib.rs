@@ -6,12 +6,15 @@
 #![deny(unsafe_code)]
 
 mod connection;
+pub mod desk;
 pub mod handshake;
 mod inbound;
 pub mod listener;
 pub mod outbox;
+pub mod protocol;
 pub mod request;
 pub mod service;
+pub mod sessions;
 mod stream;
 pub mod tls;
 pub mod wheel;

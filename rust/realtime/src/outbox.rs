@@ -67,6 +67,11 @@ impl Outbox<'_> {
         }
     }
 
+    /// Whether nothing waits for room in this connection's socket; if something does, `writable` will follow.
+    pub fn has_room(&mut self, conn: ConnId) -> bool {
+        self.0.open(conn).is_none_or(Connection::has_room)
+    }
+
     /// Closes a connection with a code and a reason of 123 bytes at most.
     pub fn close(&mut self, conn: ConnId, code: u16, reason: &str) {
         self.0.close(conn, code, reason);

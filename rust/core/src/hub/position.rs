@@ -85,7 +85,7 @@ pub(super) fn encode<'a>(epoch: &str, seq: u64, logs: impl Iterator<Item = (&'a 
 }
 
 /// Writes a JSON string.
-pub(super) fn quote(value: &str, out: &mut String) {
+pub fn quote(value: &str, out: &mut String) {
     out.push('"');
     let mut plain = 0;
     for (index, byte) in value.bytes().enumerate() {

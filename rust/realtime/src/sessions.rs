@@ -1,0 +1,313 @@
+//! The realtime protocol over a listener: connections hear what the hub has for them.
+//!
+//! Strategy: a session is a small record beside the connection's. What a client asks is answered at once out of the hub;
+//! handshakes and history, which need the rest of the process, go over the [`Desk`]. In each turn a slice of the connections
+//! that are due is served: the hub is held while it says what they get, not while that is written.
+//!
+//! Rules:
+//! - frames of history go out before anything that the hub's memory has for the same connection;
+//! - limits of a client's messages, and the answers, are those of the ASGI face.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use flx_core::hub::{COHORT, ConnKey, Delivery, Dialect, Frame, Turn};
+use flx_core::ws::close::code;
+
+use crate::desk::{Desk, Handshake, History, Owner, Question};
+use crate::outbox::{Outbox, Taken};
+use crate::protocol::{self, Asked, Complaint};
+use crate::request::{Fault, Request};
+use crate::service::{Closed, ConnId, Message, Service, Upgrade};
+use crate::wheel::Wheel;
+use crate::wire::Wire;
+
+/// Messages of a client in a second, and at once.
+const MESSAGES_PER_S: f32 = 50.0;
+/// Complaints after which a client is sent away.
+const MAX_OFFENCES: u8 = 10;
+/// Between two looks at what is too old.
+const SWEEP_MS: u64 = 5_000;
+/// So long before its token ends a client is told.
+const WARNING_MS: u64 = 60_000;
+
+const INTERNAL: (u16, &str) = (1011, "something broke on our side");
+const TOO_MANY: (u16, &str) = (4429, "too many connections");
+const TOKEN_ENDED: (u16, &str) = (4401, "the token has expired");
+const OFFENSIVE: (u16, &str) = (code::POLICY, "too many messages that are not acceptable");
+
+/// What there is to say to a handshake without asking anybody.
+pub type Refusals = Box<dyn FnMut(Fault) -> Vec<u8> + Send>;
+
+#[derive(Debug)]
+struct Session {
+    conn: ConnId,
+    key: ConnKey,
+    client_id: Box<str>,
+    owner: Arc<Owner>,
+    ends_ms: u64,
+    heard_ms: u64,
+    allowance: f32,
+    offences: u8,
+    dialect: Dialect,
+    is_fed: bool,
+}
+
+/// The sessions of a listener's thread.
+pub struct Sessions {
+    desk: Arc<Desk>,
+    refusals: Refusals,
+    /// By the connections' index.
+    table: Vec<Option<Box<Session>>>,
+    /// The index of a session by the index of its connection in the hub.
+    by_key: Vec<u32>,
+    /// Ends of tokens.
+    ends: Wheel,
+    due: Vec<u32>,
+    deliveries: Vec<Delivery>,
+    sweeps_at_ms: u64,
+}
+
+impl Sessions {
+    /// The sessions of the one thread that serves this desk's connections.
+    #[must_use]
+    pub fn new(desk: Arc<Desk>, refusals: Refusals, thread: crate::listener::Handle) -> Self {
+        let now_ms = desk.now_ms();
+        desk.serve(thread);
+        Self {
+            desk,
+            refusals,
+            table: Vec::new(),
+            by_key: Vec::new(),
+            ends: Wheel::new(now_ms),
+            due: Vec::new(),
+            deliveries: Vec::new(),
+            sweeps_at_ms: now_ms + SWEEP_MS,
+        }
+    }
+
+    fn session(&mut self, conn: ConnId) -> Option<&mut Session> {
+        let session = self.table.get_mut(conn.index as usize)?.as_deref_mut()?;
+        (session.conn == conn).then_some(session)
+    }
+
+    /// Does what a message asks for; a complaint when it cannot be.
+    fn handle(&mut self, conn: ConnId, payload: &[u8], now_ms: u64, out: &mut Outbox<'_>) -> Result<(), Complaint> {
+        let Some(session) = self.session(conn) else { return Ok(()) };
+        let passed_s = now_ms.saturating_sub(session.heard_ms) as f32 / 1_000.0;
+        session.heard_ms = now_ms;
+        session.allowance = (session.allowance.max(0.0) + passed_s * MESSAGES_PER_S).min(MESSAGES_PER_S) - 1.0;
+        if session.allowance < 0.0 {
+            return Err(protocol::TOO_MANY_MESSAGES);
+        }
+        let key = session.key;
+        match protocol::parse(payload)? {
+            Asked::Ping => out.message(conn, protocol::pong(wall_us())),
+            Asked::Other => out.message(conn, protocol::echo(payload)),
+            Asked::Unsubscribe(pattern) => {
+                self.desk.hub().unsubscribe(key, &pattern, now_ms);
+                out.message(conn, protocol::unsubscribed(&pattern));
+            }
+            Asked::Subscribe(pattern, from) => {
+                let subscribed = self.desk.hub().subscribe(key, &pattern, from.as_deref(), now_ms);
+                let subscribed = subscribed.map_err(protocol::refused)?;
+                send(conn, &subscribed.frames, out);
+                if let Some(since) = subscribed.history {
+                    let history = History { conn, key, pattern: pattern.into(), since };
+                    self.desk.ask(Question::History(history));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends what others have for connections here.
+    fn send_orders(&mut self, orders: Vec<(ConnId, Vec<Frame>)>, out: &mut Outbox<'_>) {
+        for (conn, frames) in orders {
+            send(conn, &frames, out);
+            let has_room = out.has_room(conn);
+            if let Some(session) = self.session(conn) {
+                session.is_fed = !has_room;
+                if has_room {
+                    self.desk.ask(Question::Room(conn));
+                }
+            }
+        }
+    }
+
+    /// Writes what is due and tells the hub what was not taken.
+    fn deliver(&mut self, out: &mut Outbox<'_>) {
+        let begun = Instant::now();
+        let mut put_back: Vec<(ConnKey, Arc<Turn>, usize)> = Vec::new();
+        let (mut frames, mut number, mut wires) = (0, None, Vec::new());
+        for Delivery { conn: key, turn } in self.deliveries.drain(..) {
+            let index = self.by_key.get(key.index as usize).copied().unwrap_or(u32::MAX);
+            let Some(Some(session)) = self.table.get(index as usize) else { continue };
+            if session.key != key {
+                continue;
+            }
+            if number != Some(turn.number) {
+                // Once for the whole cohort.
+                wires = turn.frames.iter().map(|frame| Wire::text(&frame.payload)).collect();
+                number = Some(turn.number);
+            }
+            for (at, wire) in wires.iter().enumerate() {
+                match out.frame(session.conn, wire) {
+                    Taken::Sent => frames += 1,
+                    Taken::Last => {
+                        frames += 1;
+                        put_back.push((key, turn, at + 1));
+                        break;
+                    }
+                    Taken::Full => {
+                        put_back.push((key, turn, at));
+                        break;
+                    }
+                    Taken::Gone => break,
+                }
+            }
+        }
+        if frames > 0 || !put_back.is_empty() {
+            let mut hub = self.desk.hub();
+            for (key, turn, taken) in put_back {
+                hub.put_back(key, &turn, taken);
+            }
+            hub.spent(frames, begun.elapsed().as_micros() as u64);
+        }
+    }
+
+    /// Warns whose token ends soon, and closes whose has ended.
+    fn end_tokens(&mut self, now_ms: u64, out: &mut Outbox<'_>) {
+        let mut due = std::mem::take(&mut self.due);
+        self.ends.expire(now_ms, &mut due);
+        for index in due.drain(..) {
+            let Some(Some(session)) = self.table.get(index as usize) else { continue };
+            let left_ms = session.ends_ms.saturating_sub(now_ms);
+            if left_ms == 0 {
+                out.close(session.conn, TOKEN_ENDED.0, TOKEN_ENDED.1);
+            } else {
+                out.message(session.conn, protocol::expiring(left_ms.div_ceil(1_000)));
+                self.ends.set(index, session.ends_ms);
+            }
+        }
+        self.due = due;
+    }
+}
+
+impl Service for Sessions {
+    fn upgrade(&mut self, conn: ConnId, request: &Request<'_>, peer: SocketAddr, _: u64) -> Upgrade {
+        let headers = request.headers.iter().map(|header| (header.name.to_owned(), header.value.to_vec())).collect();
+        let query = request.query.unwrap_or_default().to_owned();
+        let handshake = Handshake { conn, peer, path: request.path.to_owned(), query, headers };
+        self.desk.ask(Question::Handshake(handshake));
+        Upgrade::Later
+    }
+
+    fn refusal(&mut self, fault: Fault, _: u64) -> Vec<u8> {
+        (self.refusals)(fault)
+    }
+
+    fn opened(&mut self, conn: ConnId, now_ms: u64, out: &mut Outbox<'_>) {
+        let Some(newcomer) = self.desk.newcomer(conn) else { return out.close(conn, INTERNAL.0, INTERNAL.1) };
+        let dialect = newcomer.profile.dialect;
+        let Ok(key) = self.desk.hub().connect(newcomer.profile) else {
+            self.desk.leave(&newcomer.client_id, &newcomer.owner);
+            return out.close(conn, TOO_MANY.0, TOO_MANY.1);
+        };
+        out.message(conn, protocol::connected(&newcomer.client_id));
+        let (index, of_hub) = (conn.index as usize, key.index as usize);
+        if self.table.len() <= index {
+            self.table.resize_with(index + 1, || None);
+        }
+        if self.by_key.len() <= of_hub {
+            self.by_key.resize(of_hub + 1, u32::MAX);
+        }
+        self.by_key[of_hub] = conn.index;
+        let warning_ms = if dialect == Dialect::Batched { WARNING_MS } else { 0 };
+        self.ends.set(conn.index, newcomer.ends_ms.saturating_sub(warning_ms));
+        self.table[index] = Some(Box::new(Session {
+            conn,
+            key,
+            client_id: newcomer.client_id,
+            owner: newcomer.owner,
+            ends_ms: newcomer.ends_ms,
+            heard_ms: now_ms,
+            allowance: MESSAGES_PER_S,
+            offences: 0,
+            dialect,
+            is_fed: false,
+        }));
+    }
+
+    fn message(&mut self, conn: ConnId, message: Message<'_>, now_ms: u64, out: &mut Outbox<'_>) {
+        let payload = match message {
+            Message::Text(text) => text.as_bytes(),
+            Message::Binary(bytes) => bytes,
+        };
+        let Err(complaint) = self.handle(conn, payload, now_ms, out) else { return };
+        out.message(conn, protocol::error(complaint));
+        if let Some(session) = self.session(conn) {
+            session.offences += 1;
+            if session.offences > MAX_OFFENCES {
+                out.close(conn, OFFENSIVE.0, OFFENSIVE.1);
+            }
+        }
+    }
+
+    fn writable(&mut self, conn: ConnId, now_ms: u64, _: &mut Outbox<'_>) {
+        let Some(session) = self.session(conn) else { return };
+        let key = session.key;
+        if std::mem::take(&mut session.is_fed) {
+            self.desk.ask(Question::Room(conn));
+        }
+        self.desk.hub().writable(key, now_ms);
+    }
+
+    fn draining(&mut self, conn: ConnId, in_ms: u64, _: u64, out: &mut Outbox<'_>) {
+        if self.session(conn).is_some_and(|session| session.dialect == Dialect::Batched) {
+            out.message(conn, protocol::reconnect(in_ms));
+        }
+    }
+
+    fn closed(&mut self, conn: ConnId, _: Closed, _: u64) {
+        if let Some(newcomer) = self.desk.newcomer(conn) {
+            self.desk.leave(&newcomer.client_id, &newcomer.owner);
+        }
+        if self.session(conn).is_none() {
+            return;
+        }
+        if let Some(session) = self.table[conn.index as usize].take() {
+            self.ends.unset(conn.index);
+            self.desk.hub().disconnect(session.key);
+            self.desk.leave(&session.client_id, &session.owner);
+        }
+    }
+
+    fn turn(&mut self, now_ms: u64, out: &mut Outbox<'_>) -> Option<u64> {
+        self.end_tokens(now_ms, out);
+        let mut hub = self.desk.hub();
+        let orders = self.desk.orders();
+        hub.take(now_ms, COHORT, &mut self.deliveries);
+        if now_ms >= self.sweeps_at_ms {
+            self.sweeps_at_ms = now_ms + SWEEP_MS;
+            hub.sweep(now_ms);
+        }
+        drop(hub);
+        self.send_orders(orders, out);
+        self.deliver(out);
+        let next = self.desk.hub().wakes_at();
+        next.into_iter().chain(self.ends.wakes_at()).chain([self.sweeps_at_ms]).min()
+    }
+}
+
+fn send(conn: ConnId, frames: &[Frame], out: &mut Outbox<'_>) {
+    for frame in frames {
+        out.message(conn, Wire::text(&frame.payload));
+    }
+}
+
+/// Microseconds since 1970.
+fn wall_us() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_micros() as u64
+}

@@ -1,0 +1,265 @@
+//! The realtime protocol over real sockets, with a thread in the place of the rest of the process.
+#![expect(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
+
+mod parts;
+
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use flx_core::hub::{Backfill, Class, Dialect, Event, Hub, Limits as HubLimits, Profile, Rights};
+use flx_realtime::desk::{Desk, History, Newcomer, NotIn, Owner, Question};
+use flx_realtime::listener::{Clock, Limits, Listener};
+use flx_realtime::sessions::Sessions;
+use parts::{Client, PATIENCE, close, frame, head};
+use serde_json::{Value, json};
+
+/// Events that a client is told which does not read.
+const LAST: u64 = 600;
+const ALL: [Class; 6] = [Class::Pipeline, Class::Execution, Class::Log, Class::Schedule, Class::System, Class::App];
+
+/// A listener whose handshakes are decided by their path: `/ws/{client id}?{subject}&{how}`.
+struct Process {
+    listener: Listener,
+    desk: Arc<Desk>,
+    history: Receiver<History>,
+}
+
+fn process(hub: HubLimits, limits: Limits) -> Process {
+    let clock = Clock::default();
+    let (rings, bell) = mpsc::channel();
+    let rings: Mutex<Sender<()>> = Mutex::new(rings);
+    let ring = move || {
+        let _ = rings.lock().unwrap().send(());
+    };
+    let mut hub = Hub::new(hub, 7, "local-1");
+    hub.restart("epoch-1", 0, "", 0);
+    let desk = Arc::new(Desk::new(hub, 3, clock, Box::new(ring)));
+    let (asked, history) = mpsc::channel();
+    let sessions = Arc::clone(&desk);
+    let listener = Listener::start(([127, 0, 0, 1], 0).into(), 1, limits, None, clock, move |_, thread| {
+        let refusals = Box::new(|fault| format!("HTTP/1.1 400 {fault:?}\r\n\r\n").into_bytes());
+        Sessions::new(Arc::clone(&sessions), refusals, thread)
+    });
+    let outside = Arc::clone(&desk);
+    thread::spawn(move || {
+        while bell.recv().is_ok() {
+            for question in outside.questions() {
+                match question {
+                    Question::Handshake(handshake) => decide(&outside, &handshake),
+                    Question::History(history) => drop(asked.send(history)),
+                    Question::Room(_) => {}
+                }
+            }
+        }
+    });
+    Process { listener: listener.unwrap(), desk, history }
+}
+
+fn decide(desk: &Desk, handshake: &flx_realtime::desk::Handshake) {
+    let client_id = handshake.path.strip_prefix("/ws/").unwrap();
+    let (subject, how) = handshake.query.split_once('&').unwrap_or((&handshake.query, ""));
+    let dialect = if how == "batched" { Dialect::Batched } else { Dialect::Plain };
+    let ends_ms = if how == "ends" { desk.now_ms() + 300 } else { u64::MAX / 2 };
+    let newcomer = Newcomer {
+        client_id: client_id.into(),
+        owner: Arc::new(Owner { tenant: "default".into(), subject: subject.into() }),
+        profile: Profile { tenant: "default".into(), rights: Rights::new(subject, ALL), dialect },
+        ends_ms,
+    };
+    if let Err(why) = desk.accept(handshake.conn, newcomer, None) {
+        desk.refuse(handshake.conn, format!("HTTP/1.1 409 {why:?}\r\nconnection: close\r\n\r\n").into_bytes());
+    }
+}
+
+impl Process {
+    fn client(&self, target: &str) -> Client {
+        let mut client = Client::tcp(&self.listener);
+        client.send(head(target).as_bytes());
+        assert!(client.http().starts_with("HTTP/1.1 101 "));
+        assert_eq!("connected", hear(&mut client)["type"]);
+        client
+    }
+
+    fn refused(&self, target: &str) -> String {
+        let mut client = Client::tcp(&self.listener);
+        client.send(head(target).as_bytes());
+        client.rest()
+    }
+
+    fn tell(&self, topic: &str, seq: u64, prev: u64, data: &str) {
+        let event = Event { tenant: "default", topic, seq, prev, ts_us: 5, data };
+        assert!(self.desk.hub().append(&event, self.desk.now_ms()));
+        self.desk.wake();
+    }
+}
+
+fn hear(client: &mut Client) -> Value {
+    let (first, payload) = client.frame().unwrap();
+    assert_eq!(0x81, first, "{}", String::from_utf8_lossy(&payload));
+    serde_json::from_slice(&payload).unwrap()
+}
+
+fn ask(client: &mut Client, message: &Value) -> Value {
+    client.send(&frame(0x81, message.to_string().as_bytes()));
+    hear(client)
+}
+
+#[test]
+fn what_is_published_is_heard_by_those_who_subscribed() {
+    let process = process(HubLimits::default(), Limits::default());
+    let (mut plain, mut batched) = (process.client("/ws/a?ann"), process.client("/ws/b?ann&batched"));
+    let mut deaf = process.client("/ws/c?bert");
+    for client in [&mut plain, &mut batched] {
+        let answer = ask(client, &json!({"type": "subscribe", "event": "app.*"}));
+        assert_eq!(("subscribed", "app.*"), (answer["type"].as_str().unwrap(), answer["event"].as_str().unwrap()));
+    }
+    process.tell("app.x", 4, 0, r#"{"n":1}"#);
+    let event = hear(&mut plain);
+    let pos = event["pos"].clone();
+    let expected = json!({"type": "event", "event": "app.x", "seq": 4, "prev": 0, "epoch": "epoch-1", "ts": 5, "pos": pos, "data": {"n": 1}});
+    assert_eq!(expected, event);
+    let batch = hear(&mut batched);
+    assert_eq!(
+        (json!("app.x"), json!([4]), json!([{"n": 1}])),
+        (batch["t"].clone(), batch["s"].clone(), batch["d"].clone())
+    );
+    // Who comes back with the position hears what followed, and nothing twice.
+    process.tell("app.x", 6, 4, "2");
+    assert_eq!(6, hear(&mut plain)["seq"]);
+    let mut again = process.client("/ws/d?ann");
+    ask(&mut again, &json!({"type": "subscribe", "event": "app.x", "from": pos}));
+    assert_eq!(6, hear(&mut again)["seq"]);
+    assert_eq!("unsubscribed", ask(&mut again, &json!({"type": "unsubscribe", "event": "app.x"}))["type"]);
+    process.tell("app.x", 7, 6, "3");
+    assert_eq!(7, hear(&mut plain)["seq"]);
+    for client in [&mut again, &mut deaf] {
+        assert_eq!("pong", ask(client, &json!({"type": "ping"}))["type"]);
+    }
+}
+
+#[test]
+fn what_cannot_be_done_is_told_and_too_much_of_it_ends() {
+    let process = process(HubLimits::default(), Limits::default());
+    let mut client = process.client("/ws/a?ann");
+    for (message, code) in [
+        (json!({"type": "subscribe", "event": "nothing.x"}), "not_found"),
+        (json!({"type": "subscribe", "event": "app..x"}), "invalid_request"),
+        (json!({"type": "subscribe", "event": "user.bert"}), "forbidden"),
+        (json!({"type": "subscribe", "event": "app.x", "from": "?"}), "invalid_request"),
+        (json!([1]), "invalid_request"),
+    ] {
+        let answer = ask(&mut client, &message);
+        assert_eq!((json!("error"), json!(code)), (answer["type"].clone(), answer["code"].clone()), "{message}");
+    }
+    assert_eq!(json!({"type": "echo", "data": {"type": "x"}}), ask(&mut client, &json!({"type": "x"})));
+    client.send(&frame(0x82, b"{").repeat(6));
+    let frames = client.frames();
+    let (first, last) = frames.last().unwrap();
+    assert_eq!((7, 0x88, &1008_u16.to_be_bytes()[..]), (frames.len(), *first, &last[..2]));
+
+    let mut flood = process.client("/ws/b?ann");
+    flood.send(&frame(0x81, br#"{"type":"ping"}"#).repeat(200));
+    let frames = flood.frames();
+    let told: Vec<Value> =
+        frames[..frames.len() - 1].iter().map(|(_, it)| serde_json::from_slice(it).unwrap()).collect();
+    assert!(told.iter().filter(|it| it["type"] == "pong").count() >= 50);
+    assert_eq!("rate_limited", told.last().unwrap()["code"]);
+    assert_eq!(0x88, frames.last().unwrap().0);
+}
+
+#[test]
+fn a_client_id_is_its_owners_while_it_is_connected() {
+    let process = process(HubLimits::default(), Limits::default());
+    let first = process.client("/ws/same?ann");
+    let _second = process.client("/ws/same?ann");
+    assert!(process.refused("/ws/same?bert").starts_with("HTTP/1.1 409 Taken"));
+    let _third = process.client("/ws/other?ann");
+    assert!(process.refused("/ws/another?ann").starts_with(&format!("HTTP/1.1 409 {:?}", NotIn::TooMany)));
+    let bert = Owner { tenant: "default".into(), subject: "bert".into() };
+    assert!(!process.desk.is_free("same", &bert) && process.desk.is_free("free", &bert));
+    // A place that is given back can be taken.
+    let mut first = first;
+    first.send(&close(1000, b""));
+    assert_eq!(None, {
+        first.frame();
+        first.frame()
+    });
+    process.client("/ws/another?ann");
+}
+
+#[test]
+fn a_token_ends_with_a_warning_where_the_protocol_has_one() {
+    let process = process(HubLimits::default(), Limits::default());
+    let mut plain = process.client("/ws/a?ann&ends");
+    let (first, last) = plain.frame().unwrap();
+    assert_eq!((0x88, &4401_u16.to_be_bytes()[..]), (first, &last[..2]));
+}
+
+#[test]
+fn history_comes_before_what_is_live_and_nothing_twice() {
+    let process = process(HubLimits { topic_bytes: 1, ..HubLimits::default() }, Limits::default());
+    process.tell("app.x", 1, 0, "1");
+    let mut client = process.client("/ws/a?ann");
+    let pos = ask(&mut client, &json!({"type": "subscribe", "event": "app.x"}))["pos"].clone();
+    // So much that memory does not reach back to the position.
+    let long = format!("\"{}\"", "x".repeat(40_000));
+    for seq in 2..8 {
+        process.tell("app.x", seq, seq - 1, &long);
+        assert_eq!(seq, hear(&mut client)["seq"]);
+    }
+    let mut late = process.client("/ws/b?ann");
+    assert_eq!("subscribed", ask(&mut late, &json!({"type": "subscribe", "event": "app.x", "from": pos}))["type"]);
+    let History { conn, key, pattern, since } = process.history.recv_timeout(PATIENCE).unwrap();
+    assert_eq!(("app.x", 1), (&*pattern, since.seq));
+    // Something happens meanwhile.
+    process.tell("app.x", 8, 7, "8");
+    assert_eq!(8, hear(&mut client)["seq"]);
+    let event = |seq: u64| Event { tenant: "default", topic: "app.x", seq, prev: seq - 1, ts_us: 5, data: "0" };
+    for (seqs, is_last) in [(2..5, false), (5..9, true)] {
+        let journal_seq = seqs.end - 1;
+        let events: Vec<_> = seqs.map(event).collect();
+        let batch = Backfill { epoch: "epoch-1", events: &events, journal_seq, is_last };
+        assert!(process.desk.backfill(conn, key, &batch).is_some());
+    }
+    process.tell("app.x", 9, 8, "9");
+    let heard: Vec<_> = (2..10).map(|_| hear(&mut late)["seq"].as_u64().unwrap()).collect();
+    assert_eq!((2..10).collect::<Vec<_>>(), heard);
+}
+
+#[test]
+fn who_does_not_read_is_told_what_it_missed_and_nothing_else_is_lost() {
+    let small = HubLimits { topic_bytes: 256 << 10, total_bytes: 1 << 20, ..HubLimits::default() };
+    let process = process(small, Limits { send_buffer_bytes: 16 << 10, ..Limits::default() });
+    let (mut slow, mut quick) = (process.client("/ws/a?ann&batched"), process.client("/ws/b?ann&batched"));
+    for client in [&mut slow, &mut quick] {
+        ask(client, &json!({"type": "subscribe", "event": "app.x"}));
+    }
+    let data = format!("\"{}\"", "x".repeat(20_000));
+    let read = |client: &mut Client, mut seen: u64| {
+        let mut gaps = 0;
+        while seen < LAST {
+            let message = hear(client);
+            if message["type"] == "gap" {
+                let before = message["before"].as_u64().unwrap();
+                assert!(before > seen, "{message}");
+                seen = before - 1;
+                gaps += 1;
+                continue;
+            }
+            assert_eq!(json!(seen), message["prev"]);
+            let numbers = message["s"].as_array().unwrap();
+            assert_eq!(json!(seen + 1), numbers[0]);
+            seen = numbers.last().unwrap().as_u64().unwrap();
+        }
+        gaps
+    };
+    let quick = thread::spawn(move || read(&mut quick, 0));
+    for seq in 1..=LAST {
+        process.tell("app.x", seq, seq - 1, &data);
+    }
+    let gaps = read(&mut slow, 0);
+    assert!(gaps > 0, "12 MB fit into no socket here");
+    let _ = quick.join().unwrap();
+    assert_eq!("pong", ask(&mut slow, &json!({"type": "ping"}))["type"]);
+}
