@@ -21,6 +21,7 @@ mod given;
 mod hub;
 mod json;
 mod lease;
+mod listener;
 mod memory;
 mod meter;
 mod principal;
@@ -52,6 +53,8 @@ mod _core {
     use crate::json::check_json;
     #[pymodule_export]
     use crate::lease::LeaseBook;
+    #[pymodule_export]
+    use crate::listener::RealtimeListener;
     #[pymodule_export]
     use crate::meter::Meter;
     #[pymodule_export]
