@@ -747,6 +747,125 @@ class LeaseBook:
         """Since the start: calls answered, units leased, owed, spent without Redis; checks that had to wait."""
 
 @final
+class RealtimeListener:
+    """The native WebSocket listener of a gateway: a thread of its own, and the hub that its connections hear.
+
+    The thread never enters Python. What it asks for is fetched with `questions` when `fileno` is readable; a connection
+    or its key in the hub is a number that means nothing else.
+
+    Args:
+        host: The IP address to listen on.
+        port: The port; 0 takes any free one.
+        refusals: Whole HTTP answers to what is no handshake, by fault; sixteen zeros in one become a request id.
+        connections: WebSockets at most.
+        per_subject: WebSockets of one subject (of its tenant) at most.
+        tls: Certificate chain and private key, PEM; None listens without TLS.
+
+    Raises:
+        OSError: The address cannot be listened on.
+        ValueError: The host is no IP address, an answer is missing, or certificate and key cannot be used.
+    """
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+
+    def __new__(
+        cls,
+        host: str,
+        port: int,
+        *,
+        refusals: dict[str, bytes],
+        connections: int,
+        per_subject: int,
+        tls: tuple[bytes, bytes] | None = None,
+    ) -> RealtimeListener: ...
+    def fileno(self) -> int:
+        """The descriptor that is readable when there are questions."""
+
+    def questions(self) -> list[tuple[Any, ...]]:
+        """What was asked since the last call.
+
+        `("handshake", conn, (address, port), path, query, headers)`: may it come in? `accept` or `refuse` answers.
+        `("history", conn, key, pattern, (epoch, seq, last line by execution))`: what does the daemon have of a pattern
+        since there? `backfill` answers, or `give_up`. `("room", conn)`: a connection has taken what `backfill` gave it.
+        """
+
+    def accept(
+        self,
+        conn: int,
+        client_id: str,
+        *,
+        tenant: str,
+        subject: str,
+        classes: Sequence[str],
+        subprotocol: str | None,
+        ends_in_s: float,
+    ) -> str | None:
+        """Let a handshake in; why not, when not: `taken` (the client id, by somebody else), `too_many`, or `gone`.
+
+        Raises:
+            ValueError: There is no such class of topics, or no such subprotocol.
+        """
+
+    def refuse(self, conn: int, answer: bytes) -> None:
+        """Send a handshake away with a whole HTTP answer."""
+
+    def is_free(self, client_id: str, tenant: str, subject: str) -> bool:
+        """Whether nobody else holds this client id."""
+
+    def restart(self, epoch: str, seq: int, reason: str) -> None:
+        """Begin anew in an epoch, after this number of its journal: everyone who subscribed is told."""
+
+    def append(self, events: Sequence[tuple[str, str, int, int, int, bytes]]) -> None:
+        """Take in events in their order: tenant, topic, number, number before it, microseconds since 1970, JSON.
+
+        Raises:
+            ValueError: An event's data is not UTF-8.
+        """
+
+    def advance(self, seq: int) -> None:
+        """The journal was heard up to here."""
+
+    def over(self, tenant: str, execution: str) -> None:
+        """An execution is over."""
+
+    def publish(self, tenant: str, topic: str, ts_us: int, data: bytes) -> None:
+        """Publish to a topic of this gateway alone (`bench.*`).
+
+        Raises:
+            ValueError: The data is not UTF-8.
+        """
+
+    def backfill(
+        self,
+        conn: int,
+        key: int,
+        epoch: str,
+        events: Sequence[tuple[str, str, int, int, int, bytes]],
+        journal_seq: int,
+        *,
+        is_last: bool,
+    ) -> bool | None:
+        """Give a connection a batch of what the daemon tells: whether that was all; None when the history has ended.
+
+        Raises:
+            ValueError: An event's data is not UTF-8.
+        """
+
+    def give_up(self, conn: int, key: int, reason: str) -> None:
+        """Tell a connection that the history it waits for cannot be had."""
+
+    def drain(self, within_ms: int) -> None:
+        """Send everybody away, spread over some time, and refuse who comes."""
+
+    def stop(self) -> None:
+        """Close what is open and end the thread; takes a few seconds at most."""
+
+    def __len__(self) -> int:
+        """How many connections there are."""
+
+@final
 class Meter:
     """Counts Singer messages as they pass, in any chunking.
 

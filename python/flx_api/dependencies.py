@@ -22,6 +22,7 @@ from flx_api.auth.tickets import Tickets
 from flx_api.commands import COMMANDS
 from flx_api.errors import StartupError
 from flx_api.events.follower import Follower
+from flx_api.events.position import Position
 from flx_api.gateway.batch import BatchRoute
 from flx_api.gateway.cors import Cors
 from flx_api.gateway.costs import Costs
@@ -41,6 +42,7 @@ from flx_api.routes.resources import ResourceController
 from flx_api.upstream.channel import Upstream
 from flx_api.websocket.connection_manager import ConnectionManager
 from flx_api.websocket.endpoint import Endpoint
+from flx_api.websocket.native import NativeFace
 from flx_api.websocket.protocol import MAX_SUBSCRIPTIONS
 
 if TYPE_CHECKING:
@@ -101,7 +103,7 @@ class Parts:
 
         local = None
         if settings.environment == "development":
-            local = LocalTopics(self.manager.publish, lambda: time.time_ns() // 1000)
+            local = LocalTopics(self._publish, lambda: time.time_ns() // 1000)
         costs = Costs(drawn, known.classes, known.named)
         self.dispatcher = Dispatcher(self.upstream, settings.deadline_ms, costs, self.metrics, local)
         self.commands = CommandRoutes(self.dispatcher, self.patience, self.policies)
@@ -140,6 +142,18 @@ class Parts:
             cors=self.cors,
             metrics=self.metrics,
         )
+        self.native = NativeFace(
+            settings,
+            endpoint=self.endpoint,
+            manager=self.manager,
+            history=self.follower.history,
+            now=lambda: Position(*self.hub.position()),
+        )
+        self.follower.tap = self.native.take
+
+    def _publish(self, tenant: str, topic: str, ts_us: int, data: bytes) -> None:
+        self.manager.publish(tenant, topic, ts_us, data)
+        self.native.publish(tenant, topic, ts_us, data)
 
     async def start(self) -> None:
         """Start what runs in the background; the daemon need not be there yet."""
@@ -152,15 +166,18 @@ class Parts:
         self.revocations.start()
         self.follower.start()
         self.manager.startup()
+        await self.native.start()
 
     async def drain(self) -> None:
         """Get ready to stop: say so in readiness, end streams, tell every WebSocket to come back elsewhere."""
         self.draining.set()
+        await self.native.drain()
         await self.manager.drain()
 
     async def close(self) -> None:
         """Stop, in reverse order of construction."""
         await self.drain()
+        await self.native.close()
         await self.manager.shutdown()
         await self.follower.close()
         await self.revocations.close()

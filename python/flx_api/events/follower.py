@@ -112,6 +112,8 @@ class Follower:
         self._metrics = metrics
         self._task: asyncio.Task[None] | None = None
         self.reason = "has no position yet"
+        # Who else takes every batch.
+        self.tap: Callable[[EventBatch], None] | None = None
 
     def start(self) -> None:
         """Follow in the background."""
@@ -163,6 +165,8 @@ class Follower:
             async for batch in stream:
                 self.take(batch)
                 self.reason = ""
+                if self.tap is not None:
+                    self.tap(batch)
 
     def take(self, batch: EventBatch) -> None:
         """Pass a batch on."""
@@ -171,7 +175,7 @@ class Follower:
         anew = epoch != batch.epoch or batch.gap_reason != ""
         if anew:
             reason = batch.gap_reason or "epoch"
-            hub.restart(batch.epoch, _start_of(batch), reason, now_ms)
+            hub.restart(batch.epoch, start_of(batch), reason, now_ms)
             if epoch != "":
                 self._listener.gap(reason)
         if self._private is not None:
@@ -181,18 +185,22 @@ class Follower:
         self._metrics.events_received += len(batch.events)
         hub.append(told(event for event in batch.events if event.topic not in PRIVATE_TOPICS), now_ms)
         for event in batch.events:
-            if event.topic.endswith(".status"):
-                self._note_end(event)
+            over = ended(event)
+            if over is not None:
+                hub.over(*over)
         hub.advance(batch.journal_seq)
         self._listener.news()
 
-    def _note_end(self, event: Event) -> None:
-        try:
-            status = _status.decode(event.data)
-        except msgspec.DecodeError:
-            return
-        if status.status in _OVER:
-            self._hub.over(tenant_of(event), status.execution)
+
+def ended(event: Event) -> tuple[str, str] | None:
+    """Tenant and id of the execution that is over with this event, if one is."""
+    if not event.topic.endswith(".status"):
+        return None
+    try:
+        status = _status.decode(event.data)
+    except msgspec.DecodeError:
+        return None
+    return (tenant_of(event), status.execution) if status.status in _OVER else None
 
 
 def tenant_of(event: Event) -> str:
@@ -214,7 +222,7 @@ def _request(topics: list[str], position: Position) -> WatchRequest:
     )
 
 
-def _start_of(batch: EventBatch) -> int:
+def start_of(batch: EventBatch) -> int:
     """The journal's sequence number before the first event of a batch."""
     journal = (event.seq for event in batch.events if execution_of_log(event.topic) is None)
     first = next(journal, None)

@@ -74,6 +74,8 @@ class ConnectionManager:
         self._empty = asyncio.Event()
         self._empty.set()
         self.draining = False
+        # Whether a client id is free elsewhere in this process: at the native listener.
+        self.is_free: Callable[[str, str, str], bool] = lambda *_: True
         self.history: Callable[[list[str], Position], AsyncGenerator[EventBatch, None]] | None = None
 
     # --- lifecycle ---------------------------------------------------------------------------------------------------
@@ -117,7 +119,8 @@ class ConnectionManager:
             detail = "There are too many connections"
             raise RateLimited(detail, retry_after_s=5)
         holders = self._by_client.get(client_id)
-        if holders and _owner(next(iter(holders)).principal) != owner:
+        is_held = bool(holders) and _owner(next(iter(holders or ())).principal) != owner
+        if is_held or not self.is_free(client_id, *owner):
             raise Conflict(code="client_id_taken")
 
     def connect(self, connection: Connection) -> None:

@@ -19,7 +19,7 @@ import base64
 import binascii
 import re
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import parse_qs
 
 import structlog
@@ -37,6 +37,7 @@ from flx_api.websocket.connection import Connection
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from flx_api._core import Principal
     from flx_api.auth.revocations import RevocationFollower
     from flx_api.auth.tickets import Tickets
     from flx_api.config import Settings
@@ -56,6 +57,8 @@ _KEY_BYTES: Final = 16
 _MESSAGES_PER_S: Final = 50
 _MAX_OFFENCES: Final = 10
 _CLOSE_TIMEOUT_S: Final = 2.0
+
+T = TypeVar("T")
 
 _log = structlog.get_logger("flx.websocket")
 
@@ -93,6 +96,35 @@ class Endpoint:
         """Serve one connection: the realtime path from top to bottom."""
         if (await receive())["type"] != "websocket.connect":
             return
+        found = await self.admit(scope, receive, send, self._seat)
+        if found is None:
+            return
+        exchange, (connection, subprotocol) = found
+        code = CloseCode.INTERNAL
+        try:
+            await send({"type": "websocket.accept", "subprotocol": subprotocol})
+            code = await self._serve(connection, receive, send)
+        except (RuntimeError, OSError):
+            code = CloseCode.GONE
+        finally:
+            self._manager.disconnect(connection, code)
+            exchange.admitted.over(101)
+
+    async def admit(
+        self,
+        scope: Scope,
+        receive: Callable[[], Awaitable[Message]],
+        send: Callable[[Message], Awaitable[None]],
+        seat: Callable[[Exchange, Offer, Principal], T],
+    ) -> tuple[Exchange, T] | None:
+        """Decide about a handshake, of whichever listener; None when it was refused, and `send` has the answer.
+
+        Args:
+            scope: the handshake as ASGI has it.
+            receive: of no use before it is accepted.
+            send: takes the answer.
+            seat: lets in who may come in. What it raises is a refusal as well.
+        """
         offer, fault = _offer_of(scope)
         reason, limited, admitted = await self._patience.handshake(
             scope, self._route, offer.token, needs_token=offer.needs_token and fault is None
@@ -102,33 +134,22 @@ class Endpoint:
         try:
             if refusal is not None:
                 raise refusal  # noqa: TRY301 - one place answers all errors
-            connection, subprotocol = self._admit(exchange, offer)
-            self._manager.connect(connection)
+            return exchange, seat(exchange, offer, self._principal(exchange, offer))
         except FlxError as error:
             # What the core refused was counted by its own, more exact reason.
             if reason is None:
                 self._metrics.refusal(error.reason if isinstance(error, TokenRejected) else error.code)
             await self._refuse(exchange, error)
-            return
         except Exception:  # noqa: BLE001 - whatever it is, the handshake must get an answer
             _log.exception("websocket.unexpected", request_id=exchange.request_id)
             await self._refuse(exchange, unexpected())
-            return
-        code = CloseCode.INTERNAL
-        try:
-            await send({"type": "websocket.accept", "subprotocol": subprotocol})
-            code = await self._serve(connection, receive, send)
-        except (RuntimeError, OSError):
-            code = CloseCode.GONE
-        finally:
-            self._manager.disconnect(connection, code)
-            admitted.over(101)
+        return None
 
-    def _admit(self, exchange: Exchange, offer: _Offer) -> tuple[Connection, str | None]:
-        """Who connects, and the subprotocol to answer with."""
+    def _principal(self, exchange: Exchange, offer: Offer) -> Principal:
+        """Who connects, if it may."""
         if self._revocations.stale_refuses:
             raise Unavailable(self._revocations.reason, retry_after_s=1)
-        client_id, now_s = offer.client_id, time.time()
+        now_s = time.time()
         principal = exchange.principal
         if principal is None:
             principal = self._tickets.redeem(offer.ticket, now_s) if offer.ticket is not None else None
@@ -137,13 +158,16 @@ class Endpoint:
         origin, host = _text(exchange.headers.get(b"origin")), _text(exchange.headers.get(b"host"))
         if not origin_allowed(origin, host, self._origins):
             raise Forbidden(code="origin_not_allowed")
-        self._manager.check(client_id, principal)
-        names = exchange.scope.get("subprotocols")
-        if names is None:
-            names = [name.strip().decode("latin-1") for name in offer.protocols.split(b",")]
-        chosen = next((name for name in (protocol.BATCHED, protocol.PLAIN) if name in names), None)
+        self._manager.check(offer.client_id, principal)
+        return principal
+
+    def _seat(self, exchange: Exchange, offer: Offer, principal: Principal) -> tuple[Connection, str | None]:
+        """A connection for who connects, and the subprotocol to answer with."""
+        chosen = chosen_of(exchange.scope, offer)
         batched = chosen == protocol.BATCHED
-        return Connection(client_id, principal, exchange.send, time.monotonic(), batched=batched), chosen
+        connection = Connection(offer.client_id, principal, exchange.send, time.monotonic(), batched=batched)
+        self._manager.connect(connection)
+        return connection, chosen
 
     async def _refuse(self, exchange: Exchange, error: FlxError) -> None:
         """A problem document in place of the upgrade; a bare 403 where the server cannot send one."""
@@ -235,7 +259,7 @@ class Endpoint:
                 connection.send(protocol.echo(payload))
 
 
-class _Offer:
+class Offer:
     """What a handshake brings: who connects, and what it proves it with."""
 
     def __init__(self) -> None:
@@ -246,9 +270,17 @@ class _Offer:
         self.needs_token = True
 
 
-def _offer_of(scope: Scope) -> tuple[_Offer, FlxError | None]:
+def chosen_of(scope: Scope, offer: Offer) -> str | None:
+    """The subprotocol to answer with."""
+    names = scope.get("subprotocols")
+    if names is None:
+        names = [name.strip().decode("latin-1") for name in offer.protocols.split(b",")]
+    return next((name for name in (protocol.BATCHED, protocol.PLAIN) if name in names), None)
+
+
+def _offer_of(scope: Scope) -> tuple[Offer, FlxError | None]:
     """What a handshake brings, as far as it can be read, and what is wrong with it."""
-    offer = _Offer()
+    offer = Offer()
     try:
         _read(scope, offer)
     except FlxError as error:
@@ -256,7 +288,7 @@ def _offer_of(scope: Scope) -> tuple[_Offer, FlxError | None]:
     return offer, None
 
 
-def _read(scope: Scope, offer: _Offer) -> None:
+def _read(scope: Scope, offer: Offer) -> None:
     """Fill in what the scope says.
 
     Raises:

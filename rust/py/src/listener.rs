@@ -48,7 +48,6 @@ pub(crate) struct RealtimeListener {
 impl RealtimeListener {
     #[new]
     #[pyo3(signature = (host, port, *, refusals, connections, per_subject, tls=None))]
-    #[expect(clippy::needless_pass_by_value, reason = "arguments of a pyfunction are owned")]
     fn new(
         host: &str,
         port: u16,
@@ -167,8 +166,9 @@ impl RealtimeListener {
         self.desk.wake();
     }
 
-    /// Takes in events in their order; the journal was heard up to `journal_seq`.
-    fn append(&self, py: Python<'_>, events: Vec<GivenEvent>, journal_seq: u64) -> PyResult<()> {
+    /// Takes in events in their order.
+    #[expect(clippy::needless_pass_by_value, reason = "arguments of a pyfunction are owned")]
+    fn append(&self, py: Python<'_>, events: Vec<GivenEvent>) -> PyResult<()> {
         let events = checked(&events)?;
         py.detach(|| {
             let now_ms = self.desk.now_ms();
@@ -176,10 +176,14 @@ impl RealtimeListener {
             for event in &events {
                 hub.append(event, now_ms);
             }
-            hub.advance(journal_seq);
         });
         self.desk.wake();
         Ok(())
+    }
+
+    /// The journal was heard up to here.
+    fn advance(&self, py: Python<'_>, seq: u64) {
+        py.detach(|| self.desk.hub().advance(seq));
     }
 
     /// An execution is over.
@@ -197,7 +201,7 @@ impl RealtimeListener {
 
     /// Gives a connection what the daemon tells: whether that was all; None when the history has ended.
     #[pyo3(signature = (conn, key, epoch, events, journal_seq, *, is_last))]
-    #[expect(clippy::too_many_arguments, reason = "a batch as the daemon gives it")]
+    #[expect(clippy::too_many_arguments, clippy::needless_pass_by_value, reason = "a batch as the daemon gives it")]
     fn backfill(
         &self,
         py: Python<'_>,

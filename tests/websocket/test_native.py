@@ -1,0 +1,288 @@
+"""The native listener in a gateway in this process, over real sockets: the protocol of the ASGI face, spoken by it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+import websockets
+from tests.gateway_app import Running, running
+from tests.gateway_process import bearer, token
+
+from flx_api.config import load
+from flx_api.dependencies import Parts
+from flx_api.errors import Conflict, StartupError
+from flx_api.events.position import Position, encode
+from flx_api.upstream.endpoints import Endpoint
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+
+def run(story: Callable[[Running], Awaitable[None]], **settings: Any) -> None:
+    async def told() -> None:
+        async with running(realtime_port=0, **settings) as gateway:
+            await story(gateway)
+
+    asyncio.run(told())
+
+
+def connect(parts: Parts, client_id: str = "me", **options: Any) -> Any:
+    assert parts.native.listener is not None
+    options.setdefault("additional_headers", bearer())
+    return websockets.connect(f"ws://127.0.0.1:{parts.native.listener.port}/ws/{client_id}", **options)
+
+
+async def refusal(parts: Parts, client_id: str, headers: dict[str, str]) -> tuple[int, str]:
+    """Status and code of a connection that is not let in."""
+    with pytest.raises(websockets.InvalidStatus) as caught:
+        await connect(parts, client_id, additional_headers=headers)
+    response = caught.value.response
+    assert response.headers["content-type"] == "application/problem+json"
+    document = msgspec.json.decode(bytes(response.body or b""))
+    assert document["request_id"]
+    return response.status_code, document["code"]
+
+
+async def hear(connection: Any) -> dict[str, Any]:
+    async with asyncio.timeout(10):
+        message: dict[str, Any] = msgspec.json.decode(await connection.recv())
+        return message
+
+
+async def say(connection: Any, **message: Any) -> dict[str, Any]:
+    """Send a message; the answer."""
+    await connection.send(msgspec.json.encode(message).decode())
+    return await hear(connection)
+
+
+async def code_of(connection: Any) -> int:
+    """The code that a connection is closed with."""
+    with pytest.raises(websockets.ConnectionClosed) as caught:  # noqa: PT012 - whatever comes before does not matter
+        while True:
+            await hear(connection)
+    assert caught.value.rcvd is not None
+    return int(caught.value.rcvd.code)
+
+
+@contextlib.asynccontextmanager
+async def another(gateway: Running, **settings: Any) -> AsyncIterator[Parts]:
+    """Another gateway of the same daemon."""
+    folder = gateway.parts.settings.data_dir
+    given = {
+        "data_dir": folder,
+        "jwt_secret_key": gateway.parts.settings.jwt_secret_key,
+        "realtime_port": 0,
+        **settings,
+    }
+    parts = Parts(load({}, given), Endpoint(path=str(Path(str(folder)) / "d.sock")))
+    await parts.start()
+    try:
+        async with asyncio.timeout(10):
+            while parts.follower.reason or not parts.revocations.known:  # noqa: ASYNC110 - flags, not events
+                await asyncio.sleep(0)
+        yield parts
+    finally:
+        await parts.close()
+
+
+def test_the_plain_protocol() -> None:
+    async def story(gateway: Running) -> None:
+        daemon, parts = gateway.daemon, gateway.parts
+        async with connect(parts) as one:
+            assert await hear(one) == {"type": "connected", "message": "connected", "client_id": "me"}
+            assert (await say(one, type="ping"))["type"] == "pong"
+            assert await say(one, type="hello", a=1) == {"type": "echo", "data": {"type": "hello", "a": 1}}
+            assert (await say(one, type="subscribe"))["code"] == "invalid_request"
+            assert (await say(one, type="subscribe", event="nothing"))["code"] == "not_found"
+            assert (await say(one, type="subscribe", event="execution.*"))["event"] == "execution.*"
+            assert (await say(one, type="subscribe", event="pipeline_events"))["type"] == "subscribed"
+            await daemon.publish("pipeline_events", {"n": 0}, tenant="other")
+            await daemon.publish("execution.x.status", {"n": 1})
+            await daemon.publish("pipeline_events", {"n": 2})
+            await daemon.log("x", b"a line")
+            events = [await hear(one) for _ in range(3)]
+            assert [(event["event"], event["data"]) for event in events] == [
+                ("execution.x.status", {"n": 1}),
+                ("pipeline_events", {"n": 2}),
+                ("execution.x.log", "a line"),
+            ]
+            assert {"type", "seq", "prev", "epoch", "ts", "pos"} <= set(events[0])
+            assert (await say(one, type="unsubscribe", event="pipeline_events"))["type"] == "unsubscribed"
+        ticket = (await gateway.client.post("/v1/ws-ticket", headers=bearer())).json()["ticket"]
+        async with connect(parts, f"t?ticket={ticket}", additional_headers={}) as other:
+            assert (await hear(other))["client_id"] == "t"
+        assert await refusal(parts, f"t?ticket={ticket}", {}) == (401, "invalid_token")
+
+    run(story)
+
+
+def test_batches_are_for_those_who_ask_for_them() -> None:
+    async def story(gateway: Running) -> None:
+        offered = [websockets.Subprotocol("flx.v1"), websockets.Subprotocol(f"bearer.{token()}")]
+        async with connect(gateway.parts, additional_headers={}, subprotocols=offered) as one:
+            assert one.subprotocol == "flx.v1"
+            await hear(one)
+            await say(one, type="subscribe", event="bench.x")
+            gateway.parts.native.publish("default", "bench.x", 7, b'{"n":1}')
+            batch = await hear(one)
+            assert (batch["t"], batch["s"], batch["d"], batch["ts"]) == ("bench.x", [1], [{"n": 1}], 7)
+        named = [websockets.Subprotocol("flx.plain")]
+        async with connect(gateway.parts, "b", subprotocols=named) as other:
+            assert other.subprotocol == "flx.plain"
+
+    run(story)
+
+
+def test_connections_are_refused_before_they_begin() -> None:
+    async def story(gateway: Running) -> None:
+        parts = gateway.parts
+        async with connect(parts, "mine"):
+            assert await refusal(parts, "me", {}) == (401, "missing_token")
+            assert await refusal(parts, "me", {"authorization": "Bearer a.b.c"}) == (401, "invalid_token")
+            assert await refusal(parts, "mine", bearer("bert")) == (409, "client_id_taken")
+            assert await refusal(parts, "a%20b", bearer()) == (400, "invalid_request")
+            assert await refusal(parts, "a/b", bearer()) == (404, "not_found")
+            evil = {**bearer(), "origin": "https://evil.example"}
+            assert await refusal(parts, "me", evil) == (403, "origin_not_allowed")
+            async with connect(parts, "mine") as again:
+                assert (await hear(again))["type"] == "connected"
+            # The other face of this gateway knows who holds it.
+            admitted = parts.tickets.redeem(
+                (await gateway.client.post("/v1/ws-ticket", headers=bearer("bert"))).json()["ticket"], 0
+            )
+            assert admitted is not None
+            with pytest.raises(Conflict):
+                parts.manager.check("mine", admitted)
+
+    run(story)
+
+
+def test_what_is_no_handshake_is_answered_with_a_problem() -> None:
+    async def story(gateway: Running) -> None:
+        assert gateway.parts.native.listener is not None
+        ids = set()
+        for request, status, code in (
+            (b"GET /ws/a HTTP/1.1\r\nhost: a\r\n\r\n", 400, "invalid_request"),
+            (b"GET /ws/a HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\n\r\n", 400, "invalid_request"),
+            (b"GET /ws/a HTTP/1.1\r\n\r\n", 400, "invalid_host"),
+            (b"POST /ws/a HTTP/1.1\r\nhost: a\r\n\r\n", 405, "method_not_allowed"),
+            (b"nonsense\r\n\r\n", 400, "invalid_request"),
+        ):
+            reader, writer = await asyncio.open_connection("127.0.0.1", gateway.parts.native.listener.port)
+            writer.write(request)
+            async with asyncio.timeout(10):
+                head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+            writer.close()
+            assert head.startswith(b"HTTP/1.1 %d " % status)
+            assert b"content-length: %d" % len(body) in head
+            document = msgspec.json.decode(body)
+            assert document["code"] == code
+            ids.add(document["request_id"])
+        assert len(ids) == 5
+
+    run(story)
+
+
+def test_connections_end_for_a_reason() -> None:
+    async def story(gateway: Running) -> None:
+        parts = gateway.parts
+        async with connect(parts) as one:
+            await one.send("x" * 65_537)
+            assert await code_of(one) == 1009
+        async with connect(parts) as one:
+            for _ in range(11):
+                await one.send("not json")
+            assert await code_of(one) == 1008
+        headers = {"authorization": f"Bearer {token(ttl_s=2)}"}
+        async with connect(parts, additional_headers=headers) as one:
+            assert await code_of(one) == 4401
+        async with connect(parts) as one:
+            await hear(one)
+            await parts.drain()
+            assert await code_of(one) == 1012
+        assert await refusal(parts, "me", bearer()) == (503, "shutting_down")
+
+    run(story)
+
+
+def test_a_client_resumes_without_hole_or_duplicate() -> None:
+    async def numbers(connection: Any, count: int) -> list[int]:
+        return [int((await hear(connection))["data"]["n"]) for _ in range(count)]
+
+    async def story(gateway: Running) -> None:
+        daemon, parts = gateway.daemon, gateway.parts
+        async with connect(parts) as one:
+            await hear(one)
+            await say(one, type="subscribe", event="pipeline_events")
+            for number in range(3):
+                await daemon.publish("pipeline_events", {"n": number})
+            pos = (await hear(one))["pos"]
+        for number in range(3, 6):
+            await daemon.publish("pipeline_events", {"n": number})
+        async with connect(parts) as one:  # from the listener's memory
+            await hear(one)
+            assert (await say(one, type="subscribe", event="*", **{"from": pos}))["type"] == "subscribed"
+            assert await numbers(one, 5) == [1, 2, 3, 4, 5]
+            await daemon.publish("pipeline_events", {"n": 6})
+            assert await numbers(one, 1) == [6]
+        # The memory of another gateway is empty, so the daemon has to tell.
+        async with another(gateway) as other, connect(other) as one:
+            await hear(one)
+            await say(one, type="subscribe", event="*", **{"from": pos})
+            assert await numbers(one, 6) == [1, 2, 3, 4, 5, 6]
+            await daemon.publish("pipeline_events", {"n": 7})
+            assert await numbers(one, 1) == [7]
+        await daemon.log("x", b"1", b"2")
+        async with another(gateway) as other, connect(other) as one:
+            await hear(one)
+            await say(one, type="subscribe", event="execution.*", **{"from": encode(Position("e1", 8, {"x": 1}))})
+            assert (await hear(one))["seq"] == 2
+            await daemon.log("x", b"3")
+            assert (await hear(one))["seq"] == 3
+            # What is no history of this daemon is told as a gap.
+            elsewhere = encode(Position("e0", 1))
+            await say(one, type="subscribe", event="pipeline_events", **{"from": elsewhere})
+            assert (await hear(one))["reason"] == "epoch"
+
+    run(story)
+
+
+def test_a_worker_takes_over_from_one_that_is_gone() -> None:
+    async def story(gateway: Running) -> None:
+        assert gateway.parts.native.listener is not None
+        port = gateway.parts.native.listener.port
+        async with another(gateway, realtime_port=port) as second:
+            assert second.native.listener is None
+            await gateway.daemon.publish("pipeline_events", {"n": 1})
+            await gateway.parts.native.close()
+            async with asyncio.timeout(10):
+                while second.native.listener is None:  # noqa: ASYNC110 - a flag, not an event
+                    await asyncio.sleep(0.02)
+            async with connect(second) as one:
+                await hear(one)
+                await say(one, type="subscribe", event="pipeline_events")
+                await gateway.daemon.publish("pipeline_events", {"n": 2})
+                assert (await hear(one))["data"] == {"n": 2}
+
+    run(story)
+
+
+def test_there_is_none_unless_it_is_asked_for() -> None:
+    async def told() -> None:
+        async with running() as gateway:
+            assert gateway.parts.native.listener is None
+
+    asyncio.run(told())
+
+
+def test_what_cannot_be_used_is_told_at_the_start(tmp_path: Path) -> None:
+    given = {"enable_ssl": True, "ssl_cert_file": str(tmp_path / "c"), "ssl_key_file": str(tmp_path / "k")}
+    (tmp_path / "c").touch()
+    (tmp_path / "k").touch()
+    with pytest.raises(StartupError, match="FLX_SSL"):
+        run(lambda _: asyncio.sleep(0), **given)
