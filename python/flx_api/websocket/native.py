@@ -61,7 +61,7 @@ class NativeFace:
     """The native listener of one gateway process, when this is the one that has it.
 
     Raises:
-        StartupError: its certificate or key cannot be read or used.
+        StartupError: its certificate or key cannot be read.
     """
 
     def __init__(
@@ -86,10 +86,19 @@ class NativeFace:
         self._start: asyncio.Task[None] | None = None
         self.listener: RealtimeListener | None = None
 
+    @property
+    def is_listening(self) -> bool:
+        """Whether this process is the one that listens."""
+        return self.listener is not None
+
     # --- lifecycle ---------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Listen, or go on trying to."""
+        """Listen, or go on trying to.
+
+        Raises:
+            StartupError: it cannot listen, and will not be able to.
+        """
         if self._port is not None and not self._listen():
             self._start = asyncio.create_task(self._wait_for_port(), name="realtime-port")
 
@@ -110,8 +119,7 @@ class NativeFace:
 
     async def _wait_for_port(self) -> None:
         _log.info("realtime.port_taken", port=self._port)
-        while not self._listen():
-            # Nothing tells when a port becomes free.
+        while not self._listen():  # noqa: ASYNC110 - nothing tells when a port becomes free
             await asyncio.sleep(_AGAIN_S)
 
     def _listen(self) -> bool:
@@ -128,7 +136,11 @@ class NativeFace:
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 return False
-            raise
+            detail = f"FLX_REALTIME_PORT: cannot listen: {error.strerror}"
+            raise StartupError(detail) from None
+        except ValueError as error:
+            detail = f"FLX_SSL_CERT_FILE, FLX_SSL_KEY_FILE: {error}"
+            raise StartupError(detail) from None
         self.listener = listener
         position = self._now()
         if position.epoch:

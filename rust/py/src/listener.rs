@@ -18,7 +18,7 @@ use flx_realtime::request::Fault;
 use flx_realtime::service::ConnId;
 use flx_realtime::sessions::{Refusals, Sessions};
 use flx_realtime::tls;
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::pybacked::{PyBackedBytes, PyBackedStr};
 use pyo3::types::{PyBytes, PyTuple};
@@ -77,7 +77,9 @@ impl RealtimeListener {
             Listener::start(SocketAddr::new(address, port), 1, limits, config.as_ref(), clock, |_, thread| {
                 let refusals = refusals.take().unwrap_or_else(|| Box::new(|_| Vec::new()));
                 Sessions::new(Arc::clone(&shared), refusals, thread)
-            })?;
+            });
+        // With its number: that the address is in use is no surprise where several processes try.
+        let listener = listener.map_err(|error| PyOSError::new_err((error.raw_os_error(), error.to_string())))?;
         let port = listener.address().port();
         Ok(Self { desk, listener: Mutex::new(Some(listener)), bell, port })
     }
