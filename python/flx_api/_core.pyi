@@ -31,6 +31,7 @@ __all__ = [
     "LeaseBook",
     "Meter",
     "Principal",
+    "RealtimeListener",
     "Revocations",
     "SharedMemory",
     "SlidingWindow",

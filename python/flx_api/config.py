@@ -136,11 +136,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     api_host: Annotated[str, Meta(description="the address the gateway listens on")] = "127.0.0.1"
     api_port: Annotated[Port, Meta(description="the gateway's port; 0 takes any free one")] = 8000
     realtime_port: Annotated[
-        Port | None,
-        Meta(
-            description="the port of the native WebSocket listener, on the gateway's address, which one worker runs; "
-            "0 takes any free one. Without it there is none"
-        ),
+        Port | None, Meta(description="a port for the native WebSocket listener (0: any free one); none without it")
     ] = None
     workers: Annotated[int, Meta(ge=1, le=64, description="gateway processes")] = 1
     interface: Annotated[

@@ -150,6 +150,7 @@ class Parts:
             now=lambda: Position(*self.hub.position()),
         )
         self.follower.tap = self.native.take
+        self.metrics.native_connections = self.native.connections
 
     def _publish(self, tenant: str, topic: str, ts_us: int, data: bytes) -> None:
         self.manager.publish(tenant, topic, ts_us, data)

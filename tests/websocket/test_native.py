@@ -152,6 +152,7 @@ def test_connections_are_refused_before_they_begin() -> None:
     async def story(gateway: Running) -> None:
         parts = gateway.parts
         async with connect(parts, "mine"):
+            assert "flx_ws_connections 1.0" in (await gateway.client.get("/metrics")).text
             assert await refusal(parts, "me", {}) == (401, "missing_token")
             assert await refusal(parts, "me", {"authorization": "Bearer a.b.c"}) == (401, "invalid_token")
             assert await refusal(parts, "mine", bearer("bert")) == (409, "client_id_taken")

@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 
 _LOSSES: Final = (GRPCError, StreamTerminatedError, ProtocolError, OSError, Unavailable)
 _PAUSE_S: Final = 0.1
+# Bounds of a batch; they are the daemon's own (`flx_api.daemon.watch`).
+_FULL_EVENTS: Final = 256
+_FULL_BYTES: Final = 64 * 1024
 DEFAULT_TENANT: Final = "default"
 _OVER: Final = frozenset({"succeeded", "succeeded_with_warnings", "failed", "cancelled", "timed_out", "crashed"})
 
@@ -201,6 +204,11 @@ def ended(event: Event) -> tuple[str, str] | None:
     except msgspec.DecodeError:
         return None
     return (tenant_of(event), status.execution) if status.status in _OVER else None
+
+
+def tells_all(batch: EventBatch) -> bool:
+    """Whether a batch, not being full, tells all that the daemon had at that moment."""
+    return len(batch.events) < _FULL_EVENTS and batch.ByteSize() < _FULL_BYTES
 
 
 def tenant_of(event: Event) -> str:

@@ -88,6 +88,8 @@ class Metrics(Collector):
         # By command and status of the operation.
         self.operations: dict[tuple[str, str], int] = {}
         self.connections = 0
+        # Those of the native listener, which counts them itself.
+        self.native_connections: Callable[[], int] = lambda: 0
         self.connections_closed: dict[int, int] = {}
         self.subscriptions = 0
         self.events_received = 0
@@ -171,7 +173,8 @@ class Metrics(Collector):
             "Reads that were answered with what another one of the same principal had asked for.",
             value=self.reads_shared,
         )
-        yield GaugeMetricFamily("flx_ws_connections", "Open WebSocket connections.", value=self.connections)
+        connections = self.connections + self.native_connections()
+        yield GaugeMetricFamily("flx_ws_connections", "Open WebSocket connections.", value=connections)
         yield GaugeMetricFamily("flx_ws_subscriptions", "Subscriptions of all connections.", value=self.subscriptions)
         yield _counts(
             "flx_ws_closed",

@@ -16,7 +16,7 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 from flx_api.errors import Conflict, RateLimited, Unavailable
-from flx_api.events.follower import DEFAULT_TENANT, told
+from flx_api.events.follower import DEFAULT_TENANT, tells_all, told
 from flx_api.events.position import Position
 from flx_api.websocket import protocol
 from flx_api.websocket.close_codes import CloseCode
@@ -38,9 +38,6 @@ _CATCH_UP_S: Final = 30.0
 # So many connections are served before others have their turn.
 _ROOM: Final = 256
 _SWEEP_TICKS: Final = 5
-# A batch below both bounds tells all that the daemon had at that moment (they are its own, `flx_api.daemon.watch`).
-_FULL_EVENTS: Final = 256
-_FULL_BYTES: Final = 64 * 1024
 # Tenant and subject: two tenants may each have an anna, and they are not the same one.
 _Owner = tuple[str, str]
 
@@ -295,7 +292,7 @@ class ConnectionManager:
             async for batch in batches:
                 if batch.gap_reason:
                     raise _Gone(batch.gap_reason)
-                is_last = len(batch.events) < _FULL_EVENTS and batch.ByteSize() < _FULL_BYTES
+                is_last = tells_all(batch)
                 found = self._hub.backfill(
                     connection.handle, batch.epoch, told(batch.events), batch.journal_seq, is_last, self._now_ms()
                 )

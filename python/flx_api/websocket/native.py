@@ -24,7 +24,7 @@ import structlog
 
 from flx_api._core import RealtimeListener
 from flx_api.errors import Conflict, InvalidRequest, NotFound, RateLimited, StartupError, Unavailable
-from flx_api.events.follower import DEFAULT_TENANT, ended, start_of, told
+from flx_api.events.follower import DEFAULT_TENANT, ended, start_of, tells_all, told
 from flx_api.events.position import Position
 from flx_api.gateway.responses import problem
 from flx_api.models.event import PRIVATE_TOPICS
@@ -48,9 +48,6 @@ _AGAIN_S: Final = 1.0
 _HISTORY_S: Final = 30.0
 # Within the time that a gateway has to say goodbye.
 _DRAIN_MS: Final = 200
-# A batch below both bounds tells all that the daemon had at that moment (they are its own, `flx_api.daemon.watch`).
-_FULL_EVENTS: Final = 256
-_FULL_BYTES: Final = 64 * 1024
 _ID_GAP: Final = "0" * 16
 _REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
 
@@ -90,6 +87,10 @@ class NativeFace:
     def is_listening(self) -> bool:
         """Whether this process is the one that listens."""
         return self.listener is not None
+
+    def connections(self) -> int:
+        """How many WebSockets it has."""
+        return 0 if self.listener is None else len(self.listener)
 
     # --- lifecycle ---------------------------------------------------------------------------------------------------
 
@@ -254,7 +255,7 @@ class NativeFace:
                         reason = batch.gap_reason or "epoch"
                         break
                     events = told(event for event in batch.events if event.topic not in PRIVATE_TOPICS)
-                    is_last = len(batch.events) < _FULL_EVENTS and batch.ByteSize() < _FULL_BYTES
+                    is_last = tells_all(batch)
                     room.clear()
                     done = listener.backfill(conn, key, batch.epoch, events, batch.journal_seq, is_last=is_last)
                     if done is None:

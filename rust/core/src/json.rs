@@ -8,7 +8,11 @@
 //! value. Why not `serde_json`: it keeps the last of two equal names and turns big integers into floats; it is the judge
 //! in the tests instead. The judge of the check is the reader in Python of `tests/models/naive_json.py`.
 
+mod outline;
+
 use std::borrow::Cow;
+
+pub use outline::{Outline, outline};
 
 /// Objects and arrays of a tree inside one another, the outermost counted.
 pub const MAX_DEPTH: usize = 16;
@@ -100,54 +104,6 @@ pub fn parse(text: &[u8]) -> Result<Json<'_>, Malformed> {
 /// Whether a text is exactly one value, at most so many objects and arrays deep. Linear in its length.
 pub fn check(text: &[u8], max_depth: usize) -> Result<(), Refusal> {
     read::<()>(text, max_depth).map_err(|refusal| if is_deeper(text, max_depth) { Refusal::TooDeep } else { refusal })
-}
-
-/// The texts in an object; whatever else is in it was read, too, but is not kept.
-#[derive(Debug)]
-pub enum Outline<'a> {
-    /// A text.
-    Text(Cow<'a, str>),
-    /// `null`
-    Null,
-    /// An object.
-    Object(Vec<(Cow<'a, str>, Outline<'a>)>),
-    /// Anything else.
-    Other,
-}
-
-/// Reads exactly one value as [`check`] does, and keeps its outline.
-pub fn outline(text: &[u8], max_depth: usize) -> Result<Outline<'_>, Refusal> {
-    read(text, max_depth).map_err(|refusal| if is_deeper(text, max_depth) { Refusal::TooDeep } else { refusal })
-}
-
-impl<'a> Value<'a> for Outline<'a> {
-    fn null() -> Self {
-        Self::Null
-    }
-
-    fn bool(_: bool) -> Self {
-        Self::Other
-    }
-
-    fn integer(text: &str) -> Result<Self, Malformed> {
-        <()>::integer(text).map(|()| Self::Other)
-    }
-
-    fn float(_: f64) -> Self {
-        Self::Other
-    }
-
-    fn string(text: Cow<'a, str>) -> Self {
-        Self::Text(text)
-    }
-
-    fn array(_: Vec<Self>) -> Self {
-        Self::Other
-    }
-
-    fn object(members: Vec<(Cow<'a, str>, Self)>) -> Self {
-        Self::Object(members)
-    }
 }
 
 fn read<'a, V: Value<'a>>(text: &'a [u8], max_depth: usize) -> Result<V, Refusal> {

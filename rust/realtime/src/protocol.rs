@@ -2,8 +2,6 @@
 //!
 //! Rules: pure. What a client sent comes back in `echo` only, as the JSON it was; never in an error.
 
-use std::fmt::Write as _;
-
 use flx_core::hub::Refused;
 use flx_core::hub::position::quote;
 use flx_core::json::{self, Outline, Refusal};
@@ -99,9 +97,13 @@ pub fn connected(client_id: &str) -> Wire {
 /// The answer to `ping`.
 #[must_use]
 pub fn pong(now_us: u64) -> Wire {
-    let mut text = String::new();
-    let _ = write!(text, r#"{{"type":"pong","timestamp":{now_us}}}"#);
-    Wire::text(text.as_bytes())
+    with_number(r#"{"type":"pong","timestamp":"#, now_us)
+}
+
+/// A sign of life, for programs that see no Pings.
+#[must_use]
+pub fn heartbeat(now_us: u64) -> Wire {
+    with_number(r#"{"type":"heartbeat","ts":"#, now_us)
 }
 
 /// The answer to `unsubscribe`.
@@ -130,17 +132,17 @@ pub fn error(complaint: Complaint) -> Wire {
 /// Tells a client that its token ends.
 #[must_use]
 pub fn expiring(in_s: u64) -> Wire {
-    let mut text = String::new();
-    let _ = write!(text, r#"{{"type":"expiring","in_s":{in_s}}}"#);
-    Wire::text(text.as_bytes())
+    with_number(r#"{"type":"expiring","in_s":"#, in_s)
 }
 
 /// Tells a client when it should come back.
 #[must_use]
 pub fn reconnect(in_ms: u64) -> Wire {
-    let mut text = String::new();
-    let _ = write!(text, r#"{{"type":"reconnect","in_ms":{in_ms}}}"#);
-    Wire::text(text.as_bytes())
+    with_number(r#"{"type":"reconnect","in_ms":"#, in_ms)
+}
+
+fn with_number(head: &str, value: u64) -> Wire {
+    Wire::text(format!("{head}{value}}}").as_bytes())
 }
 
 fn with_text(head: &str, value: &str) -> Wire {
@@ -199,6 +201,8 @@ mod tests {
         assert_eq!(r#"{"type":"echo","data":{"type":"x"}}"#, payload(echo(b" {\"type\":\"x\"}\n")));
         assert_eq!(r#"{"type":"connected","message":"connected","client_id":"a.b"}"#, payload(connected("a.b")));
         assert_eq!(r#"{"type":"pong","timestamp":5}"#, payload(pong(5)));
+        assert_eq!(r#"{"type":"heartbeat","ts":6}"#, payload(heartbeat(6)));
+        assert_eq!(r#"{"type":"expiring","in_s":8}"#, payload(expiring(8)));
         assert_eq!(r#"{"type":"reconnect","in_ms":7}"#, payload(reconnect(7)));
         let text = payload(error(TOO_MANY_MESSAGES));
         assert_eq!(r#"{"type":"error","code":"rate_limited","message":"Too many messages"}"#, text);

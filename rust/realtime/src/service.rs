@@ -67,6 +67,9 @@ pub trait Service: Send + 'static {
     /// The socket has room again, after [`Outbox::frame`] has met a full one.
     fn writable(&mut self, conn: ConnId, now_ms: u64, out: &mut Outbox<'_>);
 
+    /// A Ping was sent: so long nothing may have been heard by a client that sees no Pings.
+    fn pinged(&mut self, conn: ConnId, now_ms: u64, out: &mut Outbox<'_>);
+
     /// The client is to be told that it should come back in `in_ms`; then it will be closed with 1012.
     fn draining(&mut self, conn: ConnId, in_ms: u64, now_ms: u64, out: &mut Outbox<'_>);
 

@@ -264,6 +264,10 @@ impl Service for Sessions {
         self.desk.hub().writable(key, now_ms);
     }
 
+    fn pinged(&mut self, conn: ConnId, _: u64, out: &mut Outbox<'_>) {
+        out.message(conn, protocol::heartbeat(wall_us()));
+    }
+
     fn draining(&mut self, conn: ConnId, in_ms: u64, _: u64, out: &mut Outbox<'_>) {
         if self.session(conn).is_some_and(|session| session.dialect == Dialect::Batched) {
             out.message(conn, protocol::reconnect(in_ms));

@@ -326,6 +326,7 @@ impl<S: Service> Worker<S> {
                 connection.life_ms = now_ms + limits.life_ms;
                 self.table.send(conn, Kind::Ping, Wire::frame(Opcode::Ping, b""));
                 self.table.rearm(index);
+                self.service.pinged(conn, now_ms, &mut Outbox(&mut self.table));
             }
         }
         self.settle();

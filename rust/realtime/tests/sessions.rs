@@ -169,6 +169,14 @@ fn what_cannot_be_done_is_told_and_too_much_of_it_ends() {
 }
 
 #[test]
+fn who_sees_no_pings_hears_a_sign_of_life() {
+    let process = process(HubLimits::default(), Limits { ping_ms: 200, life_ms: 5_000, ..Limits::default() });
+    let mut client = process.client("/ws/a?ann");
+    assert_eq!(Some((0x89, vec![])), client.frame());
+    assert_eq!("heartbeat", hear(&mut client)["type"]);
+}
+
+#[test]
 fn a_client_id_is_its_owners_while_it_is_connected() {
     let process = process(HubLimits::default(), Limits::default());
     let first = process.client("/ws/same?ann");

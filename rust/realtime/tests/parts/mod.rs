@@ -75,6 +75,8 @@ impl Service for Obedient {
         let _ = self.told.send(Told::Writable(conn));
     }
 
+    fn pinged(&mut self, _: ConnId, _: u64, _: &mut Outbox<'_>) {}
+
     fn draining(&mut self, conn: ConnId, in_ms: u64, _: u64, out: &mut Outbox<'_>) {
         out.message(conn, Wire::text(format!("reconnect {in_ms}").as_bytes()));
     }
