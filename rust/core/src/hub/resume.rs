@@ -13,7 +13,7 @@ use std::sync::Arc;
 use super::audience::Standing;
 use super::frame::{self, Frame, Gap, Told};
 use super::log::TopicLog;
-use super::position::{self, Position, execution_of_log};
+use super::position::{Position, execution_of_log};
 use super::reader::{Join, Joins, Since};
 use super::rights::Refused;
 use super::store::{begun_by, is_local};
@@ -53,8 +53,8 @@ pub(super) struct Catching {
     pattern: Box<str>,
     position: Position,
     born_from: u64,
-    /// Up to here the other subscriptions have had the journal.
-    covered_seq: u64,
+    /// Where it began, when there are other subscriptions: they have still to get what came after they were held.
+    began: Option<Position>,
     /// The epoch has ended.
     pub(super) over: bool,
 }
@@ -210,11 +210,11 @@ impl Hub {
     fn hold(&mut self, conn: ConnKey, pattern: &str, position: Position, born_from: u64) {
         let standing = self.fleet.standing(conn.index, self.store.order);
         let others = !self.fleet.patterns(conn.index).is_empty();
-        let covered_seq = if others { self.store.seq_at(standing.cursor).max(born_from) } else { u64::MAX };
+        let began = others.then(|| position.clone());
         self.fleet.part(conn.index, standing);
         if let Some(found) = self.fleet.get_mut(conn) {
             let pattern = pattern.into();
-            found.catching = Some(Box::new(Catching { pattern, position, born_from, covered_seq, over: false }));
+            found.catching = Some(Box::new(Catching { pattern, position, born_from, began, over: false }));
         }
     }
 
@@ -288,11 +288,9 @@ impl Catching {
         frames
     }
 
-    /// The position for clients: the other subscriptions have still to get what came after they were held.
+    /// The position for clients.
     fn pos(&self) -> String {
-        let Position { epoch, seq, logs } = &self.position;
-        let logs = logs.iter().map(|(execution, line)| (&**execution, *line));
-        position::encode(epoch, self.covered_seq.min(*seq), logs)
+        self.began.as_ref().unwrap_or(&self.position).encode()
     }
 
     fn is_new(&self, event: &Event<'_>) -> bool {

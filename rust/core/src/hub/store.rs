@@ -352,7 +352,7 @@ impl Store {
     // --- positions ---------------------------------------------------------------------------------------------------
 
     /// The journal's number at an order that is not behind the ring.
-    pub(super) fn seq_at(&self, order: u64) -> u64 {
+    fn seq_at(&self, order: u64) -> u64 {
         let index = self.marks.partition_point(|mark| mark.0 <= order);
         self.marks.get(index.saturating_sub(1)).map_or(self.start_seq, |mark| mark.1)
     }
