@@ -22,6 +22,7 @@ use std::{
     io::{ErrorKind, Read, Write, stdin},
     net::{Ipv4Addr, SocketAddr, TcpStream},
     os::fd::AsFd,
+    sync::atomic::{AtomicUsize, Ordering},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -35,7 +36,8 @@ use socket2::{Domain, Socket, Type};
 
 type Failure = Box<dyn Error>;
 
-/// From one source address there are some 28,000 ports.
+/// Connections from one source address, which has some 28,000 ports; those of connections that have ended are not free at
+/// once, so whoever comes again, and the next fleet, come from other ones.
 const PER_SOURCE: usize = 10_000;
 /// So small that a client which does not read holds its server up soon.
 const STALLABLE_BYTES: usize = 4096;
@@ -410,13 +412,17 @@ impl Fleet {
     }
 }
 
+/// How many sockets were opened.
+static OPENED: AtomicUsize = AtomicUsize::new(0);
+
 fn open(plan: &Plan, number: usize) -> std::io::Result<TcpStream> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
     if plan.stallable(number) {
         socket.set_recv_buffer_size(STALLABLE_BYTES)?;
     }
-    if number >= PER_SOURCE && plan.address.ip().is_loopback() {
-        let source = Ipv4Addr::new(127, 0, 0, u8::try_from(1 + number / PER_SOURCE).unwrap_or(254));
+    if plan.address.ip().is_loopback() {
+        let place = OPENED.fetch_add(1, Ordering::Relaxed) / PER_SOURCE;
+        let source = Ipv4Addr::new(127, 0, 1 + (std::process::id() % 254) as u8, 1 + (place % 254) as u8);
         socket.bind(&SocketAddr::from((source, 0)).into())?;
     }
     socket.set_nonblocking(true)?;
