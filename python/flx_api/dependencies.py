@@ -22,6 +22,7 @@ from flx_api.auth.tickets import Tickets
 from flx_api.commands import COMMANDS
 from flx_api.errors import StartupError
 from flx_api.events.follower import Follower
+from flx_api.events.histories import Histories
 from flx_api.events.position import Position
 from flx_api.gateway.batch import BatchRoute
 from flx_api.gateway.cors import Cors
@@ -99,7 +100,8 @@ class Parts:
         self.manager = ConnectionManager(self.hub, self.metrics, time.monotonic, time.time)
         self.follower = Follower(self.upstream, self.hub, self.manager, self.metrics, self.revocations)
         self.health.register("events", lambda: self.follower.reason)
-        self.manager.history = self.follower.history
+        self.histories = Histories(self.follower.history, time.monotonic)
+        self.manager.history = self.histories.of
 
         local = None
         if settings.environment == "development":
@@ -146,7 +148,7 @@ class Parts:
             settings,
             endpoint=self.endpoint,
             manager=self.manager,
-            history=self.follower.history,
+            history=self.histories.of,
             now=lambda: Position(*self.hub.position()),
         )
         self.follower.tap = self.native.take
@@ -180,6 +182,7 @@ class Parts:
         await self.drain()
         await self.native.close()
         await self.manager.shutdown()
+        await self.histories.close()
         await self.follower.close()
         await self.revocations.close()
         if self.leases is not None:

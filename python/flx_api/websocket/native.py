@@ -248,9 +248,10 @@ class NativeFace:
         """Give a connection what the daemon has of a pattern since a position."""
         room = self._rooms[conn] = asyncio.Event()
         reason = "upstream_unavailable"
+        batches = self._history([pattern], Position(*since))
         try:
             async with asyncio.timeout(_HISTORY_S):
-                async for batch in self._history([pattern], Position(*since)):
+                async for batch in batches:
                     if batch.gap_reason or batch.epoch != since[0]:
                         reason = batch.gap_reason or "epoch"
                         break
@@ -268,6 +269,8 @@ class NativeFace:
             pass
         finally:
             del self._rooms[conn]
+            # Left early, it would hold its stream until it is collected.
+            await batches.aclose()
         listener.give_up(conn, key, reason)
 
 
