@@ -40,7 +40,8 @@ impl Word for AtomicU64 {
 }
 
 /// A word that one caller uses at a time, whose turns are ordered by something else (a lock, a `&mut`). Where callers do
-/// come at once, nothing breaks but the count: an update may be lost. A hit costs about a twentieth less than with shared words.
+/// come at once, nothing breaks but the count: an update may be lost. A hit costs about a twentieth less than with shared
+/// words.
 #[derive(Debug, FromZeros)]
 #[repr(transparent)]
 pub struct Lone(AtomicU64);
