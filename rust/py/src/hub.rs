@@ -1,10 +1,10 @@
-//! `Hub`: the hub of a gateway process, shared with the threads of its listener.
+//! `Hub`: the hub of a gateway process, and what it has in common with that of the listener (`crate::listener`).
 //!
 //! Rules: the lock is held for one call of the core, and no Python object is made meanwhile; who has to wait for it waits
 //! without the interpreter.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 
 use flx_core::hub::{
     self as core, Backfill, Class, ConnKey, Dialect, Event, Frame, Limits, Position, Profile, Refused,
@@ -23,7 +23,7 @@ type Place = (String, u64, HashMap<String, u64>);
 /// All events and connections of one process.
 #[pyclass(frozen, module = "flx_api._core")]
 pub(crate) struct Hub {
-    core: Arc<Mutex<core::Hub>>,
+    core: Mutex<core::Hub>,
 }
 
 impl Hub {
@@ -33,7 +33,7 @@ impl Hub {
             match self.core.try_lock() {
                 Ok(guard) => return guard,
                 Err(TryLockError::Poisoned(poisoned)) => return poisoned.into_inner(),
-                // A listener has it for a turn; a guard does not pass between threads, so it is asked for again.
+                // Another thread has it for a call; a guard does not pass between threads, so it is asked for again.
                 Err(TryLockError::WouldBlock) => {
                     py.detach(|| drop(self.core.lock().unwrap_or_else(PoisonError::into_inner)));
                 }
@@ -61,7 +61,7 @@ impl Hub {
             max_connections: max_connections.unwrap_or(usual.max_connections),
             ..usual
         };
-        Ok(Self { core: Arc::new(Mutex::new(core::Hub::new(limits, seed()?.0, local_epoch))) })
+        Ok(Self { core: Mutex::new(core::Hub::new(limits, seed()?.0, local_epoch)) })
     }
 
     /// How far the journal was heard.
@@ -281,11 +281,13 @@ impl Hub {
     }
 }
 
-const fn handle(conn: ConnKey) -> u64 {
+/// A connection of a hub as a number.
+pub(crate) const fn handle(conn: ConnKey) -> u64 {
     (conn.generation as u64) << 32 | conn.index as u64
 }
 
-const fn key(handle: u64) -> ConnKey {
+/// The connection of a number.
+pub(crate) const fn key(handle: u64) -> ConnKey {
     ConnKey { index: handle as u32, generation: (handle >> 32) as u32 }
 }
 
@@ -306,7 +308,8 @@ fn texts(frames: &[Frame]) -> Vec<String> {
     frames.iter().map(text).collect()
 }
 
-fn class(name: &str) -> PyResult<Class> {
+/// A class of topics by its name.
+pub(crate) fn class(name: &str) -> PyResult<Class> {
     Ok(match name {
         "pipeline" => Class::Pipeline,
         "execution" => Class::Execution,

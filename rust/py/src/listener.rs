@@ -10,7 +10,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use flx_core::hub::{Backfill, Class, ConnKey, Dialect, Event, Hub, Limits as HubLimits, Profile, Rights};
+use flx_core::hub::{Backfill, Dialect, Event, Hub, Limits as HubLimits, Profile, Rights};
 use flx_realtime::desk::{Desk, Newcomer, NotIn, Owner, Question};
 use flx_realtime::handshake::SUBPROTOCOL;
 use flx_realtime::listener::{Clock, Limits, Listener};
@@ -23,6 +23,7 @@ use pyo3::prelude::*;
 use pyo3::pybacked::{PyBackedBytes, PyBackedStr};
 use pyo3::types::{PyBytes, PyTuple};
 
+use crate::hub::{self, class};
 use crate::window::seed;
 
 /// What stands for the request id in a prepared answer: as long as the ids that are put in its place.
@@ -110,7 +111,7 @@ impl RealtimeListener {
                 let logs: HashMap<_, _> =
                     it.since.logs.into_iter().map(|(name, line)| (name.into_string(), line)).collect();
                 let since = (it.since.epoch.into_string(), it.since.seq, logs);
-                let key = u64::from(it.key.index) << 32 | u64::from(it.key.generation);
+                let key = hub::handle(it.key);
                 ("history", number(it.conn), key, it.pattern.into_string(), since).into_pyobject(py)
             }
             Question::Room(conn) => ("room", number(conn)).into_pyobject(py),
@@ -131,7 +132,7 @@ impl RealtimeListener {
         subprotocol: Option<&str>,
         ends_in_s: f64,
     ) -> PyResult<Option<&'static str>> {
-        let classes = classes.iter().map(|name| class_of(name)).collect::<PyResult<Vec<_>>>()?;
+        let classes = classes.iter().map(|name| class(name)).collect::<PyResult<Vec<_>>>()?;
         let (subprotocol, dialect) = match subprotocol {
             None => (None, Dialect::Plain),
             Some(PLAIN) => (Some(PLAIN), Dialect::Plain),
@@ -216,12 +217,12 @@ impl RealtimeListener {
     ) -> PyResult<Option<bool>> {
         let events = checked(&events)?;
         let batch = Backfill { epoch, events: &events, journal_seq, is_last };
-        Ok(py.detach(|| self.desk.backfill(conn_of(conn), key_of(key), &batch)))
+        Ok(py.detach(|| self.desk.backfill(conn_of(conn), hub::key(key), &batch)))
     }
 
     /// Tells a connection that the history it waits for cannot be had.
     fn give_up(&self, py: Python<'_>, conn: u64, key: u64, reason: &str) {
-        py.detach(|| self.desk.give_up(conn_of(conn), key_of(key), reason));
+        py.detach(|| self.desk.give_up(conn_of(conn), hub::key(key), reason));
     }
 
     /// How many connections there are.
@@ -258,26 +259,9 @@ fn conn_of(number: u64) -> ConnId {
     ConnId { index: (number >> 32) as u32, generation: number as u32 }
 }
 
-fn key_of(number: u64) -> ConnKey {
-    ConnKey { index: (number >> 32) as u32, generation: number as u32 }
-}
-
 /// A header's name as ASGI has it.
 fn name_of<'py>(py: Python<'py>, name: &str) -> Bound<'py, PyBytes> {
     PyBytes::new(py, name.to_ascii_lowercase().as_bytes())
-}
-
-fn class_of(name: &str) -> PyResult<Class> {
-    Ok(match name {
-        "pipeline" => Class::Pipeline,
-        "execution" => Class::Execution,
-        "log" => Class::Log,
-        "schedule" => Class::Schedule,
-        "system" => Class::System,
-        "user" => Class::User,
-        "app" => Class::App,
-        _ => return Err(PyValueError::new_err("no such class of topics")),
-    })
 }
 
 fn text(data: &[u8]) -> PyResult<&str> {

@@ -74,6 +74,14 @@ pub(super) struct Cohort {
     pub(super) reset: bool,
 }
 
+impl Cohort {
+    /// Where its members are, while it has something to get.
+    pub(super) fn standing(&self) -> Standing {
+        let (served_ms, joins) = (self.served_ms, self.joins.clone());
+        Standing { cursor: self.cursor, idle: false, served_ms, joins, reset: self.reset }
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Conn {
     generation: u32,
@@ -214,13 +222,8 @@ impl Fleet {
     /// Where a connection is; `top` is the present order.
     pub(super) fn standing(&self, index: u32, top: u64) -> Standing {
         match self.cohort_of(index) {
-            Some(cohort) => Standing {
-                cursor: if cohort.state == State::Idle { top } else { cohort.cursor },
-                idle: cohort.state == State::Idle,
-                served_ms: cohort.served_ms,
-                joins: cohort.joins.clone(),
-                reset: cohort.reset,
-            },
+            Some(cohort) if cohort.state == State::Idle => Standing { cursor: top, idle: true, ..cohort.standing() },
+            Some(cohort) => cohort.standing(),
             None => Standing { cursor: top, idle: true, served_ms: 0, joins: None, reset: false },
         }
     }
@@ -373,14 +376,7 @@ impl Fleet {
             return None;
         }
         let rest = cohort.members.split_off(count);
-        let audience = cohort.audience;
-        let standing = Standing {
-            cursor: cohort.cursor,
-            idle: false,
-            served_ms: cohort.served_ms,
-            joins: cohort.joins.clone(),
-            reset: cohort.reset,
-        };
+        let (audience, standing) = (cohort.audience, cohort.standing());
         cohort.busy = 0;
         let other = self.new_cohort(audience, standing);
         for index in rest {

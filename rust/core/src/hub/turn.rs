@@ -155,13 +155,7 @@ impl Hub {
             cohort.state = State::Held;
             return false;
         }
-        let standing = Standing {
-            cursor: cohort.cursor,
-            idle: false,
-            served_ms: cohort.served_ms,
-            joins: cohort.joins.clone(),
-            reset: cohort.reset,
-        };
+        let standing = cohort.standing();
         for index in cohort.members.clone() {
             if self.fleet.conn(index).is_some_and(|conn| conn.busy) {
                 self.fleet.part(index, standing.clone());
