@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import msgspec
 import pytest
 from jsonschema import Draft7Validator
 from tests.asyncapi_frames import judge
+from tests.routes.references import references
 
 from flx_api._core import Hub
 from flx_api.models.event import PRIVATE_TOPICS, TOPICS
@@ -16,20 +17,6 @@ from flx_api.models.message import ServerMessage
 from flx_api.routes.asyncapi import CHANNEL, document
 from flx_api.websocket import protocol
 from flx_api.websocket.close_codes import CloseCode
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-
-def references(value: object) -> Iterator[str]:
-    if isinstance(value, dict):
-        if "$ref" in value:
-            yield value["$ref"]
-        for part in value.values():
-            yield from references(part)
-    elif isinstance(value, list):
-        for part in value:
-            yield from references(part)
 
 
 def test_its_structure_is_that_of_asyncapi_3_0() -> None:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 from tests.gateway_app import running
+from tests.routes.references import references
 
 from flx_api.commands import COMMANDS
 from flx_api.models.envelope import BatchRequest
 from flx_api.routes import table
 from flx_api.routes.openapi import document
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 ROUTES: tuple[table.Resource | table.Page, ...] = (*table.RESOURCES, *table.PAGES)
 METHODS = {"get", "put", "post", "delete", "patch"}
@@ -27,17 +25,6 @@ def operations() -> dict[tuple[str, str], dict[str, Any]]:
         for path, methods in document()["paths"].items()
         for method, operation in methods.items()
     }
-
-
-def references(value: object) -> Iterator[str]:
-    if isinstance(value, dict):
-        if "$ref" in value:
-            yield value["$ref"]
-        for part in value.values():
-            yield from references(part)
-    elif isinstance(value, list):
-        for part in value:
-            yield from references(part)
 
 
 def test_it_is_what_is_served() -> None:
