@@ -186,7 +186,7 @@ class Follower:
             due = (event for event in batch.events if event.topic in PRIVATE_TOPICS and event.seq > heard)
             self._private.batch(due, anew=anew)
         self._metrics.events_received += len(batch.events)
-        hub.append(told(event for event in batch.events if event.topic not in PRIVATE_TOPICS), now_ms)
+        hub.append(told(batch.events), now_ms)
         for event in batch.events:
             over = ended(event)
             if over is not None:
@@ -217,8 +217,12 @@ def tenant_of(event: Event) -> str:
 
 
 def told(events: Iterable[Event]) -> list[tuple[str, str, int, int, int, bytes]]:
-    """Events as the hub takes them."""
-    return [(tenant_of(event), event.topic, event.seq, event.prev, event.ts_us, event.data) for event in events]
+    """Events as the hub takes them, without those that no client may hear."""
+    return [
+        (tenant_of(event), event.topic, event.seq, event.prev, event.ts_us, event.data)
+        for event in events
+        if event.topic not in PRIVATE_TOPICS
+    ]
 
 
 def _request(topics: list[str], position: Position) -> WatchRequest:

@@ -27,7 +27,6 @@ from flx_api.errors import Conflict, InvalidRequest, NotFound, RateLimited, Star
 from flx_api.events.follower import DEFAULT_TENANT, ended, start_of, tells_all, told
 from flx_api.events.position import Position
 from flx_api.gateway.responses import problem
-from flx_api.models.event import PRIVATE_TOPICS
 from flx_api.websocket import protocol
 from flx_api.websocket.connection_manager import MAX_CONNECTIONS, MAX_PER_SUBJECT
 from flx_api.websocket.endpoint import chosen_of
@@ -160,7 +159,7 @@ class NativeFace:
             return
         if self._epoch != batch.epoch or batch.gap_reason:
             self._begin(listener, batch.epoch, start_of(batch), batch.gap_reason or "epoch")
-        listener.append(told(event for event in batch.events if event.topic not in PRIVATE_TOPICS))
+        listener.append(told(batch.events))
         for event in batch.events:
             over = ended(event)
             if over is not None:
@@ -255,7 +254,7 @@ class NativeFace:
                     if batch.gap_reason or batch.epoch != since[0]:
                         reason = batch.gap_reason or "epoch"
                         break
-                    events = told(event for event in batch.events if event.topic not in PRIVATE_TOPICS)
+                    events = told(batch.events)
                     is_last = tells_all(batch)
                     room.clear()
                     done = listener.backfill(conn, key, batch.epoch, events, batch.journal_seq, is_last=is_last)
