@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import os
 import signal
 import subprocess
@@ -14,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import select
-from tests.contracts.journal_homes import EVENT, Home, add_execution, add_user, emit, names, opened
+from tests.contracts.journal_homes import EVENT, add_execution, add_user, emit, names, opened
 
 from flx_api.daemon.journal import DEFAULT_TENANT
 from flx_api.daemon.journal.tables import events, topic_heads
@@ -22,21 +21,9 @@ from flx_api.errors import Unavailable
 from flx_api.models.event import PipelineEvent
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tests.postgres_server import PostgresServer
+    from tests.contracts.journal_homes import Home
 
     from flx_api.daemon.journal import Journal, Tx
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def home(request: pytest.FixtureRequest, tmp_path: Path) -> Home:
-    """A database of each kind."""
-    if request.param == "sqlite":
-        numbers = itertools.count()
-        return Home(lambda: f"sqlite:///{tmp_path}/flx{next(numbers)}.db")
-    server: PostgresServer = request.getfixturevalue("postgres")
-    return Home(server.database)
 
 
 def test_an_epoch_and_the_sequence_outlive_a_restart(home: Home) -> None:

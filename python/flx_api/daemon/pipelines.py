@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import UNSET
-from sqlalchemy import bindparam, delete, func, insert, select, update
+from sqlalchemy import bindparam, delete, func, select, update
 
 from flx_api.daemon.executions.states import ACTIVE
 from flx_api.daemon.journal.functions import elements
@@ -57,7 +57,6 @@ _ROWS = select(
     pipelines.c.retry_on,
 ).where(pipelines.c.tenant == bindparam("tenant"), pipelines.c.project_id == bindparam("project"))
 _ROW = _ROWS.where(pipelines.c.name == bindparam("key"))
-_INSERT = insert(pipelines)
 
 _names = elements(bindparam("names")).table_valued("value", name="names")
 _newest = executions.alias("newest")
@@ -120,8 +119,7 @@ def create(tx: Tx, model: ProjectModel, principal: Principal, args: PipelineCrea
     Raises:
         Conflict: `already_exists`.
     """
-    where = {"tenant": principal.tenant, "project": tx.project_id, "key": args.name}
-    if args.name in model.jobs_by_name or tx.connection.execute(_ROW, where).one_or_none() is not None:
+    if args.name in model.jobs_by_name or tx.find(pipelines, principal.tenant, tx.project_id, args.name) is not None:
         raise Conflict(code="already_exists")
     # In the order of `_ROWS`: what is written is what is told, without another look.
     row = {
@@ -138,7 +136,7 @@ def create(tx: Tx, model: ProjectModel, principal: Principal, args: PipelineCrea
         "retry_backoff_s": args.retry_backoff_s,
         "retry_on": msgspec.json.encode(_without_repeats(args.retry_on)),
     }
-    tx.connection.execute(_INSERT, {"tenant": principal.tenant, "project_id": tx.project_id, **row})
+    tx.add(pipelines, {"tenant": principal.tenant, "project_id": tx.project_id, **row})
     tx.emit(EVENTS, PipelineEvent("created", args.name, principal.subject), tenant=principal.tenant)
     return _of_row(row.values())
 
@@ -235,12 +233,12 @@ def check_blocks(
     Raises:
         ValidationFailed: with the fields at fault.
     """
-    if fields is None:
-        fields = [f"args.tasks[{i}][{j}]" for i, task in enumerate(tasks) for j in range(len(task))]
-    places = {f"blocks[{place}]": field for place, field in enumerate(fields)} | {"environment": "args.environment"}
     try:
         model.blocks([block for task in tasks for block in task], environment or model.default_environment)
     except ValidationFailed as refused:
+        if fields is None:
+            fields = [f"args.tasks[{i}][{j}]" for i, task in enumerate(tasks) for j in range(len(task))]
+        places = {f"blocks[{place}]": field for place, field in enumerate(fields)} | {"environment": "args.environment"}
         errors = [
             FieldError(places.get(error.field, error.field), error.reason, error.code) for error in refused.errors
         ]

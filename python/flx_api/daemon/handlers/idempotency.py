@@ -18,8 +18,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import msgspec
-from sqlalchemy import bindparam, insert, select
+from sqlalchemy import bindparam, select
 
+from flx_api.daemon.journal import Place, Prepared
+from flx_api.daemon.journal.rows import finds_of
 from flx_api.daemon.journal.tables import idempotency
 from flx_api.errors import ValidationFailed
 
@@ -33,21 +35,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", bound=msgspec.Struct)
 
-# Built once: a statement costs more to build than SQLite takes to carry it out.
-_OF_KEY = (
+_BEGUN = select(idempotency.c.execution_id).where(
     idempotency.c.tenant == bindparam("tenant"),
     idempotency.c.subject == bindparam("subject"),
     idempotency.c.key == bindparam("key"),
 )
-_STORED = select(
-    idempotency.c.project_id,
-    idempotency.c.command,
-    idempotency.c.body_hash,
-    idempotency.c.result,
-    idempotency.c.execution_id,
-).where(*_OF_KEY)
-_BEGUN = select(idempotency.c.execution_id).where(*_OF_KEY)
-_INSERT = insert(idempotency)
 
 
 class Stored(NamedTuple):
@@ -83,8 +75,10 @@ def once(
 
     Returns:
         A change that raises `Replayed` when the key is known, and ValidationFailed (`idempotency_key_reuse`) when it
-        was used for something else.
+        was used for something else. It says beforehand what it will look for.
     """
+    if context.idempotency_key is None:
+        return change
 
     def keyed(tx: Tx) -> T:
         stored = look_up(tx, context, command)
@@ -94,7 +88,9 @@ def once(
         remember(tx, context, command, made if shown is None else shown(made), begins)
         return made
 
-    return keyed
+    principal = context.principal
+    place = Place(idempotency, (principal.tenant, principal.subject, context.idempotency_key))
+    return Prepared(keyed, (place, *finds_of(change)))
 
 
 def look_up(tx: Tx, context: Context, command: str) -> Stored | None:
@@ -105,13 +101,13 @@ def look_up(tx: Tx, context: Context, command: str) -> Stored | None:
     """
     if context.idempotency_key is None:
         return None
-    row = tx.connection.execute(_STORED, _of(context)).one_or_none()
+    principal = context.principal
+    row = tx.find(idempotency, principal.tenant, principal.subject, context.idempotency_key)
     if row is None:
         return None
-    project_id, known_command, body_hash, result, execution_id = row
-    if (project_id, known_command, body_hash) != (tx.project_id, command, context.body_hash):
+    if (row["project_id"], row["command"], row["body_hash"]) != (tx.project_id, command, context.body_hash):
         raise ValidationFailed(code="idempotency_key_reuse")
-    return Stored(result, execution_id)
+    return Stored(row["result"], row["execution_id"])
 
 
 def begun(connection: Connection, context: Context) -> str | None:
@@ -131,8 +127,8 @@ def remember(
     """Keep the answer of this request's key, if it has one."""
     if context.idempotency_key is None:
         return
-    tx.connection.execute(
-        _INSERT,
+    tx.add(
+        idempotency,
         {
             **_of(context),
             "project_id": tx.project_id,

@@ -13,6 +13,7 @@ from msgspec import UNSET
 
 from flx_api.daemon import pipelines
 from flx_api.daemon.handlers import idempotency
+from flx_api.daemon.journal import Place, Prepared, tables
 from flx_api.models.listing import decode_cursor, encode_cursor
 from flx_api.models.pipeline import Deleted, PipelinePage
 
@@ -76,7 +77,9 @@ async def create(context: Context, args: PipelineCreateArgs) -> Pipeline:
         pipelines.check_blocks(model, pipelines.tasks_of(args), args.environment, pipelines.fields_of(args))
         return pipelines.create(tx, model, context.principal, args)
 
-    return await context.services.journal.write(idempotency.once(context, CREATE, change))
+    journal = context.services.journal
+    place = Place(tables.pipelines, (context.principal.tenant, journal.project_id, args.name))
+    return await journal.write(idempotency.once(context, CREATE, Prepared(change, (place,))))
 
 
 async def update(context: Context, args: PipelineUpdateArgs) -> Pipeline:

@@ -23,6 +23,13 @@ class elements(GenericFunction[str]):  # noqa: N801 - as SQL writes it
     inherit_cache = True
 
 
+class part(GenericFunction[str]):  # noqa: N801 - as SQL writes it
+    """The text at a place, a literal number from 0, of an array that is an element of a JSON array (`elements`)."""
+
+    type = String()
+    inherit_cache = True
+
+
 @compiles(position, "sqlite")
 def _instr(element: position, compiler: Any, **options: Any) -> str:  # noqa: ANN401 - SQLAlchemy's own
     return f"instr({compiler.process(element.clauses, **options)})"
@@ -41,3 +48,15 @@ def _json_each(element: elements, compiler: Any, **options: Any) -> str:  # noqa
 @compiles(elements, "postgresql")
 def _json_array_elements_text(element: elements, compiler: Any, **options: Any) -> str:  # noqa: ANN401 - as above
     return f"json_array_elements_text(CAST({compiler.process(element.clauses, **options)} AS JSON))"
+
+
+@compiles(part, "sqlite")
+def _json_extract(element: part, compiler: Any, **options: Any) -> str:  # noqa: ANN401 - as above
+    array, place = (compiler.process(clause, **options) for clause in element.clauses)
+    return f"json_extract({array}, '$[{place}]')"
+
+
+@compiles(part, "postgresql")
+def _arrow(element: part, compiler: Any, **options: Any) -> str:  # noqa: ANN401 - as above
+    array, place = (compiler.process(clause, **options) for clause in element.clauses)
+    return f"(CAST({array} AS JSON) ->> {place})"

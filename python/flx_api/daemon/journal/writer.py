@@ -2,8 +2,10 @@
 
 Strategy: changes wait in a queue. The thread takes whatever has arrived, without lingering for more, and commits it as
 one transaction with one fsync; while that happens the next group gathers by itself. Within a group every change has a
-SAVEPOINT, so one that raises is undone alone. Events are numbered when a change emits them and inserted at the group's
-end in one statement; the outcomes of the group then go to the loop in one call.
+SAVEPOINT from where it first uses the connection, so one that raises is undone alone. Rows that changes look for by
+their keys are asked for at the group's beginning, those that they add are inserted at its end, as are the events, which
+are numbered when a change emits them: one statement for all (`flx_api.daemon.journal.rows`). The outcomes of the group
+then go to the loop in one call.
 
 Rules:
 - An event and the change that emitted it are in the database both or neither.
@@ -16,6 +18,8 @@ Rules:
   happened. When it cannot be asked in time the group is refused, and asked for before anything else is stored.
 - A transaction that failed only because of others beside it is repeated: a change may run more than once, and does
   nothing but change the database.
+- When a statement that is made for many is refused (a value that the database cannot hold), the group is repeated with
+  each change by itself, so that only the one at fault is told.
 """
 
 from __future__ import annotations
@@ -26,8 +30,9 @@ import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
-from sqlalchemy import bindparam, func, insert, select
+from sqlalchemy import bindparam, func, select
 
+from flx_api.daemon.journal.rows import Place, Row, Rows, add, find, finds_of, place_of
 from flx_api.daemon.journal.tables import events, topic_heads
 from flx_api.daemon.journal.tail import EventRow
 from flx_api.errors import FlxError, Internal, StartupError, Unavailable
@@ -36,7 +41,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
-    from sqlalchemy import Connection
+    from sqlalchemy import Connection, Table
 
     from flx_api.daemon.journal.database import Database
 
@@ -46,7 +51,6 @@ _REPEATS = 3
 _ASKED_TIMES = 20
 _ASKED_EVERY_S = 0.1
 
-_insert_event = insert(events)
 _head_of = select(topic_heads.c.seq).where(
     topic_heads.c.tenant == bindparam("tenant"),
     topic_heads.c.project_id == bindparam("project_id"),
@@ -87,27 +91,90 @@ class Doubt(NamedTuple):
 
 
 class Tx:
-    """One change inside the writer thread: the connection, the time, and a way to emit events."""
+    """One change inside the writer thread: the time, a way to emit events, rows by their keys, and the connection.
 
-    __slots__ = ("_emitted", "_heads", "_seq", "connection", "now_us", "project_id")
+    `emitted` are its events so far; `is_lost`: the whole group cannot be stored like this.
+    """
 
-    def __init__(self, connection: Connection, now_us: int, project_id: str, seq: int, heads: Heads) -> None:
-        self.connection = connection
+    __slots__ = ("_added", "_group", "_heads", "_rows", "_seq", "_used", "emitted", "is_lost", "now_us", "project_id")
+
+    def __init__(self, group: Connection, now_us: int, *, project_id: str, seq: int, heads: Heads, rows: Rows) -> None:
         self.now_us = now_us
         self.project_id = project_id
+        self.emitted: list[EventRow] = []
+        self.is_lost = False
+        self._group = group
         self._seq = seq
         self._heads = heads
-        self._emitted: list[EventRow] = []
+        self._rows = rows
+        self._added: dict[Place, Row] = {}
+        self._used: Connection | None = None
+
+    @property
+    def connection(self) -> Connection:
+        """The connection, behind a savepoint of this change, with every row that was added so far inserted."""
+        return self._used or self._open()
+
+    @connection.setter
+    def connection(self, stand_in: Connection) -> None:
+        self._used = stand_in
+
+    def find(self, table: Table, *key: str) -> Row | None:
+        """The row of a primary key; it costs little when the change said that it would look for it (`Prepared`)."""
+        place = Place(table, key)
+        if self._used is None:
+            if place in self._added:
+                return self._added[place]
+            if self._rows.knows(place):
+                return self._rows.at(place)
+        return find(self.connection, place)
+
+    def add(self, table: Table, row: Row) -> None:
+        """Add a whole row, whose key is known to be free."""
+        if self._used is None:
+            self._added[place_of(table, row)] = row
+        else:
+            add(self._used, table, row)
 
     def emit(self, topic: str, data: object, *, tenant: str) -> int:
         """Append an event to the journal; returns its sequence number, which holds if the change commits."""
         encoded = msgspec.json.encode(data)
-        mine = (row.seq for row in reversed(self._emitted) if row.topic == topic and row.tenant == tenant)
+        mine = (row.seq for row in reversed(self.emitted) if row.topic == topic and row.tenant == tenant)
         before = next(mine, None)
         prev = self._heads.of(Topic(tenant, topic), self) if before is None else before
         self._seq += 1
-        self._emitted.append(EventRow(self._seq, prev, self.now_us, topic, tenant, encoded))
+        self.emitted.append(EventRow(self._seq, prev, self.now_us, topic, tenant, encoded))
         return self._seq
+
+    def begin_alone(self) -> None:
+        """Let nothing of this change wait for the group."""
+        self._open()
+
+    def end(self) -> None:
+        """It came to its end: what it did holds if the group does."""
+        if self._used is None:
+            self._rows.accept(self._added)
+        else:
+            _driver(self._group).execute("RELEASE change")
+
+    def undo(self) -> None:
+        """It failed: nothing of it holds."""
+        if self._used is not None:
+            _driver(self._group).execute("ROLLBACK TO change")
+            _driver(self._group).execute("RELEASE change")
+
+    def _open(self) -> Connection:
+        try:
+            self._rows.flush(self._group)
+        except Exception:
+            self.is_lost = True
+            raise
+        # SQLAlchemy's own savepoint objects cost ten times what the three statements do.
+        _driver(self._group).execute("SAVEPOINT change")
+        self._used = self._group
+        for place, row in self._added.items():
+            add(self._group, place.table, row)
+        return self._group
 
 
 class Topic(NamedTuple):
@@ -176,6 +243,7 @@ class Writer:
         self._opened = opened
         self._queue: queue.SimpleQueue[Pending | None] = queue.SimpleQueue()
         self._heads = Heads()
+        self._rows = Rows()
         self._seq = 0
         self._connection: Connection
         self._session: int | None = None
@@ -315,36 +383,43 @@ class Writer:
         return group
 
     def _commit(self, group: list[Pending]) -> Group:
-        for repeats in range(_REPEATS + 1):
+        repeats, together = 0, True
+        while True:
             try:
-                return self._transact(group)
+                return self._transact(group, together=together)
             except Exception as error:  # noqa: BLE001 - the group fails, the thread goes on
                 self._heads.open.clear()
+                self._rows.forget()
                 if repeats < _REPEATS and self._database.may_repeat(error):
-                    continue
-                return self._refused(group, self._fault_of(error))
-        raise AssertionError  # the last round returns
+                    repeats += 1
+                elif together and not isinstance(self._database.fault_of(error), Unavailable):
+                    together = False
+                else:
+                    return self._refused(group, self._fault_of(error))
 
-    def _transact(self, group: list[Pending]) -> Group:
+    def _transact(self, group: list[Pending], *, together: bool) -> Group:
         """A group as one transaction. Raises when it is lost, leaving a doubt when its commit was not answered."""
         connection = self._connection
         outcomes: list[Outcome] = []
-        rows: list[EventRow] = []
+        emitted: list[EventRow] = []
         doubt: Doubt | None = None
         try:
             with connection.begin() as transaction:
+                if together:
+                    self._rows.ask(connection, [place for pending in group for place in finds_of(pending.change)])
                 for pending in group:
                     # Nobody waits for it any more and nothing of it was begun.
                     if pending.future.cancelled():
                         continue
-                    outcomes.append(self._apply(connection, pending, rows))
-                if rows:
-                    connection.execute(_insert_event, [self._row(row) for row in rows])
+                    outcomes.append(self._apply(connection, pending, emitted, together=together))
+                self._rows.flush(connection)
+                if emitted:
+                    self._rows.insert(connection, events, [self._row(row) for row in emitted])
                     connection.execute(self._upsert_head, [self._head(*item) for item in self._heads.open.items()])
                 elif all(outcome.error is not None for outcome in outcomes):
                     # Everything was undone: a commit would write the same pages again, and wait for the disk.
                     transaction.rollback()
-                done = Group(outcomes, rows, self._seq + len(rows))
+                done = Group(outcomes, emitted, self._seq + len(emitted))
                 if transaction.is_active and (name := self._database.transaction(connection)) is not None:
                     doubt = Doubt(done, name, dict(self._heads.open))
         except Exception:
@@ -355,18 +430,19 @@ class Writer:
         self._seq = done.seq
         return done
 
-    def _apply(self, connection: Connection, pending: Pending, rows: list[EventRow]) -> Outcome:
-        """Run one change behind a SAVEPOINT. Raises when the whole transaction is lost."""
-        tx = Tx(connection, self._clock(), self._project_id, self._seq + len(rows), self._heads)
-        # SQLAlchemy's own savepoint objects cost ten times what the three statements do.
-        execute = connection.connection.driver_connection.execute  # type: ignore[union-attr]
-        execute("SAVEPOINT change")
+    def _apply(self, connection: Connection, pending: Pending, emitted: list[EventRow], *, together: bool) -> Outcome:
+        """Run one change, to be undone alone. Raises when the whole transaction is lost."""
+        seq = self._seq + len(emitted)
+        tx = Tx(connection, self._clock(), project_id=self._project_id, seq=seq, heads=self._heads, rows=self._rows)
         try:
+            if not together:
+                tx.begin_alone()
             value = pending.change(tx)
         except Exception as error:
+            if tx.is_lost:
+                raise
             try:
-                execute("ROLLBACK TO change")
-                execute("RELEASE change")
+                tx.undo()
             except Exception:  # noqa: BLE001 - the driver's own
                 # On some faults (disk full, I/O, a lost line) the whole transaction is undone: the savepoint is gone
                 # and with it the group. The first fault says why, this one does not.
@@ -378,10 +454,9 @@ class Writer:
                 return Outcome(pending.future, None, error)
             fault.__cause__ = error
             return Outcome(pending.future, None, fault)
-        execute("RELEASE change")
-        emitted = tx._emitted  # noqa: SLF001 - the writer and its transaction are one thing in two classes
-        rows.extend(emitted)
-        self._heads.open.update((Topic(row.tenant, row.topic), row.seq) for row in emitted)
+        tx.end()
+        emitted.extend(tx.emitted)
+        self._heads.open.update((Topic(row.tenant, row.topic), row.seq) for row in tx.emitted)
         return Outcome(pending.future, value, None)
 
     def _row(self, row: EventRow) -> dict[str, Any]:
@@ -389,6 +464,10 @@ class Writer:
 
     def _head(self, topic: Topic, seq: int) -> dict[str, Any]:
         return {"tenant": topic.tenant, "project_id": self._project_id, "topic": topic.name, "seq": seq}
+
+
+def _driver(connection: Connection) -> Any:  # noqa: ANN401 - sqlite3's connection or psycopg's
+    return connection.connection.driver_connection
 
 
 def _upsert_of(database: Database) -> Any:  # noqa: ANN401 - each dialect has an INSERT of its own

@@ -39,6 +39,7 @@ PLUGIN_TYPES = (
     "mappings",
 )
 NOTHING: Mapping[str, Any] = MappingProxyType({})
+_EXPANDED_MAX = 256
 
 Source = Literal["custom", "lock", "inherited", "hub", "broken"]
 """Where a plugin's definition comes from: its own entry, its lock file, another plugin of the project; `hub` means that
@@ -257,7 +258,18 @@ class ProjectModel(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         Raises:
             ValidationFailed: Meltano would refuse this; the field is `blocks[i]` or `environment`.
         """
-        return expand(self, names, environment, suffix)
+        asked = (tuple(names), environment, suffix)
+        found = self._expanded.get(asked)
+        if found is None:
+            if len(self._expanded) >= _EXPANDED_MAX:
+                self._expanded.clear()
+            found = self._expanded[asked] = expand(self, names, environment, suffix)
+        return found
+
+    @cached_property
+    def _expanded(self) -> dict[tuple[tuple[str, ...], str | None, str | None], tuple[Block, ...]]:
+        """Answers of `blocks`: a model is of one revision, so they stay true; the same few pipelines are asked for."""
+        return {}
 
     def state_ids(
         self, names: Sequence[str], environment: str | None = None, suffix: str | None = None

@@ -1,0 +1,194 @@
+"""Rows that the changes of one group look for and add: all of a table together, in one statement.
+
+Strategy: a change may say beforehand which rows it will look for by their primary keys (`Prepared`). The writer asks
+for those of the whole group at once, with one query for each table, and the changes find them in memory. Rows that
+changes add wait in memory too, are found there by the changes after them, and are inserted at the group's end with few
+statements for each table. So a group shares what statements cost, which was the most of a command under load.
+
+Rules:
+- What is kept here is what the database would say: before anybody uses the connection itself, waiting rows are
+  inserted and what is known is forgotten (`flush`), since another statement may see or change any row.
+- A row is added whole, and only by who has looked that its key is free.
+- A text with NUL is never asked for here: JSON, in which keys travel, is no way for it in either kind of database.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
+
+import msgspec
+from sqlalchemy import Table, and_, bindparam, insert, literal_column, select
+
+from flx_api.daemon.journal.functions import elements, part
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from sqlalchemy import Connection, Dialect, Insert, Select
+
+    from flx_api.daemon.journal.writer import Tx
+
+T = TypeVar("T")
+
+# In one statement; a power of two, and few enough for any build of SQLite (999 parameters).
+_MOST_ROWS: Final = 32
+_NAMED: Final = re.compile(r"%\(\w+\)s")
+
+Key = tuple[str, ...]
+"""A primary key, its columns in the table's order."""
+Row = dict[str, Any]
+"""A row by the names of its columns."""
+
+
+class Place(NamedTuple):
+    """Where a row is or would be."""
+
+    table: Table
+    key: Key
+
+
+class Prepared(Generic[T]):
+    """A change, and the rows that it will look for."""
+
+    __slots__ = ("change", "finds")
+
+    def __init__(self, change: Callable[[Tx], T], finds: Sequence[Place]) -> None:
+        self.change = change
+        self.finds = finds
+
+    def __call__(self, tx: Tx) -> T:
+        """Make the change."""
+        return self.change(tx)
+
+
+def finds_of(change: Callable[[Tx], Any]) -> Sequence[Place]:
+    """The rows that a change says it will look for."""
+    return change.finds if isinstance(change, Prepared) else ()
+
+
+class Rows:
+    """What the present group knows of rows, and what it will insert."""
+
+    def __init__(self) -> None:
+        self._known: dict[Place, Row | None] = {}
+        self._waiting: dict[Table, list[Row]] = {}
+        self._bulks: dict[Table, _Bulk] = {}
+
+    def ask(self, connection: Connection, places: Iterable[Place]) -> None:
+        """Look for rows in the database, with one query for each table."""
+        wanted: dict[Table, dict[Key, None]] = {}
+        for table, key in places:
+            if not any("\0" in one for one in key):
+                wanted.setdefault(table, {})[key] = None
+        for table, keys in wanted.items():
+            self._known |= dict.fromkeys(Place(table, key) for key in keys)
+            query = statements_of(table).of_keys
+            for found in connection.execute(query, {"keys": msgspec.json.encode(list(keys)).decode()}):
+                row = found._asdict()
+                self._known[place_of(table, row)] = row
+
+    def knows(self, place: Place) -> bool:
+        """Whether it can say what is at a place."""
+        return place in self._known
+
+    def at(self, place: Place) -> Row | None:
+        """What is at a place that it knows."""
+        return self._known[place]
+
+    def accept(self, added: Mapping[Place, Row]) -> None:
+        """Let the rows of a change wait that came to its end."""
+        self._known |= added
+        for place, row in added.items():
+            self._waiting.setdefault(place.table, []).append(row)
+
+    def flush(self, connection: Connection) -> None:
+        """Insert what waits, and know nothing any more."""
+        for table, rows in self._waiting.items():
+            self.insert(connection, table, rows)
+        self.forget()
+
+    def forget(self) -> None:
+        """Neither wait nor know."""
+        self._waiting.clear()
+        self._known.clear()
+
+    def insert(self, connection: Connection, table: Table, rows: Sequence[Row]) -> None:
+        """Insert whole rows."""
+        bulk = self._bulks.get(table)
+        if bulk is None:
+            bulk = self._bulks[table] = _bulk_of(table, connection.dialect)
+        bulk.insert(connection, rows)
+
+
+def place_of(table: Table, row: Row) -> Place:
+    """Where a row belongs."""
+    return Place(table, tuple([row[name] for name in statements_of(table).key]))
+
+
+def find(connection: Connection, place: Place) -> Row | None:
+    """Look for one row in the database."""
+    statements = statements_of(place.table)
+    row = connection.execute(statements.of_key, dict(zip(statements.key, place.key, strict=True))).one_or_none()
+    return None if row is None else row._asdict()
+
+
+def add(connection: Connection, table: Table, row: Row) -> None:
+    """Insert one row."""
+    connection.execute(statements_of(table).add, row)
+
+
+class Statements(NamedTuple):
+    """The columns of a table's key, and what is said about it."""
+
+    key: tuple[str, ...]
+    of_key: Select[Any]
+    of_keys: Select[Any]
+    add: Insert
+
+
+# Built once for each table: a statement costs more to build than SQLite takes to carry it out.
+@cache
+def statements_of(table: Table) -> Statements:
+    """What is said about a table."""
+    columns = list(table.primary_key)
+    keys = elements(bindparam("keys")).table_valued("value", name="keys")
+    matches = and_(*(column == part(keys.c.value, literal_column(str(n))) for n, column in enumerate(columns)))
+    return Statements(
+        tuple(column.name for column in columns),
+        select(table).where(*(column == bindparam(column.name) for column in columns)),
+        select(table).select_from(keys.join(table, matches)),
+        insert(table),
+    )
+
+
+class _Bulk(NamedTuple):
+    """An INSERT of many rows: its beginning, the marks of one row, the columns in order and how a value is bound."""
+
+    beginning: str
+    marks: str
+    columns: tuple[tuple[str, Callable[[Any], Any] | None], ...]
+
+    def insert(self, connection: Connection, rows: Sequence[Row]) -> None:
+        """Insert them, with few statements of few different texts, which the drivers keep prepared."""
+        at, many = 0, _MOST_ROWS
+        while at < len(rows):
+            while many > len(rows) - at:
+                many //= 2
+            values = [
+                row[name] if bind is None else bind(row[name])
+                for row in rows[at : at + many]
+                for name, bind in self.columns
+            ]
+            connection.exec_driver_sql(self.beginning + ", ".join([self.marks] * many), tuple(values))
+            at += many
+
+
+def _bulk_of(table: Table, dialect: Dialect) -> _Bulk:
+    compiled = insert(table).compile(dialect=dialect)
+    beginning, values, marks = str(compiled).partition(" VALUES ")
+    columns = compiled.positiontup or [column.name for column in table.columns]
+    binds = {column.name: column.type.dialect_impl(dialect).bind_processor(dialect) for column in table.columns}
+    # Where parameters have names the values of many rows could not be told apart: their places count.
+    return _Bulk(beginning + values, _NAMED.sub("%s", marks), tuple((name, binds[name]) for name in columns))
