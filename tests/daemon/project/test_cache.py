@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flx_api.daemon.project import ProjectCache
+from flx_api.daemon.project import cache as cache_module
 from flx_api.daemon.project.cache import SETTLED_NS
 from flx_api.errors import ProjectInvalid
 
@@ -182,3 +185,30 @@ def test_our_own_variables_mean_nothing_to_the_project(root: Path, clock: Clock)
     model = ProjectCache(root, {"FLX_KEY": "secret"}, clock=clock).current()
     assert model.state_ids(("a", "b"), "dev") == ("dev:a-to-b:m",)
     assert model.database_uri == "sqlite:///x"
+
+
+def test_within_one_turn_of_a_loop_one_look_serves_all(
+    cache: ProjectCache, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[bool] = []
+    look = cache_module._is_unchanged
+
+    def noted(watch: Any) -> bool:
+        looks.append(look(watch))
+        return looks[-1]
+
+    monkeypatch.setattr(cache_module, "_is_unchanged", noted)
+    first = cache.current()
+
+    async def story() -> None:
+        assert all(cache.current() is first for _ in range(3))
+        await asyncio.sleep(0)
+        assert all(cache.current() is first for _ in range(3))
+        assert looks == [True, True]
+        (root / "meltano.yml").write_text(PROJECT.replace("dev", "prod"), encoding="utf-8")
+        await asyncio.sleep(0)
+        assert cache.current().environments[0].name == "prod"
+
+    asyncio.run(story())
+    (root / "meltano.yml").write_text(PROJECT.replace("dev", "stage"), encoding="utf-8")
+    assert cache.current().environments[0].name == "stage"

@@ -3,7 +3,8 @@
 Strategy: `current()` compares the stamps (stat) of every file that took part with those of the last reading, and
 answers with the model it has when all are equal. Folders in which an include pattern could find a new file are stamped
 too; a change there alone only repeats the search. A file written so recently that a second write could leave the same
-stamp is compared by content until it has settled.
+stamp is compared by content until it has settled. Within one turn of an event loop one look serves all who ask: many
+commands that came together cost one, and none waits for the interpreter's lock after each stat.
 
 Rules:
 - Stamps are taken before contents, so that a write in between shows as a change next time.
@@ -13,6 +14,8 @@ Rules:
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 import os
 import time
@@ -87,6 +90,7 @@ class ProjectCache:
         self._environ = {name: value for name, value in environ.items() if not name.startswith(OURS)}
         self._clock = clock
         self._watch: _Watch | None = None
+        self._is_looked_at = False
 
     def current(self) -> ProjectModel:
         """The model of what the files say now.
@@ -95,14 +99,22 @@ class ProjectCache:
             ProjectInvalid: the files cannot be used; the error names file, field and reason.
         """
         watch = self._watch
-        if watch is None or not watch.settled or not _is_unchanged(watch):
-            watch = self._watch = self._refresh(watch)
+        if watch is None or not self._is_looked_at:
+            if watch is None or not watch.settled or not _is_unchanged(watch):
+                watch = self._watch = self._refresh(watch)
+            # Without a loop everybody looks for himself.
+            with contextlib.suppress(RuntimeError):
+                asyncio.get_running_loop().call_soon(self._end_turn)
+                self._is_looked_at = True
         reading = watch.reading
         if reading.model is not None:
             return reading.model
         # A new error each time: one object raised again and again would gather tracebacks.
         kept = reading.error or ProjectInvalid()
         raise ProjectInvalid(kept.detail, errors=kept.errors)
+
+    def _end_turn(self) -> None:
+        self._is_looked_at = False
 
     def _refresh(self, watch: _Watch | None) -> _Watch:
         now = self._clock()
