@@ -59,8 +59,8 @@ class CommandChannel:
         self._stream = stream
         self._dispatcher = dispatcher
         self._caller = caller
-        self._tasks: set[asyncio.Task[ReplyFrame]] = set()
-        self._by_seq: dict[int, asyncio.Task[ReplyFrame]] = {}
+        self._tasks: set[asyncio.Future[ReplyFrame]] = set()
+        self._by_seq: dict[int, asyncio.Future[ReplyFrame]] = {}
         self._outstanding = 0
         self._outbox: Outbox[ReplyFrame] = Outbox(stream, _batches, self._left)
         self._room = asyncio.Event()
@@ -78,7 +78,9 @@ class CommandChannel:
                 ended.result()
         finally:
             self._is_over = True
-            for task in (reader, writer, *self._tasks):
+            reader.cancel()
+            writer.cancel()
+            for task in self._tasks:
                 task.cancel()
             await asyncio.gather(reader, writer, return_exceptions=True)
 
@@ -111,14 +113,14 @@ class CommandChannel:
         self._wait_for(frame.seq, found)
         return False
 
-    def _wait_for(self, seq: int, reply: Coroutine[Any, Any, ReplyFrame]) -> None:
-        task = asyncio.create_task(reply)
+    def _wait_for(self, seq: int, reply: Coroutine[Any, Any, ReplyFrame] | asyncio.Future[ReplyFrame]) -> None:
+        task = asyncio.ensure_future(reply)
         self._tasks.add(task)
         # A client that gives one number twice gets two answers; the later one can be given up.
         self._by_seq[seq] = task
         task.add_done_callback(partial(self._done, seq))
 
-    def _done(self, seq: int, task: asyncio.Task[ReplyFrame]) -> None:
+    def _done(self, seq: int, task: asyncio.Future[ReplyFrame]) -> None:
         self._tasks.discard(task)
         if self._by_seq.get(seq) is task:
             del self._by_seq[seq]

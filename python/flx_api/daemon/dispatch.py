@@ -1,7 +1,7 @@
 """From a command frame to its reply: find, authorise, parse, handle. Knows frames, not connections.
 
-Strategy: `prepare` does what needs no waiting and returns either a finished reply or a coroutine that will be one. So a
-command that reads memory is answered within the call that read its frame, and only what waits costs a task.
+Strategy: `prepare` does what needs no waiting and returns either a finished reply or an awaitable that will be one. So
+a command that reads memory is answered within the call that read its frame, and only what waits costs a task: one.
 
 Rules:
 - A read ends with its deadline or its client. What changes something is never torn apart: its handler is a task of the
@@ -48,7 +48,7 @@ from flx_api.models.envelope import KEY_PATTERN, MADE_KEY
 from flx_api.proto.flx.v1.daemon_pb2 import ReplyFrame
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Mapping
+    from collections.abc import Awaitable, Coroutine, Mapping
 
     from flx_api.daemon.handlers.context import Handler, Outcome, Services
     from flx_api.daemon.principal import Principal
@@ -78,8 +78,10 @@ class Dispatcher:
         self._changing: set[asyncio.Future[Outcome]] = set()
         self._keys: Counter[_Keyed] = Counter()
 
-    def prepare(self, frame: CommandFrame, caller: Caller) -> ReplyFrame | Coroutine[Any, Any, ReplyFrame]:
-        """Begin a command: the reply, or a coroutine that must be awaited for it."""
+    def prepare(
+        self, frame: CommandFrame, caller: Caller
+    ) -> ReplyFrame | Coroutine[Any, Any, ReplyFrame] | asyncio.Future[ReplyFrame]:
+        """Begin a command: the reply, or what must be awaited for it. Cancelling that is giving the answer up."""
         try:
             command = find(frame.command)
             principal = caller.principal(frame.principal)
@@ -147,14 +149,17 @@ class Dispatcher:
         """A read to its end, which is at the latest when nobody waits for it any more."""
         task = asyncio.ensure_future(outcome)
         try:
-            return await self._reply(frame, task, deadline_us, DeadlineExceeded)
+            await asyncio.wait((task,), timeout=self._left_s(deadline_us))
+            return _told(frame, task) if task.done() else failure(frame, DeadlineExceeded())
         finally:
             task.cancel()
 
-    async def _change(self, frame: CommandFrame, outcome: Awaitable[Outcome], context: Context) -> ReplyFrame:
-        """A change, whose task goes on in any case."""
+    def _change(self, frame: CommandFrame, outcome: Awaitable[Outcome], context: Context) -> asyncio.Future[ReplyFrame]:
+        """The answer of a change, whose task goes on in any case."""
         task = asyncio.ensure_future(outcome)
         self._changing.add(task)
+        loop = asyncio.get_running_loop()
+        reply: asyncio.Future[ReplyFrame] = loop.create_future()
         keyed = context.idempotency_key and (
             context.principal.tenant,
             context.principal.subject,
@@ -163,10 +168,14 @@ class Dispatcher:
         if keyed:
             self._keys[keyed] += 1
 
-        def late() -> FlxError:
-            if keyed and self._keys[keyed] > 1:
-                return Conflict(code="idempotency_in_progress", retry_after_s=1)
-            return DeadlineExceeded()
+        def give_up() -> None:
+            if not reply.done():
+                waited = keyed and self._keys[keyed] > 1
+                error = Conflict(code="idempotency_in_progress", retry_after_s=1) if waited else DeadlineExceeded()
+                reply.set_result(failure(frame, error))
+
+        left_s = self._left_s(context.deadline_us)
+        timer = None if left_s is None else loop.call_later(left_s, give_up)
 
         def over(task: asyncio.Future[Outcome]) -> None:
             self._changing.discard(task)
@@ -174,30 +183,31 @@ class Dispatcher:
                 self._keys[keyed] -= 1
                 if not self._keys[keyed]:
                     del self._keys[keyed]
-            # Looked at here, so that an error which nobody waits for any more is not reported as forgotten.
-            if not task.cancelled():
+            if timer is not None:
+                timer.cancel()
+            if task.cancelled():
+                reply.cancel()
+            elif not reply.done():
+                reply.set_result(_told(frame, task))
+            else:
+                # Looked at, so that an error which nobody waits for any more is not reported as forgotten.
                 task.exception()
 
         task.add_done_callback(over)
-        return await self._reply(frame, task, context.deadline_us, late)
+        return reply
 
-    async def _reply(
-        self,
-        frame: CommandFrame,
-        task: asyncio.Future[Outcome],
-        deadline_us: int | None,
-        late: Callable[[], FlxError],
-    ) -> ReplyFrame:
-        left_s = None if deadline_us is None else (deadline_us - self._services.clock()) / 1_000_000
-        try:
-            await asyncio.wait((task,), timeout=left_s)
-            if not task.done():
-                raise late()  # noqa: TRY301 - one way out for all refusals
-            return _success(frame, task.result())
-        except Replayed as found:
-            return _success(frame, Replay(*found.stored))
-        except Exception as error:  # noqa: BLE001 - the border: whatever it is becomes a reply
-            return failure(frame, error)
+    def _left_s(self, deadline_us: int | None) -> float | None:
+        return None if deadline_us is None else (deadline_us - self._services.clock()) / 1_000_000
+
+
+def _told(frame: CommandFrame, task: asyncio.Future[Outcome]) -> ReplyFrame:
+    """What came of a handler, as a reply."""
+    try:
+        return _success(frame, task.result())
+    except Replayed as found:
+        return _success(frame, Replay(*found.stored))
+    except Exception as error:  # noqa: BLE001 - the border: whatever it is becomes a reply
+        return failure(frame, error)
 
 
 def arguments(kind: type[msgspec.Struct], raw: bytes) -> Any:  # noqa: ANN401 - an instance of `kind`

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from flx_api.commands.permissions import ROLES
 from flx_api.daemon.handlers import idempotency
@@ -74,7 +75,8 @@ async def add_user(context: Context, args: UserAddArgs) -> User:
     users = context.services.users
     if context.idempotency_key is not None:
         # The arguments hold a password, so what is kept of them must be as hard to guess from as a password's hash.
-        context = replace(context, body_hash=await users.digest(context.raw_args, context.idempotency_key))
+        digest = await users.digest(context.raw_args, context.idempotency_key)
+        context = msgspec.structs.replace(context, body_hash=digest)
     once = partial(idempotency.once, context, ADD_USER)
     return await users.add(args.username, args.password, args.roles, context.principal.tenant, once)
 

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from flx_api.daemon.handlers.memo import Memo
+from flx_api.daemon.principal import Principal
 from flx_api.models.envelope import MADE_KEY
 
 if TYPE_CHECKING:
     from flx_api.config import Settings
     from flx_api.daemon.executions import Executions
     from flx_api.daemon.journal import Journal
-    from flx_api.daemon.principal import Principal
     from flx_api.daemon.project import ProjectCache
     from flx_api.daemon.revocations import Revocations
     from flx_api.daemon.tokens import TokenIssuer
@@ -49,8 +49,7 @@ class Services:
     memo: Memo = field(default_factory=Memo)
 
 
-@dataclass(frozen=True, slots=True)
-class Context:
+class Context(msgspec.Struct, frozen=True):
     """One command on its way: who asks, what was asked besides the arguments, and the services."""
 
     principal: Principal
