@@ -556,6 +556,9 @@ _Place: TypeAlias = tuple[str, int, dict[str, int]]
 class Hub:
     """All events and connections of one process: who hears what, and what each connection has still to get.
 
+    Connections that are made here are those of the ASGI face; `take` serves them alone. A `RealtimeListener` has its own in
+    the same hub, and its threads wake by themselves when something is due for them.
+
     Events are `(tenant, topic, seq, prev, ts_us, data)`: `seq` is the journal's number, or the line of a log; `data` is
     JSON. Places are `(epoch, seq, last line by execution)`. Connections are handles. Times are milliseconds of a clock
     that never goes back.
@@ -749,14 +752,17 @@ class LeaseBook:
 
 @final
 class RealtimeListener:
-    """The native WebSocket listener of a gateway: a thread of its own, and the hub that its connections hear.
+    """The native WebSocket listener of a gateway: threads of its own, whose connections hear the process's hub.
 
-    The thread never enters Python. What it asks for is fetched with `questions` when `fileno` is readable; a connection
+    The threads never enter Python. What they ask for is fetched with `questions` when `fileno` is readable; a connection
     or its key in the hub is a number that means nothing else.
 
     Args:
+        hub: What its connections hear.
         host: The IP address to listen on.
         port: The port; 0 takes any free one.
+        threads: How many there are; connections are spread evenly over them.
+        now_s: What the clock shows whose milliseconds the hub is told.
         refusals: Whole HTTP answers to what is no handshake, by fault; sixteen zeros in one become a request id.
         connections: WebSockets at most.
         per_subject: WebSockets of one subject (of its tenant) at most.
@@ -773,9 +779,12 @@ class RealtimeListener:
 
     def __new__(
         cls,
+        hub: Hub,
         host: str,
         port: int,
         *,
+        threads: int,
+        now_s: float,
         refusals: dict[str, bytes],
         connections: int,
         per_subject: int,
@@ -815,29 +824,6 @@ class RealtimeListener:
     def is_free(self, client_id: str, tenant: str, subject: str) -> bool:
         """Whether nobody else holds this client id."""
 
-    def restart(self, epoch: str, seq: int, reason: str) -> None:
-        """Begin anew in an epoch, after this number of its journal: everyone who subscribed is told."""
-
-    def append(self, events: Sequence[tuple[str, str, int, int, int, bytes]]) -> None:
-        """Take in events in their order: tenant, topic, number, number before it, microseconds since 1970, JSON.
-
-        Raises:
-            ValueError: An event's data is not UTF-8.
-        """
-
-    def advance(self, seq: int) -> None:
-        """The journal was heard up to here."""
-
-    def over(self, tenant: str, execution: str) -> None:
-        """An execution is over."""
-
-    def publish(self, tenant: str, topic: str, ts_us: int, data: bytes) -> None:
-        """Publish to a topic of this gateway alone (`bench.*`).
-
-        Raises:
-            ValueError: The data is not UTF-8.
-        """
-
     def backfill(
         self,
         conn: int,
@@ -848,11 +834,7 @@ class RealtimeListener:
         *,
         is_last: bool,
     ) -> bool | None:
-        """Give a connection a batch of what the daemon tells: whether that was all; None when the history has ended.
-
-        Raises:
-            ValueError: An event's data is not UTF-8.
-        """
+        """Give a connection a batch of what the daemon tells: whether that was all; None when the history has ended."""
 
     def give_up(self, conn: int, key: int, reason: str) -> None:
         """Tell a connection that the history it waits for cannot be had."""

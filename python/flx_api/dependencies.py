@@ -105,7 +105,7 @@ class Parts:
 
         local = None
         if settings.environment == "development":
-            local = LocalTopics(self._publish, lambda: time.time_ns() // 1000)
+            local = LocalTopics(self.manager.publish, lambda: time.time_ns() // 1000)
         costs = Costs(drawn, known.classes, known.named)
         self.dispatcher = Dispatcher(self.upstream, settings.deadline_ms, costs, self.metrics, local)
         self.commands = CommandRoutes(self.dispatcher, self.patience, self.policies)
@@ -146,17 +146,12 @@ class Parts:
         )
         self.native = NativeFace(
             settings,
+            hub=self.hub,
             endpoint=self.endpoint,
             manager=self.manager,
             history=self.histories.of,
-            now=lambda: Position(*self.hub.position()),
         )
-        self.follower.tap = self.native.take
         self.metrics.native_connections = self.native.connections
-
-    def _publish(self, tenant: str, topic: str, ts_us: int, data: bytes) -> None:
-        self.manager.publish(tenant, topic, ts_us, data)
-        self.native.publish(tenant, topic, ts_us, data)
 
     async def start(self) -> None:
         """Start what runs in the background; the daemon need not be there yet."""

@@ -8,7 +8,7 @@ The realtime path (`flx_api.websocket.endpoint.Endpoint.websocket`), for `/ws/{c
 
     receive -> admit -> accept -> serve -> record
     daemon -> Watch -> follower -> hub -> connection manager -> connections
-    daemon -> Watch -> follower -> native listener's hub -> its connections    (`FLX_REALTIME_PORT`)
+                                   hub -> native listener -> its connections    (`FLX_REALTIME_PORT`)
 
 The lifespan builds and starts all parts (`flx_api.dependencies.Parts`), and drains and closes them. SIGUSR1 drains
 ahead of time: the server would cut WebSockets without a Close frame as soon as it is told to stop, so a supervisor

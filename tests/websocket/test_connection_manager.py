@@ -12,7 +12,7 @@ from tests.positions import encode
 from flx_api import _core
 from flx_api._core import Principal
 from flx_api.errors import Conflict, FlxError, RateLimited, Unavailable
-from flx_api.events.follower import told
+from flx_api.events.follower import Past, past, told
 from flx_api.events.position import Position
 from flx_api.observability.metrics import Metrics
 from flx_api.proto.flx.v1.daemon_pb2 import Event, EventBatch
@@ -75,15 +75,15 @@ class Hub:
         await self.manager.subscribe(connection, pattern, from_)
         self.serve()
 
-    async def history(self, topics: list[str], position: Position) -> AsyncGenerator[EventBatch, None]:
+    async def history(self, topics: list[str], position: Position) -> AsyncGenerator[Past, None]:
         """As the daemon's Watch: the first batch at once, even empty."""
         assert topics
         if position.seq > len(self.all):
-            yield EventBatch(epoch="e", journal_seq=len(self.all), gap_reason="epoch")
+            yield past(EventBatch(epoch="e", journal_seq=len(self.all), gap_reason="epoch"))
         elif position.seq == len(self.all):
-            yield EventBatch(epoch="e", journal_seq=position.seq)
+            yield past(EventBatch(epoch="e", journal_seq=position.seq))
         for event in self.all[position.seq :]:
-            yield EventBatch(epoch="e", events=[event], journal_seq=event.seq)
+            yield past(EventBatch(epoch="e", events=[event], journal_seq=event.seq))
 
 
 def frames(connection: Connection) -> list[dict[str, Any]]:
@@ -179,7 +179,7 @@ def test_a_resume_is_served_by_the_daemon_where_memory_ends_and_live_events_wait
         await hub.subscribe(connection, "execution_events")
         plain = hub.history
 
-        async def meanwhile(topics: list[str], position: Position) -> AsyncGenerator[EventBatch, None]:
+        async def meanwhile(topics: list[str], position: Position) -> AsyncGenerator[Past, None]:
             async for batch in plain(topics, position):
                 if batch.journal_seq == 10:
                     hub.publish("execution_events")
@@ -203,11 +203,11 @@ def test_what_cannot_be_told_is_a_gap() -> None:
         for _ in range(60):
             hub.publish(size=50)
 
-        async def evicted(_topics: list[str], _position: Position) -> AsyncGenerator[EventBatch, None]:
-            yield EventBatch(epoch="e", journal_seq=60, gap_reason="evicted")
+        async def evicted(_topics: list[str], _position: Position) -> AsyncGenerator[Past, None]:
+            yield past(EventBatch(epoch="e", journal_seq=60, gap_reason="evicted"))
 
-        async def away(_topics: list[str], _position: Position) -> AsyncGenerator[EventBatch, None]:
-            nothing: tuple[EventBatch, ...] = ()
+        async def away(_topics: list[str], _position: Position) -> AsyncGenerator[Past, None]:
+            nothing: tuple[Past, ...] = ()
             for batch in nothing:
                 yield batch
             raise Unavailable
@@ -342,10 +342,10 @@ def test_a_history_that_ends_while_it_is_told_is_a_gap() -> None:
         hub = Hub()
         hub.native.restart("e", 3, "start", 0)
 
-        async def history(_topics: list[str], _position: Position) -> AsyncGenerator[EventBatch, None]:
+        async def history(_topics: list[str], _position: Position) -> AsyncGenerator[Past, None]:
             hub.native.restart("f", 0, "epoch", 1000)
             hub.manager.gap("epoch")
-            yield EventBatch(epoch="e", journal_seq=3)
+            yield past(EventBatch(epoch="e", journal_seq=3))
 
         hub.manager.history = history
         connection = hub.connect()
@@ -410,11 +410,11 @@ def test_who_is_catching_up_gets_what_this_process_alone_tells_afterwards() -> N
         hub.native.restart("e", 3, "start", 0)
         hub.serve()
 
-        async def history(_topics: list[str], _position: Position) -> AsyncGenerator[EventBatch, None]:
+        async def history(_topics: list[str], _position: Position) -> AsyncGenerator[Past, None]:
             hub.manager.publish("default", "bench.a", 5, b"1")
             hub.serve()
             assert seqs(late) == []
-            yield EventBatch(epoch="e", journal_seq=3)
+            yield past(EventBatch(epoch="e", journal_seq=3))
 
         hub.manager.history = history
         await hub.subscribe(late, "pipeline_events", encode(Position("e", 0)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +15,13 @@ import websockets
 from tests.gateway_app import Running, running
 from tests.gateway_process import bearer, token
 
+from flx_api._core import Principal
 from flx_api.config import load
 from flx_api.dependencies import Parts
 from flx_api.errors import Conflict, StartupError
 from flx_api.upstream.endpoints import Endpoint
+from flx_api.websocket.close_codes import CloseCode
+from flx_api.websocket.connection import Connection
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -138,7 +142,7 @@ def test_batches_are_for_those_who_ask_for_them() -> None:
             assert one.subprotocol == "flx.v1"
             await hear(one)
             await say(one, type="subscribe", event="bench.x")
-            gateway.parts.native.publish("default", "bench.x", 7, b'{"n":1}')
+            gateway.parts.manager.publish("default", "bench.x", 7, b'{"n":1}')
             batch = await hear(one)
             assert (batch["t"], batch["s"], batch["d"], batch["ts"]) == ("bench.x", [1], [{"n": 1}], 7)
         named = [websockets.Subprotocol("flx.plain")]
@@ -261,6 +265,48 @@ def test_a_client_resumes_without_hole_or_duplicate() -> None:
             assert (await hear(one))["reason"] == "epoch"
 
     run(story)
+
+
+def test_threads_and_the_main_port_hear_the_same_log() -> None:
+    async def told_to(connection: Any, count: int) -> list[tuple[int, int]]:
+        return [((event := await hear(connection))["data"]["n"], event["seq"]) for _ in range(count)]
+
+    async def story(gateway: Running) -> None:
+        parts, count = gateway.parts, 400
+        sent: list[dict[str, Any]] = []
+        everything = asyncio.Event()
+
+        async def send(message: dict[str, Any]) -> None:
+            sent.append(msgspec.json.decode(message["text"]))
+            if len(sent) == count + 1:
+                everything.set()
+
+        principal = Principal(subject="main", tenant=None, roles=("viewer",), expires_at=1 << 40)
+        there = Connection("main", principal, send, 0.0)
+        parts.manager.connect(there)
+        writer = asyncio.create_task(there.write(time.monotonic))
+        await parts.manager.subscribe(there, "pipeline_events")
+        async with contextlib.AsyncExitStack() as stack:
+            here = [await stack.enter_async_context(connect(parts, f"c{number}")) for number in range(6)]
+            for one in here:
+                await hear(one)
+                await say(one, type="subscribe", event="pipeline_events")
+            heard = [asyncio.create_task(told_to(one, count)) for one in here]
+            for number in range(count):
+                await gateway.daemon.publish("pipeline_events", {"n": number})
+            async with asyncio.timeout(10):
+                lists = await asyncio.gather(*heard)
+                await everything.wait()
+            assert [[number for number, _ in one] for one in lists] == [list(range(count))] * 6
+            events = [message for message in sent if message["type"] == "event"]
+            assert [(event["data"]["n"], event["seq"]) for event in events] == lists[0]
+            assert all(one == lists[0] for one in lists)
+            metrics = (await gateway.client.get("/metrics")).text
+            assert "flx_ws_connections 7.0" in metrics
+        parts.manager.disconnect(there, CloseCode.GONE)
+        writer.cancel()
+
+    run(story, realtime_threads=3)
 
 
 def test_a_worker_takes_over_from_one_that_is_gone() -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 import msgspec
 import structlog
@@ -43,6 +43,25 @@ _FULL_EVENTS: Final = 256
 _FULL_BYTES: Final = 64 * 1024
 DEFAULT_TENANT: Final = "default"
 _OVER: Final = frozenset({"succeeded", "succeeded_with_warnings", "failed", "cancelled", "timed_out", "crashed"})
+
+
+# Tenant, topic, number, number before it, microseconds since 1970, JSON: an event as a hub takes it.
+Told = tuple[str, str, int, int, int, bytes]
+
+
+class Past(NamedTuple):
+    """A batch of history, read once for all who catch up with it.
+
+    Attributes:
+        is_last: it is not full, so it tells all that the daemon had at that moment.
+    """
+
+    epoch: str
+    events: list[Told]
+    journal_seq: int
+    is_last: bool
+    gap_reason: str
+    size: int
 
 
 class Source(Protocol):
@@ -115,8 +134,6 @@ class Follower:
         self._metrics = metrics
         self._task: asyncio.Task[None] | None = None
         self.reason = "has no position yet"
-        # Who else takes every batch.
-        self.tap: Callable[[EventBatch], None] | None = None
 
     def start(self) -> None:
         """Follow in the background."""
@@ -168,8 +185,6 @@ class Follower:
             async for batch in stream:
                 self.take(batch)
                 self.reason = ""
-                if self.tap is not None:
-                    self.tap(batch)
 
     def take(self, batch: EventBatch) -> None:
         """Pass a batch on."""
@@ -206,9 +221,11 @@ def ended(event: Event) -> tuple[str, str] | None:
     return (tenant_of(event), status.execution) if status.status in _OVER else None
 
 
-def tells_all(batch: EventBatch) -> bool:
-    """Whether a batch, not being full, tells all that the daemon had at that moment."""
-    return len(batch.events) < _FULL_EVENTS and batch.ByteSize() < _FULL_BYTES
+def past(batch: EventBatch) -> Past:
+    """A batch of history as a hub takes it."""
+    size = batch.ByteSize()
+    is_last = len(batch.events) < _FULL_EVENTS and size < _FULL_BYTES
+    return Past(batch.epoch, told(batch.events), batch.journal_seq, is_last, batch.gap_reason, size)
 
 
 def tenant_of(event: Event) -> str:
@@ -216,7 +233,7 @@ def tenant_of(event: Event) -> str:
     return event.tenant or DEFAULT_TENANT
 
 
-def told(events: Iterable[Event]) -> list[tuple[str, str, int, int, int, bytes]]:
+def told(events: Iterable[Event]) -> list[Told]:
     """Events as the hub takes them, without those that no client may hear."""
     return [
         (tenant_of(event), event.topic, event.seq, event.prev, event.ts_us, event.data)

@@ -2,8 +2,9 @@
 
 Strategy: after a gateway was away, thousands of clients come back at positions that the new process has no memory of,
 most of them at the same few. The first who asks for a history has it recorded to its end, as fast as the daemon tells
-it; who asks for the same while that goes on, or shortly after, gets the recording. Recordings are made a few at a time,
-so that a crowd waits for its turn and not for a daemon that is asked everything at once.
+it; who asks for the same while that goes on, or shortly after, gets the recording, which is read once for all.
+Recordings are made a few at a time, so that a crowd waits for its turn and not for a daemon that is asked everything at
+once.
 
 Rules:
 - A recording may be short of what happened since: whoever needs more than it has goes on by a stream of its own.
@@ -18,11 +19,12 @@ import asyncio
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from flx_api.events.follower import tells_all
+from flx_api.events.follower import past
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
+    from flx_api.events.follower import Past
     from flx_api.events.position import Position
     from flx_api.proto.flx.v1.daemon_pb2 import EventBatch
 
@@ -37,7 +39,7 @@ _Key = tuple[tuple[str, ...], str, int, tuple[tuple[str, int], ...]]
 class _Recording(NamedTuple):
     """A history from a position on, and until when it is given away."""
 
-    batches: asyncio.Task[list[EventBatch]]
+    batches: asyncio.Task[list[Past]]
     until_s: float
 
 
@@ -58,7 +60,7 @@ class Histories:
         self._turns = asyncio.Semaphore(AT_ONCE)
         self._recordings: OrderedDict[_Key, _Recording] = OrderedDict()
 
-    async def of(self, topics: list[str], position: Position) -> AsyncGenerator[EventBatch, None]:
+    async def of(self, topics: list[str], position: Position) -> AsyncGenerator[Past, None]:
         """What the daemon has of these topics since a position, and on from there until the caller stops.
 
         Raises:
@@ -70,7 +72,7 @@ class Histories:
         batches = self._source(topics, position)
         try:
             async for batch in batches:
-                yield batch
+                yield past(batch)
         finally:
             await batches.aclose()
 
@@ -81,7 +83,7 @@ class Histories:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _recording(self, topics: list[str], position: Position) -> asyncio.Task[list[EventBatch]]:
+    def _recording(self, topics: list[str], position: Position) -> asyncio.Task[list[Past]]:
         key = (tuple(topics), position.epoch, position.seq, tuple(sorted(position.logs.items())))
         now_s = self._clock()
         known = self._recordings.get(key)
@@ -94,7 +96,7 @@ class Histories:
         self._tidy(now_s)
         return task
 
-    def _recorded(self, key: _Key, done: asyncio.Task[list[EventBatch]]) -> None:
+    def _recorded(self, key: _Key, done: asyncio.Task[list[Past]]) -> None:
         # Looked at here, so that a failure for which nobody waits any more is not reported as forgotten.
         if done.cancelled() or done.exception() is not None:
             known = self._recordings.get(key)
@@ -108,16 +110,16 @@ class Histories:
             if len(ready) - place > RECORDINGS or self._recordings[key].until_s <= now_s:
                 del self._recordings[key]
 
-    async def _record(self, topics: list[str], position: Position) -> list[EventBatch]:
-        found: list[EventBatch] = []
+    async def _record(self, topics: list[str], position: Position) -> list[Past]:
+        found: list[Past] = []
         size = 0
         async with self._turns:
             batches = self._source(topics, position)
             try:
                 async for batch in batches:
-                    found.append(batch)
-                    size += batch.ByteSize()
-                    if batch.gap_reason or tells_all(batch) or size > RECORDING_BYTES:
+                    found.append(past(batch))
+                    size += found[-1].size
+                    if batch.gap_reason or found[-1].is_last or size > RECORDING_BYTES:
                         break
             finally:
                 await batches.aclose()

@@ -1,8 +1,9 @@
 """The connections of this process: who is there, and how what the hub has for them reaches them.
 
 Strategy: the hub (`flx_api._core.Hub`) knows who hears what and how far each connection is. One task asks it who is
-due, gives each its turn, and sleeps until the hub has something next; who has written a turn can get another. Where the
-memory does not reach back, the daemon tells what is missing, while the hub holds the connection.
+due, gives each its turn, and sleeps until the hub has something next; who has written a turn can get another. The hub
+is that of the process: the threads of the native listener serve other connections of it. Where the memory does not
+reach back, the daemon tells what is missing, while the hub holds the connection.
 
 Rules:
 - A client id belongs to the subject (of its tenant) that first connected with it, for as long as it is connected.
@@ -16,25 +17,26 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 from flx_api.errors import Conflict, RateLimited, Unavailable
-from flx_api.events.follower import DEFAULT_TENANT, tells_all, told
+from flx_api.events.follower import DEFAULT_TENANT
 from flx_api.events.position import Position
 from flx_api.websocket import protocol
 from flx_api.websocket.close_codes import CloseCode
+from flx_api.websocket.history import catch_up
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import Callable
 
     from flx_api._core import Hub, Principal
+    from flx_api.events.follower import Past
     from flx_api.observability.metrics import Metrics
-    from flx_api.proto.flx.v1.daemon_pb2 import EventBatch
     from flx_api.websocket.connection import Connection
+    from flx_api.websocket.history import History
 
 MAX_CONNECTIONS: Final = 20_000
 MAX_PER_SUBJECT: Final = 5_000
 HEARTBEAT_S: Final = 25.0
 STUCK_S: Final = 10.0
 _TICK_S: Final = 1.0
-_CATCH_UP_S: Final = 30.0
 # So many connections are served before others have their turn.
 _ROOM: Final = 256
 _SWEEP_TICKS: Final = 5
@@ -73,7 +75,7 @@ class ConnectionManager:
         self.draining = False
         # Whether a client id is free elsewhere in this process: at the native listener.
         self.is_free: Callable[[str, str, str], bool] = lambda *_: True
-        self.history: Callable[[list[str], Position], AsyncGenerator[EventBatch, None]] | None = None
+        self.history: History | None = None
 
     # --- lifecycle ---------------------------------------------------------------------------------------------------
 
@@ -273,41 +275,12 @@ class ConnectionManager:
 
     async def _catch_up(self, connection: Connection, pattern: str, position: Position) -> None:
         """Feed a connection from the daemon until the memory joins on."""
-        try:
-            async with asyncio.timeout(_CATCH_UP_S):
-                await self._feed(connection, pattern, position)
-        except (TimeoutError, Unavailable, _Gone) as error:
-            reason = error.reason if isinstance(error, _Gone) else "upstream_unavailable"
-            gap = self._hub.give_up(connection.handle, reason, self._now_ms())
-            if gap is not None:
-                connection.send(gap)
-                self._metrics.gap(reason)
-        self._count()
-
-    async def _feed(self, connection: Connection, pattern: str, position: Position) -> None:
+        held = _Held(self._hub, connection, self._now_ms, self._metrics)
         if self.history is None:
-            raise Unavailable
-        batches = self.history([pattern], position)
-        try:
-            async for batch in batches:
-                if batch.gap_reason:
-                    raise _Gone(batch.gap_reason)
-                is_last = tells_all(batch)
-                found = self._hub.backfill(
-                    connection.handle, batch.epoch, told(batch.events), batch.journal_seq, is_last, self._now_ms()
-                )
-                if found is None:
-                    raise _Gone(self._restarted_by or "epoch")
-                frames, done = found
-                for frame in frames:
-                    connection.send(frame)
-                if done:
-                    return
-                await connection.room()
-            raise Unavailable
-        finally:
-            # An async generator that is left early must be closed here, or its stream lives until collection.
-            await batches.aclose()
+            held.give_up("upstream_unavailable")
+        else:
+            await catch_up(self.history, pattern, position, held)
+        self._count()
 
     # --- watching over -----------------------------------------------------------------------------------------------
 
@@ -332,12 +305,35 @@ class ConnectionManager:
                 connection.send(heartbeat)
 
 
-class _Gone(Exception):
-    """The daemon does not have what a position asks for: `reason` is that of the gap."""
+class _Held:
+    """A connection that is catching up."""
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
+    def __init__(self, hub: Hub, connection: Connection, now_ms: Callable[[], int], metrics: Metrics) -> None:
+        self._hub = hub
+        self._connection = connection
+        self._now_ms = now_ms
+        self._metrics = metrics
+
+    def backfill(self, past: Past) -> bool | None:
+        """Give it a batch."""
+        handle, now_ms = self._connection.handle, self._now_ms()
+        found = self._hub.backfill(handle, past.epoch, past.events, past.journal_seq, past.is_last, now_ms)
+        if found is None:
+            return None
+        for frame in found[0]:
+            self._connection.send(frame)
+        return found[1]
+
+    async def room(self) -> None:
+        """Wait until its queue is short."""
+        await self._connection.room()
+
+    def give_up(self, reason: str) -> None:
+        """Let it go on with a gap."""
+        gap = self._hub.give_up(self._connection.handle, reason, self._now_ms())
+        if gap is not None:
+            self._connection.send(gap)
+            self._metrics.gap(reason)
 
 
 def _owner(principal: Principal) -> _Owner:

@@ -1,13 +1,11 @@
-"""The native listener's side in Python: who comes in, what the daemon has of the past, and what happens.
+"""The native listener's side in Python: who comes in, and what the daemon has of the past.
 
-Strategy: the listener (`flx_api._core.RealtimeListener`) has a thread and a hub of its own and speaks the protocol
-without Python. A handshake is decided by the same steps as one of the ASGI face, on the same scope; history comes from
-the daemon, a batch at a time, as fast as the connection takes it.
+Strategy: the listener (`flx_api._core.RealtimeListener`) has threads of its own, takes what happens from the process's
+hub, and speaks the protocol without Python. A handshake is decided by the same steps as one of the ASGI face, on the
+same scope; history comes from the daemon, a batch at a time, as fast as the connection takes it.
 
-Rules:
-- One process of a host listens: where the port is taken, it is asked for again every second, so that another worker
-  takes over from one that died.
-- What is told to the listener's hub is what the follower takes, in its order.
+Rule: one process of a host listens: where the port is taken, it is asked for again every second, so that another worker
+takes over from one that died.
 """
 
 from __future__ import annotations
@@ -24,27 +22,26 @@ import structlog
 
 from flx_api._core import RealtimeListener
 from flx_api.errors import Conflict, InvalidRequest, NotFound, RateLimited, StartupError, Unavailable
-from flx_api.events.follower import DEFAULT_TENANT, ended, start_of, tells_all, told
+from flx_api.events.follower import DEFAULT_TENANT
 from flx_api.events.position import Position
 from flx_api.gateway.responses import problem
 from flx_api.websocket import protocol
 from flx_api.websocket.connection_manager import MAX_CONNECTIONS, MAX_PER_SUBJECT
 from flx_api.websocket.endpoint import chosen_of
+from flx_api.websocket.history import catch_up
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
-
-    from flx_api._core import Principal
+    from flx_api._core import Hub, Principal
     from flx_api.config import Settings
     from flx_api.errors import FlxError
+    from flx_api.events.follower import Past
     from flx_api.gateway.exchange import Exchange, Message, Scope
     from flx_api.gateway.responses import Headers
-    from flx_api.proto.flx.v1.daemon_pb2 import EventBatch
     from flx_api.websocket.connection_manager import ConnectionManager
     from flx_api.websocket.endpoint import Endpoint, Offer
+    from flx_api.websocket.history import History
 
 _AGAIN_S: Final = 1.0
-_HISTORY_S: Final = 30.0
 # Within the time that a gateway has to say goodbye.
 _DRAIN_MS: Final = 200
 _ID_GAP: Final = "0" * 16
@@ -64,19 +61,19 @@ class NativeFace:
         self,
         settings: Settings,
         *,
+        hub: Hub,
         endpoint: Endpoint,
         manager: ConnectionManager,
-        history: Callable[[list[str], Position], AsyncGenerator[EventBatch, None]],
-        now: Callable[[], Position],
+        history: History,
     ) -> None:
         self._host = settings.api_host
         self._port = settings.realtime_port
+        self._threads = settings.realtime_threads
         self._tls = _tls(settings)
+        self._hub = hub
         self._endpoint = endpoint
         self._manager = manager
         self._history = history
-        self._now = now
-        self._epoch = ""
         self._tasks: set[asyncio.Task[None]] = set()
         self._rooms: dict[int, asyncio.Event] = {}
         self._start: asyncio.Task[None] | None = None
@@ -126,8 +123,11 @@ class NativeFace:
         address = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][4]
         try:
             listener = RealtimeListener(
+                self._hub,
                 str(address[0]),
                 int(address[1]),
+                threads=self._threads,
+                now_s=time.monotonic(),
                 refusals=_refusals(),
                 connections=MAX_CONNECTIONS,
                 per_subject=MAX_PER_SUBJECT,
@@ -142,38 +142,10 @@ class NativeFace:
             detail = f"FLX_SSL_CERT_FILE, FLX_SSL_KEY_FILE: {error}"
             raise StartupError(detail) from None
         self.listener = listener
-        position = self._now()
-        if position.epoch:
-            self._begin(listener, position.epoch, position.seq, "")
         self._manager.is_free = listener.is_free
         asyncio.get_running_loop().add_reader(listener.fileno(), self._asked)
         _log.info("realtime.listening", port=listener.port)
         return True
-
-    # --- what happens ------------------------------------------------------------------------------------------------
-
-    def take(self, batch: EventBatch) -> None:
-        """Tell the hub what the follower took."""
-        listener = self.listener
-        if listener is None:
-            return
-        if self._epoch != batch.epoch or batch.gap_reason:
-            self._begin(listener, batch.epoch, start_of(batch), batch.gap_reason or "epoch")
-        listener.append(told(batch.events))
-        for event in batch.events:
-            over = ended(event)
-            if over is not None:
-                listener.over(*over)
-        listener.advance(batch.journal_seq)
-
-    def publish(self, tenant: str, topic: str, ts_us: int, data: bytes) -> None:
-        """Tell an event that this process alone knows."""
-        if self.listener is not None:
-            self.listener.publish(tenant, topic, ts_us, data)
-
-    def _begin(self, listener: RealtimeListener, epoch: str, seq: int, reason: str) -> None:
-        self._epoch = epoch
-        listener.restart(epoch, seq, reason)
 
     # --- what is asked -----------------------------------------------------------------------------------------------
 
@@ -245,32 +217,39 @@ class NativeFace:
         self, listener: RealtimeListener, conn: int, key: int, pattern: str, since: tuple[str, int, dict[str, int]]
     ) -> None:
         """Give a connection what the daemon has of a pattern since a position."""
-        room = self._rooms[conn] = asyncio.Event()
-        reason = "upstream_unavailable"
-        batches = self._history([pattern], Position(*since))
+        held = _Held(listener, conn, key)
+        self._rooms[conn] = held.has_room
         try:
-            async with asyncio.timeout(_HISTORY_S):
-                async for batch in batches:
-                    if batch.gap_reason or batch.epoch != since[0]:
-                        reason = batch.gap_reason or "epoch"
-                        break
-                    events = told(batch.events)
-                    is_last = tells_all(batch)
-                    room.clear()
-                    done = listener.backfill(conn, key, batch.epoch, events, batch.journal_seq, is_last=is_last)
-                    if done is None:
-                        reason = "epoch"
-                        break
-                    if done:
-                        return
-                    await room.wait()
-        except (TimeoutError, Unavailable):
-            pass
+            await catch_up(self._history, pattern, Position(*since), held)
         finally:
-            del self._rooms[conn]
-            # Left early, it would hold its stream until it is collected.
-            await batches.aclose()
-        listener.give_up(conn, key, reason)
+            # It may have asked for another pattern meanwhile.
+            if self._rooms[conn] is held.has_room:
+                del self._rooms[conn]
+
+
+class _Held:
+    """A connection that is catching up."""
+
+    def __init__(self, listener: RealtimeListener, conn: int, key: int) -> None:
+        self._listener = listener
+        self._conn = conn
+        self._key = key
+        self.has_room = asyncio.Event()
+
+    def backfill(self, past: Past) -> bool | None:
+        """Give it a batch."""
+        self.has_room.clear()
+        return self._listener.backfill(
+            self._conn, self._key, past.epoch, past.events, past.journal_seq, is_last=past.is_last
+        )
+
+    async def room(self) -> None:
+        """Wait until it has taken the batch."""
+        await self.has_room.wait()
+
+    def give_up(self, reason: str) -> None:
+        """Let it go on with a gap."""
+        self._listener.give_up(self._conn, self._key, reason)
 
 
 class _Answer:

@@ -10,7 +10,7 @@ use aws_lc_rs::hmac;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use flx_core::admission::{Admission, Ask, By, Policy, Token, TokenRoom, Toll};
 use flx_core::error::Unusable;
-use flx_core::hub::{Class, Dialect, Hub, Limits, Profile, Rights};
+use flx_core::hub::{Class, Dialect, Hub, Limits, Profile, Rights, Shard};
 use flx_core::jwt::TokenVerifier;
 use flx_core::jwt::claims::Expected;
 use flx_core::jwt::keys::KeySet;
@@ -159,7 +159,7 @@ fn hub(connections: usize, pattern: impl Fn(usize) -> String) -> Hub {
     hub.restart("epoch", 0, "start", 0);
     for index in 0..connections {
         let rights = Rights::new("ann", [Class::App]);
-        let profile = Profile { tenant: "default".into(), rights, dialect: Dialect::Batched };
+        let profile = Profile { shard: Shard::FIRST, tenant: "default".into(), rights, dialect: Dialect::Batched };
         let conn = hub.connect(profile).expect("room");
         hub.subscribe(conn, &pattern(index), None, 0).expect("a subscription");
     }
@@ -202,7 +202,7 @@ fn realtime(criterion: &mut Criterion) {
                 shared.publish("default", "bench.x", 1, &data, now_ms);
             }
             out.clear();
-            shared.take(now_ms, 20_000, &mut out);
+            shared.take(Shard::FIRST, now_ms, 20_000, &mut out);
             assert_eq!(10_000, out.len());
         });
     });
@@ -215,7 +215,7 @@ fn realtime(criterion: &mut Criterion) {
                 own.publish("default", topic, 1, &data, now_ms);
             }
             out.clear();
-            own.take(now_ms, 20_000, &mut out);
+            own.take(Shard::FIRST, now_ms, 20_000, &mut out);
             assert_eq!(10_000, out.len());
         });
     });

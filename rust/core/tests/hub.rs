@@ -1,6 +1,7 @@
 //! The hub against a naive model: what a client saw is the log with declared gaps.
 //!
-//! Strategy: a daemon is a list of events. Two small hubs hear it, each at its own pace, and cut, restart and sweep. Clients
+//! Strategy: a daemon is a list of events. Two small hubs hear it, each at its own pace, and cut, restart and sweep. Each has
+//! three shards, of which one sleeps until it is due or called: nothing may come to be due behind its back. Clients
 //! subscribe with and without positions, take turns whole or in part, stall, leave, and come back to either hub with the last
 //! position they saw. The judge knows for each client where each of its patterns began; in the end every event since then was
 //! seen or lies in a gap that was told. On the way each frame is checked: right topic, tenant and rights, true numbers and
@@ -11,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use flx_core::hub::topic::matches;
 use flx_core::hub::{
-    Backfill, Class, ConnKey, Delivery, Dialect, Event, Frame, Hub, Limits, Position, Profile, Refused, Rights,
+    Backfill, Class, ConnKey, Delivery, Dialect, Event, Frame, Hub, Limits, Position, Profile, Refused, Rights, Shard,
 };
 use proptest::prelude::*;
 use serde_json::Value;
@@ -122,6 +123,9 @@ impl Daemon {
 struct Gateway {
     hub: Hub,
     heard: usize,
+    shards: [Shard; 3],
+    /// Until when each shard's server sleeps (MAX is for ever); None while it is awake.
+    sleeps: [Option<u64>; 3],
 }
 
 impl Gateway {
@@ -136,7 +140,25 @@ impl Gateway {
         };
         let mut hub = Hub::new(limits, number, &format!("local{number}"));
         hub.restart("e0", 0, "start", 0);
-        Self { hub, heard: 0 }
+        let shards = [Shard::FIRST, hub.add_shard(), hub.add_shard()];
+        Self { hub, heard: 0, shards, sleeps: [None; 3] }
+    }
+
+    fn sleep(&mut self, shard: usize) {
+        self.sleeps[shard] = Some(self.hub.wakes_at(self.shards[shard]).unwrap_or(u64::MAX));
+    }
+
+    /// Who sleeps past something that is due was called.
+    fn judge_calls(&mut self) {
+        for called in self.hub.called() {
+            assert!(self.sleeps[called.index()].take().is_some(), "who is awake is not called");
+        }
+        for shard in 0..3 {
+            if let Some(until_ms) = self.sleeps[shard] {
+                self.sleep(shard);
+                assert!(self.sleeps[shard] >= Some(until_ms), "shard {shard} sleeps until {until_ms}");
+            }
+        }
     }
 }
 
@@ -147,6 +169,7 @@ struct Client {
     tenant: usize,
     rights: Rights,
     dialect: Dialect,
+    shard: Shard,
     on: Option<(usize, ConnKey)>,
     stalled: bool,
     pos: Option<String>,
@@ -267,6 +290,7 @@ impl World {
                 },
             ),
             dialect: if is_plain { Dialect::Plain } else { Dialect::Batched },
+            shard: Shard::FIRST,
             on: None,
             stalled: false,
             pos: None,
@@ -283,7 +307,7 @@ impl World {
     }
 
     fn hear(&mut self, gateway: usize, count: usize) {
-        let Gateway { hub, heard } = &mut self.gateways[gateway];
+        let Gateway { hub, heard, .. } = &mut self.gateways[gateway];
         for told in self.daemon.told.iter().skip(*heard).take(count) {
             assert!(hub.append(&told.event(), self.now_ms));
             assert!(!hub.append(&told.event(), self.now_ms), "heard before");
@@ -294,14 +318,17 @@ impl World {
         }
     }
 
-    /// Serves a gateway's connections; one that has stalled takes only so many frames.
-    fn serve(&mut self, gateway: usize, room: usize, partial: usize) {
+    /// Serves the connections of a gateway's shard; one that has stalled takes only so many frames.
+    fn serve(&mut self, gateway: usize, shard: usize, room: usize, partial: usize) {
         let mut out: Vec<Delivery> = Vec::new();
-        self.gateways[gateway].hub.take(self.now_ms, room, &mut out);
+        let of_shard = self.gateways[gateway].shards[shard];
+        self.gateways[gateway].sleeps[shard] = None;
+        self.gateways[gateway].hub.take(of_shard, self.now_ms, room, &mut out);
         assert!(out.len() <= room);
         for Delivery { conn, turn } in out {
             let heard = self.gateways[gateway].heard;
             let client = self.clients.iter_mut().find(|client| client.on == Some((gateway, conn))).unwrap();
+            assert_eq!(of_shard, client.shard);
             let taken = if client.stalled { partial.min(turn.frames.len()) } else { turn.frames.len() };
             for frame in &turn.frames[..taken] {
                 client.read(frame, &self.daemon, heard);
@@ -310,12 +337,13 @@ impl World {
                 self.gateways[gateway].hub.put_back(conn, &turn, taken);
             }
         }
+        self.gateways[gateway].sleep(shard);
     }
 
     fn subscribe(&mut self, client: usize, pattern: &str, from: Option<&str>) {
         let Some((gateway, conn)) = self.clients[client].on else { return };
         let now_ms = self.now_ms;
-        let Gateway { hub, heard } = &mut self.gateways[gateway];
+        let Gateway { hub, heard, .. } = &mut self.gateways[gateway];
         let found = hub.subscribe(conn, pattern, from, now_ms);
         let subscribed = match found {
             Ok(subscribed) => subscribed,
@@ -343,12 +371,14 @@ impl World {
         });
     }
 
-    fn connect(&mut self, client: usize, gateway: usize) {
+    fn connect(&mut self, client: usize, gateway: usize, shard: usize) {
         let it = &mut self.clients[client];
         if it.on.is_some() || it.epoch != self.daemon.epoch {
             return;
         }
-        let profile = Profile { tenant: TENANTS[it.tenant].into(), rights: it.rights.clone(), dialect: it.dialect };
+        it.shard = self.gateways[gateway].shards[shard];
+        let (tenant, rights) = (TENANTS[it.tenant].into(), it.rights.clone());
+        let profile = Profile { shard: it.shard, tenant, rights, dialect: it.dialect };
         it.on = Some((gateway, self.gateways[gateway].hub.connect(profile).unwrap()));
         (it.stalled, it.replays) = (false, 0);
         it.times.clear();
@@ -405,13 +435,16 @@ impl World {
             self.hear(gateway, usize::MAX);
         }
         for client in 0..self.clients.len() {
-            self.connect(client, client % 2);
+            self.connect(client, client % 2, client % 3);
             self.resume_writing(client);
         }
         for gateway in 0..2 {
-            while let Some(due_ms) = self.gateways[gateway].hub.wakes_at() {
-                self.now_ms = self.now_ms.max(due_ms);
-                self.serve(gateway, 100, 0);
+            for shard in 0..3 {
+                let of_shard = self.gateways[gateway].shards[shard];
+                while let Some(due_ms) = self.gateways[gateway].hub.wakes_at(of_shard) {
+                    self.now_ms = self.now_ms.max(due_ms);
+                    self.serve(gateway, shard, 100, 0);
+                }
             }
         }
         for client in &self.clients {
@@ -435,8 +468,8 @@ impl World {
 enum Deed {
     Tell { tenant: usize, what: usize, size: usize },
     Hear { gateway: usize, count: usize },
-    Serve { gateway: usize, room: usize, partial: usize, after_ms: u64 },
-    Connect { client: usize, gateway: usize },
+    Serve { gateway: usize, shard: usize, room: usize, partial: usize, after_ms: u64 },
+    Connect { client: usize, gateway: usize, shard: usize },
     Leave { client: usize },
     Subscribe { client: usize, pattern: usize },
     Unsubscribe { client: usize, pattern: usize },
@@ -453,9 +486,10 @@ fn deed() -> impl Strategy<Value = Deed> {
         12 => (0..2_usize, 0..6_usize, prop_oneof![4 => 1..60_usize, 1 => 200..900_usize])
             .prop_map(|(tenant, what, size)| Deed::Tell { tenant, what, size }),
         6 => (gateway.clone(), 1..12_usize).prop_map(|(gateway, count)| Deed::Hear { gateway, count }),
-        6 => (gateway.clone(), 1..4_usize, 0..3_usize, 0..200_u64)
-            .prop_map(|(gateway, room, partial, after_ms)| Deed::Serve { gateway, room, partial, after_ms }),
-        4 => (client.clone(), gateway.clone()).prop_map(|(client, gateway)| Deed::Connect { client, gateway }),
+        9 => (gateway.clone(), 0..3_usize, 1..4_usize, 0..3_usize, 0..200_u64)
+            .prop_map(|(gateway, shard, room, partial, after_ms)| Deed::Serve { gateway, shard, room, partial, after_ms }),
+        4 => (client.clone(), gateway.clone(), 0..3_usize)
+            .prop_map(|(client, gateway, shard)| Deed::Connect { client, gateway, shard }),
         2 => client.clone().prop_map(|client| Deed::Leave { client }),
         5 => (client.clone(), 0..PATTERNS.len()).prop_map(|(client, pattern)| Deed::Subscribe { client, pattern }),
         1 => (client.clone(), 0..PATTERNS.len()).prop_map(|(client, pattern)| Deed::Unsubscribe { client, pattern }),
@@ -476,11 +510,11 @@ fn act(world: &mut World, deed: &Deed) {
             what => world.daemon.run(tenant, what % 2, what < 4, size),
         },
         Deed::Hear { gateway, count } => world.hear(gateway, count),
-        Deed::Serve { gateway, room, partial, after_ms } => {
+        Deed::Serve { gateway, shard, room, partial, after_ms } => {
             world.now_ms += after_ms;
-            world.serve(gateway, room, partial);
+            world.serve(gateway, shard, room, partial);
         }
-        Deed::Connect { client, gateway } => world.connect(client % count, gateway),
+        Deed::Connect { client, gateway, shard } => world.connect(client % count, gateway, shard),
         Deed::Leave { client } => world.leave(client % count),
         Deed::Subscribe { client, pattern } => {
             let client = client % count;
@@ -514,6 +548,7 @@ proptest! {
         let mut world = World::new(&clients);
         for deed in &deeds {
             act(&mut world, deed);
+            world.gateways.iter_mut().for_each(Gateway::judge_calls);
         }
         world.judge();
     }
@@ -524,9 +559,9 @@ proptest! {
 fn holes_that_were_found_stay_closed() {
     let tell = |what, size| Deed::Tell { tenant: 0, what, size };
     let other = |what| Deed::Tell { tenant: 1, what, size: 1 };
-    let (connect, leave) = (Deed::Connect { client: 0, gateway: 1 }, Deed::Leave { client: 0 });
+    let (connect, leave) = (Deed::Connect { client: 0, gateway: 1, shard: 0 }, Deed::Leave { client: 0 });
     let subscribe = |pattern| Deed::Subscribe { client: 0, pattern };
-    let serve = Deed::Serve { gateway: 1, room: 2, partial: 0, after_ms: 0 };
+    let serve = Deed::Serve { gateway: 1, shard: 0, room: 2, partial: 0, after_ms: 0 };
     let hear = |count| Deed::Hear { gateway: 1, count };
     let stories = [
         // Two turns in one go, of which the first was not taken.

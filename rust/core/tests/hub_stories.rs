@@ -3,7 +3,7 @@
 
 use flx_core::hub::{
     Backfill, COHORT, Class, ConnKey, Delivery, Dialect, Event, Full, Gone, Hub, Limits, Position, Profile, Refused,
-    Rights,
+    Rights, Shard,
 };
 
 const ALL: [Class; 6] = [Class::Pipeline, Class::Execution, Class::Log, Class::Schedule, Class::System, Class::App];
@@ -19,7 +19,7 @@ fn with(limits: Limits) -> Hub {
 }
 
 fn profile(dialect: Dialect) -> Profile {
-    Profile { tenant: "t".into(), rights: Rights::new("ann", ALL), dialect }
+    Profile { shard: Shard::FIRST, tenant: "t".into(), rights: Rights::new("ann", ALL), dialect }
 }
 
 fn connect(hub: &mut Hub, dialect: Dialect, patterns: &[&str]) -> ConnKey {
@@ -36,7 +36,7 @@ fn event<'a>(topic: &'a str, seq: u64, prev: u64, data: &'a str) -> Event<'a> {
 
 fn take(hub: &mut Hub, now_ms: u64) -> Vec<Delivery> {
     let mut out = Vec::new();
-    hub.take(now_ms, usize::MAX / 2, &mut out);
+    hub.take(Shard::FIRST, now_ms, usize::MAX / 2, &mut out);
     out
 }
 
@@ -138,9 +138,9 @@ fn room_bounds_a_take_and_nobody_is_passed_over() {
     }
     hub.append(&event("app.x", 1, 0, "0"), 1);
     let mut served = std::collections::HashSet::new();
-    while hub.wakes_at().is_some() {
+    while hub.wakes_at(Shard::FIRST).is_some() {
         let mut out = Vec::new();
-        hub.take(1, 100, &mut out);
+        hub.take(Shard::FIRST, 1, 100, &mut out);
         assert!(out.len() <= 100);
         for delivery in out {
             assert!(served.insert(delivery.conn));
@@ -164,7 +164,7 @@ fn one_without_room_costs_nothing_and_goes_on_where_it_was() {
     }
     let deliveries = take(&mut hub, 1);
     assert_eq!(vec![swift], deliveries.iter().map(|delivery| delivery.conn).collect::<Vec<_>>());
-    assert_eq!(None, hub.wakes_at());
+    assert_eq!(None, hub.wakes_at(Shard::FIRST));
     hub.writable(slow, 2);
     let deliveries = take(&mut hub, 2);
     assert_eq!((1, slow), (deliveries.len(), deliveries[0].conn));
@@ -191,13 +191,13 @@ fn a_lone_event_leaves_at_once_and_load_waits_for_company() {
         connect(&mut hub, Dialect::Batched, &["app.x"]);
     }
     hub.append(&event("app.x", 1, 0, "0"), 1_000);
-    assert_eq!(Some(1_000), hub.wakes_at());
+    assert_eq!(Some(1_000), hub.wakes_at(Shard::FIRST));
     assert_eq!(2_000, take(&mut hub, 1_000).len());
     let mut turns = 0;
     for now_ms in 1_001..3_000_u64 {
         hub.append(&event("app.x", now_ms, now_ms - 1, "0"), now_ms);
         let served = take(&mut hub, now_ms).len() as u64;
-        hub.spent(served, served * 10);
+        hub.spent(Shard::FIRST, served, served * 10);
         turns += served / 2_000;
     }
     let window_ms = hub.stats().window_ms;
@@ -205,7 +205,45 @@ fn a_lone_event_leaves_at_once_and_load_waits_for_company() {
     assert!(turns < 500, "{turns} times each in two seconds of 1,000 events");
     take(&mut hub, 10_000);
     hub.append(&event("app.x", 5_000, 2_999, "0"), 20_000);
-    assert_eq!(Some(20_000), hub.wakes_at());
+    assert_eq!(Some(20_000), hub.wakes_at(Shard::FIRST));
+}
+
+#[test]
+fn each_shard_has_turns_of_its_own_and_who_sleeps_is_called_once() {
+    let mut hub = hub();
+    let second = hub.add_shard();
+    let here = connect(&mut hub, Dialect::Batched, &["app.x"]);
+    let there = hub.connect(Profile { shard: second, ..profile(Dialect::Batched) }).unwrap();
+    hub.subscribe(there, "app.*", None, 0).unwrap();
+    let sleep = |hub: &mut Hub| (hub.wakes_at(Shard::FIRST), hub.wakes_at(second));
+    assert_eq!((None, None), sleep(&mut hub));
+    hub.append(&event("app.y", 1, 0, "0"), 1);
+    assert_eq!(vec![second], hub.called(), "nobody in the first hears it");
+    hub.append(&event("app.x", 2, 0, "0"), 1);
+    hub.append(&event("app.x", 3, 2, "0"), 1);
+    assert_eq!(vec![Shard::FIRST], hub.called(), "the second was called before");
+    let deliveries = take(&mut hub, 1);
+    assert_eq!(vec![here], deliveries.iter().map(|delivery| delivery.conn).collect::<Vec<_>>());
+    assert_eq!((None, Some(1)), sleep(&mut hub), "what one has taken is due for the other still");
+    let mut out = Vec::new();
+    hub.take(second, 1, 10, &mut out);
+    assert_eq!(vec![there], out.iter().map(|delivery| delivery.conn).collect::<Vec<_>>());
+    hub.append(&event("app.x", 4, 3, "0"), 1);
+    assert_eq!(vec![Shard::FIRST], hub.called(), "the second is at work");
+    // What sending costs in one is no reason to wait in the other.
+    hub.disconnect(here);
+    for _ in 0..2_000 {
+        connect(&mut hub, Dialect::Batched, &["app.x"]);
+    }
+    for now_ms in 1_001..3_000_u64 {
+        hub.append(&event("app.x", now_ms, now_ms - 1, "0"), now_ms);
+        let served = take(&mut hub, now_ms).len() as u64;
+        hub.spent(Shard::FIRST, served, served * 10);
+        out.clear();
+        hub.take(second, now_ms, 10, &mut out);
+        assert_eq!(1, out.len(), "at {now_ms}");
+    }
+    assert!(hub.stats().window_ms >= 20);
 }
 
 #[test]

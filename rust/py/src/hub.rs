@@ -1,43 +1,45 @@
-//! `Hub`: the hub of a gateway process, and what it has in common with that of the listener (`crate::listener`).
+//! `Hub`: the hub of a gateway process, its first shard, and the forms in which Python gives events and gets positions.
 //!
 //! Rules: the lock is held for one call of the core, and no Python object is made meanwhile; who has to wait for it waits
-//! without the interpreter.
+//! without the interpreter. What the daemon tells is taken as it is, with U+FFFD for what is not UTF-8: a stream that broke at
+//! such an event would break there for ever.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::Arc;
 
 use flx_core::hub::{
-    self as core, Backfill, Class, ConnKey, Dialect, Event, Frame, Limits, Position, Profile, Refused,
+    self as core, Backfill, Class, ConnKey, Dialect, Event, Frame, Limits, Position, Profile, Refused, Shard,
 };
+use flx_realtime::shared_hub::{Guard, SharedHub};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
+use pyo3::pybacked::{PyBackedBytes, PyBackedStr};
 use pyo3::types::{PyString, PyTuple};
 
 use crate::window::seed;
 
 /// (tenant, topic, seq, prev, `ts_us`, JSON)
-type Told = (String, String, u64, u64, u64, Vec<u8>);
+pub(crate) type Told = (PyBackedStr, PyBackedStr, u64, u64, u64, PyBackedBytes);
 /// (epoch, seq, last line by execution)
-type Place = (String, u64, HashMap<String, u64>);
+pub(crate) type Place = (String, u64, HashMap<String, u64>);
 
-/// All events and connections of one process.
+/// All events and connections of one process; see the stub.
 #[pyclass(frozen, module = "flx_api._core")]
 pub(crate) struct Hub {
-    core: Mutex<core::Hub>,
+    pub(crate) shared: Arc<SharedHub>,
 }
 
 impl Hub {
     /// The core, and nobody else has it meanwhile.
-    fn lock(&self, py: Python<'_>) -> MutexGuard<'_, core::Hub> {
+    fn lock(&self, py: Python<'_>) -> Guard<'_> {
         loop {
-            match self.core.try_lock() {
-                Ok(guard) => return guard,
-                Err(TryLockError::Poisoned(poisoned)) => return poisoned.into_inner(),
-                // Another thread has it for a call; a guard does not pass between threads, so it is asked for again.
-                Err(TryLockError::WouldBlock) => {
-                    py.detach(|| drop(self.core.lock().unwrap_or_else(PoisonError::into_inner)));
-                }
+            if let Some(guard) = self.shared.try_lock() {
+                return guard;
             }
+            // Another thread has it for a call. It is asked for again with the interpreter: waiting for that with the hub in
+            // hand would keep the threads waiting that have no interpreter to wait for.
+            py.detach(|| drop(self.shared.lock()));
         }
     }
 }
@@ -61,7 +63,7 @@ impl Hub {
             max_connections: max_connections.unwrap_or(usual.max_connections),
             ..usual
         };
-        Ok(Self { core: Mutex::new(core::Hub::new(limits, seed()?.0, local_epoch)) })
+        Ok(Self { shared: Arc::new(SharedHub::new(core::Hub::new(limits, seed()?.0, local_epoch))) })
     }
 
     /// How far the journal was heard.
@@ -95,9 +97,10 @@ impl Hub {
     /// Remembers events; how many of them were new.
     #[expect(clippy::needless_pass_by_value, reason = "arguments of a pyfunction are owned")]
     fn append(&self, py: Python<'_>, events: Vec<Told>, now_ms: u64) -> usize {
-        let texts: Vec<_> = events.iter().map(|told| String::from_utf8_lossy(&told.5)).collect();
+        let texts = texts_of(&events);
+        let events = events_of(&events, &texts);
         let mut core = self.lock(py);
-        events.iter().zip(&texts).filter(|(told, data)| core.append(&event(told, data), now_ms)).count()
+        events.iter().filter(|event| core.append(event, now_ms)).count()
     }
 
     fn advance(&self, py: Python<'_>, seq: u64) {
@@ -136,7 +139,8 @@ impl Hub {
         let classes = classes.iter().map(|name| class(name)).collect::<PyResult<Vec<_>>>()?;
         let rights = core::Rights::new(subject, classes);
         let dialect = if batched { Dialect::Batched } else { Dialect::Plain };
-        let conn = self.lock(py).connect(Profile { tenant: tenant.into(), rights, dialect });
+        let profile = Profile { shard: Shard::FIRST, tenant: tenant.into(), rights, dialect };
+        let conn = self.lock(py).connect(profile);
         Ok(conn.ok().map(handle))
     }
 
@@ -199,8 +203,8 @@ impl Hub {
         is_last: bool,
         now_ms: u64,
     ) -> Option<(Vec<String>, bool)> {
-        let texts_of: Vec<_> = events.iter().map(|told| String::from_utf8_lossy(&told.5)).collect();
-        let events: Vec<_> = events.iter().zip(&texts_of).map(|(told, data)| event(told, data)).collect();
+        let of_events = texts_of(&events);
+        let events = events_of(&events, &of_events);
         let batch = Backfill { epoch, events: &events, journal_seq, is_last };
         let found = self.lock(py).backfill(key(conn), &batch, now_ms);
         found.ok().map(|(frames, done)| (texts(&frames), done))
@@ -217,7 +221,7 @@ impl Hub {
         let mut out = Vec::new();
         {
             let mut core = self.lock(py);
-            core.take(now_ms, room, &mut out);
+            core.take(Shard::FIRST, now_ms, room, &mut out);
             for delivery in &out {
                 core.busy(delivery.conn);
             }
@@ -249,11 +253,11 @@ impl Hub {
 
     /// When `take` has something next.
     fn wakes_at(&self, py: Python<'_>) -> Option<u64> {
-        self.lock(py).wakes_at()
+        self.lock(py).wakes_at(Shard::FIRST)
     }
 
     fn spent(&self, py: Python<'_>, frames: u64, busy_us: u64) {
-        self.lock(py).spent(frames, busy_us);
+        self.lock(py).spent(Shard::FIRST, frames, busy_us);
     }
 
     fn sweep(&self, py: Python<'_>, now_ms: u64) {
@@ -291,13 +295,29 @@ pub(crate) const fn key(handle: u64) -> ConnKey {
     ConnKey { index: handle as u32, generation: (handle >> 32) as u32 }
 }
 
-fn place(position: Position) -> Place {
+/// A position as Python has it.
+pub(crate) fn place(position: Position) -> Place {
     let logs = position.logs.into_iter().map(|(execution, line)| (execution.into(), line)).collect();
     (position.epoch.into(), position.seq, logs)
 }
 
-fn event<'a>((tenant, topic, seq, prev, ts_us, _): &'a Told, data: &'a str) -> Event<'a> {
-    Event { tenant, topic, seq: *seq, prev: *prev, ts_us: *ts_us, data }
+/// The JSON of events.
+pub(crate) fn texts_of(told: &[Told]) -> Vec<Cow<'_, str>> {
+    told.iter().map(|told| String::from_utf8_lossy(&told.5)).collect()
+}
+
+/// Events with their JSON.
+pub(crate) fn events_of<'a>(told: &'a [Told], texts: &'a [Cow<'a, str>]) -> Vec<Event<'a>> {
+    let pairs = told.iter().zip(texts);
+    let event = |((tenant, topic, seq, prev, ts_us, _), data): (&'a Told, &'a Cow<'a, str>)| Event {
+        tenant,
+        topic,
+        seq: *seq,
+        prev: *prev,
+        ts_us: *ts_us,
+        data,
+    };
+    pairs.map(event).collect()
 }
 
 fn text(frame: &Frame) -> String {

@@ -1,7 +1,7 @@
-//! `RealtimeListener`: the native WebSocket listener of a gateway, its threads and its hub.
+//! `RealtimeListener`: the native WebSocket listener of a gateway. Its threads serve shards of the process's one hub.
 //!
-//! Strategy: the listener's thread never enters Python. What it asks for lies on its desk, and a byte in a pipe says so; Python
-//! answers when it comes to it. Rules: the interpreter is detached while the hub is held or a thread is waited for.
+//! Strategy: the listener's threads never enter Python. What they ask for lies on their desk, and a byte in a pipe says so;
+//! Python answers when it comes to it. Rules: the interpreter is detached while the hub is held or a thread is waited for.
 
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read, Write};
@@ -9,9 +9,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use flx_core::hub::{Backfill, Dialect, Event, Hub, Limits as HubLimits, Profile, Rights};
-use flx_realtime::desk::{Desk, Newcomer, NotIn, Owner, Question};
+use flx_core::hub::{Backfill, Dialect, Rights};
+use flx_realtime::desk::{Caller, Desk, Newcomer, NotIn, Owner, Question};
 use flx_realtime::handshake::SUBPROTOCOL;
 use flx_realtime::listener::{Clock, Limits, Listener};
 use flx_realtime::request::Fault;
@@ -20,10 +21,10 @@ use flx_realtime::sessions::{Refusals, Sessions};
 use flx_realtime::tls;
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::pybacked::{PyBackedBytes, PyBackedStr};
+use pyo3::pybacked::PyBackedStr;
 use pyo3::types::{PyBytes, PyTuple};
 
-use crate::hub::{self, class};
+use crate::hub::{self, Hub, Told, class, events_of, texts_of};
 use crate::window::seed;
 
 /// What stands for the request id in a prepared answer: as long as the ids that are put in its place.
@@ -31,8 +32,6 @@ const ID_GAP: &[u8; 16] = b"0000000000000000";
 /// The faults for which an answer must be prepared.
 const FAULTS: [&str; 11] =
     ["malformed", "body", "too_large", "timeout", "method", "host", "no_upgrade", "version", "key", "full", "draining"];
-/// Tenant, topic, number, number before it, microseconds since 1970, JSON.
-type GivenEvent = (PyBackedStr, PyBackedStr, u64, u64, u64, PyBackedBytes);
 
 /// The listener; see the stub.
 #[pyclass(frozen, module = "flx_api._core")]
@@ -48,10 +47,14 @@ pub(crate) struct RealtimeListener {
 #[pymethods]
 impl RealtimeListener {
     #[new]
-    #[pyo3(signature = (host, port, *, refusals, connections, per_subject, tls=None))]
+    #[pyo3(signature = (hub, host, port, *, threads, now_s, refusals, connections, per_subject, tls=None))]
+    #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
     fn new(
+        hub: &Hub,
         host: &str,
         port: u16,
+        threads: usize,
+        now_s: f64,
         refusals: HashMap<String, Vec<u8>>,
         connections: usize,
         per_subject: usize,
@@ -60,25 +63,23 @@ impl RealtimeListener {
         let address: IpAddr = host.parse().map_err(|_| PyValueError::new_err("the host is an IP address"))?;
         let config = tls.map(|(chain, key)| tls::server(&chain, &key)).transpose();
         let config = config.map_err(|error| PyValueError::new_err(error.to_string()))?;
-        let mut refusals = Some(prepared(refusals)?);
+        let mut refusals = prepared(refusals, threads)?;
+        let now = Duration::try_from_secs_f64(now_s).map_err(|error| PyValueError::new_err(error.to_string()))?;
         let (bell, ring) = UnixStream::pair()?;
         bell.set_nonblocking(true)?;
         ring.set_nonblocking(true)?;
-        let clock = Clock::default();
-        let (hub_seed, epoch) = seed()?;
-        let limits = HubLimits { max_connections: connections, ..HubLimits::default() };
-        let hub = Hub::new(limits, hub_seed, &format!("local-{epoch:016x}"));
+        let clock = Clock::reading(now);
         // A full pipe has rung already.
         let ring = Box::new(move || drop((&ring).write(&[1])));
-        let desk = Arc::new(Desk::new(hub, per_subject, clock, ring));
+        let desk = Arc::new(Desk::new(Arc::clone(&hub.shared), per_subject, clock, ring));
+        let connections = connections.div_ceil(threads.max(1));
         let limits = Limits { connections, backlog_bytes: 1 << 20, ..Limits::default() };
         let shared = Arc::clone(&desk);
-        // One thread: the hub says in one call who gets what next, and only one may write it.
-        let listener =
-            Listener::start(SocketAddr::new(address, port), 1, limits, config.as_ref(), clock, |_, thread| {
-                let refusals = refusals.take().unwrap_or_else(|| Box::new(|_| Vec::new()));
-                Sessions::new(Arc::clone(&shared), refusals, thread)
-            });
+        let address = SocketAddr::new(address, port);
+        let listener = Listener::start(address, threads, limits, config.as_ref(), clock, |_, thread| {
+            let refusals = refusals.pop().unwrap_or_else(|| Box::new(|_| Vec::new()));
+            Sessions::new(Arc::clone(&shared), refusals, thread)
+        });
         // With its number: that the address is in use is no surprise where several processes try.
         let listener = listener.map_err(|error| PyOSError::new_err((error.raw_os_error(), error.to_string())))?;
         let port = listener.address().port();
@@ -105,16 +106,13 @@ impl RealtimeListener {
                 let headers: Vec<_> =
                     it.headers.iter().map(|(name, value)| (name_of(py, name), PyBytes::new(py, value))).collect();
                 let peer = (it.peer.ip().to_string(), it.peer.port());
-                ("handshake", number(it.conn), peer, it.path, it.query, headers).into_pyobject(py)
+                ("handshake", number(it.caller), peer, it.path, it.query, headers).into_pyobject(py)
             }
             Question::History(it) => {
-                let logs: HashMap<_, _> =
-                    it.since.logs.into_iter().map(|(name, line)| (name.into_string(), line)).collect();
-                let since = (it.since.epoch.into_string(), it.since.seq, logs);
-                let key = hub::handle(it.key);
-                ("history", number(it.conn), key, it.pattern.into_string(), since).into_pyobject(py)
+                let (key, since) = (hub::handle(it.key), hub::place(it.since));
+                ("history", number(it.caller), key, it.pattern.into_string(), since).into_pyobject(py)
             }
-            Question::Room(conn) => ("room", number(conn)).into_pyobject(py),
+            Question::Room(caller) => ("room", number(caller)).into_pyobject(py),
         };
         self.desk.questions().into_iter().map(tuple).collect()
     }
@@ -143,10 +141,11 @@ impl RealtimeListener {
         let newcomer = Newcomer {
             client_id: client_id.into(),
             owner: Arc::new(Owner { tenant: tenant.into(), subject: subject.into() }),
-            profile: Profile { tenant: tenant.into(), rights: Rights::new(subject, classes), dialect },
+            rights: Rights::new(subject, classes),
+            dialect,
             ends_ms: self.desk.now_ms().saturating_add(ends_in_ms),
         };
-        Ok(self.desk.accept(conn_of(conn), newcomer, subprotocol).err().map(|why| match why {
+        Ok(self.desk.accept(caller(conn), newcomer, subprotocol).err().map(|why| match why {
             NotIn::Taken => "taken",
             NotIn::TooMany => "too_many",
             NotIn::Gone => "gone",
@@ -155,51 +154,12 @@ impl RealtimeListener {
 
     /// Sends a handshake away with a whole HTTP answer.
     fn refuse(&self, conn: u64, answer: Vec<u8>) {
-        self.desk.refuse(conn_of(conn), answer);
+        self.desk.refuse(caller(conn), answer);
     }
 
     /// Whether nobody else holds this client id.
     fn is_free(&self, client_id: &str, tenant: &str, subject: &str) -> bool {
         self.desk.is_free(client_id, &Owner { tenant: tenant.into(), subject: subject.into() })
-    }
-
-    /// Begins anew in an epoch, after this number of its journal.
-    fn restart(&self, py: Python<'_>, epoch: &str, seq: u64, reason: &str) {
-        py.detach(|| self.desk.hub().restart(epoch, seq, reason, self.desk.now_ms()));
-        self.desk.wake();
-    }
-
-    /// Takes in events in their order.
-    #[expect(clippy::needless_pass_by_value, reason = "arguments of a pyfunction are owned")]
-    fn append(&self, py: Python<'_>, events: Vec<GivenEvent>) -> PyResult<()> {
-        let events = checked(&events)?;
-        py.detach(|| {
-            let now_ms = self.desk.now_ms();
-            let mut hub = self.desk.hub();
-            for event in &events {
-                hub.append(event, now_ms);
-            }
-        });
-        self.desk.wake();
-        Ok(())
-    }
-
-    /// The journal was heard up to here.
-    fn advance(&self, py: Python<'_>, seq: u64) {
-        py.detach(|| self.desk.hub().advance(seq));
-    }
-
-    /// An execution is over.
-    fn over(&self, py: Python<'_>, tenant: &str, execution: &str) {
-        py.detach(|| self.desk.hub().over(tenant, execution));
-    }
-
-    /// Publishes to a topic of this gateway alone.
-    fn publish(&self, py: Python<'_>, tenant: &str, topic: &str, ts_us: u64, data: &[u8]) -> PyResult<()> {
-        let data = text(data)?;
-        py.detach(|| self.desk.hub().publish(tenant, topic, ts_us, data, self.desk.now_ms()));
-        self.desk.wake();
-        Ok(())
     }
 
     /// Gives a connection what the daemon tells: whether that was all; None when the history has ended.
@@ -211,23 +171,24 @@ impl RealtimeListener {
         conn: u64,
         key: u64,
         epoch: &str,
-        events: Vec<GivenEvent>,
+        events: Vec<Told>,
         journal_seq: u64,
         is_last: bool,
-    ) -> PyResult<Option<bool>> {
-        let events = checked(&events)?;
+    ) -> Option<bool> {
+        let texts = texts_of(&events);
+        let events = events_of(&events, &texts);
         let batch = Backfill { epoch, events: &events, journal_seq, is_last };
-        Ok(py.detach(|| self.desk.backfill(conn_of(conn), hub::key(key), &batch)))
+        py.detach(|| self.desk.backfill(caller(conn), hub::key(key), &batch))
     }
 
     /// Tells a connection that the history it waits for cannot be had.
     fn give_up(&self, py: Python<'_>, conn: u64, key: u64, reason: &str) {
-        py.detach(|| self.desk.give_up(conn_of(conn), hub::key(key), reason));
+        py.detach(|| self.desk.give_up(caller(conn), hub::key(key), reason));
     }
 
     /// How many connections there are.
     fn __len__(&self) -> usize {
-        self.desk.hub().stats().connections as usize
+        self.desk.len()
     }
 
     /// Sends everybody away, spread over some time, and refuses who comes.
@@ -250,13 +211,16 @@ impl RealtimeListener {
 
 /// The plain protocol, where somebody asks for it by name.
 const PLAIN: &str = "flx.plain";
+const INDEX: u32 = (1 << 24) - 1;
 
-fn number(conn: ConnId) -> u64 {
-    u64::from(conn.index) << 32 | u64::from(conn.generation)
+/// A connection as a number: eight bits for the thread, 24 for the index, 32 for the generation.
+fn number(Caller { thread, conn }: Caller) -> u64 {
+    (thread as u64) << 56 | u64::from(conn.index & INDEX) << 32 | u64::from(conn.generation)
 }
 
-fn conn_of(number: u64) -> ConnId {
-    ConnId { index: (number >> 32) as u32, generation: number as u32 }
+fn caller(number: u64) -> Caller {
+    let conn = ConnId { index: (number >> 32) as u32 & INDEX, generation: number as u32 };
+    Caller { thread: (number >> 56) as usize, conn }
 }
 
 /// A header's name as ASGI has it.
@@ -264,23 +228,16 @@ fn name_of<'py>(py: Python<'py>, name: &str) -> Bound<'py, PyBytes> {
     PyBytes::new(py, name.to_ascii_lowercase().as_bytes())
 }
 
-fn text(data: &[u8]) -> PyResult<&str> {
-    str::from_utf8(data).map_err(|_| PyValueError::new_err("an event's data is JSON in UTF-8"))
-}
-
-fn checked(events: &[GivenEvent]) -> PyResult<Vec<Event<'_>>> {
-    events.iter().map(event).collect()
-}
-
-fn event((tenant, topic, seq, prev, ts_us, data): &GivenEvent) -> PyResult<Event<'_>> {
-    Ok(Event { tenant, topic, seq: *seq, prev: *prev, ts_us: *ts_us, data: text(data)? })
-}
-
-/// The prepared answers, each with its own request id.
-fn prepared(given: HashMap<String, Vec<u8>>) -> PyResult<Refusals> {
+/// The prepared answers for so many threads, each with its own request id.
+fn prepared(given: HashMap<String, Vec<u8>>, threads: usize) -> PyResult<Vec<Refusals>> {
     if let Some(missing) = FAULTS.iter().find(|name| !given.contains_key(**name)) {
         return Err(PyValueError::new_err(format!("no answer for {missing}")));
     }
+    let given = Arc::new(given);
+    (0..threads).map(|_| refusals(Arc::clone(&given))).collect()
+}
+
+fn refusals(given: Arc<HashMap<String, Vec<u8>>>) -> PyResult<Refusals> {
     let (mut id, _) = seed()?;
     Ok(Box::new(move |fault| {
         let mut answer = given.get(name_of_fault(fault)).cloned().unwrap_or_default();

@@ -1,27 +1,37 @@
-//! The desk between a listener's thread and the rest of the process: what the thread asks for, what it is told, and who holds
-//! which client id.
+//! The desk between a listener's threads and the rest of the process: what the threads ask for, what they are told, and who
+//! holds which client id.
 //!
-//! Strategy: one lock for small things. Handshakes and histories are asked for by the thread and answered from outside, in
-//! batches; the bell is rung once for many. Rules:
+//! Strategy: one lock for small things. Handshakes and histories are asked for by the threads and answered from outside, in
+//! batches; the bell is rung once for many. A thread serves a shard of the hub. Rules:
 //! - a client id belongs to the subject (of its tenant) that first connected with it, for as long as it is connected;
 //! - a place is taken when a handshake is accepted and given back when the connection is over, whatever happens in between.
 
 use std::collections::HashMap;
 use std::mem;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use flx_core::hub::{Backfill, ConnKey, Frame, Hub, Position, Profile};
+use flx_core::hub::{Backfill, ConnKey, Dialect, Frame, Position, Rights, Shard};
 
 use crate::listener::{Clock, Handle};
 use crate::service::{ConnId, Upgrade};
+use crate::shared_hub::{Guard, SharedHub};
+
+/// A connection of one of the threads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Caller {
+    /// Which thread's.
+    pub thread: usize,
+    /// Which of its connections.
+    pub conn: ConnId,
+}
 
 /// A handshake that is to be decided about.
 #[derive(Debug)]
 pub struct Handshake {
-    /// Which connection.
-    pub conn: ConnId,
-    /// Whose.
+    /// Who asks.
+    pub caller: Caller,
+    /// From where.
     pub peer: SocketAddr,
     /// The target up to the question mark.
     pub path: String,
@@ -39,14 +49,14 @@ pub enum Question {
     /// What does the daemon have of a pattern? To be answered with [`Desk::backfill`] or [`Desk::give_up`].
     History(History),
     /// A connection has taken the history it was given: there is room for more.
-    Room(ConnId),
+    Room(Caller),
 }
 
 /// History that a connection is to be given.
 #[derive(Debug)]
 pub struct History {
-    /// Which connection.
-    pub conn: ConnId,
+    /// Who asks.
+    pub caller: Caller,
     /// The same in the hub.
     pub key: ConnKey,
     /// Of what.
@@ -71,8 +81,10 @@ pub struct Newcomer {
     pub client_id: Box<str>,
     /// Who it is.
     pub owner: Arc<Owner>,
-    /// What it may hear, and how.
-    pub profile: Profile,
+    /// What it may hear.
+    pub rights: Rights,
+    /// What frames look like.
+    pub dialect: Dialect,
     /// When its token ends, by the listener's clock.
     pub ends_ms: u64,
 }
@@ -91,50 +103,48 @@ pub enum NotIn {
 /// Frames that a thread is to send to a connection.
 pub(crate) type Order = (ConnId, Vec<Frame>);
 
-#[derive(Debug, Default)]
-struct Papers {
-    questions: Vec<Question>,
+/// A thread, as others see it.
+struct Thread {
+    handle: Handle,
     orders: Vec<Order>,
+}
+
+#[derive(Default)]
+struct Papers {
+    threads: Vec<Thread>,
+    questions: Vec<Question>,
     /// Handshakes that are not over; with a newcomer, once that is accepted.
-    waiting: HashMap<ConnId, Option<Newcomer>>,
+    waiting: HashMap<Caller, Option<Newcomer>>,
     clients: HashMap<Box<str>, (Arc<Owner>, usize)>,
     owners: HashMap<Arc<Owner>, usize>,
 }
 
 /// What the threads and the rest of the process share.
 pub struct Desk {
-    hub: Mutex<Hub>,
+    hub: Arc<SharedHub>,
     papers: Mutex<Papers>,
     /// Connections of one subject at most.
     per_owner: usize,
     clock: Clock,
     bell: Box<dyn Fn() + Send + Sync>,
-    thread: OnceLock<Handle>,
 }
 
 impl Desk {
     /// `bell` is rung when there are questions, and must not block.
     #[must_use]
-    pub fn new(hub: Hub, per_owner: usize, clock: Clock, bell: Box<dyn Fn() + Send + Sync>) -> Self {
-        Self { hub: Mutex::new(hub), papers: Mutex::default(), per_owner, clock, bell, thread: OnceLock::new() }
+    pub fn new(hub: Arc<SharedHub>, per_owner: usize, clock: Clock, bell: Box<dyn Fn() + Send + Sync>) -> Self {
+        Self { hub, papers: Mutex::default(), per_owner, clock, bell }
     }
 
     /// The hub. Nothing may be waited for while it is held.
-    pub fn hub(&self) -> MutexGuard<'_, Hub> {
-        self.hub.lock().unwrap_or_else(PoisonError::into_inner)
+    pub fn hub(&self) -> Guard<'_> {
+        self.hub.lock()
     }
 
-    /// The listener's time.
+    /// The hub's time.
     #[must_use]
     pub fn now_ms(&self) -> u64 {
         self.clock.now_ms()
-    }
-
-    /// Lets events that were fed to the hub go out.
-    pub fn wake(&self) {
-        if let Some(thread) = self.thread.get() {
-            thread.wake();
-        }
     }
 
     /// What was asked since the last call.
@@ -148,52 +158,53 @@ impl Desk {
     }
 
     /// Lets somebody in.
-    pub fn accept(&self, conn: ConnId, newcomer: Newcomer, subprotocol: Option<&'static str>) -> Result<(), NotIn> {
-        self.papers().seat(conn, newcomer, self.per_owner)?;
-        self.answer(conn, Upgrade::Accept(subprotocol));
+    pub fn accept(&self, caller: Caller, newcomer: Newcomer, subprotocol: Option<&'static str>) -> Result<(), NotIn> {
+        let mut papers = self.papers();
+        papers.seat(caller, newcomer, self.per_owner)?;
+        papers.answer(caller, Upgrade::Accept(subprotocol));
         Ok(())
     }
 
     /// Sends somebody away with a whole HTTP answer.
-    pub fn refuse(&self, conn: ConnId, answer: Vec<u8>) {
-        self.papers().waiting.remove(&conn);
-        self.answer(conn, Upgrade::Refuse(answer));
+    pub fn refuse(&self, caller: Caller, answer: Vec<u8>) {
+        let mut papers = self.papers();
+        papers.waiting.remove(&caller);
+        papers.answer(caller, Upgrade::Refuse(answer));
     }
 
     /// Gives a connection what the daemon tells. When it has taken it, and wants more, there will be a [`Question::Room`].
     ///
     /// Returns: whether that was all, or nothing more is wanted; None when the history has ended: give up.
-    pub fn backfill(&self, conn: ConnId, key: ConnKey, batch: &Backfill<'_>) -> Option<bool> {
+    pub fn backfill(&self, caller: Caller, key: ConnKey, batch: &Backfill<'_>) -> Option<bool> {
         let mut hub = self.hub();
         let (frames, is_done) = hub.backfill(key, batch, self.now_ms()).ok()?;
         // While the hub is held: what comes from its memory must not overtake this.
-        self.papers().orders.push((conn, frames));
-        drop(hub);
-        self.wake();
+        self.papers().order(caller, frames);
         Some(is_done)
     }
 
     /// Tells a connection that the history it waits for cannot be had.
-    pub fn give_up(&self, conn: ConnId, key: ConnKey, reason: &str) {
+    pub fn give_up(&self, caller: Caller, key: ConnKey, reason: &str) {
         let mut hub = self.hub();
         if let Some(frame) = hub.give_up(key, reason, self.now_ms()) {
-            self.papers().orders.push((conn, vec![frame]));
+            self.papers().order(caller, vec![frame]);
         }
-        drop(hub);
-        self.wake();
     }
 
-    /// The thread that serves the connections says how it is reached.
-    pub(crate) fn serve(&self, thread: Handle) {
-        // A desk has one thread; a second would serve connections of the first.
-        let _ = self.thread.set(thread);
+    /// A thread that serves connections says how it is reached: its number, and its shard of the hub.
+    pub(crate) fn serve(&self, handle: Handle) -> (usize, Shard) {
+        let waker = handle.clone();
+        let shard = self.hub.add_shard(move || waker.wake());
+        let threads = &mut self.papers().threads;
+        threads.push(Thread { handle, orders: Vec::new() });
+        (threads.len() - 1, shard)
     }
 
     /// Asks something.
     pub(crate) fn ask(&self, question: Question) {
         let mut papers = self.papers();
         if let Question::Handshake(handshake) = &question {
-            papers.waiting.insert(handshake.conn, None);
+            papers.waiting.insert(handshake.caller, None);
         }
         papers.questions.push(question);
         let is_first = papers.questions.len() == 1;
@@ -203,25 +214,25 @@ impl Desk {
         }
     }
 
-    /// What is to be sent. To be asked for while the hub is held, and before anything is taken from it.
-    pub(crate) fn orders(&self) -> Vec<Order> {
-        mem::take(&mut self.papers().orders)
+    /// What a thread is to send. To be asked for while the hub is held, and before anything is taken from it.
+    pub(crate) fn orders(&self, thread: usize) -> Vec<Order> {
+        self.papers().threads.get_mut(thread).map(|thread| mem::take(&mut thread.orders)).unwrap_or_default()
     }
 
     /// Who comes in by this connection.
-    pub(crate) fn newcomer(&self, conn: ConnId) -> Option<Newcomer> {
-        self.papers().waiting.remove(&conn).flatten()
+    pub(crate) fn newcomer(&self, caller: Caller) -> Option<Newcomer> {
+        self.papers().waiting.remove(&caller).flatten()
+    }
+
+    /// How many have been let in and are not gone.
+    #[expect(clippy::len_without_is_empty, reason = "nobody asks whether there is somebody")]
+    pub fn len(&self) -> usize {
+        self.papers().owners.values().sum()
     }
 
     /// Gives a place back.
     pub(crate) fn leave(&self, client_id: &str, owner: &Owner) {
         self.papers().unseat(client_id, owner);
-    }
-
-    fn answer(&self, conn: ConnId, upgrade: Upgrade) {
-        if let Some(thread) = self.thread.get() {
-            thread.answer(conn, upgrade);
-        }
     }
 
     fn papers(&self) -> MutexGuard<'_, Papers> {
@@ -230,8 +241,23 @@ impl Desk {
 }
 
 impl Papers {
-    fn seat(&mut self, conn: ConnId, newcomer: Newcomer, per_owner: usize) -> Result<(), NotIn> {
-        let Some(place) = self.waiting.get_mut(&conn) else { return Err(NotIn::Gone) };
+    /// Has a thread answer a handshake.
+    fn answer(&self, Caller { thread, conn }: Caller, upgrade: Upgrade) {
+        if let Some(thread) = self.threads.get(thread) {
+            thread.handle.answer(conn, upgrade);
+        }
+    }
+
+    /// Has a thread send frames.
+    fn order(&mut self, Caller { thread, conn }: Caller, frames: Vec<Frame>) {
+        if let Some(thread) = self.threads.get_mut(thread) {
+            thread.orders.push((conn, frames));
+            thread.handle.wake();
+        }
+    }
+
+    fn seat(&mut self, caller: Caller, newcomer: Newcomer, per_owner: usize) -> Result<(), NotIn> {
+        let Some(place) = self.waiting.get_mut(&caller) else { return Err(NotIn::Gone) };
         if self.clients.get(&newcomer.client_id).is_some_and(|(holder, _)| *holder != newcomer.owner) {
             return Err(NotIn::Taken);
         }

@@ -15,6 +15,7 @@ pub mod protocol;
 pub mod request;
 pub mod service;
 pub mod sessions;
+pub mod shared_hub;
 mod stream;
 pub mod tls;
 pub mod wheel;

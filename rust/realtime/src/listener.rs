@@ -1,22 +1,25 @@
 //! A listener: one address, and some threads that serve it.
+//!
+//! Strategy: one thread accepts, and gives each connection to the thread that has the fewest, itself included; so they are
+//! spread evenly, whoever comes and goes. The kernel would spread them by chance (`SO_REUSEPORT`), and would let another
+//! process listen on the same port unseen.
 
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, Sender};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{self, SendError, Sender};
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use flx_core::ws::Bounds;
-use mio::net::TcpListener;
-use mio::{Interest, Poll, Waker};
+use mio::net::{TcpListener, TcpStream};
+use mio::{Poll, Waker};
 use rustix::net::sockopt::set_socket_send_buffer_size;
 use rustls::ServerConfig;
 
 use crate::service::{ConnId, Service, Upgrade};
-use crate::worker::{LISTENER, WAKER, Worker};
+use crate::worker::{WAKER, Worker};
 
 /// Bounds of a thread's connections. Times are milliseconds.
 #[derive(Clone, Copy, Debug)]
@@ -61,26 +64,36 @@ impl Default for Limits {
     }
 }
 
-/// Monotonic milliseconds since a listener's beginning.
+/// Monotonic milliseconds.
 #[derive(Clone, Copy, Debug)]
-pub struct Clock(Instant);
+pub struct Clock {
+    set: Instant,
+    to: Duration,
+}
 
 impl Default for Clock {
     fn default() -> Self {
-        Self(Instant::now())
+        Self::reading(Duration::ZERO)
     }
 }
 
 impl Clock {
+    /// One that shows this now.
+    #[must_use]
+    pub fn reading(now: Duration) -> Self {
+        Self { set: Instant::now(), to: now }
+    }
+
     /// Now.
     #[must_use]
     pub fn now_ms(&self) -> u64 {
-        self.0.elapsed().as_millis() as u64
+        (self.to + self.set.elapsed()).as_millis() as u64
     }
 }
 
 /// What a thread is told from outside.
 pub(crate) enum Control {
+    Welcome(TcpStream, SocketAddr),
     Answer(ConnId, Upgrade),
     Drain { within_ms: u64 },
     Stop,
@@ -91,7 +104,34 @@ pub(crate) enum Control {
 pub struct Handle {
     controls: Sender<Control>,
     waker: Arc<Waker>,
-    is_called: Arc<AtomicBool>,
+    pub(crate) is_called: Arc<AtomicBool>,
+    pub(crate) load: Arc<Load>,
+}
+
+/// How much a thread has to do, as the one that accepts sees it.
+#[derive(Debug, Default)]
+pub(crate) struct Load {
+    /// Its connections, and those among them that are WebSockets.
+    all: AtomicUsize,
+    open: AtomicUsize,
+    /// Connections that it was given and has not looked at yet.
+    coming: AtomicUsize,
+}
+
+impl Load {
+    /// So many there are now, with those that have come since the last call.
+    pub(crate) fn is(&self, all: usize, open: usize, came: usize) {
+        self.open.store(open, Ordering::Relaxed);
+        // Counted twice for a moment rather than not at all.
+        self.all.store(all, Ordering::Release);
+        self.coming.fetch_sub(came, Ordering::Release);
+    }
+
+    /// Connections, and those among them that are no WebSockets.
+    pub(crate) fn count(&self) -> (usize, usize) {
+        let all = self.coming.load(Ordering::Acquire) + self.all.load(Ordering::Acquire);
+        (all, all.saturating_sub(self.open.load(Ordering::Relaxed)))
+    }
 }
 
 impl Handle {
@@ -105,6 +145,20 @@ impl Handle {
         if !self.is_called.swap(true, Ordering::AcqRel) {
             // Only a full counter or a lack of memory fails, and after either the thread is awake anyway.
             let _ = self.waker.wake();
+        }
+    }
+
+    /// Gives a connection to the thread; back, when that has ended.
+    pub(crate) fn welcome(&self, socket: TcpStream, peer: SocketAddr) -> Result<(), TcpStream> {
+        self.load.coming.fetch_add(1, Ordering::Relaxed);
+        match self.controls.send(Control::Welcome(socket, peer)) {
+            Ok(()) => {
+                self.wake();
+                Ok(())
+            }
+            Err(SendError(Control::Welcome(socket, _))) => Err(socket),
+            // Nothing else was sent.
+            Err(_) => Ok(()),
         }
     }
 
@@ -133,24 +187,26 @@ impl Listener {
         clock: Clock,
         mut service: impl FnMut(usize, Handle) -> S,
     ) -> io::Result<Self> {
-        let first = TcpListener::bind(address)?;
+        let socket = TcpListener::bind(address)?;
         // What is accepted inherits it.
-        set_socket_send_buffer_size(&first, limits.send_buffer_bytes)?;
-        let mut listener = Self { handles: Vec::new(), threads: Vec::new(), address: first.local_addr()? };
+        set_socket_send_buffer_size(&socket, limits.send_buffer_bytes)?;
+        let mut listener = Self { handles: Vec::new(), threads: Vec::new(), address: socket.local_addr()? };
+        let mut workers = Vec::new();
         for thread in 0..threads.max(1) {
-            let socket = std::net::TcpListener::from(first.as_fd().try_clone_to_owned()?);
-            let mut socket = TcpListener::from_std(socket);
             let poll = Poll::new()?;
-            poll.registry().register(&mut socket, LISTENER, Interest::READABLE)?;
             let waker = Arc::new(Waker::new(poll.registry(), WAKER)?);
             let (controls, inbox) = mpsc::channel();
-            let handle = Handle { controls, waker, is_called: Arc::default() };
-            let is_called = Arc::clone(&handle.is_called);
+            let handle = Handle { controls, waker, is_called: Arc::default(), load: Arc::default() };
             let service = service(thread, handle.clone());
-            let worker = Worker::new(poll, socket, (inbox, is_called), limits, tls.cloned(), clock, service);
+            workers.push(Worker::new(poll, inbox, &handle, limits, tls.cloned(), clock, service));
+            listener.handles.push(handle);
+        }
+        if let Some(first) = workers.first_mut() {
+            first.listen(socket, listener.handles[1..].to_vec())?;
+        }
+        for (thread, worker) in workers.into_iter().enumerate() {
             let name = format!("flx-realtime-{thread}");
             listener.threads.push(thread::Builder::new().name(name).spawn(|| worker.run())?);
-            listener.handles.push(handle);
         }
         Ok(listener)
     }
@@ -159,6 +215,12 @@ impl Listener {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// How many connections each thread has.
+    #[must_use]
+    pub fn connections(&self) -> Vec<usize> {
+        self.handles.iter().map(|handle| handle.load.count().0).collect()
     }
 
     /// Whether all threads are at work; one ends early only by a bug.

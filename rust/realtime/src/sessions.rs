@@ -1,4 +1,4 @@
-//! The realtime protocol over a listener: connections hear what the hub has for them.
+//! The realtime protocol over a listener: connections hear what the hub has for them, each thread's as a shard of their own.
 //!
 //! Strategy: a session is a small record beside the connection's. What a client asks is answered at once out of the hub;
 //! handshakes and history, which need the rest of the process, go over the [`Desk`]. In each turn a slice of the connections
@@ -12,14 +12,15 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use flx_core::hub::{COHORT, ConnKey, Delivery, Dialect, Frame, Turn};
+use flx_core::hub::{COHORT, ConnKey, Delivery, Dialect, Frame, Profile, Shard, Turn};
 use flx_core::ws::close::code;
 
-use crate::desk::{Desk, Handshake, History, Owner, Question};
+use crate::desk::{Caller, Desk, Handshake, History, Owner, Question};
 use crate::outbox::{Outbox, Taken};
 use crate::protocol::{self, Asked, Complaint};
 use crate::request::{Fault, Request};
 use crate::service::{Closed, ConnId, Message, Service, Upgrade};
+use crate::shared_hub::Guard;
 use crate::wheel::Wheel;
 use crate::wire::Wire;
 
@@ -27,8 +28,6 @@ use crate::wire::Wire;
 const MESSAGES_PER_S: f32 = 50.0;
 /// Complaints after which a client is sent away.
 const MAX_OFFENCES: u8 = 10;
-/// Between two looks at what is too old.
-const SWEEP_MS: u64 = 5_000;
 /// So long before its token ends a client is told.
 const WARNING_MS: u64 = 60_000;
 
@@ -57,6 +56,8 @@ struct Session {
 /// The sessions of a listener's thread.
 pub struct Sessions {
     desk: Arc<Desk>,
+    thread: usize,
+    shard: Shard,
     refusals: Refusals,
     /// By the connections' index.
     table: Vec<Option<Box<Session>>>,
@@ -66,25 +67,36 @@ pub struct Sessions {
     ends: Wheel,
     due: Vec<u32>,
     deliveries: Vec<Delivery>,
-    sweeps_at_ms: u64,
 }
 
 impl Sessions {
-    /// The sessions of the one thread that serves this desk's connections.
+    /// The sessions of one more thread at this desk.
     #[must_use]
-    pub fn new(desk: Arc<Desk>, refusals: Refusals, thread: crate::listener::Handle) -> Self {
+    pub fn new(desk: Arc<Desk>, refusals: Refusals, handle: crate::listener::Handle) -> Self {
         let now_ms = desk.now_ms();
-        desk.serve(thread);
+        let (thread, shard) = desk.serve(handle);
         Self {
             desk,
+            thread,
+            shard,
             refusals,
             table: Vec::new(),
             by_key: Vec::new(),
             ends: Wheel::new(now_ms),
             due: Vec::new(),
             deliveries: Vec::new(),
-            sweeps_at_ms: now_ms + SWEEP_MS,
         }
+    }
+
+    /// The hub. It need not call this thread, whose turn comes before it sleeps.
+    fn hub(&self) -> Guard<'_> {
+        let mut hub = self.desk.hub();
+        hub.awake(self.shard);
+        hub
+    }
+
+    const fn caller(&self, conn: ConnId) -> Caller {
+        Caller { thread: self.thread, conn }
     }
 
     fn session(&mut self, conn: ConnId) -> Option<&mut Session> {
@@ -106,15 +118,15 @@ impl Sessions {
             Asked::Ping => out.message(conn, protocol::pong(wall_us())),
             Asked::Other => out.message(conn, protocol::echo(payload)),
             Asked::Unsubscribe(pattern) => {
-                self.desk.hub().unsubscribe(key, &pattern, now_ms);
+                self.hub().unsubscribe(key, &pattern, now_ms);
                 out.message(conn, protocol::unsubscribed(&pattern));
             }
             Asked::Subscribe(pattern, from) => {
-                let subscribed = self.desk.hub().subscribe(key, &pattern, from.as_deref(), now_ms);
+                let subscribed = self.hub().subscribe(key, &pattern, from.as_deref(), now_ms);
                 let subscribed = subscribed.map_err(protocol::refused)?;
                 send(conn, &subscribed.frames, out);
                 if let Some(since) = subscribed.history {
-                    let history = History { conn, key, pattern: pattern.into(), since };
+                    let history = History { caller: self.caller(conn), key, pattern: pattern.into(), since };
                     self.desk.ask(Question::History(history));
                 }
             }
@@ -130,14 +142,14 @@ impl Sessions {
             if let Some(session) = self.session(conn) {
                 session.is_fed = !has_room;
                 if has_room {
-                    self.desk.ask(Question::Room(conn));
+                    self.desk.ask(Question::Room(self.caller(conn)));
                 }
             }
         }
     }
 
-    /// Writes what is due and tells the hub what was not taken.
-    fn deliver(&mut self, out: &mut Outbox<'_>) {
+    /// Writes what is due and tells the hub what was not taken; when there is more.
+    fn deliver(&mut self, out: &mut Outbox<'_>) -> Option<u64> {
         let begun = Instant::now();
         let mut put_back: Vec<(ConnKey, Arc<Turn>, usize)> = Vec::new();
         let (mut frames, mut number, mut wires) = (0, None, Vec::new());
@@ -168,13 +180,12 @@ impl Sessions {
                 }
             }
         }
-        if frames > 0 || !put_back.is_empty() {
-            let mut hub = self.desk.hub();
-            for (key, turn, taken) in put_back {
-                hub.put_back(key, &turn, taken);
-            }
-            hub.spent(frames, begun.elapsed().as_micros() as u64);
+        let mut hub = self.desk.hub();
+        for (key, turn, taken) in put_back {
+            hub.put_back(key, &turn, taken);
         }
+        hub.spent(self.shard, frames, begun.elapsed().as_micros() as u64);
+        hub.wakes_at(self.shard)
     }
 
     /// Warns whose token ends soon, and closes whose has ended.
@@ -199,7 +210,7 @@ impl Service for Sessions {
     fn upgrade(&mut self, conn: ConnId, request: &Request<'_>, peer: SocketAddr, _: u64) -> Upgrade {
         let headers = request.headers.iter().map(|header| (header.name.to_owned(), header.value.to_vec())).collect();
         let query = request.query.unwrap_or_default().to_owned();
-        let handshake = Handshake { conn, peer, path: request.path.to_owned(), query, headers };
+        let handshake = Handshake { caller: self.caller(conn), peer, path: request.path.to_owned(), query, headers };
         self.desk.ask(Question::Handshake(handshake));
         Upgrade::Later
     }
@@ -209,9 +220,12 @@ impl Service for Sessions {
     }
 
     fn opened(&mut self, conn: ConnId, now_ms: u64, out: &mut Outbox<'_>) {
-        let Some(newcomer) = self.desk.newcomer(conn) else { return out.close(conn, INTERNAL.0, INTERNAL.1) };
-        let dialect = newcomer.profile.dialect;
-        let Ok(key) = self.desk.hub().connect(newcomer.profile) else {
+        let Some(newcomer) = self.desk.newcomer(self.caller(conn)) else {
+            return out.close(conn, INTERNAL.0, INTERNAL.1);
+        };
+        let (dialect, tenant) = (newcomer.dialect, newcomer.owner.tenant.clone());
+        let profile = Profile { shard: self.shard, tenant, rights: newcomer.rights, dialect };
+        let Ok(key) = self.hub().connect(profile) else {
             self.desk.leave(&newcomer.client_id, &newcomer.owner);
             return out.close(conn, TOO_MANY.0, TOO_MANY.1);
         };
@@ -259,9 +273,9 @@ impl Service for Sessions {
         let Some(session) = self.session(conn) else { return };
         let key = session.key;
         if std::mem::take(&mut session.is_fed) {
-            self.desk.ask(Question::Room(conn));
+            self.desk.ask(Question::Room(self.caller(conn)));
         }
-        self.desk.hub().writable(key, now_ms);
+        self.hub().writable(key, now_ms);
     }
 
     fn pinged(&mut self, conn: ConnId, _: u64, out: &mut Outbox<'_>) {
@@ -275,7 +289,7 @@ impl Service for Sessions {
     }
 
     fn closed(&mut self, conn: ConnId, _: Closed, _: u64) {
-        if let Some(newcomer) = self.desk.newcomer(conn) {
+        if let Some(newcomer) = self.desk.newcomer(self.caller(conn)) {
             self.desk.leave(&newcomer.client_id, &newcomer.owner);
         }
         if self.session(conn).is_none() {
@@ -283,7 +297,7 @@ impl Service for Sessions {
         }
         if let Some(session) = self.table[conn.index as usize].take() {
             self.ends.unset(conn.index);
-            self.desk.hub().disconnect(session.key);
+            self.hub().disconnect(session.key);
             self.desk.leave(&session.client_id, &session.owner);
         }
     }
@@ -291,17 +305,23 @@ impl Service for Sessions {
     fn turn(&mut self, now_ms: u64, out: &mut Outbox<'_>) -> Option<u64> {
         self.end_tokens(now_ms, out);
         let mut hub = self.desk.hub();
-        let orders = self.desk.orders();
-        hub.take(now_ms, COHORT, &mut self.deliveries);
-        if now_ms >= self.sweeps_at_ms {
-            self.sweeps_at_ms = now_ms + SWEEP_MS;
-            hub.sweep(now_ms);
-        }
+        let orders = self.desk.orders(self.thread);
+        hub.take(self.shard, now_ms, COHORT, &mut self.deliveries);
         drop(hub);
         self.send_orders(orders, out);
-        self.deliver(out);
-        let next = self.desk.hub().wakes_at();
-        next.into_iter().chain(self.ends.wakes_at()).chain([self.sweeps_at_ms]).min()
+        let next = self.deliver(out);
+        next.into_iter().chain(self.ends.wakes_at()).min()
+    }
+}
+
+/// A thread that ends leaves nobody behind in what it shares with others.
+impl Drop for Sessions {
+    fn drop(&mut self) {
+        let mut hub = self.desk.hub();
+        for session in self.table.drain(..).flatten() {
+            hub.disconnect(session.key);
+            self.desk.leave(&session.client_id, &session.owner);
+        }
     }
 }
 

@@ -23,7 +23,7 @@ use rustls::{ServerConfig, ServerConnection};
 use slab::Slab;
 
 use crate::connection::{Connection, Kind, State};
-use crate::listener::{Clock, Control, Limits};
+use crate::listener::{Clock, Control, Handle, Limits, Load};
 use crate::outbox::{Outbox, Table};
 use crate::request::Fault;
 use crate::service::{Closed, ConnId, Service};
@@ -58,11 +58,21 @@ struct Drain {
     next: Option<usize>,
 }
 
+/// What a thread has that lets connections in.
+struct Door {
+    listener: TcpListener,
+    /// The threads besides it that serve them.
+    others: Vec<Handle>,
+}
+
 pub(crate) struct Worker<S> {
     poll: Poll,
-    listener: Option<TcpListener>,
+    door: Option<Door>,
     inbox: Receiver<Control>,
     is_called: Arc<AtomicBool>,
+    load: Arc<Load>,
+    /// Connections that another thread has given to this one since it last said how many it has.
+    came: usize,
     tls: Option<Arc<ServerConfig>>,
     clock: Clock,
     pub(crate) service: S,
@@ -81,8 +91,8 @@ pub(crate) struct Worker<S> {
 impl<S: Service> Worker<S> {
     pub(crate) fn new(
         poll: Poll,
-        listener: TcpListener,
-        (inbox, is_called): (Receiver<Control>, Arc<AtomicBool>),
+        inbox: Receiver<Control>,
+        handle: &Handle,
         limits: Limits,
         tls: Option<Arc<ServerConfig>>,
         clock: Clock,
@@ -100,9 +110,11 @@ impl<S: Service> Worker<S> {
         };
         Self {
             poll,
-            listener: Some(listener),
+            door: None,
             inbox,
-            is_called,
+            is_called: Arc::clone(&handle.is_called),
+            load: Arc::clone(&handle.load),
+            came: 0,
             tls,
             clock,
             service,
@@ -115,6 +127,13 @@ impl<S: Service> Worker<S> {
             drain: None,
             stops_ms: None,
         }
+    }
+
+    /// Lets connections in, for itself and others.
+    pub(crate) fn listen(&mut self, mut listener: TcpListener, others: Vec<Handle>) -> io::Result<()> {
+        self.poll.registry().register(&mut listener, LISTENER, Interest::READABLE)?;
+        self.door = Some(Door { listener, others });
+        Ok(())
     }
 
     /// Serves until it is told to stop.
@@ -159,6 +178,7 @@ impl<S: Service> Worker<S> {
             self.table.now_ms = self.clock.now_ms();
             turn_ms = self.service.turn(self.table.now_ms, &mut Outbox(&mut self.table));
             self.settle();
+            self.load.is(self.table.connections.len(), self.table.open, mem::take(&mut self.came));
         }
     }
 
@@ -201,13 +221,18 @@ impl<S: Service> Worker<S> {
             return;
         }
         for _ in 0..ACCEPTS {
-            if self.table.connections.len() - self.table.open >= self.table.limits.strangers {
+            let Some(door) = &mut self.door else { return };
+            let own = (self.table.connections.len(), self.table.connections.len() - self.table.open);
+            let Some(other) = door.roomiest(own, self.table.limits.strangers) else {
                 self.accepts_at_ms = now_ms + PAUSE_MS;
                 return;
-            }
-            let Some(accepted) = self.listener.as_ref().map(TcpListener::accept) else { return };
-            match accepted {
-                Ok((socket, peer)) => self.welcome(socket, peer),
+            };
+            match door.listener.accept() {
+                Ok((socket, peer)) => {
+                    if let Some(socket) = door.hand_on(socket, peer, other) {
+                        self.welcome(socket, peer);
+                    }
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.may_accept = false;
                     return;
@@ -251,6 +276,10 @@ impl<S: Service> Worker<S> {
 
     fn obey(&mut self, control: Control) {
         match control {
+            Control::Welcome(socket, peer) => {
+                self.came += 1;
+                self.welcome(socket, peer);
+            }
             Control::Answer(conn, upgrade) => self.answer(conn, upgrade),
             Control::Drain { within_ms } => {
                 let total = self.table.open.max(1) as u64;
@@ -259,7 +288,7 @@ impl<S: Service> Worker<S> {
             }
             Control::Stop => {
                 self.stops_ms = Some(self.table.now_ms + self.table.limits.close_ms);
-                self.listener = None;
+                self.door = None;
                 let all = self.table.connections.iter();
                 let all: Vec<_> = all.map(|(index, it)| (index, it.generation)).collect();
                 for (index, generation) in all {
@@ -330,6 +359,27 @@ impl<S: Service> Worker<S> {
             }
         }
         self.settle();
+    }
+}
+
+impl Door {
+    /// Who has the fewest connections, of those that have room for strangers: one of the others, or (inside) nobody else.
+    fn roomiest(&self, own: (usize, usize), strangers: usize) -> Option<Option<usize>> {
+        let others = self.others.iter().map(|other| other.load.count()).enumerate();
+        let all = others.map(|(index, count)| (Some(index), count)).chain([(None, own)]);
+        let with_room = all.filter(|(_, (_, strange))| *strange < strangers);
+        with_room.min_by_key(|(_, (all, _))| *all).map(|(whose, _)| whose)
+    }
+
+    /// Gives a connection to another thread; back, when it is for nobody else.
+    fn hand_on(&mut self, socket: TcpStream, peer: SocketAddr, other: Option<usize>) -> Option<TcpStream> {
+        let Some(index) = other else { return Some(socket) };
+        let back = self.others[index].welcome(socket, peer).err();
+        if back.is_some() {
+            // It has ended, which is a bug: the others go on.
+            self.others.swap_remove(index);
+        }
+        back
     }
 }
 

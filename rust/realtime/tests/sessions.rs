@@ -6,11 +6,13 @@ mod parts;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::Instant;
 
-use flx_core::hub::{Backfill, Class, Dialect, Event, Hub, Limits as HubLimits, Profile, Rights};
+use flx_core::hub::{Backfill, COHORT, Class, Dialect, Event, Hub, Limits as HubLimits, Profile, Rights, Shard};
 use flx_realtime::desk::{Desk, History, Newcomer, NotIn, Owner, Question};
 use flx_realtime::listener::{Clock, Limits, Listener};
 use flx_realtime::sessions::Sessions;
+use flx_realtime::shared_hub::SharedHub;
 use parts::{Client, PATIENCE, close, frame, head};
 use serde_json::{Value, json};
 
@@ -26,6 +28,10 @@ struct Process {
 }
 
 fn process(hub: HubLimits, limits: Limits) -> Process {
+    process_of(1, hub, limits)
+}
+
+fn process_of(threads: usize, hub: HubLimits, limits: Limits) -> Process {
     let clock = Clock::default();
     let (rings, bell) = mpsc::channel();
     let rings: Mutex<Sender<()>> = Mutex::new(rings);
@@ -34,10 +40,11 @@ fn process(hub: HubLimits, limits: Limits) -> Process {
     };
     let mut hub = Hub::new(hub, 7, "local-1");
     hub.restart("epoch-1", 0, "", 0);
+    let hub = Arc::new(SharedHub::new(hub));
     let desk = Arc::new(Desk::new(hub, 3, clock, Box::new(ring)));
     let (asked, history) = mpsc::channel();
     let sessions = Arc::clone(&desk);
-    let listener = Listener::start(([127, 0, 0, 1], 0).into(), 1, limits, None, clock, move |_, thread| {
+    let listener = Listener::start(([127, 0, 0, 1], 0).into(), threads, limits, None, clock, move |_, thread| {
         let refusals = Box::new(|fault| format!("HTTP/1.1 400 {fault:?}\r\n\r\n").into_bytes());
         Sessions::new(Arc::clone(&sessions), refusals, thread)
     });
@@ -64,11 +71,12 @@ fn decide(desk: &Desk, handshake: &flx_realtime::desk::Handshake) {
     let newcomer = Newcomer {
         client_id: client_id.into(),
         owner: Arc::new(Owner { tenant: "default".into(), subject: subject.into() }),
-        profile: Profile { tenant: "default".into(), rights: Rights::new(subject, ALL), dialect },
+        rights: Rights::new(subject, ALL),
+        dialect,
         ends_ms,
     };
-    if let Err(why) = desk.accept(handshake.conn, newcomer, None) {
-        desk.refuse(handshake.conn, format!("HTTP/1.1 409 {why:?}\r\nconnection: close\r\n\r\n").into_bytes());
+    if let Err(why) = desk.accept(handshake.caller, newcomer, None) {
+        desk.refuse(handshake.caller, format!("HTTP/1.1 409 {why:?}\r\nconnection: close\r\n\r\n").into_bytes());
     }
 }
 
@@ -90,7 +98,6 @@ impl Process {
     fn tell(&self, topic: &str, seq: u64, prev: u64, data: &str) {
         let event = Event { tenant: "default", topic, seq, prev, ts_us: 5, data };
         assert!(self.desk.hub().append(&event, self.desk.now_ms()));
-        self.desk.wake();
     }
 }
 
@@ -218,7 +225,7 @@ fn history_comes_before_what_is_live_and_nothing_twice() {
     }
     let mut late = process.client("/ws/b?ann");
     assert_eq!("subscribed", ask(&mut late, &json!({"type": "subscribe", "event": "app.x", "from": pos}))["type"]);
-    let History { conn, key, pattern, since } = process.history.recv_timeout(PATIENCE).unwrap();
+    let History { caller, key, pattern, since } = process.history.recv_timeout(PATIENCE).unwrap();
     assert_eq!(("app.x", 1), (&*pattern, since.seq));
     // Something happens meanwhile.
     process.tell("app.x", 8, 7, "8");
@@ -228,7 +235,7 @@ fn history_comes_before_what_is_live_and_nothing_twice() {
         let journal_seq = seqs.end - 1;
         let events: Vec<_> = seqs.map(event).collect();
         let batch = Backfill { epoch: "epoch-1", events: &events, journal_seq, is_last };
-        assert!(process.desk.backfill(conn, key, &batch).is_some());
+        assert!(process.desk.backfill(caller, key, &batch).is_some());
     }
     process.tell("app.x", 9, 8, "9");
     let heard: Vec<_> = (2..10).map(|_| hear(&mut late)["seq"].as_u64().unwrap()).collect();
@@ -270,4 +277,81 @@ fn who_does_not_read_is_told_what_it_missed_and_nothing_else_is_lost() {
     assert!(gaps > 0, "12 MB fit into no socket here");
     let _ = quick.join().unwrap();
     assert_eq!("pong", ask(&mut slow, &json!({"type": "ping"}))["type"]);
+}
+
+#[test]
+fn threads_and_another_face_hear_one_log_without_hole_duplicate_or_disorder() {
+    const EVENTS: u64 = 3_000;
+    let process = process_of(3, HubLimits::default(), Limits::default());
+    let mut clients: Vec<Client> = (0..9)
+        .map(|number| process.client(&format!("/ws/{number}?s{number}&{}", ["batched", ""][number % 2])))
+        .collect();
+    for client in &mut clients {
+        assert_eq!("subscribed", ask(client, &json!({"type": "subscribe", "event": "app.*"}))["type"]);
+    }
+    until(|| process.listener.connections() == [3, 3, 3]);
+    let here = {
+        let mut hub = process.desk.hub();
+        let rights = Rights::new("ann", ALL);
+        let (shard, tenant, dialect) = (Shard::FIRST, "default".into(), Dialect::Batched);
+        let here = hub.connect(Profile { shard, tenant, rights, dialect }).unwrap();
+        hub.subscribe(here, "app.x", None, 0).unwrap();
+        here
+    };
+    let readers: Vec<_> = clients.into_iter().map(|client| thread::spawn(move || read_all(client, EVENTS))).collect();
+    let (mut seen, mut turns) = (0, Vec::new());
+    for seq in 1..=EVENTS {
+        process.tell("app.x", seq, seq - 1, "0");
+        turns.clear();
+        process.desk.hub().take(Shard::FIRST, process.desk.now_ms(), COHORT, &mut turns);
+        for delivery in &turns {
+            assert_eq!(here, delivery.conn);
+            for frame in &delivery.turn.frames {
+                seen = follow(&serde_json::from_slice(&frame.payload).unwrap(), seen);
+            }
+        }
+    }
+    until(|| {
+        turns.clear();
+        process.desk.hub().take(Shard::FIRST, process.desk.now_ms(), COHORT, &mut turns);
+        for frame in turns.iter().flat_map(|delivery| &delivery.turn.frames) {
+            seen = follow(&serde_json::from_slice(&frame.payload).unwrap(), seen);
+        }
+        seen == EVENTS
+    });
+    let mut clients: Vec<Client> = readers.into_iter().map(|reader| reader.join().unwrap()).collect();
+    // Who leaves makes room for the next in the same thread.
+    clients.truncate(8);
+    until(|| process.listener.connections().iter().sum::<usize>() == 8);
+    let _next = process.client("/ws/next?next");
+    until(|| process.listener.connections() == [3, 3, 3]);
+    assert_eq!(10, process.desk.hub().stats().connections);
+    process.listener.stop();
+    assert_eq!((1, 0), (process.desk.hub().stats().connections, process.desk.len()));
+}
+
+/// Reads events until the last, none of which may be missing or come twice.
+fn read_all(mut client: Client, last: u64) -> Client {
+    let mut seen = 0;
+    while seen < last {
+        seen = follow(&hear(&mut client), seen);
+    }
+    client
+}
+
+/// The last number of a message that must go on after `seen`.
+fn follow(message: &Value, seen: u64) -> u64 {
+    assert_eq!(json!(seen), message["prev"], "{message}");
+    let numbers = message["s"].as_array().cloned().unwrap_or_else(|| vec![message["seq"].clone()]);
+    assert_eq!(json!(seen + 1), numbers[0]);
+    numbers.last().and_then(Value::as_u64).unwrap()
+}
+
+/// Waits for something that another thread will do.
+fn until(mut is_so: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < PATIENCE);
+        thread::yield_now();
+    }
 }

@@ -1,30 +1,30 @@
 //! Connections, the audiences they form by what they hear, and the cohorts these fall into by how far they are.
 //!
-//! Strategy: an audience is a (tenant, rights, dialect, set of patterns) that is interned; topics and audiences know each other.
+//! Strategy: an audience is a (shard, tenant, rights, dialect, set of patterns) that is interned; topics and audiences know each
+//! other.
 //! A cohort is *idle* (it has everything; its cursor counts as the present), *queued* (it is to be served when it is due), or
 //! *held* (its only connection takes nothing for now). A connection that differs from the others of its audience (behind,
 //! held, or with beginnings of its own) is a cohort of one, and joins another when it no longer does.
 //!
 //! Rule: all lists of members and topics are kept in step here and nowhere else.
 
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
 use std::sync::Arc;
 
 use hashbrown::HashMap;
 
-use super::governor::Governor;
+use super::queue::Agenda;
 use super::reader::Joins;
 use super::resume::Catching;
 use super::rights::Rights;
 use super::store::Store;
 use super::topic::matches;
-use super::{COHORT, ConnKey, Dialect, Profile};
+use super::{COHORT, ConnKey, Dialect, Profile, Shard};
 
 pub(super) const NONE: u32 = u32::MAX;
 
 #[derive(Debug, PartialEq, Eq, Hash)]
 pub(super) struct Key {
+    pub(super) shard: Shard,
     pub(super) tenant: Box<str>,
     pub(super) rights: Rights,
     pub(super) dialect: Dialect,
@@ -117,9 +117,11 @@ pub(super) struct Fleet {
     wild: HashMap<Box<str>, Vec<u32>>,
     pub(super) cohorts: Vec<Option<Cohort>>,
     free_cohorts: Vec<u32>,
-    pub(super) queue: BinaryHeap<Reverse<(u64, u64, u32)>>,
+    /// By shard.
+    pub(super) agendas: Vec<Agenda>,
+    /// Shards whose servers have to be called.
+    pub(super) called: Vec<Shard>,
     pub(super) stamp: u64,
-    pub(super) period: u64,
     connections: usize,
     subscriptions: usize,
 }
@@ -361,9 +363,10 @@ impl Fleet {
     }
 
     /// Lets a held connection go on, unless it has no room or is catching up.
-    pub(super) fn wake(&mut self, index: u32, now_ms: u64, governor: &Governor) {
+    pub(super) fn wake(&mut self, index: u32, now_ms: u64) {
         let Some(conn) = self.conn(index).filter(|conn| !conn.busy && conn.catching.is_none()) else { return };
-        let (id, window_ms) = (conn.cohort, governor.window_of(conn.profile.dialect));
+        let agenda = &self.agendas[conn.profile.shard.index()];
+        let (id, window_ms) = (conn.cohort, agenda.governor.window_of(conn.profile.dialect));
         if self.cohort(id).is_some_and(|cohort| cohort.state == State::Held) {
             self.queue(id, now_ms, window_ms);
         }
@@ -425,7 +428,8 @@ impl Fleet {
         patterns.dedup();
         let hears_users = patterns.iter().any(|pattern| &**pattern == "*" || pattern.starts_with("user."));
         let rights = if hears_users { profile.rights.clone() } else { profile.rights.of_anybody() };
-        let key = Arc::new(Key { tenant: profile.tenant.clone(), rights, dialect: profile.dialect, patterns });
+        let (shard, tenant, dialect) = (profile.shard, profile.tenant.clone(), profile.dialect);
+        let key = Arc::new(Key { shard, tenant, rights, dialect, patterns });
         if let Some(id) = self.interned.get(&key) {
             return *id;
         }

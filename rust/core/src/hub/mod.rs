@@ -3,13 +3,14 @@
 //! Strategy: events go into logs whose bytes are the wire format ([`Hub::append`]); a connection is a cursor into the one order
 //! in which they came, and has no queue. Connections that hear the same are an *audience*; those of an audience that are equally
 //! far are *cohorts* of at most [`COHORT`], and what a cohort gets next is built once ([`Hub::take`]). An event costs its
-//! topic's audiences one mark each; a topic is matched with patterns once, when either begins.
+//! topic's audiences one mark each; a topic is matched with patterns once, when either begins. Threads share a hub: the
+//! connections of each are a [`Shard`], with audiences and cohorts of its own.
 //!
 //! What a shell does, around one lock that it never holds while it does I/O:
 //! - feeds `append`, `advance`, `over`, `restart` from the daemon, `publish` for topics of this gateway alone;
 //! - answers messages with `subscribe` and `unsubscribe`, sends the frames these return at once, and fetches history where
 //!   [`Subscribed::history`] asks for it (`backfill`, `give_up`);
-//! - calls `take` when `wakes_at` says so, writes what it got, and says of each connection that did not take all of it so with
+//! - calls `take` for each shard when `wakes_at` or `called` says so, writes what it got, and says of each connection that did not take all of it so with
 //!   `put_back`, or `busy` when it took all but has room for no more, before the next `take`; and `writable` when it has;
 //! - tells what writing cost (`spent`), and calls `sweep` now and then.
 //!
@@ -37,8 +38,8 @@ use std::sync::Arc;
 
 use audience::Fleet;
 pub use frame::{Dialect, Frame, Turn};
-use governor::Governor;
 pub use position::Position;
+use queue::Agenda;
 pub use resume::{Backfill, Gone, Subscribed};
 pub use rights::{Class, Refused, Rights};
 use store::Store;
@@ -115,9 +116,27 @@ pub struct ConnKey {
     pub generation: u32,
 }
 
+/// The connections that one thread serves. All shards hear the same logs; each has its own turns, its own cohorts, and waits as
+/// long as its own sending asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Shard(u32);
+
+impl Shard {
+    /// The one that every hub has.
+    pub const FIRST: Self = Self(0);
+
+    /// Dense, for tables of the shell.
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
 /// Who is connected, as far as it decides what is heard and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Profile {
+    /// Who serves it.
+    pub shard: Shard,
     /// The tenant whose topics are heard.
     pub tenant: Box<str>,
     /// Which of them.
@@ -157,7 +176,7 @@ pub struct Stats {
     pub cohorts: u64,
     /// Now: bytes of events.
     pub bytes: u64,
-    /// Now: milliseconds between two turns of a connection.
+    /// Now: milliseconds between two turns of a connection, in the shard where they are most.
     pub window_ms: u64,
 }
 
@@ -167,7 +186,6 @@ pub struct Hub {
     limits: Limits,
     store: Store,
     fleet: Fleet,
-    governor: Governor,
     /// Why the history before this one ended.
     restarted_by: Box<str>,
     stats: Stats,
@@ -179,8 +197,17 @@ impl Hub {
     #[must_use]
     pub fn new(limits: Limits, seed: u64, local_epoch: &str) -> Self {
         let store = Store::new(limits.clone(), seed, local_epoch);
-        let governor = Governor::new(limits.max_window_ms);
-        Self { store, fleet: Fleet::default(), governor, restarted_by: "".into(), stats: Stats::default(), limits }
+        let fleet = Fleet::default();
+        let mut hub = Self { store, fleet, restarted_by: "".into(), stats: Stats::default(), limits };
+        hub.add_shard();
+        hub
+    }
+
+    /// One more shard; the first of all is [`Shard::FIRST`], which every hub has.
+    pub fn add_shard(&mut self) -> Shard {
+        let shard = Shard(self.fleet.agendas.len() as u32);
+        self.fleet.agendas.push(Agenda::new(self.limits.max_window_ms));
+        shard
     }
 
     // --- what happens ------------------------------------------------------------------------------------------------
@@ -193,7 +220,7 @@ impl Hub {
             self.fleet.link_topic(&mut self.store, made);
         }
         if let Some(log) = self.store.topic(topic) {
-            self.fleet.mark(&log.audiences, &mut self.governor, now_ms);
+            self.fleet.mark(&log.audiences, now_ms);
         }
         true
     }
@@ -269,9 +296,9 @@ impl Hub {
 
     // --- who is there ------------------------------------------------------------------------------------------------
 
-    /// Lets a connection in; it hears nothing yet.
+    /// Lets a connection in; it hears nothing yet. Its shard is one of this hub.
     pub fn connect(&mut self, profile: Profile) -> Result<ConnKey, Full> {
-        if self.fleet.len() >= self.limits.max_connections {
+        if self.fleet.len() >= self.limits.max_connections || profile.shard.index() >= self.fleet.agendas.len() {
             return Err(Full);
         }
         Ok(self.fleet.connect(Arc::new(profile)))
@@ -313,9 +340,11 @@ impl Hub {
         self.store.sweep(now_ms, behind);
     }
 
-    /// Writing so many frames took so long.
-    pub fn spent(&mut self, frames: u64, busy_us: u64) {
-        self.governor.spent(frames, busy_us);
+    /// Writing so many frames of a shard took so long.
+    pub fn spent(&mut self, shard: Shard, frames: u64, busy_us: u64) {
+        if let Some(agenda) = self.fleet.agendas.get_mut(shard.index()) {
+            agenda.governor.spent(frames, busy_us);
+        }
     }
 
     /// What was counted.
@@ -328,7 +357,7 @@ impl Hub {
             audiences: self.fleet.audience_count() as u64,
             cohorts: self.fleet.cohort_count() as u64,
             bytes: self.store.bytes as u64,
-            window_ms: self.governor.window_ms(),
+            window_ms: self.fleet.agendas.iter().map(|agenda| agenda.governor.window_ms()).max().unwrap_or(0),
             ..self.stats
         }
     }

@@ -1,25 +1,56 @@
 //! When which cohort is served.
 //!
-//! Strategy: an event queues the idle cohorts of its topic's audiences; those that are queued already get it with the rest. The
-//! queue is a heap by due time, and by arrival among equals. An entry that no longer counts is told by its stamp.
+//! Strategy: an event queues the idle cohorts of its topic's audiences; those that are queued already get it with the rest. Each
+//! shard has an agenda: a heap by due time, and by arrival among equals. An entry that no longer counts is told by its stamp.
+//!
+//! Rule: who serves a shard says until when it sleeps (`wakes_at`); it is called when something comes to be due before that,
+//! and once.
 
 use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 
+use super::Shard;
 use super::audience::{Cohort, Fleet, State};
 use super::governor::Governor;
 
+/// What is due in one shard.
+#[derive(Debug)]
+pub(super) struct Agenda {
+    queue: BinaryHeap<Reverse<(u64, u64, u32)>>,
+    pub(super) governor: Governor,
+    /// The number of the governor's period.
+    period: u64,
+    /// Until when its server sleeps; 0 while that is at work and will ask again.
+    sleeps_ms: u64,
+}
+
+impl Agenda {
+    pub(super) const fn new(max_window_ms: u64) -> Self {
+        Self { queue: BinaryHeap::new(), governor: Governor::new(max_window_ms), period: 0, sleeps_ms: u64::MAX }
+    }
+
+    /// Adds an entry; whether its server has to be called.
+    fn push(&mut self, due_ms: u64, stamp: u64, cohort: u32) -> bool {
+        self.queue.push(Reverse((due_ms, stamp, cohort)));
+        let is_called = due_ms < self.sleeps_ms;
+        if is_called {
+            self.sleeps_ms = 0;
+        }
+        is_called
+    }
+}
+
 impl Fleet {
     /// An event came for these audiences.
-    pub(super) fn mark(&mut self, audiences: &[u32], governor: &mut Governor, now_ms: u64) {
-        if governor.turn(now_ms) {
-            self.period += 1;
-        }
+    pub(super) fn mark(&mut self, audiences: &[u32], now_ms: u64) {
         for id in audiences {
             let Some(audience) = &mut self.audiences[*id as usize] else { continue };
-            let newly = std::mem::replace(&mut audience.period, self.period) != self.period;
+            let Some(agenda) = self.agendas.get_mut(audience.key.shard.index()) else { continue };
+            agenda.period += u64::from(agenda.governor.turn(now_ms));
+            let newly = std::mem::replace(&mut audience.period, agenda.period) != agenda.period;
             let members = audience.members as u64;
-            let window_ms = governor.window_of(audience.key.dialect);
-            governor.heard(members, if newly { members } else { 0 });
+            let window_ms = agenda.governor.window_of(audience.key.dialect);
+            agenda.governor.heard(members, if newly { members } else { 0 });
             if !audience.idle.is_empty() {
                 let mut idle = std::mem::take(&mut audience.idle);
                 for cohort in idle.drain(..) {
@@ -35,34 +66,46 @@ impl Fleet {
 
     /// A cohort is to be served when its window is over.
     pub(super) fn queue(&mut self, id: u32, now_ms: u64, window_ms: u64) {
+        let Some(cohort) = self.cohorts.get_mut(id as usize).and_then(Option::as_mut) else { return };
+        let Some(audience) = &self.audiences[cohort.audience as usize] else { return };
+        let shard = audience.key.shard;
         self.stamp += 1;
-        let stamp = self.stamp;
-        if let Some(cohort) = self.cohort_mut(id) {
-            (cohort.state, cohort.stamp) = (State::Queued, stamp);
-            let due_ms = if cohort.served_ms == 0 { now_ms } else { now_ms.max(cohort.served_ms + window_ms) };
-            self.queue.push(Reverse((due_ms, stamp, id)));
+        (cohort.state, cohort.stamp) = (State::Queued, self.stamp);
+        let due_ms = if cohort.served_ms == 0 { now_ms } else { now_ms.max(cohort.served_ms + window_ms) };
+        if self.agendas[shard.index()].push(due_ms, self.stamp, id) {
+            self.called.push(shard);
         }
     }
 
-    /// The next cohort that is due.
-    pub(super) fn next(&mut self, now_ms: u64) -> Option<u32> {
-        while let Some(Reverse((due_ms, stamp, id))) = self.queue.peek().copied() {
+    /// The next cohort of a shard that is due.
+    pub(super) fn next(&mut self, shard: Shard, now_ms: u64) -> Option<u32> {
+        while let Some(Reverse((due_ms, stamp, id))) = self.agendas.get(shard.index())?.queue.peek().copied() {
             let is_meant = |cohort: &Cohort| cohort.state == State::Queued && cohort.stamp == stamp;
-            if !self.cohort(id).is_some_and(is_meant) {
-                self.queue.pop();
-            } else if due_ms > now_ms {
+            let counts = self.cohort(id).is_some_and(is_meant);
+            if counts && due_ms > now_ms {
                 return None;
-            } else {
-                self.queue.pop();
+            }
+            self.agendas[shard.index()].queue.pop();
+            if counts {
                 return Some(id);
             }
         }
         None
     }
 
-    /// When the next cohort is due.
-    pub(super) fn wakes_at(&self) -> Option<u64> {
-        self.queue.peek().map(|Reverse((due_ms, _, _))| *due_ms)
+    /// The server of a shard is at work: it need not be called.
+    pub(super) fn awake(&mut self, shard: Shard) {
+        if let Some(agenda) = self.agendas.get_mut(shard.index()) {
+            agenda.sleeps_ms = 0;
+        }
+    }
+
+    /// When the next cohort of a shard is due; until then its server sleeps.
+    pub(super) fn wakes_at(&mut self, shard: Shard) -> Option<u64> {
+        let agenda = self.agendas.get_mut(shard.index())?;
+        let next_ms = agenda.queue.peek().map(|Reverse((due_ms, _, _))| *due_ms);
+        agenda.sleeps_ms = next_ms.unwrap_or(u64::MAX);
+        next_ms
     }
 
     /// Everything before `top` is gone: all who have subscribed are told.

@@ -109,7 +109,7 @@ impl Hub {
         if let Some(found) = self.fleet.get_mut(conn)
             && found.catching.take_if(|catching| *catching.pattern == *pattern).is_some()
         {
-            self.fleet.wake(conn.index, now_ms, &self.governor);
+            self.fleet.wake(conn.index, now_ms);
             return true;
         }
         let has = self.subscriptions(conn);
@@ -145,11 +145,12 @@ impl Hub {
     }
 
     /// The history that a connection is catching up with cannot be had: it hears everything from now on, and is told that
-    /// something is missing. None when it is not catching up.
+    /// something is missing, and why: for this reason, unless the whole history has ended. None when it is not catching up.
     pub fn give_up(&mut self, conn: ConnKey, reason: &str, now_ms: u64) -> Option<Frame> {
         let found = self.fleet.get_mut(conn)?;
         let (catching, profile) = (found.catching.take()?, Arc::clone(&found.profile));
         let mut patterns = self.fleet.patterns(conn.index).to_vec();
+        let reason = if catching.over { &*self.restarted_by.clone() } else { reason };
         patterns.push(catching.pattern);
         let standing = self.fleet.standing(conn.index, self.store.order);
         let standing =
@@ -168,7 +169,7 @@ impl Hub {
             Arc::make_mut(joins).keep(&patterns);
         }
         self.fleet.place(&mut self.store, index, patterns, standing);
-        self.fleet.wake(index, now_ms, &self.governor);
+        self.fleet.wake(index, now_ms);
     }
 
     fn add_from_now(&mut self, conn: ConnKey, pattern: &str, is_new: bool, now_ms: u64) {

@@ -16,7 +16,7 @@ use super::audience::{Audience, Standing, State};
 use super::frame::{self, Frame, Gap, Run, Turn};
 use super::log::{Kind, TopicLog};
 use super::reader::Joins;
-use super::{ConnKey, Dialect, Hub};
+use super::{ConnKey, Dialect, Hub, Shard};
 
 /// Topics that are looked into one by one in any case.
 const FEW: usize = 8;
@@ -37,14 +37,15 @@ type Built = HashMap<(u32, u64, u64, Dialect), Arc<[(Frame, u64)]>>;
 type Pick = (u64, u32, usize);
 
 impl Hub {
-    /// Adds what is due to `out`, for at most `room` connections.
-    pub fn take(&mut self, now_ms: u64, room: usize, out: &mut Vec<Delivery>) {
+    /// Adds what is due in a shard to `out`, for at most `room` connections. Who serves it asks `wakes_at` before it sleeps.
+    pub fn take(&mut self, shard: Shard, now_ms: u64, room: usize, out: &mut Vec<Delivery>) {
+        self.awake(shard);
         let mut built = Built::new();
         let full = out.len() + room;
         // Once each: what a connection did with one turn is said before it gets another.
         let mut again = Vec::new();
         while out.len() < full
-            && let Some(cohort) = self.fleet.next(now_ms)
+            && let Some(cohort) = self.fleet.next(shard, now_ms)
         {
             if self.serve(cohort, now_ms, full - out.len(), &mut built, out) {
                 again.push(cohort);
@@ -55,10 +56,21 @@ impl Hub {
         }
     }
 
-    /// When `take` has something next, by the clock of the caller; None when it waits for events.
+    /// Whoever serves a shard is at work, and asks `wakes_at` before it sleeps: it need not be called until then.
+    pub fn awake(&mut self, shard: Shard) {
+        self.fleet.awake(shard);
+    }
+
+    /// When `take` has something next for a shard, by the clock of the caller; None when it waits for events. What comes to be
+    /// due before that is told by `called`.
     #[must_use]
-    pub fn wakes_at(&self) -> Option<u64> {
-        self.fleet.wakes_at()
+    pub fn wakes_at(&mut self, shard: Shard) -> Option<u64> {
+        self.fleet.wakes_at(shard)
+    }
+
+    /// Shards that have something due before the time that `wakes_at` said: whoever serves them sleeps, and is to be woken.
+    pub fn called(&mut self) -> Vec<Shard> {
+        std::mem::take(&mut self.fleet.called)
     }
 
     /// A connection took only the first `taken` frames of a turn: it goes on after them when it is `writable`.
@@ -92,7 +104,7 @@ impl Hub {
     pub fn writable(&mut self, conn: ConnKey, now_ms: u64) {
         if self.fleet.get(conn).is_some() {
             self.fleet.set_busy(conn.index, false);
-            self.fleet.wake(conn.index, now_ms, &self.governor);
+            self.fleet.wake(conn.index, now_ms);
         }
     }
 
@@ -122,7 +134,7 @@ impl Hub {
             out.extend(members.map(|index| Delivery { conn: self.fleet.key(*index), turn: Arc::clone(&turn) }));
         }
         let served = (out.len() - before) as u64;
-        self.governor.turned(served, 0);
+        self.turned(id, served, 0);
         self.stats.turns += 1;
         self.stats.frames += served * turn.frames.len() as u64;
         self.stats.delivered += served * turn.frames.iter().map(|frame| u64::from(frame.events)).sum::<u64>();
@@ -150,18 +162,27 @@ impl Hub {
             return true;
         }
         let late = u64::from(cohort.busy);
-        self.governor.turned(0, late);
         if cohort.members.len() == 1 {
             cohort.state = State::Held;
+            self.turned(id, 0, late);
             return false;
         }
-        let standing = cohort.standing();
-        for index in cohort.members.clone() {
+        let (standing, members) = (cohort.standing(), cohort.members.clone());
+        self.turned(id, 0, late);
+        for index in members {
             if self.fleet.conn(index).is_some_and(|conn| conn.busy) {
                 self.fleet.part(index, standing.clone());
             }
         }
         self.fleet.cohort(id).is_some()
+    }
+
+    /// So many members of a cohort got a turn; so many were still writing.
+    fn turned(&mut self, cohort: u32, served: u64, late: u64) {
+        let audience = self.fleet.cohort(cohort).and_then(|cohort| self.fleet.audience(cohort.audience));
+        if let Some(shard) = audience.map(|audience| audience.key.shard) {
+            self.fleet.agendas[shard.index()].governor.turned(served, late);
+        }
     }
 
     // --- what a cohort gets ------------------------------------------------------------------------------------------
