@@ -556,8 +556,8 @@ _Place: TypeAlias = tuple[str, int, dict[str, int]]
 class Hub:
     """All events and connections of one process: who hears what, and what each connection has still to get.
 
-    Connections that are made here are those of the ASGI face; `take` serves them alone. A `RealtimeListener` has its own in
-    the same hub, and its threads wake by themselves when something is due for them.
+    Connections that are made here are those of the ASGI face; `take` serves them alone. A `RealtimeListener` has its
+    own in the same hub, and its threads wake by themselves when something is due for them.
 
     Events are `(tenant, topic, seq, prev, ts_us, data)`: `seq` is the journal's number, or the line of a log; `data` is
     JSON. Places are `(epoch, seq, last line by execution)`. Connections are handles. Times are milliseconds of a clock
@@ -754,8 +754,8 @@ class LeaseBook:
 class RealtimeListener:
     """The native WebSocket listener of a gateway: threads of its own, whose connections hear the process's hub.
 
-    The threads never enter Python. What they ask for is fetched with `questions` when `fileno` is readable; a connection
-    or its key in the hub is a number that means nothing else.
+    The threads never enter Python. What they ask for is fetched with `questions` when `fileno` is readable; a
+    connection or its key in the hub is a number that means nothing else.
 
     Args:
         hub: What its connections hear.

@@ -23,7 +23,6 @@ from flx_api.commands import COMMANDS
 from flx_api.errors import StartupError
 from flx_api.events.follower import Follower
 from flx_api.events.histories import Histories
-from flx_api.events.position import Position
 from flx_api.gateway.batch import BatchRoute
 from flx_api.gateway.cors import Cors
 from flx_api.gateway.costs import Costs

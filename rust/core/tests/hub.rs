@@ -141,7 +141,7 @@ impl Gateway {
         let mut hub = Hub::new(limits, number, &format!("local{number}"));
         hub.restart("e0", 0, "start", 0);
         let shards = [Shard::FIRST, hub.add_shard(), hub.add_shard()];
-        Self { hub, heard: 0, shards, sleeps: [None; 3] }
+        Self { hub, heard: 0, shards, sleeps: [Some(u64::MAX); 3] }
     }
 
     fn sleep(&mut self, shard: usize) {

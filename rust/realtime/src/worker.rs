@@ -223,13 +223,13 @@ impl<S: Service> Worker<S> {
         for _ in 0..ACCEPTS {
             let Some(door) = &mut self.door else { return };
             let own = (self.table.connections.len(), self.table.connections.len() - self.table.open);
-            let Some(other) = door.roomiest(own, self.table.limits.strangers) else {
+            let Some(place) = door.roomiest(own, self.table.limits.strangers) else {
                 self.accepts_at_ms = now_ms + PAUSE_MS;
                 return;
             };
             match door.listener.accept() {
                 Ok((socket, peer)) => {
-                    if let Some(socket) = door.hand_on(socket, peer, other) {
+                    if let Some(socket) = door.hand_on(socket, peer, place) {
                         self.welcome(socket, peer);
                     }
                 }
@@ -363,17 +363,16 @@ impl<S: Service> Worker<S> {
 }
 
 impl Door {
-    /// Who has the fewest connections, of those that have room for strangers: one of the others, or (inside) nobody else.
-    fn roomiest(&self, own: (usize, usize), strangers: usize) -> Option<Option<usize>> {
-        let others = self.others.iter().map(|other| other.load.count()).enumerate();
-        let all = others.map(|(index, count)| (Some(index), count)).chain([(None, own)]);
-        let with_room = all.filter(|(_, (_, strange))| *strange < strangers);
-        with_room.min_by_key(|(_, (all, _))| *all).map(|(whose, _)| whose)
+    /// Who has the fewest connections, of those that have room for strangers: 0 is this thread itself, then come the others.
+    fn roomiest(&self, own: (usize, usize), strangers: usize) -> Option<usize> {
+        let all = [own].into_iter().chain(self.others.iter().map(|other| other.load.count()));
+        let with_room = all.enumerate().filter(|(_, (_, strange))| *strange < strangers);
+        with_room.min_by_key(|(_, (all, _))| *all).map(|(place, _)| place)
     }
 
-    /// Gives a connection to another thread; back, when it is for nobody else.
-    fn hand_on(&mut self, socket: TcpStream, peer: SocketAddr, other: Option<usize>) -> Option<TcpStream> {
-        let Some(index) = other else { return Some(socket) };
+    /// Gives a connection to the thread at a place; back, when it is for this one.
+    fn hand_on(&mut self, socket: TcpStream, peer: SocketAddr, place: usize) -> Option<TcpStream> {
+        let Some(index) = place.checked_sub(1) else { return Some(socket) };
         let back = self.others[index].welcome(socket, peer).err();
         if back.is_some() {
             // It has ended, which is a bug: the others go on.
