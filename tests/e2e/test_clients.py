@@ -56,13 +56,15 @@ class Watcher:
         self.process = process
         self.lines: list[dict[str, Any]] = []
 
-    async def until(self, condition: Callable[[], bool], within_s: float = 40) -> None:
+    async def until(self, condition: Callable[[], bool], within_s: float = 90) -> None:
         """Read lines until a condition holds."""
         assert self.process.stdout is not None
         async with asyncio.timeout(within_s):
             while not condition():
                 line = await self.process.stdout.readline()
-                assert line, f"it ended: {await self.process.wait()}"
+                if not line:
+                    _, said = await self.process.communicate()
+                    pytest.fail(f"it ended with {self.process.returncode}: {said.decode()[-2000:]}")
                 self.lines.append(json.loads(line))
 
     def heard(self, topic: str) -> list[int]:
