@@ -32,12 +32,9 @@ class HubEar:
                 frame: dict[str, Any] = msgspec.json.decode(text)
                 if frame["type"] == "event":
                     self.heard.append((frame["event"], frame["seq"]))
+                elif frame.get("code") == "gap":
+                    self.gaps.append(frame["reason"])
             self.hub.writable(self.conn, 1 << 60)
-        self._news.set()
-
-    def gap(self, reason: str) -> None:
-        """The hub began anew."""
-        self.gaps.append(reason)
         self._news.set()
 
     async def until(self, count: int) -> None:

@@ -673,7 +673,10 @@ class Hub:
         """Drop what is too old."""
 
     def stats(self) -> dict[str, int]:
-        """What was counted, and what there is now, by name."""
+        """What was counted, and what there is now, by name, for both faces."""
+
+    def gaps(self) -> dict[str, int]:
+        """Gaps that connections were told, by reason."""
 
 @final
 class LeaseBook:
@@ -838,6 +841,9 @@ class RealtimeListener:
 
     def give_up(self, conn: int, key: int, reason: str) -> None:
         """Tell a connection that the history it waits for cannot be had."""
+
+    def closed(self) -> dict[int, int]:
+        """Connections that have ended, by close code: 1005 when the client left, whatever it said."""
 
     def drain(self, within_ms: int) -> None:
         """Send everybody away, spread over some time, and refuse who comes."""

@@ -35,7 +35,7 @@ from flx_api.gateway.responses import PolicyRefusals, common_headers, not_allowe
 from flx_api.gateway.routes_fast import CommandRoutes
 from flx_api.limits.policies import lanes
 from flx_api.observability.health import Health
-from flx_api.observability.metrics import Metrics
+from flx_api.observability.metrics import Metrics, RealtimeState
 from flx_api.routes.application import framework, native_routes, paths
 from flx_api.routes.pages import Pages
 from flx_api.routes.resources import ResourceController
@@ -150,7 +150,11 @@ class Parts:
             manager=self.manager,
             history=self.histories.of,
         )
-        self.metrics.native_connections = self.native.connections
+        self.metrics.realtime = self._realtime
+
+    def _realtime(self) -> RealtimeState:
+        """What is counted about realtime, in both faces."""
+        return RealtimeState(self.hub.stats(), self.hub.gaps(), self.native.closed())
 
     async def start(self) -> None:
         """Start what runs in the background; the daemon need not be there yet."""

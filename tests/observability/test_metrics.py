@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from flx_api.observability.metrics import Metrics, UpstreamState
+from flx_api.observability.metrics import Metrics, RealtimeState, UpstreamState
 
 
 def test_everything_is_exposed() -> None:
@@ -13,9 +13,9 @@ def test_everything_is_exposed() -> None:
     metrics.refusal("expired")
     metrics.operation("system.echo", "ok")
     metrics.closed(4408)
-    metrics.gap("epoch")
     metrics.phase("admit", 10_000)
-    metrics.connections, metrics.subscriptions = 1, 2
+    hub = {"connections": 1, "subscriptions": 2, "window_ms": 40, "resumes": 5, "asked": 2, "frames": 7}
+    metrics.realtime = lambda: RealtimeState(hub, {"epoch": 1}, {4408: 2, 1005: 1})
     metrics.upstream = lambda: UpstreamState(3)
     samples = {
         (sample.name, tuple(sample.labels[name] for name in sorted(sample.labels))): sample.value
@@ -27,9 +27,12 @@ def test_everything_is_exposed() -> None:
     assert samples["flx_http_phase_duration_seconds_sum", ("admit",)] == 0.00001
     assert samples["flx_refusals_total", ("expired",)] == 1
     assert samples["flx_batch_operations_total", ("system.echo", "ok")] == 1
-    assert samples["flx_ws_closed_total", ("4408",)] == 1
+    assert (samples["flx_ws_closed_total", ("4408",)], samples["flx_ws_closed_total", ("1005",)]) == (3, 1)
     assert samples["flx_event_gaps_total", ("epoch",)] == 1
     assert (samples["flx_ws_connections", ()], samples["flx_ws_subscriptions", ()]) == (1, 2)
+    assert (samples["flx_ws_window_seconds", ()], samples["flx_ws_frames_total", ()]) == (0.04, 7)
+    assert samples["flx_ws_resumes_total", ("memory",)] == 3
+    assert samples["flx_ws_resumes_total", ("daemon",)] == 2
     assert samples["flx_upstream_in_flight", ()] == 3
 
 

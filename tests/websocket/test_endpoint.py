@@ -79,7 +79,7 @@ def test_a_connection_from_beginning_to_end() -> None:
         socket.leave()
         await socket.task
         assert gateway.parts.metrics.connections_closed == {1005: 1}
-        assert gateway.parts.metrics.connections == 0
+        assert gateway.parts.hub.stats()["connections"] == 0
 
     run(story)
 

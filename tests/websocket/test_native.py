@@ -221,6 +221,10 @@ def test_connections_end_for_a_reason() -> None:
             await parts.drain()
             assert await code_of(one) == 1012
         assert await refusal(parts, "me", bearer()) == (503, "shutting_down")
+        metrics = (await gateway.client.get("/metrics")).text
+        for code in (1009, 1008, 4401, 1012):
+            assert f'flx_ws_closed_total{{code="{code}"}} 1.0' in metrics
+        assert "flx_ws_connections 0.0" in metrics
 
     run(story)
 
@@ -263,6 +267,9 @@ def test_a_client_resumes_without_hole_or_duplicate() -> None:
             elsewhere = position("e0", 1, {})
             await say(one, type="subscribe", event="pipeline_events", **{"from": elsewhere})
             assert (await hear(one))["reason"] == "epoch"
+            metrics = other.metrics.exposition().decode()
+            assert 'flx_event_gaps_total{reason="epoch"} 1.0' in metrics
+            assert 'flx_ws_resumes_total{source="daemon"} 1.0' in metrics
 
     run(story)
 
@@ -303,6 +310,8 @@ def test_threads_and_the_main_port_hear_the_same_log() -> None:
             assert all(one == lists[0] for one in lists)
             metrics = (await gateway.client.get("/metrics")).text
             assert "flx_ws_connections 7.0" in metrics
+            assert f"flx_events_delivered_total {7 * count}.0" in metrics
+            assert "flx_ws_behind 0.0" in metrics
         parts.manager.disconnect(there, CloseCode.GONE)
         writer.cancel()
 

@@ -86,10 +86,6 @@ class Listener(Protocol):
         """Something was heard."""
         ...
 
-    def gap(self, reason: str) -> None:
-        """Events were lost for everyone who follows."""
-        ...
-
 
 class _Status(msgspec.Struct):
     """The part of a status event that says whether an execution is over."""
@@ -194,8 +190,6 @@ class Follower:
         if anew:
             reason = batch.gap_reason or "epoch"
             hub.restart(batch.epoch, start_of(batch), reason, now_ms)
-            if epoch != "":
-                self._listener.gap(reason)
         if self._private is not None:
             heard = hub.seq
             due = (event for event in batch.events if event.topic in PRIVATE_TOPICS and event.seq > heard)

@@ -22,7 +22,7 @@ from flx_api._core import Counters, reasons
 from flx_api.errors import CODES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from prometheus_client.metrics_core import Metric
 
@@ -69,6 +69,14 @@ class UpstreamState(NamedTuple):
     pools: Sequence[PoolState] = ()
 
 
+class RealtimeState(NamedTuple):
+    """What the hub of this process and the native listener have counted: `hub` as `Hub.stats` has it."""
+
+    hub: Mapping[str, int] = {}
+    gaps: Mapping[str, int] = {}
+    closed: Mapping[int, int] = {}
+
+
 class Metrics(Collector):
     """The numbers of one gateway process."""
 
@@ -85,17 +93,12 @@ class Metrics(Collector):
         )
         # Asked when somebody wants to know.
         self.upstream: Callable[[], UpstreamState] = UpstreamState
+        self.realtime: Callable[[], RealtimeState] = RealtimeState
         # By command and status of the operation.
         self.operations: dict[tuple[str, str], int] = {}
-        self.connections = 0
-        # Those of the native listener, which counts them itself.
-        self.native_connections: Callable[[], int] = lambda: 0
         self.connections_closed: dict[int, int] = {}
-        self.subscriptions = 0
         self.events_received = 0
         self.reads_shared = 0
-        self.events_delivered = 0
-        self.gaps: dict[str, int] = {}
         self.registry = CollectorRegistry()
         self.registry.register(self)
 
@@ -126,12 +129,8 @@ class Metrics(Collector):
         self.operations[key] = self.operations.get(key, 0) + 1
 
     def closed(self, code: int) -> None:
-        """A WebSocket ended with this close code."""
+        """A WebSocket of the ASGI face ended with this close code."""
         self.connections_closed[code] = self.connections_closed.get(code, 0) + 1
-
-    def gap(self, reason: str, count: int = 1) -> None:
-        """So many connections were told that events were skipped."""
-        self.gaps[reason] = self.gaps.get(reason, 0) + count
 
     def exposition(self) -> bytes:
         """All metrics in the text format."""
@@ -173,18 +172,42 @@ class Metrics(Collector):
             "Reads that were answered with what another one of the same principal had asked for.",
             value=self.reads_shared,
         )
-        connections = self.connections + self.native_connections()
-        yield GaugeMetricFamily("flx_ws_connections", "Open WebSocket connections.", value=connections)
-        yield GaugeMetricFamily("flx_ws_subscriptions", "Subscriptions of all connections.", value=self.subscriptions)
-        yield _counts(
-            "flx_ws_closed",
-            "WebSocket connections ended, by close code.",
-            "code",
-            {str(code): count for code, count in self.connections_closed.items()},
-        )
         yield CounterMetricFamily("flx_events_received", "Events from the daemon.", value=self.events_received)
-        yield CounterMetricFamily("flx_events_delivered", "Events given to connections.", value=self.events_delivered)
-        yield _counts("flx_event_gaps", "Gaps told to connections, by reason.", "reason", self.gaps)
+        yield from _of_realtime(self.realtime(), self.connections_closed)
+
+
+def _of_realtime(state: RealtimeState, closed: Mapping[int, int]) -> Iterator[Metric]:
+    for name, of, text in (
+        ("flx_ws_connections", "connections", "Open realtime connections."),
+        ("flx_ws_subscriptions", "subscriptions", "Subscriptions of all connections."),
+        ("flx_ws_cohorts", "cohorts", "Groups of connections that are given the same frames."),
+        ("flx_ws_behind", "behind", "Connections that have still something to get."),
+        (
+            "flx_ws_furthest_behind",
+            "furthest",
+            "Events of all topics since the place of the connection that is furthest behind.",
+        ),
+        ("flx_hub_topics", "topics", "Topics that have events or subscribers."),
+        ("flx_hub_bytes", "bytes", "Bytes of the events that are remembered."),
+    ):
+        yield GaugeMetricFamily(name, text, value=state.hub.get(of, 0))
+    yield GaugeMetricFamily(
+        "flx_ws_window_seconds",
+        "How long the events of a connection wait for others, at most: 0 while sending keeps up.",
+        value=state.hub.get("window_ms", 0) / 1000,
+    )
+    codes = {str(code): closed.get(code, 0) + state.closed.get(code, 0) for code in (*closed, *state.closed)}
+    yield _counts("flx_ws_closed", "Realtime connections ended, by close code.", "code", codes)
+    for name, of, text in (
+        ("flx_events_delivered", "delivered", "Events given to connections."),
+        ("flx_ws_frames", "frames", "Frames given to connections."),
+        ("flx_ws_bytes", "sent_bytes", "Bytes of frames given to connections."),
+    ):
+        yield CounterMetricFamily(name, text, value=state.hub.get(of, 0))
+    asked = state.hub.get("asked", 0)
+    resumes = {"memory": state.hub.get("resumes", 0) - asked, "daemon": asked}
+    yield _counts("flx_ws_resumes", "Subscriptions from a position, by where its history came from.", "source", resumes)
+    yield _counts("flx_event_gaps", "Gaps told to connections, by reason.", "reason", dict(state.gaps))
 
 
 def _of_upstream(state: UpstreamState) -> Iterator[Metric]:

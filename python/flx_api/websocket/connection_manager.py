@@ -49,7 +49,7 @@ class ConnectionManager:
 
     Args:
         hub: what was heard, and who hears it.
-        metrics: where connections and deliveries are counted.
+        metrics: where ends are counted; the rest the hub counts.
         clock: monotonic seconds.
         wall: seconds since the epoch, for token expiry.
     """
@@ -68,8 +68,6 @@ class ConnectionManager:
         self._news = asyncio.Event()
         # Who waits for the end of the present turn.
         self._waiting: list[asyncio.Future[None]] = []
-        self._counted: dict[str, int] = {}
-        self._restarted_by = ""
         self._empty = asyncio.Event()
         self._empty.set()
         self.draining = False
@@ -138,7 +136,6 @@ class ConnectionManager:
         self._empty.clear()
         self._by_client.setdefault(connection.client_id, set()).add(connection)
         self._per_owner[owner] = self._per_owner.get(owner, 0) + 1
-        self._metrics.connections = len(self._connections)
 
     def disconnect(self, connection: Connection, code: CloseCode) -> None:
         """Forget a connection."""
@@ -155,9 +152,7 @@ class ConnectionManager:
         self._per_owner[owner] -= 1
         if not self._per_owner[owner]:
             del self._per_owner[owner]
-        self._metrics.connections = len(self._connections)
         self._metrics.closed(code)
-        self._count()
         if not self._connections:
             self._empty.set()
 
@@ -184,11 +179,6 @@ class ConnectionManager:
         """The hub has something new."""
         self._news.set()
 
-    def gap(self, reason: str) -> None:
-        """The hub begins anew: it tells everyone why."""
-        self._restarted_by = reason
-        self.news()
-
     def serve(self) -> int:
         """Give those who are due their turns; how many frames these have in all."""
         turns = self._hub.take(self._now_ms(), _ROOM)
@@ -196,8 +186,6 @@ class ConnectionManager:
         for handle, turn in turns:
             self._by_handle[handle].give(turn)
             frames += len(turn)
-        if turns:
-            self._count()
         waiting, self._waiting = self._waiting, []
         for future in waiting:
             if not future.done():
@@ -239,16 +227,6 @@ class ConnectionManager:
     def _now_ms(self) -> int:
         return int(self._clock() * 1000)
 
-    def _count(self) -> None:
-        """Bring the metrics up to what the hub has counted."""
-        stats, metrics = self._hub.stats(), self._metrics
-        metrics.subscriptions, metrics.events_delivered = stats["subscriptions"], stats["delivered"]
-        for name, reason in (("gaps_evicted", "evicted"), ("gaps_restart", self._restarted_by)):
-            more = stats[name] - self._counted.get(name, 0)
-            if more:
-                self._counted[name] = stats[name]
-                metrics.gap(reason, more)
-
     # --- subscriptions -----------------------------------------------------------------------------------------------
 
     async def subscribe(self, connection: Connection, pattern: str, from_: str | None = None) -> None:
@@ -262,7 +240,6 @@ class ConnectionManager:
             raise protocol.refused(why)
         for frame in frames:
             connection.send(frame)
-        self._count()
         if history is not None:
             await self._catch_up(connection, pattern, Position(*history))
         self.news()
@@ -270,17 +247,15 @@ class ConnectionManager:
     def unsubscribe(self, connection: Connection, pattern: str) -> None:
         """Let a connection no longer hear a topic or a pattern."""
         self._hub.unsubscribe(connection.handle, pattern, self._now_ms())
-        self._count()
         self.news()
 
     async def _catch_up(self, connection: Connection, pattern: str, position: Position) -> None:
         """Feed a connection from the daemon until the memory joins on."""
-        held = _Held(self._hub, connection, self._now_ms, self._metrics)
+        held = _Held(self._hub, connection, self._now_ms)
         if self.history is None:
             held.give_up("upstream_unavailable")
         else:
             await catch_up(self.history, pattern, position, held)
-        self._count()
 
     # --- watching over -----------------------------------------------------------------------------------------------
 
@@ -308,11 +283,10 @@ class ConnectionManager:
 class _Held:
     """A connection that is catching up."""
 
-    def __init__(self, hub: Hub, connection: Connection, now_ms: Callable[[], int], metrics: Metrics) -> None:
+    def __init__(self, hub: Hub, connection: Connection, now_ms: Callable[[], int]) -> None:
         self._hub = hub
         self._connection = connection
         self._now_ms = now_ms
-        self._metrics = metrics
 
     def backfill(self, past: Past) -> bool | None:
         """Give it a batch."""
@@ -333,7 +307,6 @@ class _Held:
         gap = self._hub.give_up(self._connection.handle, reason, self._now_ms())
         if gap is not None:
             self._connection.send(gap)
-            self._metrics.gap(reason)
 
 
 def _owner(principal: Principal) -> _Owner:

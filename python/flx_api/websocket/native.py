@@ -84,9 +84,9 @@ class NativeFace:
         """Whether this process is the one that listens."""
         return self.listener is not None
 
-    def connections(self) -> int:
-        """How many WebSockets it has."""
-        return 0 if self.listener is None else len(self.listener)
+    def closed(self) -> dict[int, int]:
+        """Its connections that have ended, by close code."""
+        return {} if self.listener is None else self.listener.closed()
 
     # --- lifecycle ---------------------------------------------------------------------------------------------------
 

@@ -107,7 +107,7 @@ fn a_hole_in_what_was_heard_is_a_gap() {
     let plain = r#"{"type":"error","code":"gap","message":"Events were skipped; what follows is new","event":"pipeline_events","after":0,"before":4,"reason":"evicted","epoch":"e"}"#;
     assert_eq!(plain, texts[2]);
     assert!(texts[3].contains(r#""seq":7,"prev":3"#));
-    assert_eq!(2, hub.stats().gaps_evicted);
+    assert_eq!(2, hub.gaps()["evicted"]);
 }
 
 #[test]

@@ -272,8 +272,9 @@ impl Hub {
             ("delivered", stats.delivered),
             ("frames", stats.frames),
             ("turns", stats.turns),
-            ("gaps_evicted", stats.gaps_evicted),
-            ("gaps_restart", stats.gaps_restart),
+            ("sent_bytes", stats.sent_bytes),
+            ("resumes", stats.resumes),
+            ("asked", stats.asked),
             ("connections", stats.connections),
             ("subscriptions", stats.subscriptions),
             ("topics", stats.topics),
@@ -281,7 +282,14 @@ impl Hub {
             ("cohorts", stats.cohorts),
             ("bytes", stats.bytes),
             ("window_ms", stats.window_ms),
+            ("behind", stats.behind),
+            ("furthest", stats.furthest),
         ])
+    }
+
+    /// Gaps that were told, by reason.
+    fn gaps(&self, py: Python<'_>) -> HashMap<String, u64> {
+        self.lock(py).gaps().iter().map(|(reason, count)| ((**reason).into(), *count)).collect()
     }
 }
 

@@ -3,7 +3,7 @@
 //! Strategy: the listener's threads never enter Python. What they ask for lies on their desk, and a byte in a pipe says so;
 //! Python answers when it comes to it. Rules: the interpreter is detached while the hub is held or a thread is waited for.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
@@ -189,6 +189,11 @@ impl RealtimeListener {
     /// How many connections there are.
     fn __len__(&self) -> usize {
         self.desk.len()
+    }
+
+    /// Connections that have ended, by code.
+    fn closed(&self) -> BTreeMap<u16, u64> {
+        self.desk.closed()
     }
 
     /// Sends everybody away, spread over some time, and refuses who comes.

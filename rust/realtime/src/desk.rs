@@ -6,7 +6,7 @@
 //! - a client id belongs to the subject (of its tenant) that first connected with it, for as long as it is connected;
 //! - a place is taken when a handshake is accepted and given back when the connection is over, whatever happens in between.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::mem;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -117,6 +117,8 @@ struct Papers {
     waiting: HashMap<Caller, Option<Newcomer>>,
     clients: HashMap<Box<str>, (Arc<Owner>, usize)>,
     owners: HashMap<Arc<Owner>, usize>,
+    /// Connections that have ended, by code.
+    closed: BTreeMap<u16, u64>,
 }
 
 /// What the threads and the rest of the process share.
@@ -230,9 +232,19 @@ impl Desk {
         self.papers().owners.values().sum()
     }
 
+    /// Connections that have ended, by code: 1005 when the client left, whatever it said.
+    pub fn closed(&self) -> BTreeMap<u16, u64> {
+        self.papers().closed.clone()
+    }
+
     /// Gives a place back.
     pub(crate) fn leave(&self, client_id: &str, owner: &Owner) {
         self.papers().unseat(client_id, owner);
+    }
+
+    /// A connection has ended.
+    pub(crate) fn count_closed(&self, code: u16) {
+        *self.papers().closed.entry(code).or_default() += 1;
     }
 
     fn papers(&self) -> MutexGuard<'_, Papers> {

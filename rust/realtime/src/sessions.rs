@@ -288,7 +288,7 @@ impl Service for Sessions {
         }
     }
 
-    fn closed(&mut self, conn: ConnId, _: Closed, _: u64) {
+    fn closed(&mut self, conn: ConnId, why: Closed, _: u64) {
         if let Some(newcomer) = self.desk.newcomer(self.caller(conn)) {
             self.desk.leave(&newcomer.client_id, &newcomer.owner);
         }
@@ -299,6 +299,10 @@ impl Service for Sessions {
             self.ends.unset(conn.index);
             self.hub().disconnect(session.key);
             self.desk.leave(&session.client_id, &session.owner);
+            self.desk.count_closed(match why {
+                Closed::ByServer(code) => code,
+                Closed::ByClient(_) | Closed::Lost => code::NONE,
+            });
         }
     }
 

@@ -236,6 +236,14 @@ impl Fleet {
         behind.map(|cohort| cohort.cursor).min().unwrap_or(top)
     }
 
+    /// How many connections have not come to this order, and how far the last of them is from it.
+    pub(super) fn behind(&self, top: u64) -> (u64, u64) {
+        let cohorts = self.cohorts.iter().flatten().filter(|cohort| cohort.state != State::Idle && cohort.cursor < top);
+        cohorts.fold((0, 0), |(count, furthest), cohort| {
+            (count + cohort.members.len() as u64, furthest.max(top - cohort.cursor))
+        })
+    }
+
     // --- moving ------------------------------------------------------------------------------------------------------
 
     /// Takes a connection out of its cohort.

@@ -10,8 +10,9 @@
 //! - feeds `append`, `advance`, `over`, `restart` from the daemon, `publish` for topics of this gateway alone;
 //! - answers messages with `subscribe` and `unsubscribe`, sends the frames these return at once, and fetches history where
 //!   [`Subscribed::history`] asks for it (`backfill`, `give_up`);
-//! - calls `take` for each shard when `wakes_at` or `called` says so, writes what it got, and says of each connection that did not take all of it so with
-//!   `put_back`, or `busy` when it took all but has room for no more, before the next `take`; and `writable` when it has;
+//! - calls `take` for each shard when `wakes_at` or `called` says so, writes what it got, and says of each connection that did
+//!   not take all of it so with `put_back`, or `busy` when it took all but has room for no more, before the next `take`; and
+//!   `writable` when it has;
 //! - tells what writing cost (`spent`), and calls `sweep` now and then.
 //!
 //! Rules:
@@ -34,6 +35,7 @@ mod store;
 pub mod topic;
 mod turn;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use audience::Fleet;
@@ -160,10 +162,12 @@ pub struct Stats {
     pub frames: u64,
     /// Turns that were built, each once for its cohort.
     pub turns: u64,
-    /// Gaps told to connections because events were evicted before they had them.
-    pub gaps_evicted: u64,
-    /// Gaps told because a history ended.
-    pub gaps_restart: u64,
+    /// Bytes of frames times connections that got them.
+    pub sent_bytes: u64,
+    /// Subscriptions from a position, and those among them for which the daemon was asked.
+    pub resumes: u64,
+    /// The same.
+    pub asked: u64,
     /// Now: connections.
     pub connections: u64,
     /// Now: patterns of all connections.
@@ -178,6 +182,10 @@ pub struct Stats {
     pub bytes: u64,
     /// Now: milliseconds between two turns of a connection, in the shard where they are most.
     pub window_ms: u64,
+    /// Now: connections that have still something to get, or are not given anything until the daemon has told what is missing.
+    pub behind: u64,
+    /// Now: events of all topics since the place of the connection that is furthest behind.
+    pub furthest: u64,
 }
 
 /// The hub of one process.
@@ -189,6 +197,8 @@ pub struct Hub {
     /// Why the history before this one ended.
     restarted_by: Box<str>,
     stats: Stats,
+    /// Gaps told to connections, by reason.
+    gaps: BTreeMap<Box<str>, u64>,
 }
 
 impl Hub {
@@ -198,7 +208,8 @@ impl Hub {
     pub fn new(limits: Limits, seed: u64, local_epoch: &str) -> Self {
         let store = Store::new(limits.clone(), seed, local_epoch);
         let fleet = Fleet::default();
-        let mut hub = Self { store, fleet, restarted_by: "".into(), stats: Stats::default(), limits };
+        let (stats, gaps) = (Stats::default(), BTreeMap::new());
+        let mut hub = Self { store, fleet, restarted_by: "".into(), stats, gaps, limits };
         hub.add_shard();
         hub
     }
@@ -347,10 +358,29 @@ impl Hub {
         }
     }
 
-    /// What was counted.
+    /// Gaps that were told to connections, by reason.
+    #[must_use]
+    pub const fn gaps(&self) -> &BTreeMap<Box<str>, u64> {
+        &self.gaps
+    }
+
+    /// So many connections are told a gap.
+    fn count_gaps(&mut self, reason: &str, count: u64) {
+        if count > 0 {
+            match self.gaps.get_mut(reason) {
+                Some(counted) => *counted += count,
+                None => drop(self.gaps.insert(reason.into(), count)),
+            }
+        }
+    }
+
+    /// What was counted. Looks at every cohort: for somebody who asks now and then.
     #[must_use]
     pub fn stats(&self) -> Stats {
+        let (behind, furthest) = self.fleet.behind(self.store.order);
         Stats {
+            behind,
+            furthest,
             connections: self.fleet.len() as u64,
             subscriptions: self.fleet.subscriptions() as u64,
             topics: self.store.topic_count() as u64,

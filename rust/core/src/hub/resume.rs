@@ -18,6 +18,7 @@ use super::reader::{Join, Joins, Since};
 use super::rights::Refused;
 use super::store::{begun_by, is_local};
 use super::topic::matches;
+use super::turn::EVICTED;
 use super::{ConnKey, Dialect, Event, Hub, Profile};
 
 /// What a subscription came to.
@@ -83,8 +84,10 @@ impl Hub {
         let dialect = profile.dialect;
         let Some(position) = position.filter(|position| position.epoch == self.store.epoch) else {
             let (mut frames, here) = self.here(conn, &profile.tenant);
+            self.count_gaps(EVICTED, frames.len() as u64);
             frames.push(frame::subscribed(pattern, &here));
             if from.is_some() {
+                self.count_gaps("epoch", 1);
                 frames.push(self.pattern_gap(pattern, "epoch", &here, dialect));
             }
             self.add_from_now(conn, pattern, is_new, now_ms);
@@ -92,11 +95,14 @@ impl Hub {
         };
         let mut frames = vec![frame::subscribed(pattern, from.unwrap_or_default())];
         frames.extend(self.local_gaps(&profile, pattern, dialect));
+        self.count_gaps("ephemeral", frames.len() as u64 - 1);
+        self.stats.resumes += 1;
         let born_from = position.seq;
         // A position ahead of this process comes from a gateway that has heard more, or from a history that a restored
         // database has lost: the daemon knows.
         let ahead = position.seq > self.store.seq;
         if !is_local(pattern) && (ahead || self.misses(&profile, pattern, &position, born_from, false)) {
+            self.stats.asked += 1;
             self.hold(conn, pattern, position.clone(), born_from);
             return Ok(Subscribed { frames, history: Some(position) });
         }
@@ -140,6 +146,7 @@ impl Hub {
             found.catching = Some(catching);
         }
         self.stats.frames += frames.len() as u64;
+        self.stats.sent_bytes += frames.iter().map(|frame| frame.payload.len() as u64).sum::<u64>();
         self.stats.delivered += frames.iter().map(|frame| u64::from(frame.events)).sum::<u64>();
         if is_over { Err(Gone) } else { Ok((frames, done)) }
     }
@@ -156,6 +163,7 @@ impl Hub {
         let standing =
             Standing { cursor: self.store.order, idle: true, served_ms: standing.served_ms, joins: None, reset: false };
         self.settle_in(conn.index, patterns, standing, now_ms);
+        self.count_gaps(reason, 1);
         let pos = self.store.encode_position(self.store.order, &profile.tenant);
         let gap = Gap { topic: None, between: None, epoch: &self.store.epoch, reason, pos: Some(&pos), log_of: None };
         Some(frame::gap(&gap, profile.dialect))

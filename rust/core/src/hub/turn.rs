@@ -21,6 +21,9 @@ use super::{ConnKey, Dialect, Hub, Shard};
 /// Topics that are looked into one by one in any case.
 const FEW: usize = 8;
 
+/// Why what was cut is not told.
+pub(super) const EVICTED: &str = "evicted";
+
 /// A connection and what it gets.
 #[derive(Clone, Debug)]
 pub struct Delivery {
@@ -138,6 +141,7 @@ impl Hub {
         self.stats.turns += 1;
         self.stats.frames += served * turn.frames.len() as u64;
         self.stats.delivered += served * turn.frames.iter().map(|frame| u64::from(frame.events)).sum::<u64>();
+        self.stats.sent_bytes += served * turn.frames.iter().map(|frame| frame.payload.len() as u64).sum::<u64>();
         if end >= top {
             self.settle_cohort(id, now_ms);
         }
@@ -224,8 +228,10 @@ impl Hub {
             }
         }
         *ends.last_mut()? = end;
-        self.stats.gaps_evicted += evicted * count;
-        self.stats.gaps_restart += u64::from(reset) * count;
+        self.count_gaps(EVICTED, evicted * count);
+        if reset {
+            self.count_gaps(&self.restarted_by.clone(), count);
+        }
         Some(Turn { number: self.stats.turns, frames, start, ends, joins, reset })
     }
 
@@ -249,7 +255,7 @@ impl Hub {
         for topic in audience.topics.iter().filter_map(|id| self.store.topic(*id)) {
             if topic.floor_order > start && joins.is_none_or(|joins| joins.have_lost(topic)) {
                 let after = topic.seq_at(start);
-                frames.push(self.cut_frame(topic, after, "evicted", audience.key.dialect));
+                frames.push(self.cut_frame(topic, after, EVICTED, audience.key.dialect));
             }
         }
     }
