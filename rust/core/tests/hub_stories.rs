@@ -111,6 +111,38 @@ fn a_hole_in_what_was_heard_is_a_gap() {
 }
 
 #[test]
+fn what_happens_is_counted() {
+    let mut hub = hub();
+    let swift = connect(&mut hub, Dialect::Batched, &["app.x"]);
+    let slow = connect(&mut hub, Dialect::Batched, &["app.x"]);
+    hub.append(&event("app.x", 1, 0, "0"), 1);
+    assert_eq!((2, 1), (hub.stats().behind, hub.stats().furthest), "nobody was served");
+    let deliveries = take(&mut hub, 1);
+    let sent = 2 * deliveries[0].turn.frames[0].payload.len() as u64;
+    let stats = hub.stats();
+    assert_eq!((2, 2, sent, 0), (stats.frames, stats.delivered, stats.sent_bytes, stats.behind));
+    hub.busy(slow);
+    for seq in 2..5 {
+        hub.append(&event("app.x", seq, seq - 1, "0"), 1);
+        take(&mut hub, 1);
+    }
+    assert_eq!((1, 3), (hub.stats().behind, hub.stats().furthest), "one takes nothing");
+    hub.writable(slow, 1);
+    take(&mut hub, 1);
+    assert_eq!((0, 0), (hub.stats().behind, hub.stats().furthest));
+    hub.subscribe(swift, "app.y", Some(&pos(2, &[])), 1).unwrap();
+    hub.subscribe(swift, "app.z", Some(&pos(9, &[])), 1).unwrap();
+    assert_eq!((2, 1), (hub.stats().resumes, hub.stats().asked), "it was ahead of this process");
+    hub.give_up(swift, "upstream_unavailable", 1);
+    let elsewhere = Position { epoch: "d".into(), seq: 2, ..Position::default() }.encode();
+    hub.subscribe(swift, "app.v", Some(&elsewhere), 1).unwrap();
+    hub.restart("f", 0, "restored", 2);
+    take(&mut hub, 2);
+    let gaps: Vec<_> = hub.gaps().iter().map(|(reason, count)| (&**reason, *count)).collect();
+    assert_eq!(vec![("epoch", 1), ("restored", 2), ("upstream_unavailable", 1)], gaps);
+}
+
+#[test]
 fn a_fleet_shares_its_turns() {
     let mut hub = hub();
     let fleet: Vec<ConnKey> =
