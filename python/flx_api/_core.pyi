@@ -20,7 +20,7 @@ not_found, method_not_allowed, two_lengths, invalid_length, payload_too_large, u
 unsupported_media_type.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeAlias, TypedDict, final
 
 __all__ = [
@@ -765,7 +765,7 @@ class RealtimeListener:
         host: The IP address to listen on.
         port: The port; 0 takes any free one.
         threads: How many there are; connections are spread evenly over them.
-        now_s: What the clock shows whose milliseconds the hub is told.
+        clock: Monotonic seconds: the clock whose milliseconds the hub is told.
         refusals: Whole HTTP answers to what is no handshake, by fault; sixteen zeros in one become a request id.
         connections: WebSockets at most.
         per_subject: WebSockets of one subject (of its tenant) at most.
@@ -787,7 +787,7 @@ class RealtimeListener:
         port: int,
         *,
         threads: int,
-        now_s: float,
+        clock: Callable[[], float],
         refusals: dict[str, bytes],
         connections: int,
         per_subject: int,

@@ -127,7 +127,7 @@ class NativeFace:
                 str(address[0]),
                 int(address[1]),
                 threads=self._threads,
-                now_s=time.monotonic(),
+                clock=time.monotonic,
                 refusals=_refusals(),
                 connections=MAX_CONNECTIONS,
                 per_subject=MAX_PER_SUBJECT,

@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use flx_core::hub::{Backfill, Dialect, Rights};
 use flx_realtime::desk::{Caller, Desk, Newcomer, NotIn, Owner, Question};
@@ -47,14 +47,14 @@ pub(crate) struct RealtimeListener {
 #[pymethods]
 impl RealtimeListener {
     #[new]
-    #[pyo3(signature = (hub, host, port, *, threads, now_s, refusals, connections, per_subject, tls=None))]
+    #[pyo3(signature = (hub, host, port, *, threads, clock, refusals, connections, per_subject, tls=None))]
     #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
     fn new(
         hub: &Hub,
         host: &str,
         port: u16,
         threads: usize,
-        now_s: f64,
+        clock: &Bound<'_, PyAny>,
         refusals: HashMap<String, Vec<u8>>,
         connections: usize,
         per_subject: usize,
@@ -64,11 +64,10 @@ impl RealtimeListener {
         let config = tls.map(|(chain, key)| tls::server(&chain, &key)).transpose();
         let config = config.map_err(|error| PyValueError::new_err(error.to_string()))?;
         let mut refusals = prepared(refusals, threads)?;
-        let now = Duration::try_from_secs_f64(now_s).map_err(|error| PyValueError::new_err(error.to_string()))?;
         let (bell, ring) = UnixStream::pair()?;
         bell.set_nonblocking(true)?;
         ring.set_nonblocking(true)?;
-        let clock = Clock::reading(now);
+        let clock = clock_like(clock)?;
         // A full pipe has rung already.
         let ring = Box::new(move || drop((&ring).write(&[1])));
         let desk = Arc::new(Desk::new(Arc::clone(&hub.shared), per_subject, clock, ring));
@@ -217,6 +216,13 @@ impl RealtimeListener {
 /// The plain protocol, where somebody asks for it by name.
 const PLAIN: &str = "flx.plain";
 const INDEX: u32 = (1 << 24) - 1;
+
+/// A clock that shows what one of Python shows, or a moment more: what is due by that one is due by this.
+fn clock_like(clock: &Bound<'_, PyAny>) -> PyResult<Clock> {
+    let set = Instant::now();
+    let now = Duration::try_from_secs_f64(clock.call0()?.extract()?);
+    Ok(Clock::reading(set, now.map_err(|error| PyValueError::new_err(error.to_string()))?))
+}
 
 /// A connection as a number: eight bits for the thread, 24 for the index, 32 for the generation.
 fn number(Caller { thread, conn }: Caller) -> u64 {

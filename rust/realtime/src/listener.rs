@@ -73,15 +73,15 @@ pub struct Clock {
 
 impl Default for Clock {
     fn default() -> Self {
-        Self::reading(Duration::ZERO)
+        Self::reading(Instant::now(), Duration::ZERO)
     }
 }
 
 impl Clock {
-    /// One that shows this now.
+    /// One that showed `to` when it was `set`.
     #[must_use]
-    pub fn reading(now: Duration) -> Self {
-        Self { set: Instant::now(), to: now }
+    pub const fn reading(set: Instant, to: Duration) -> Self {
+        Self { set, to }
     }
 
     /// Now.
