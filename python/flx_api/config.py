@@ -138,10 +138,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     realtime_port: Annotated[
         Port | None, Meta(description="a port for the native WebSocket listener (0: any free one); none without it")
     ] = None
-    realtime_threads: Annotated[
-        int,
-        Meta(ge=1, le=64, description="threads of the native WebSocket listener, each with its share of connections"),
-    ] = 1
+    realtime_threads: Annotated[int, Meta(ge=1, le=64, description="threads of the native WebSocket listener")] = 1
     workers: Annotated[int, Meta(ge=1, le=64, description="gateway processes")] = 1
     interface: Annotated[
         Literal["asgi", "rsgi", "lane"],

@@ -1,124 +1,25 @@
 //! The hub against a naive model: what a client saw is the log with declared gaps.
 //!
 //! Strategy: a daemon is a list of events. Two small hubs hear it, each at its own pace, and cut, restart and sweep. Each has
-//! three shards, of which one sleeps until it is due or called: nothing may come to be due behind its back. Clients
-//! subscribe with and without positions, take turns whole or in part, stall, leave, and come back to either hub with the last
+//! three shards, whose servers sleep until something is due or they are called: nothing may come to be due behind a sleeper's
+//! back, and who is awake is not called. Clients subscribe with and without positions, take turns whole or in part, stall, leave, and come back to either hub with the last
 //! position they saw. The judge knows for each client where each of its patterns began; in the end every event since then was
 //! seen or lies in a gap that was told. On the way each frame is checked: right topic, tenant and rights, true numbers and
 //! `prev`, the published data, and within a session nothing twice.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may stop at the first surprise")]
 
+mod daemon;
+
 use std::collections::{BTreeMap, BTreeSet};
 
+use daemon::{Daemon, TENANTS, Told};
 use flx_core::hub::topic::matches;
-use flx_core::hub::{
-    Backfill, Class, ConnKey, Delivery, Dialect, Event, Frame, Hub, Limits, Position, Profile, Refused, Rights, Shard,
-};
+use flx_core::hub::{Class, ConnKey, Delivery, Dialect, Frame, Hub, Limits, Profile, Refused, Rights, Shard};
 use proptest::prelude::*;
 use serde_json::Value;
 
-const TENANTS: [&str; 2] = ["a", "b"];
 const PATTERNS: [&str; 7] =
     ["pipeline_events", "execution.*", "execution.0.log", "execution.1.log", "execution.0.*", "*", "app.x"];
-
-#[derive(Clone, Debug)]
-struct Told {
-    tenant: usize,
-    topic: String,
-    seq: u64,
-    prev: u64,
-    data: String,
-}
-
-impl Told {
-    fn event(&self) -> Event<'_> {
-        let (tenant, topic) = (TENANTS[self.tenant], &*self.topic);
-        Event { tenant, topic, seq: self.seq, prev: self.prev, ts_us: 7, data: &self.data }
-    }
-
-    fn execution_of_log(&self) -> Option<&str> {
-        self.topic.strip_prefix("execution.")?.strip_suffix(".log")
-    }
-}
-
-/// All that happened in one epoch.
-#[derive(Default)]
-struct Daemon {
-    epoch: u32,
-    told: Vec<Told>,
-    seq: u64,
-    last: BTreeMap<(usize, String), u64>,
-    /// Index into `told`, by what an event is called.
-    index: BTreeMap<(usize, String, u64), usize>,
-}
-
-impl Daemon {
-    fn name(&self) -> String {
-        format!("e{}", self.epoch)
-    }
-
-    fn tell(&mut self, tenant: usize, topic: &str, is_log: bool, size: usize) {
-        let last = self.last.entry((tenant, topic.to_owned())).or_default();
-        let prev = *last;
-        let seq = if is_log {
-            prev + 1
-        } else {
-            self.seq += 1;
-            self.seq
-        };
-        *last = seq;
-        let data = format!("\"{topic}/{seq}/{}\"", "x".repeat(size));
-        self.index.insert((tenant, topic.to_owned(), seq), self.told.len());
-        self.told.push(Told { tenant, topic: topic.to_owned(), seq, prev, data });
-    }
-
-    /// An execution tells its status, and a line once it has begun.
-    fn run(&mut self, tenant: usize, execution: usize, line: bool, size: usize) {
-        // The two tenants have executions of their own.
-        let id = execution * 2 + tenant;
-        let status = format!("execution.{id}.status");
-        if !line || !self.last.contains_key(&(tenant, status.clone())) {
-            self.tell(tenant, &status, false, size);
-        } else {
-            self.tell(tenant, &format!("execution.{id}.log"), true, size);
-        }
-    }
-
-    /// As Watch: journal events in turn, then lines of the logs that the position names or that began after it.
-    fn history(&self, position: &Position, pattern: &str, mut each: impl FnMut(&Backfill<'_>) -> bool) {
-        let (mut seq, mut lines) = (position.seq, position.logs.clone());
-        loop {
-            let after = seq;
-            let journal = self.told.iter().filter(|told| told.execution_of_log().is_none() && told.seq > after);
-            let mut events = Vec::new();
-            let mut full = false;
-            for told in journal.take(3) {
-                seq = told.seq;
-                full = events.len() > 1;
-                let begun = told.topic.strip_prefix("execution.").and_then(|rest| rest.strip_suffix(".status"));
-                if let Some(execution) = begun.filter(|_| told.prev == 0) {
-                    lines.entry(execution.into()).or_insert(0);
-                }
-                if matches(pattern, &told.topic) {
-                    events.push(told.event());
-                }
-            }
-            for (execution, line) in &mut lines {
-                let its = self.told.iter().filter(|told| told.execution_of_log() == Some(execution));
-                for told in its.filter(|told| matches(pattern, &told.topic)) {
-                    if told.seq > *line && events.len() < 5 {
-                        *line = told.seq;
-                        events.push(told.event());
-                    }
-                }
-            }
-            let is_last = !full && events.len() < 5 && seq == self.seq;
-            if each(&Backfill { epoch: &self.name(), events: &events, journal_seq: seq, is_last }) {
-                return;
-            }
-        }
-    }
-}
 
 struct Gateway {
     hub: Hub,
