@@ -31,6 +31,8 @@ const OPEN_TIMEOUT_MS = 10_000;
 // Browsers give the code 1005 to a Close frame without one, and 1006 to a connection that ended without.
 const RESUME = new Set([1001, 1005, 1006, 1011, 1012, 4408]);
 const TOKEN_ENDED = 4401;
+// For the answer to a token that was offered.
+const REFRESH_MS = 10_000;
 // A code of our own for connections that we give up; never sent by the service.
 const GIVEN_UP = 4000;
 
@@ -125,6 +127,7 @@ export class Progress {
       case "event":
         return this.#takeEvent(message);
       case "error":
+        if (message.of) return []; // no answer to what is asked for here
         return message.code === "gap" ? this.#takeGap(message) : this.#takeRefusal(message);
       case "subscribed":
         this.asked.shift();
@@ -134,7 +137,11 @@ export class Progress {
         }
         return [];
       case "unsubscribed":
-        this.asked.shift();
+        if (!message.reason) this.asked.shift();
+        else if (this.topics.has(message.event)) {
+          this.#forget(message.event);
+          throw new RealtimeError(message.reason, `${message.event}: the token does not permit to hear this`, message.event);
+        }
         return [];
       case "pong":
         this.asked.shift();
@@ -206,6 +213,8 @@ export class EventStream {
   #timers = new Set();
   #closed = false;
   #refused = false;
+  #refreshing = false;
+  #renewal = null;
 
   /**
    * @param {string} url the service's base URL: http, https, ws or wss
@@ -264,7 +273,7 @@ export class EventStream {
         await this.#options.onGap(gap);
       }
       if (this.#closed) return null;
-      if (this.#texts.length) this.#take(this.#texts.shift());
+      if (this.#texts.length) await this.#take(this.#texts.shift());
       else if (this.#end) await this.#takeEnd();
       else if (!this.#socket) await this.#connect();
       else await new Promise((wake) => (this.#wake = wake));
@@ -278,9 +287,12 @@ export class EventStream {
     this.#rouse();
   }
 
-  #take(text) {
+  async #take(text) {
     const message = JSON.parse(text);
     if (message.type === "pong") this.#options.backoff.reset();
+    else if (message.type === "expiring") await this.#offerToken();
+    else if (message.type === "refreshed") this.#refreshing = false;
+    else if (message.type === "error" && message.of === "refresh") this.#giveUp(GIVEN_UP); // to come again with another one
     this.#before = this.#progress.positions;
     this.#due.push(...this.#progress.take(message));
   }
@@ -400,17 +412,40 @@ export class EventStream {
     return typeof token === "function" ? await token() : (token ?? null);
   }
 
-  /** Come again with a new token before this one ends; the same token again is used to its end. */
+  /** Offer a new token before this one ends; whether it is another one than before: the same is used to its end. */
   #renewLater(token, current) {
-    if (typeof this.#options.token !== "function") return;
+    this.#refreshing = false;
+    if (typeof this.#options.token !== "function") return false;
     const expiry = expiryOf(token);
     const known = this.#expiry;
     this.#expiry = expiry;
-    if (expiry === null || expiry === known) return;
+    if (expiry === null || expiry === known) return false;
     const left = Math.max(expiry * 1000 - Date.now(), 0);
     // Longer than setTimeout can count is looked at again then.
     const due = Math.min(left - Math.min(MARGIN_MS, left / 4), 2 ** 31 - 1);
-    this.#later(due, () => current() && this.#giveUp(GIVEN_UP));
+    this.#cancel(this.#renewal);
+    this.#renewal = this.#later(due, () => current() && this.#offerToken());
+    return true;
+  }
+
+  /** Ask for a new token and offer it on this connection; where nobody answers, the connection is made again. */
+  async #offerToken() {
+    const socket = this.#socket;
+    const current = () => this.#socket === socket;
+    if (!socket || this.#refreshing || typeof this.#options.token !== "function") return;
+    this.#refreshing = true;
+    let token = null;
+    try {
+      token = await this.#newToken();
+    } catch {
+      // The next connection asks again, and says why.
+    }
+    if (!current()) return;
+    if (token === null) return this.#giveUp(GIVEN_UP);
+    if (!this.#renewLater(token, current)) return;
+    this.#refreshing = true;
+    this.#later(REFRESH_MS, () => current() && this.#refreshing && this.#giveUp(GIVEN_UP));
+    this.#post([{ type: "refresh", token }]);
   }
 
   #post(messages) {

@@ -287,8 +287,10 @@ class Principal:
         tenant: str | None = None,
         roles: Sequence[str] = (),
         token_id: str | None = None,
-        expires_at: int = 0,
         session: str | None = None,
+        issued_at: int | None = None,
+        expires_at: int = 0,
+        key_id: str | None = None,
     ) -> Principal: ...
     @property
     def subject(self) -> str:
@@ -313,6 +315,14 @@ class Principal:
     @property
     def session(self) -> str | None:
         """`sid`."""
+
+    @property
+    def issued_at(self) -> int | None:
+        """`iat` in whole seconds since 1970, rounded down."""
+
+    @property
+    def key_id(self) -> str | None:
+        """`kid` of the key that the token stood with."""
 
     def __eq__(self, other: object, /) -> bool: ...
     def __ne__(self, other: object, /) -> bool: ...
@@ -510,6 +520,12 @@ class Admission:
     def admit_command(self, admitted: Admitted, command: str, now_ns: int | None = None) -> tuple[str, int, int] | None:
         """Decide about a command that became known in the body: why it is refused, the policy, the seconds to wait."""
 
+    def check_token(self, token: bytes, now_s: float | None = None) -> tuple[str | None, Principal | None]:
+        """Who a token speaks for that came in a message: why it is not acceptable, or the principal.
+
+        No window is asked.
+        """
+
     def replace_keys(self, verifier: TokenVerifier) -> None:
         """Put other keys in the place of the present ones; what the old ones have verified is forgotten at once."""
 
@@ -623,6 +639,9 @@ class Hub:
 
     def disconnect(self, conn: int) -> None:
         """Forget a connection."""
+
+    def laggards(self, most: int) -> list[tuple[int, int]]:
+        """The connections that are furthest behind, the furthest first, and how many events were heard since."""
 
     def set_rights(self, conn: int, subject: str, classes: list[str], now_ms: int) -> list[str]:
         """Give a connection other rights; the patterns that it has no longer."""
@@ -754,6 +773,56 @@ class LeaseBook:
         """Since the start: calls answered, units leased, owed, spent without Redis; checks that had to wait."""
 
 @final
+class Roster:
+    """The open connections of a gateway process, on either face, and whose tokens let them in.
+
+    A connection has a number here, which is never used again, and a handle by which its face knows it.
+    """
+
+    def __new__(cls) -> Roster: ...
+    def enter(self, principal: Principal, client_id: str, handle: int, since_us: int) -> int:
+        """A connection of the main port comes; its number. Those of the native listener enter by `accept`."""
+
+    def leave(self, number: int) -> None:
+        """It leaves."""
+
+    def renew(self, number: int, principal: Principal) -> bool:
+        """Another token is in force for a connection; False when it has left."""
+
+    def principal(self, number: int) -> Principal | None:
+        """Whose token is in force for a connection; None when it has left."""
+
+    def revoked(self, revocations: Revocations) -> list[tuple[bool, int]]:
+        """Those whose tokens were revoked: whether the native listener has it, and its handle. Detached meanwhile."""
+
+    def find(
+        self,
+        tenant: str,
+        *,
+        number: int | None = None,
+        subject: str | None = None,
+        client_id: str | None = None,
+        until_us: int,
+    ) -> list[tuple[bool, int]]:
+        """A tenant's connections that came no later than `until_us` and of which all that is given is true."""
+
+    def page(
+        self, tenant: str, subject: str | None, after: int, limit: int
+    ) -> list[tuple[int, str, str, bool, int, int]]:
+        """A tenant's connections (of a subject) behind a number, as they came.
+
+        Number, client id, subject, whether the native listener has it, since when (microseconds), `exp` of its token.
+        """
+
+    def known_as(self, tenant: str, handles: set[int]) -> list[tuple[int, tuple[int, str, str, bool, int, int]]]:
+        """A tenant's connections that the hub knows by these handles: each with its handle, as `page` tells it."""
+
+    def all(self) -> list[tuple[bool, int]]:
+        """All of them, in the same form."""
+
+    def __len__(self) -> int: ...
+
+@final
 class RealtimeListener:
     """The native WebSocket listener of a gateway: threads of its own, whose connections hear the process's hub.
 
@@ -766,6 +835,7 @@ class RealtimeListener:
         port: The port; 0 takes any free one.
         threads: How many there are; connections are spread evenly over them.
         clock: Monotonic seconds: the clock whose milliseconds the hub is told.
+        roster: Who is here; its connections enter it and leave it.
         refusals: Whole HTTP answers to what is no handshake, by fault; sixteen zeros in one become a request id.
         connections: WebSockets at most.
         per_subject: WebSockets of one subject (of its tenant) at most.
@@ -788,6 +858,7 @@ class RealtimeListener:
         *,
         threads: int,
         clock: Callable[[], float],
+        roster: Roster,
         refusals: dict[str, bytes],
         connections: int,
         per_subject: int,
@@ -802,6 +873,7 @@ class RealtimeListener:
         `("handshake", conn, (address, port), path, query, headers)`: may it come in? `accept` or `refuse` answers.
         `("history", conn, key, pattern, (epoch, seq, last line by execution))`: what does the daemon have of a pattern
         since there? `backfill` answers, or `give_up`. `("room", conn)`: a connection has taken what `backfill` gave it.
+        `("refresh", conn, key, number in the roster, token)`: may it go on with this token? `renew` and `say` answer.
         """
 
     def accept(
@@ -809,11 +881,11 @@ class RealtimeListener:
         conn: int,
         client_id: str,
         *,
-        tenant: str,
-        subject: str,
+        principal: Principal,
         classes: Sequence[str],
         subprotocol: str | None,
         ends_in_s: float,
+        since_us: int,
     ) -> str | None:
         """Let a handshake in; why not, when not: `taken` (the client id, by somebody else), `too_many`, or `gone`.
 
@@ -823,6 +895,19 @@ class RealtimeListener:
 
     def refuse(self, conn: int, answer: bytes) -> None:
         """Send a handshake away with a whole HTTP answer."""
+
+    def renew(self, conn: int, key: int, subject: str, classes: Sequence[str], ends_in_s: float) -> list[str]:
+        """Give a connection the rights and the end of another token; the patterns that it has no longer.
+
+        Raises:
+            ValueError: There is no such class of topics.
+        """
+
+    def say(self, conn: int, messages: Sequence[str], *, is_complaint: bool = False) -> None:
+        """Send messages to a connection; a complaint counts against it."""
+
+    def close(self, conns: Sequence[int], code: int, reason: str) -> None:
+        """Close connections with a code and a reason of 123 bytes at most."""
 
     def is_free(self, client_id: str, tenant: str, subject: str) -> bool:
         """Whether nobody else holds this client id."""

@@ -126,9 +126,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Meta(description="production refuses weak secrets, open CORS and generated keys"),
     ] = "development"
     project: Annotated[str, Meta(description="the Meltano project's folder")] = "."
-    data_dir: Annotated[str | None, Meta(description="where all state lies; `.flx` in the project when not given")] = (
-        None
-    )
+    data_dir: Annotated[str | None, Meta(description="where all state lies; by default `.flx` in the project")] = None
     meltano: Annotated[
         str | None,
         Meta(description="a Python environment that holds Meltano; made with uv in the data folder when not given"),
@@ -272,6 +270,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = "serve"
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="of our own log")] = "info"
     metrics: Annotated[Literal["public", "token", "off"], Meta(description="who may read /metrics")] = "public"
+    drain_s: Annotated[float, Meta(ge=0, le=300, description="seconds over which a stop sends WebSockets away")] = 1.0
     deadline_ms: Annotated[int, Meta(ge=1, le=3_600_000, description="of a command that names none")] = 30_000
     body_limit: Annotated[
         # A frame has 4 MiB (`flx_api.proto.buffer`), and its other fields come out of headers of 64 KiB.
@@ -590,10 +589,8 @@ def _type_name(kind: msgspec.inspect.Type) -> str:
 
 
 def _plain(value: object) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return str(value).lower()
+    if value is None or isinstance(value, bool):
+        return "" if value is None else str(value).lower()
     if isinstance(value, (str, int, float)):
         return str(value)
     return msgspec.json.encode(value).decode()

@@ -44,6 +44,7 @@ from flx_api.websocket.connection_manager import ConnectionManager
 from flx_api.websocket.endpoint import Endpoint
 from flx_api.websocket.native import NativeFace
 from flx_api.websocket.protocol import MAX_SUBSCRIPTIONS
+from flx_api.websocket.standing import Standing
 
 if TYPE_CHECKING:
     from flx_api._core import SharedMemory
@@ -96,8 +97,9 @@ class Parts:
         )
         self.health.register("revocations", lambda: self.revocations.reason)
         self.hub = Hub(f"local-{os.urandom(8).hex()}", max_subscriptions=MAX_SUBSCRIPTIONS)
-        self.manager = ConnectionManager(self.hub, self.metrics, time.monotonic, time.time)
-        self.follower = Follower(self.upstream, self.hub, self.manager, self.metrics, self.revocations)
+        self.standing = Standing(self.hub, self.revoked, self.revocations, self.admission)
+        self.manager = ConnectionManager(self.hub, self.standing.roster, self.metrics, time.monotonic, time.time)
+        self.follower = Follower(self.upstream, self.hub, self.manager, self.metrics, (self.revocations, self.standing))
         self.health.register("events", lambda: self.follower.reason)
         self.histories = Histories(self.follower.history, time.monotonic)
         self.manager.history = self.histories.of
@@ -106,7 +108,14 @@ class Parts:
         if settings.environment == "development":
             local = LocalTopics(self.manager.publish, lambda: time.time_ns() // 1000)
         costs = Costs(drawn, known.classes, known.named)
-        self.dispatcher = Dispatcher(self.upstream, settings.deadline_ms, costs, self.metrics, local)
+        self.dispatcher = Dispatcher(
+            self.upstream,
+            settings.deadline_ms,
+            costs,
+            self.metrics,
+            local=local,
+            own={"connection.list": self.standing.listed, "connection.slowest": self.standing.slowest},
+        )
         self.commands = CommandRoutes(self.dispatcher, self.patience, self.policies)
         self.batches = BatchRoute(
             self.upstream,
@@ -138,6 +147,7 @@ class Parts:
             patience=self.patience,
             policies=self.policies,
             revocations=self.revocations,
+            standing=self.standing,
             tickets=self.tickets,
             manager=self.manager,
             cors=self.cors,
@@ -148,8 +158,10 @@ class Parts:
             hub=self.hub,
             endpoint=self.endpoint,
             manager=self.manager,
+            standing=self.standing,
             history=self.histories.of,
         )
+        self.standing.ends = {False: self.manager.end, True: self.native.end}
         self.metrics.realtime = self._realtime
 
     def _realtime(self) -> RealtimeState:
@@ -169,20 +181,25 @@ class Parts:
         self.manager.startup()
         await self.native.start()
 
-    async def drain(self) -> None:
-        """Get ready to stop: say so in readiness, end streams, tell every WebSocket to come back elsewhere."""
+    async def drain(self, within_s: float | None = None) -> None:
+        """Get ready to stop: say so in readiness, end streams, tell every WebSocket to come back elsewhere.
+
+        Args:
+            within_s: the time over which that is spread; by default the setting's.
+        """
         self.draining.set()
-        await self.native.drain()
-        await self.manager.drain()
+        within_s = self.settings.drain_s if within_s is None else within_s
+        await asyncio.gather(self.native.drain(within_s), self.manager.drain(within_s))
 
     async def close(self) -> None:
         """Stop, in reverse order of construction."""
-        await self.drain()
+        await self.drain(0)
         await self.native.close()
         await self.manager.shutdown()
         await self.histories.close()
         await self.follower.close()
         await self.revocations.close()
+        self.standing.close()
         if self.leases is not None:
             await self.leases.close()
         if self.keys is not None:

@@ -55,6 +55,8 @@ class Gateway(RsgiFace):
         self._shared = shared
         self.parts: Parts | None = None
         self.wants_lane = settings.interface == "lane"
+        # Told when a drain has ended, in the worker.
+        self.on_drained: Callable[[], None] = lambda: None
 
     async def __call__(
         self, scope: Scope, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]
@@ -90,8 +92,13 @@ class Gateway(RsgiFace):
             return
         drains: set[asyncio.Task[None]] = set()
 
+        async def drained() -> None:
+            await parts.drain()
+            self.on_drained()
+
         def drain() -> None:
-            drains.add(asyncio.create_task(parts.drain(), name="drain"))
+            if not drains:
+                drains.add(asyncio.create_task(drained(), name="drain"))
 
         try:
             asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, drain)

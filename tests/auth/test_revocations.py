@@ -42,7 +42,7 @@ class Gateway:
         self.revocations = RevocationFollower(
             self.upstream, self.native, max_staleness_s=5.0, refuse=refuse, wall=lambda: NOW_S
         )
-        self.follower = Follower(self.upstream, self.ear.hub, self.ear, Metrics(), self.revocations)
+        self.follower = Follower(self.upstream, self.ear.hub, self.ear, Metrics(), (self.revocations,))
 
     def revokes(self, token_id: str, tenant: str = "default") -> bool:
         return self.native.revokes(subject="anna", tenant=tenant, token_id=token_id)

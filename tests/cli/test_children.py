@@ -89,7 +89,12 @@ def circle():
     link.itself = link
     return weakref.ref(link)
 
-assert hand_over("the application", os.getppid(), "rsgi") == "the application"
+class App: ...
+
+reader, writer = os.pipe()
+assert isinstance(app := hand_over(App(), os.getppid(), writer, "rsgi"), App)
+app.on_drained()
+assert os.read(reader, 1) == b"", "whoever waits for the end of the drain would wait on"
 frozen, (young, _, _) = gc.get_freeze_count(), gc.get_threshold()
 collections = gc.get_stats()[0]["collections"]
 in_flight = [[] for _ in range(20_000)]

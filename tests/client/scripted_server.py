@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import http
 import json
@@ -67,12 +68,15 @@ def answer(status: int, body: bytes = b"", after: str | None = None) -> Response
     return Response(status, http.HTTPStatus(status).phrase, headers, body)
 
 
-def says(*frames: str, code: int = 1012) -> Callable[[ServerConnection], Coroutine[Any, Any, None]]:
+def says(
+    *frames: str, code: int = 1012, after_s: float = 0.0
+) -> Callable[[ServerConnection], Coroutine[Any, Any, None]]:
     """Send frames, then close."""
 
     async def part(connection: ServerConnection) -> None:
         for frame in frames:
             await connection.send(frame)
+        await asyncio.sleep(after_s)
         await connection.close(code)
 
     return part
@@ -80,3 +84,17 @@ def says(*frames: str, code: int = 1012) -> Callable[[ServerConnection], Corouti
 
 async def stays(connection: ServerConnection) -> None:
     await connection.wait_closed()
+
+
+def hears(offered: list[str], *frames: str) -> Callable[[ServerConnection], Coroutine[Any, Any, None]]:
+    """Wait for a token that is offered, write it down, answer with frames, and stay."""
+
+    async def part(connection: ServerConnection) -> None:
+        message = json.loads(await connection.recv())
+        assert message["type"] == "refresh"
+        offered.append(message["token"])
+        for frame in frames:
+            await connection.send(frame)
+        await connection.wait_closed()
+
+    return part

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
-from tests.client.scripted_server import Script, event_frame, says, serving, stays
+from tests.client.scripted_server import Script, event_frame, hears, says, serving, stays
 from tests.gateway_process import token
 from tests.service import ROOT
 
@@ -135,23 +135,34 @@ async def run(script: str, *names: str) -> list[str]:
     return out.decode().splitlines()
 
 
-def test_a_new_token_is_asked_for_before_the_old_one_ends() -> None:
-    """As in Python: the connection is made again with it, and a token that is the same is used to its end."""
+def test_a_new_token_is_offered_before_the_old_one_ends() -> None:
+    """As in Python: on the connection; refused, that is made again; a token that is the same is used to its end."""
 
     async def story() -> None:
-        short, long = token(ttl_s=2), token(ttl_s=3600)
-        script = Script(stays, says(code=4401), says(event_frame("t", 1)))
-        async with serving(script):
-            lines = await run(
-                f"""
-                const given = {json.dumps([short, short, long])};
-                const events = new EventStream("{script.url}", ["t"], {{ token: async () => given.shift() }});
-                for await (const event of events) {{ console.log(event.seq, JSON.stringify(events.positions)); break; }}
-            """,
-                "EventStream",
-            )
-        assert ['1 {"t":"p"}'] == lines
-        assert [f"flx.plain, bearer.{used}" for used in (short, short, long)] == script.offers
+        refusal = '{"type":"error","code":"invalid_token","message":"","of":"refresh"}'
+        for parts, offered, opened, tokens in (
+            (['{"type":"refreshed","in_s":3600}', event_frame("t", 1)], "l", "s", "sl"),
+            ([refusal], "l", "sl", "sll"),
+            (None, "", "sl", "ssl"),
+        ):
+            of = {"s": token(ttl_s=2), "l": token(ttl_s=3600)}
+            heard: list[str] = []
+            first = says(code=4401, after_s=2) if parts is None else hears(heard, *parts)
+            script = Script(first, says(event_frame("t", 1)))
+            async with serving(script):
+                lines = await run(
+                    f"""
+                    const given = {json.dumps([of[one] for one in tokens])};
+                    const events = new EventStream("{script.url}", ["t"], {{ token: async () => given.shift() }});
+                    const event = await events.receive();
+                    console.log(event.seq, JSON.stringify(events.positions));
+                    events.close();
+                """,
+                    "EventStream",
+                )
+            assert ['1 {"t":"p"}'] == lines
+            assert [of[one] for one in offered] == heard
+            assert [f"flx.plain, bearer.{of[one]}" for one in opened] == script.offers
 
     asyncio.run(story())
 

@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.client.scripted_server import Script, answer, event_frame, says, serving, stays
+from tests.client.scripted_server import Script, answer, event_frame, hears, says, serving
 from tests.gateway_process import token
 
 from flx_api.client import (
@@ -49,16 +49,70 @@ def test_it_goes_on_from_where_it_was() -> None:
     asyncio.run(story())
 
 
-def test_a_new_token_is_asked_for_before_the_old_one_ends() -> None:
-    """The connection is made again with it; a token that is the same is used to its end."""
+def test_a_new_token_is_offered_before_the_old_one_ends() -> None:
+    """On the connection; where that is refused it is made again, and a token that is the same is used to its end."""
 
     async def story() -> None:
         short, long = token(ttl_s=1.5), token(ttl_s=3600)
-        given = iter([short, short, long])
-        script = Script(stays, says(code=4401), says(event_frame("t", 1)))
+        offered: list[str] = []
+        script = Script(hears(offered, '{"type":"refreshed","in_s":3600}', event_frame("t", 1)))
+        given = iter([short, long])
         async with serving(script), EventStream(script.url, ["t"], token=lambda: next(given)) as events:
             assert 1 == (await events.receive()).seq
-        assert [f"Bearer {used}" for used in (short, short, long)] == script.bearers
+        assert ([long], [f"Bearer {short}"]) == (offered, script.bearers)
+
+        refusal = '{"type":"error","code":"invalid_token","message":"","of":"refresh"}'
+        script = Script(hears(offered, refusal), says(event_frame("t", 1)))
+        short = token(ttl_s=1.5)
+        given = iter([short, long, long])
+        async with serving(script), EventStream(script.url, ["t"], token=lambda: next(given)) as events:
+            assert 1 == (await events.receive()).seq
+        assert [f"Bearer {used}" for used in (short, long)] == script.bearers
+
+        async def ends(connection: ServerConnection) -> None:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(1.5):
+                    await connection.recv()
+            await connection.close(4401)
+
+        script = Script(ends, says(event_frame("t", 1)))
+        short = token(ttl_s=1.5)
+        given = iter([short, short, long])
+        async with serving(script), EventStream(script.url, ["t"], token=lambda: next(given)) as events:
+            assert 1 == (await events.receive()).seq
+        assert [f"Bearer {used}" for used in (short, long)] == script.bearers
+
+    asyncio.run(story())
+
+
+def test_a_token_is_offered_when_the_service_says_that_the_old_one_ends() -> None:
+    async def story() -> None:
+        offered: list[str] = []
+        after = hears(offered, '{"type":"refreshed","in_s":3600}', event_frame("t", 1))
+
+        async def warns(connection: ServerConnection) -> None:
+            await connection.send('{"type":"expiring","in_s":60}')
+            await after(connection)
+
+        long, longer = token(ttl_s=3600), token(ttl_s=7200)
+        given = iter([long, longer])
+        script = Script(warns)
+        async with serving(script), EventStream(script.url, ["t"], token=lambda: next(given)) as events:
+            assert 1 == (await events.receive()).seq
+        assert [longer] == offered
+
+    asyncio.run(story())
+
+
+def test_a_topic_that_a_new_token_does_not_permit_is_told() -> None:
+    async def story() -> None:
+        lost = '{"type":"unsubscribed","event":"t","reason":"forbidden"}'
+        script = Script(says(lost, event_frame("u", 1)))
+        async with serving(script), EventStream(script.url, ["t", "u"], token="a") as events:
+            with pytest.raises(SubscriptionRefused) as caught:
+                await events.receive()
+            assert ("t", "forbidden") == (caught.value.topic, caught.value.code)
+            assert ("u", ["u"]) == ((await events.receive()).event, list(events.positions))
 
     asyncio.run(story())
 

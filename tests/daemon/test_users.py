@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Literal
 
 import argon2
+import msgspec
 import pytest
 from sqlalchemy import select, update
 from tests.daemon.daemon_parts import parts
@@ -14,6 +15,7 @@ from flx_api.daemon.journal import DEFAULT_TENANT
 from flx_api.daemon.journal.tables import users as table
 from flx_api.daemon.users import Users, default_hasher
 from flx_api.errors import RateLimited, Unauthenticated
+from flx_api.proto.flx.v1.daemon_pb2 import Principal
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -125,6 +127,71 @@ def test_a_disabled_user_cannot_log_in(tmp_path: Path) -> None:
         async with parts(tmp_path) as daemon:
             await bob(daemon)
             await daemon.journal.write(lambda tx: tx.connection.execute(update(table).values(disabled=True)).rowcount)
+            with pytest.raises(Unauthenticated):
+                await daemon.users.log_in("bob", "correct horse", "")
+
+    asyncio.run(story())
+
+
+def test_a_change_of_a_user_ends_its_tokens_with_one_event(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with parts(tmp_path) as daemon:
+            await bob(daemon)
+            before = daemon.journal.seq
+            changed = await daemon.result("user.update", {"username": "bob", "roles": ["operator"]})
+            assert (changed["roles"], changed["disabled"], changed["tenant"]) == (["operator"], False, "default")
+            (event,) = daemon.journal.events_after(before, 10)
+            told = msgspec.json.decode(event.data)
+            assert (event.topic, told["type"], told["kind"], told["value"]) == (
+                "revocation_events",
+                "revoked",
+                "subject",
+                "bob",
+            )
+            assert told["issued_before"] == daemon.clock.now_us // 1_000_000
+            assert (await daemon.users.log_in("bob", "correct horse", "")).roles == ("operator",)
+            assert (await daemon.result("user.update", {"username": "bob", "disabled": True}))["disabled"] is True
+            await fails(daemon, "bob")
+            with pytest.raises(Unauthenticated):
+                await daemon.users.log_in("bob", "correct horse", "")
+            last = daemon.journal.seq
+            await daemon.result("user.update", {"username": "bob", "disabled": False})
+            assert daemon.journal.seq == last, "to enable a user ends nothing"
+            await daemon.result("user.update", {"username": "bob", "password": "battery staple"})
+            assert (await daemon.users.log_in("bob", "battery staple", "")).username == "bob"
+            await fails(daemon, "bob")
+
+    asyncio.run(story())
+
+
+def test_what_cannot_be_changed_about_a_user(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with parts(tmp_path) as daemon:
+            await bob(daemon)
+            assert (await daemon.problem("user.update", {"username": "bob"}))["code"] == "validation_failed"
+            odd = await daemon.problem("user.update", {"username": "bob", "roles": ["root"]})
+            assert [error["field"] for error in odd["errors"]] == ["args.roles[0]"]
+            assert (await daemon.problem("user.update", {"username": "eve", "disabled": True}))["code"] == "not_found"
+            eve = Principal(subject="eve", tenant="other", roles=["admin"])
+            others = await daemon.problem("user.update", {"username": "bob", "disabled": True}, principal=eve)
+            assert others["code"] == "not_found"
+
+    asyncio.run(story())
+
+
+def test_a_login_that_was_overtaken_by_a_change_makes_no_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        async with parts(tmp_path) as daemon:
+            await bob(daemon)
+            verify = daemon.users._verify
+            loop = asyncio.get_running_loop()
+
+            def slowly(password_hash: str, password: str) -> bool:
+                change = daemon.result("user.update", {"username": "bob", "roles": ["operator"]})
+                asyncio.run_coroutine_threadsafe(change, loop).result(10)
+                return verify(password_hash, password)
+
+            monkeypatch.setattr(daemon.users, "_verify", slowly)
             with pytest.raises(Unauthenticated):
                 await daemon.users.log_in("bob", "correct horse", "")
 

@@ -11,11 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+from tests.gateway_process import free_port
+from tests.service import Service, copy_project
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-    from tests.service import Service
+    from websockets.sync.client import ClientConnection
 
     Start = Callable[..., Service]
 
@@ -198,3 +202,127 @@ def test_a_gateway_that_may_have_missed_some_refuses_tokens_when_it_is_told_to(s
     finally:
         os.kill(daemon, signal.SIGCONT)
     _wait_for(lambda: 201 == ticket().status_code, "tokens are refused although the daemon is back")
+
+
+@pytest.fixture(scope="module")
+def realtime(tmp_path_factory: pytest.TempPathFactory, prepared_plugins: Path, meltano_env: Path) -> Iterator[Live]:
+    """A service with a native listener beside the main port."""
+    project = copy_project(tmp_path_factory.mktemp("realtime") / "nyc", plugins=prepared_plugins)
+    port = free_port()
+    running = Live(project, environ={"FLX_MELTANO": str(meltano_env), "FLX_REALTIME_PORT": str(port)})
+    running.native = f"ws://127.0.0.1:{port}"
+    try:
+        running.start()
+        yield running
+        running.stop()
+    finally:
+        running.kill_all()
+
+
+class Live(Service):
+    """A service whose connections are looked at."""
+
+    native = ""
+
+    def connect(self, face: str, token: str, client_id: str) -> ClientConnection:
+        """A connection that was let in."""
+        address = self.native if face == "native" else self.ws_url
+        headers = {"Authorization": f"Bearer {token}"}
+        connection = connect(f"{address}/ws/{client_id}", additional_headers=headers, proxy=None)
+        assert "connected" in str(connection.recv(10))
+        return connection
+
+
+def _logged_in(service: Service, login: dict[str, str]) -> str:
+    """A token of a user; one that is issued in the second of a change ends with those before it."""
+    found: list[str] = []
+
+    def stands() -> bool:
+        answer = httpx.post(f"{service.url}/auth/login", json=login)
+        found.append(answer.json()["access_token"])
+        return 200 == _ask(service, found[-1]).status_code
+
+    _wait_for(stands, "no token that stands")
+    return found[-1]
+
+
+def _closed(connection: ClientConnection) -> int:
+    """The code that it is closed with."""
+    with pytest.raises(ConnectionClosed) as caught:  # noqa: PT012 - whatever comes before does not matter
+        while True:
+            connection.recv(10)
+    assert caught.value.rcvd is not None
+    return int(caught.value.rcvd.code)
+
+
+@pytest.mark.parametrize("face", ["asgi", "native"])
+def test_an_open_connection_ends_with_its_token(realtime: Live, face: str) -> None:
+    others = [realtime.connect(face, realtime.token(sub=f"other-{n}"), f"o{n}-{face}") for n in range(50)]
+
+    def sample(number: int) -> float:
+        jti = f"{face}-{number}"
+        with realtime.connect(face, realtime.token("viewer", jti=jti), jti) as connection:
+            began = time.perf_counter()
+            realtime.command("token.revoke", {"jti": jti})
+            assert 4401 == _closed(connection)
+            return time.perf_counter() - began
+
+    _hold(f"revoke to 4401, {face}, from the sending of the command", sample)
+    for other in others:
+        other.send('{"type":"ping"}')
+        assert "pong" in str(other.recv(10))
+        other.close()
+
+
+@pytest.mark.parametrize("face", ["asgi", "native"])
+def test_an_open_connection_ends_when_its_user_is_changed(realtime: Live, face: str) -> None:
+    name = f"user-{face}"
+    login = {"username": name, "password": "correct horse"}
+    realtime.command("user.add", {**login, "roles": ["viewer"]})
+    for change in ({"roles": ["operator"]}, {"disabled": True}):
+        token = _logged_in(realtime, login)
+        with realtime.connect(face, token, name) as connection:
+            began = time.perf_counter()
+            realtime.command("user.update", {"username": name, **change})
+            assert 4401 == _closed(connection)
+            took = time.perf_counter() - began
+        print(f"user.update to 4401, {face}: {took * 1e3:.1f} ms")  # noqa: T201 - shown with -s
+        assert 401 == _ask(realtime, token).status_code
+    assert 401 == httpx.post(f"{realtime.url}/auth/login", json=login).status_code
+
+
+def test_who_runs_the_service_lists_and_ends_connections(realtime: Live) -> None:
+    def listed(**args: Any) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = realtime.command("connection.list", args)["items"]
+        return found
+
+    viewer = {"Authorization": f"Bearer {realtime.token('viewer')}"}
+    for name in ("connection.list", "connection.disconnect"):
+        assert 403 == httpx.post(f"{realtime.url}/{name}", json={"subject": "x"}, headers=viewer).status_code
+    token = realtime.token("viewer", sub="dora")
+    other = realtime.connect("native", realtime.token(sub="dora", tenant="other"), "x")
+    ours = [realtime.connect(face, token, f"d-{face}-{n}") for n in range(2) for face in ("asgi", "native")]
+    found = listed(subject="dora")
+    assert [("d-asgi-0", "main"), ("d-native-0", "native"), ("d-asgi-1", "main"), ("d-native-1", "native")] == [
+        (item["client_id"], item["listener"]) for item in found
+    ]
+    page = realtime.command("connection.list", {"subject": "dora", "limit": 3})
+    rest = realtime.command("connection.list", {"subject": "dora", "limit": 3, "cursor": page["next_cursor"]})
+    assert (found, None) == ([*page["items"], *rest["items"]], rest["next_cursor"])
+    odd = realtime.http.post("/v1/execute", json={"command": "connection.list", "args": {"cursor": "eA"}})
+    assert 422 == odd.status_code
+
+    realtime.command("connection.disconnect", {"id": found[0]["id"]})
+    assert 4403 == _closed(ours[0])
+    realtime.command("connection.disconnect", {"client_id": "d-native-0"})
+    assert 4403 == _closed(ours[1])
+    _wait_for(lambda: found[2:] == listed(subject="dora"), "they are still listed")
+    realtime.command("connection.disconnect", {"subject": "dora"})
+    assert [4403, 4403] == [_closed(connection) for connection in ours[2:]]
+    # It ends no token, and no connection that comes later; and tenants are apart.
+    with realtime.connect("native", token, "d-again") as again:
+        again.send('{"type":"ping"}')
+        assert "pong" in str(again.recv(10))
+    other.send('{"type":"ping"}')
+    assert "pong" in str(other.recv(10))
+    other.close()

@@ -38,7 +38,7 @@ class Confidant:
 def test_what_is_between_daemon_and_gateways_goes_to_its_listener_first_and_nowhere_else() -> None:
     ear = HubEar()
     confidant = Confidant(ear)
-    follower = Follower(Upstream(Endpoint(path="none"), Metrics()), ear.hub, ear, Metrics(), confidant)
+    follower = Follower(Upstream(Endpoint(path="none"), Metrics()), ear.hub, ear, Metrics(), (confidant,))
     topics = ["pipeline_events", "revocation_events", "pipeline_events", "revocation_events"]
     events = [Event(seq=seq, topic=topic, tenant="default") for seq, topic in enumerate(topics, 1)]
     follower.take(EventBatch(epoch="e1", events=events[:2], journal_seq=2))

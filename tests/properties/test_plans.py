@@ -115,6 +115,11 @@ ARGUMENTS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "event.publish": st.sampled_from(
         [{"topic": "app.a", "data": 1}, {"topic": "user.eve"}, {"topic": "system_events"}]
     ),
+    "connection.list": _PAGE,
+    "connection.slowest": _NOTHING,
+    "connection.disconnect": st.sampled_from(
+        [{"subject": "eve"}, {"client_id": "c"}, {"id": "0123abcd-1"}, {"id": "x"}]
+    ),
     "auth.login": st.fixed_dictionaries({"username": _USERS, "password": st.sampled_from(["secret-1", "secret-2"])}),
     "auth.logout": st.sampled_from([{}, {"everywhere": True}]),
     "token.revoke": st.sampled_from(
@@ -131,6 +136,14 @@ ARGUMENTS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "token.restore": st.integers(-1, 2).map(lambda place: {"id": {"revocation": place}}),
     "user.add": st.fixed_dictionaries(
         {"username": _USERS, "password": st.just("secret-1"), "roles": st.sampled_from([["viewer"], ["king"]])}
+    ),
+    "user.update": st.fixed_dictionaries(
+        {"username": _USERS},
+        optional={
+            "roles": st.sampled_from([["operator"], ["king"]]),
+            "password": st.just("secret-2"),
+            "disabled": st.booleans(),
+        },
     ),
 }
 PRINCIPALS = (

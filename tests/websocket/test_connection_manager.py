@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -36,8 +37,11 @@ class Hub:
         self.native = _core.Hub("here", topic_bytes=topic_bytes, max_connections=max_connections)
         self.native.restart("e", 0, "start", 0)
         self.metrics = Metrics()
-        self.now_s = 1.0
-        self.manager = ConnectionManager(self.native, self.metrics, lambda: self.now_s, lambda: 0.0)
+        self.now_s, self.wall_s = 1.0, 0.0
+        self.roster = _core.Roster()
+        self.manager = ConnectionManager(
+            self.native, self.roster, self.metrics, lambda: self.now_s, lambda: self.wall_s
+        )
         self.all: list[Event] = []
         self.last: dict[tuple[str, str], int] = {}
         self.manager.history = self.history
@@ -285,12 +289,53 @@ def test_subscriptions_are_bounded_and_checked() -> None:
 def test_the_expired_the_stuck_and_the_silent_are_looked_after() -> None:
     async def story() -> None:
         hub = Hub()
-        expired, stuck, silent = hub.connect("1", expires_at=50), hub.connect("2"), hub.connect("3")
+        expired, stuck, silent = (hub.connect(str(end), expires_at=end) for end in (50, 200, 201))
         stuck.sending_since_s = 0.0
         hub.manager.look_after(HEARTBEAT_S + STUCK_S, 50.0)
         assert expired.closing.result() is CloseCode.TOKEN_ENDED
         assert stuck.closing.result() is CloseCode.TOO_SLOW
         assert frames(silent) == [{"type": "heartbeat", "ts": 50_000_000}]
+
+    run(story)
+
+
+def test_a_drain_sends_everyone_away_in_turn() -> None:
+    async def story() -> None:
+        hub = Hub()
+        connections = [hub.connect(str(number)) for number in range(4)]
+        order: list[Connection] = []
+        for connection in connections:
+            connection.closing.add_done_callback(partial(lambda it, _: order.append(it), connection))
+        drain = asyncio.create_task(hub.manager.drain(0.2))
+        assert {await connection.closing for connection in connections} == {CloseCode.RESTARTING}
+        await asyncio.sleep(0)
+        told = [frames(connection)[-1] for connection in order]
+        assert [{"type": "reconnect", "in_ms": in_ms} for in_ms in (50, 100, 150, 200)] == told
+        with pytest.raises(Unavailable):
+            hub.connect("late")
+        for connection in connections:
+            hub.manager.disconnect(connection, CloseCode.RESTARTING)
+        await drain
+
+    run(story)
+
+
+def test_a_client_is_told_that_its_token_ends_once_for_each_token() -> None:
+    async def story() -> None:
+        hub = Hub()
+        connection = hub.connect(expires_at=400)
+        for wall_s, times in ((339.0, 0), (340.0, 1), (399.0, 1)):
+            hub.manager.look_after(0.0, wall_s)
+            expiring = [frame for frame in frames(connection) if frame["type"] == "expiring"]
+            assert times == len(expiring), wall_s
+        assert [{"type": "expiring", "in_s": 60}] == expiring
+        hub.wall_s = 399.0
+        hub.manager.renew(connection, Principal(subject="anna", roles=("viewer",), expires_at=419))
+        hub.manager.look_after(0.0, 408.0)
+        hub.manager.look_after(0.0, 409.0)
+        assert {"type": "expiring", "in_s": 10} == frames(connection)[-1]
+        hub.manager.look_after(0.0, 419.0)
+        assert connection.closing.result() is CloseCode.TOKEN_ENDED
 
     run(story)
 

@@ -89,8 +89,10 @@ def test_the_reader_is_gone_before_the_close_frame() -> None:
         socket = Socket(gateway, "/ws/me", bearer())
         await socket.hear()
         await socket.hear()
-        await gateway.parts.drain()
+        drain = asyncio.create_task(gateway.parts.drain(0.2))
+        assert await socket.hear() == {"type": "reconnect", "in_ms": 200}
         assert (await socket.hear())["code"] == 1012
+        await drain
         await socket.task
 
     run(story)

@@ -9,7 +9,7 @@ import pytest
 
 from flx_api._core import Hub
 from flx_api.errors import FlxError
-from flx_api.models.message import ClientMessage, Ping, Subscribe, Unsubscribe
+from flx_api.models.message import ClientMessage, Ping, Refresh, Subscribe, Unsubscribe
 from flx_api.websocket import protocol
 from flx_api.websocket.protocol import Inbound
 
@@ -21,7 +21,7 @@ def test_messages_are_read() -> None:
 
 def test_what_clients_may_send_is_read() -> None:
     """The structs that the document and our own client are made from, and what the gateway reads, are one protocol."""
-    examples = {Ping: Ping(), Subscribe: Subscribe("t", "p"), Unsubscribe: Unsubscribe("t")}
+    examples = {Ping: Ping(), Subscribe: Subscribe("t", "p"), Unsubscribe: Unsubscribe("t"), Refresh: Refresh("a.b.c")}
     assert set(get_args(ClientMessage)) == set(examples)
     for kind, message in examples.items():
         text = msgspec.json.encode(message)

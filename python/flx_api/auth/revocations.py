@@ -119,6 +119,8 @@ class RevocationFollower:
         self.known = False
         self.stale = False
         self.stale_refuses = True
+        # Told of every change: what is revoked, and whether tokens may be believed.
+        self.changed: Callable[[], None] = lambda: None
 
     def start(self) -> None:
         """Begin; the follower of the stream may be started before or after."""
@@ -155,6 +157,7 @@ class RevocationFollower:
                 if self._wanted.is_set():
                     self._remember(event)
                 self._take(event)
+                self.changed()
 
     def lost(self) -> None:
         """The stream ended; it will go on where it was, or anew."""
@@ -213,6 +216,7 @@ class RevocationFollower:
             if event.seq > seq:
                 self._take(event)
         self.known = True
+        self.changed()
         self.look(asyncio.get_running_loop().time())
         _log.info("revocations.known", count=len(entries), seq=seq)
 
@@ -244,7 +248,10 @@ class RevocationFollower:
         if self.known and self._following and not self._wanted.is_set():
             self._fresh_s = max(self._fresh_s, self._source.heard_s)
         self.stale = now_s - self._fresh_s > self._max_staleness_s
-        self.stale_refuses = not self.known or (self._refuse and self.stale)
+        refuses = not self.known or (self._refuse and self.stale)
+        if refuses and not self.stale_refuses:
+            self.changed()
+        self.stale_refuses = refuses
         if now_s >= self._forget_s:
             self._forget_s = now_s + _FORGET_EVERY_S
             self._target.forget_expired(int(self._wall()))

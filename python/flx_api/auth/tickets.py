@@ -8,8 +8,7 @@ at most as often as there are workers within its 30 seconds. It says who, and is
 Rules:
 - Time comes in as an argument.
 - Nothing of a ticket is looked at before its signature.
-- A ticket is as revoked as its token is. It does not say when that was issued, and need not: until the ticket itself
-  was issued the token was good.
+- A ticket is as revoked as its token is.
 - What is remembered is bounded: when it is full, tickets are refused, never taken twice.
 """
 
@@ -43,6 +42,8 @@ class _Content(msgspec.Struct, frozen=True, array_like=True):
     token_id: str | None
     token_expires_s: int
     session: str | None = None
+    issued_at: int | None = None
+    key_id: str | None = None
 
 
 _content = msgspec.json.Decoder(_Content)
@@ -72,6 +73,8 @@ class Tickets:
             principal.token_id,
             principal.expires_at,
             principal.session,
+            principal.issued_at,
+            principal.key_id,
         )
         payload = _text(msgspec.json.encode(content))
         return f"{payload}.{self._signature(payload)}"
@@ -97,6 +100,8 @@ class Tickets:
             token_id=content.token_id,
             expires_at=content.token_expires_s,
             session=content.session,
+            issued_at=content.issued_at,
+            key_id=content.key_id,
         )
 
     def _revokes(self, content: _Content) -> bool:
@@ -105,7 +110,8 @@ class Tickets:
             tenant=content.tenant,
             token_id=content.token_id,
             session=content.session,
-            issued_at=int(content.expires_s - LIFETIME_S),
+            key_id=content.key_id,
+            issued_at=content.issued_at,
         )
 
     def _signature(self, payload: str) -> str:

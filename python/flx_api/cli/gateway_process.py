@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import sys
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,8 +41,9 @@ _H2_KEEP_ALIVE_MS = 20_000
 _BACKPRESSURE = 4096
 # The supervisor gives the gateway 3 s; a worker that an open stream holds back is ended before that.
 _WORKER_KILL_S = 2
-# Between SIGUSR1 (the application says goodbye) and SIGTERM (Granian stops): time for Close frames to leave.
-_DRAIN_S = 0.25
+# Beyond the setting's time between SIGUSR1 (the application says goodbye) and SIGTERM (Granian stops): for Close frames
+# to leave. Nobody waits for what is over before.
+_FAREWELL_S = 0.25
 
 
 class Gateway(MPServer):
@@ -50,6 +51,9 @@ class Gateway(MPServer):
 
     def __init__(self, settings: Settings, listening: int) -> None:
         self._listening = listening
+        self._drain_s = settings.drain_s
+        # Each worker has the writer until it has drained; so the reader ends when all have.
+        self._drained, self.draining = os.pipe()
         super().__init__(
             "flx_api.main",
             interface=Interfaces.ASGI if settings.interface == "asgi" else Interfaces.RSGI,
@@ -85,16 +89,20 @@ class Gateway(MPServer):
 
     def _stop_workers(self) -> None:
         """Let the workers drain first: told to end, Granian cuts WebSockets without a Close frame."""
+        if self.draining >= 0:
+            os.close(self.draining)
+            self.draining = -1
         for worker in self.wrks:
             with contextlib.suppress(ProcessLookupError, TypeError):
                 os.kill(worker.inner.pid, signal.SIGUSR1)
-        time.sleep(_DRAIN_S)
+        select.select([self._drained], [], [], self._drain_s + _FAREWELL_S)
         super()._stop_workers()  # type: ignore[no-untyped-call]
 
 
-def hand_over(app: Any, server: int, interface: str) -> Any:  # noqa: ANN401 - an ASGI and RSGI application
+def hand_over(app: Any, server: int, draining: int, interface: str) -> Any:  # noqa: ANN401 - an ASGI and RSGI one
     """In a worker: the application, ready before the fork. The worker ends with the server that forked it."""
     expect_parent(server)
+    app.on_drained = partial(os.close, draining)
     spare_the_collector()
     return app.enter if interface == "asgi" else app
 
@@ -111,7 +119,9 @@ def main() -> int:
         set_up(settings.log_level)
         app = create_app(settings)
         gateway = Gateway(settings, int(sys.argv[2]))
-        gateway.serve(target_loader=partial(hand_over, app, os.getpid(), settings.interface), wrap_loader=False)
+        gateway.serve(
+            target_loader=partial(hand_over, app, os.getpid(), gateway.draining, settings.interface), wrap_loader=False
+        )
     except StartupError as error:
         print(error, file=sys.stderr)
         return 2

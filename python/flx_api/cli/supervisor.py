@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
     from flx_api.config import Settings
 
-# Everything is over within 10 s: 3 for open requests, the cancel grace (5 by default), the rest for the daemon itself.
+# Everything is over within 10 s and the drain: 3 for open requests, the cancel grace (5 by default), the rest for the
+# daemon itself.
 _GATEWAY_STOP_S = 3.0
 _DAEMON_STOP_S = 1.7
 _PROBE_PAUSE_S = 0.01
@@ -282,7 +283,7 @@ class Supervisor:
         runtime.remove_endpoints(self._settings)
         self._drop_probe()
         self._daemon.restart_at = None
-        self._gateway.stop(time.monotonic() + _GATEWAY_STOP_S)
+        self._gateway.stop(time.monotonic() + self._settings.drain_s + _GATEWAY_STOP_S)
 
     def _sweep(self) -> None:
         """End what is left to us: only a daemon that was killed leaves something."""

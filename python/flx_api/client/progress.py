@@ -131,7 +131,7 @@ class Progress:
                 return self._take_event(message)
             case Error(code=code) if code == GAP:
                 return self._take_gap(message)
-            case Error():
+            case Error(of=None):
                 self._take_refusal(message)
             case Subscribed():
                 self._answer()
@@ -139,8 +139,11 @@ class Progress:
                 self._answered = message.pos
                 if message.event in self._topics and message.event not in self._begins:
                     self._begins = {**self._begins, message.event: message.pos}
-            case Unsubscribed():
+            case Unsubscribed(reason=None):
                 self._answer()
+            case Unsubscribed(event=topic, reason=reason) if topic in self._topics:
+                self._forget(topic)
+                raise SubscriptionRefused(topic, reason or "", "The token does not permit to hear this any more")
             case Pong():
                 self._answer()
                 self._pings -= 1

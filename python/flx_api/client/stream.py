@@ -2,7 +2,7 @@
 
 Strategy: `Progress` decides; this shell connects, sends what it asks for, and hands out what it finds. A connection
 that ends is made again from the last position after a pause that grows with failures. Before a token ends, a new one is
-asked for and the connection is made again with it.
+asked for and offered on the connection; where that is refused the connection is made again with it.
 
 Rules:
 - `receive` may be cancelled at any moment: what came is handed out at the next call.
@@ -28,7 +28,7 @@ from flx_api.client.backoff import Backoff
 from flx_api.client.errors import Ended, EventsSkipped, Refused, TokenEnded, Unreachable
 from flx_api.client.progress import Gap, Progress
 from flx_api.client.tokens import expiry_of, renewal_in_s
-from flx_api.models.message import ClientMessage, Event, Pong, ServerMessage
+from flx_api.models.message import ClientMessage, Error, Event, Expiring, Pong, Refresh, Refreshed, ServerMessage
 from flx_api.websocket.close_codes import advice
 
 if TYPE_CHECKING:
@@ -47,6 +47,9 @@ _UNAUTHORIZED: Final = 401
 # Statuses that say "not now": of the service, or of a proxy before it.
 _NOT_NOW: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _MAX_ASKED_S: Final = 60.0
+# For the answer to a token that was offered.
+_REFRESH_S: Final = 10.0
+_REFRESH: Final = "refresh"
 
 _read = msgspec.json.Decoder(ServerMessage)
 _KNOWN: Final = frozenset(kind.__struct_config__.tag for kind in get_args(ServerMessage))
@@ -104,6 +107,7 @@ class EventStream:
         self._pause_s = 0.0
         self._expiry_s: float | None = None
         self._renew_at: float | None = None
+        self._refreshing = False
         self._refused_token = False
 
     async def __aenter__(self) -> Self:
@@ -161,13 +165,12 @@ class EventStream:
                 async with asyncio.timeout_at(self._renew_at):
                     text = await socket.recv()
             except TimeoutError:
-                # The token is about to end: come again with a new one, and go on where this connection was.
-                await self.close()
+                await self._renew()
             except ConnectionClosed as closed:
                 await self.close()
                 self._take_end(closed)
             else:
-                self._take(text)
+                await self._take(text)
 
     async def close(self) -> None:
         """Close the connection; the next `receive` opens a new one and goes on."""
@@ -181,14 +184,25 @@ class EventStream:
 
     # --- messages ----------------------------------------------------------------------------------------------------
 
-    def _take(self, text: str | bytes) -> None:
+    async def _take(self, text: str | bytes) -> None:
         # A later version may send what this one does not know.
         if _kind.decode(text).type not in _KNOWN:
             return
         message = _read.decode(text)
-        if isinstance(message, Pong):
-            # It answered everything that was asked of it, so the connection is a good one.
-            self._backoff.reset()
+        match message:
+            case Pong():
+                # It answered everything that was asked of it, so the connection is a good one.
+                self._backoff.reset()
+            case Expiring() if callable(self._token) and not self._refreshing:
+                await self._renew()
+            case Refreshed():
+                self._refreshing = False
+                self._renew_at = self._renewal_at()
+            case Error(of=of) if of == _REFRESH:
+                # Perhaps it ended on its way: come again with another one, and go on where this connection was.
+                await self.close()
+            case _:
+                pass
         self._positions = self._progress.positions
         self._due.extend(self._progress.take(message))
 
@@ -260,16 +274,31 @@ class EventStream:
                 return socket
 
     async def _new_token(self) -> str | None:
+        self._refreshing = False
         if not callable(self._token):
             return self._token
         token: str = await _settled(self._token())
-        expiry_s = expiry_of(token)
-        self._renew_at = None
+        known_s, self._expiry_s = self._expiry_s, expiry_of(token)
         # The same token again: there is no newer one, so it is used to its end.
-        if expiry_s is not None and expiry_s != self._expiry_s:
-            self._renew_at = asyncio.get_running_loop().time() + renewal_in_s(expiry_s, time.time())
-        self._expiry_s = expiry_s
+        self._renew_at = None if self._expiry_s == known_s else self._renewal_at()
         return token
+
+    def _renewal_at(self) -> float | None:
+        if self._expiry_s is None:
+            return None
+        return asyncio.get_running_loop().time() + renewal_in_s(self._expiry_s, time.time())
+
+    async def _renew(self) -> None:
+        """Offer a new token on the connection; make that again when nobody has answered."""
+        if self._refreshing:
+            await self.close()
+            return
+        known_s = self._expiry_s
+        token = await self._new_token()
+        if token is not None and self._expiry_s != known_s and self._socket is not None:
+            self._refreshing = True
+            self._renew_at = asyncio.get_running_loop().time() + _REFRESH_S
+            self._post([Refresh(token)])
 
     def _take_refusal(self, error: InvalidStatus) -> None:
         response = error.response

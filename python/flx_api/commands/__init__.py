@@ -19,7 +19,7 @@ import difflib
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from flx_api.errors import NotFound
-from flx_api.models import auth, event, execution, monitoring, pipeline, project, schedule
+from flx_api.models import auth, connection, event, execution, monitoring, pipeline, project, schedule
 
 if TYPE_CHECKING:
     import msgspec
@@ -194,6 +194,31 @@ COMMANDS: dict[str, Command] = _table(
         "unary",
         "Return the arguments as they came: for probes and benchmarks.",
     ),
+    Command(
+        "connection.list",
+        connection.ConnectionListArgs,
+        connection.ConnectionPage,
+        "read",
+        "unary",
+        "Live connections to the gateway process that is asked.",
+    ),
+    Command(
+        "connection.slowest",
+        connection.ConnectionSlowestArgs,
+        connection.SlowConnections,
+        "read",
+        "unary",
+        "Those connections to the gateway process that is asked which are furthest behind.",
+    ),
+    Command(
+        "connection.disconnect",
+        connection.ConnectionDisconnectArgs,
+        connection.Disconnected,
+        "key",
+        "unary",
+        "End a connection, or those of a subject or client id, on all gateways.",
+        vital=True,
+    ),
     Command("event.publish", event.PublishArgs, event.Published, "key", "unary", "Tell those who subscribed."),
     Command(
         "auth.login",
@@ -240,6 +265,15 @@ COMMANDS: dict[str, Command] = _table(
         "Take a revocation back.",
     ),
     Command("user.add", auth.UserAddArgs, auth.User, "key", "unary", "Make a user who can log in."),
+    Command(
+        "user.update",
+        auth.UserUpdateArgs,
+        auth.User,
+        "idempotent",
+        "unary",
+        "Change a user's roles or password, or disable it; its tokens end.",
+        vital=True,
+    ),
 )
 
 VITAL: frozenset[str] = frozenset(command.name for command in COMMANDS.values() if command.vital)

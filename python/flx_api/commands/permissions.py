@@ -42,6 +42,10 @@ ROLES: dict[str, tuple[str, ...]] = {
 """Role names to globs over command names. A role that is not here grants nothing."""
 
 
+_RESERVED: frozenset[str] = frozenset({"connection.list"})
+"""Who is connected concerns those who run the service: no glob over all nouns but `*` grants it."""
+
+
 def permits(roles: Iterable[str], permission: str) -> bool:
     """Whether any of the roles grants the permission."""
     return any(_grants(role, permission) for role in roles)
@@ -50,7 +54,13 @@ def permits(roles: Iterable[str], permission: str) -> bool:
 # Asked twice for each command on its way; the answer never changes. Bounded, since role names come from tokens.
 @lru_cache(maxsize=1024)
 def _grants(role: str, permission: str) -> bool:
-    return any(fnmatchcase(permission, glob) for glob in ROLES.get(role, ()))
+    return any(_covers(glob, permission) for glob in ROLES.get(role, ()))
+
+
+def _covers(glob: str, permission: str) -> bool:
+    if permission in _RESERVED and glob.startswith("*."):
+        return False
+    return fnmatchcase(permission, glob)
 
 
 def authorise(command: Command, roles: Iterable[str]) -> None:
@@ -74,6 +84,6 @@ def decide(command: Command, roles: Iterable[str]) -> Permission:
         return Permission(permission=command.name, allowed=True, by="public" if command.public else "everyone")
     for role in roles:
         for glob in ROLES.get(role, ()):
-            if fnmatchcase(command.name, glob):
+            if _covers(glob, command.name):
                 return Permission(permission=command.name, allowed=True, by="role", role=role, rule=glob)
     return Permission(permission=command.name, allowed=False, by="none")

@@ -13,7 +13,7 @@ Rules:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from sqlalchemy import delete, insert, or_, select, update
 
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 KEPT_S = 366 * 86_400
 """How long a revocation is kept when nobody says when what it hits ends: no token should live longer."""
+
+T = TypeVar("T")
 
 # Lets a change happen once for a key.
 Once = Callable[[Callable[["Tx"], Revocation]], Callable[["Tx"], Revocation]]
@@ -184,6 +186,39 @@ class Revocations:
             detail = "The token's `jti` or `sid` is too long; only `everywhere` can end it"
             raise Conflict(detail)
         return await self._put(named, principal, None, expires_at, reason, once)
+
+    async def with_change(
+        self,
+        subject: str,
+        principal: Principal,
+        change: Callable[[Tx], T],
+        once: Callable[[Callable[[Tx], T]], Callable[[Tx], T]],
+    ) -> T:
+        """Make a change in the principal's tenant that ends all tokens of a subject which were issued until then."""
+        new_id, made = self._ids(), list[Revocation]()
+
+        def both(tx: Tx) -> T:
+            result, now_s = change(tx), tx.now_us // 1_000_000
+            named = Named("subject", subject, principal.tenant)
+            expires_at = now_s + KEPT_S
+            made[:] = [
+                put(
+                    tx,
+                    named,
+                    new_id,
+                    principal.subject,
+                    issued_before=now_s,
+                    expires_at=expires_at,
+                    reason="the user was changed",
+                )
+            ]
+            return result
+
+        result = await self._journal.write(once(both))
+        if self._learner is not None:
+            for found in made:
+                self._learner.apply(*entry_of(found))
+        return result
 
     async def restore(self, revocation_id: str, principal: Principal, once: Once = _always) -> Revocation:
         """Take a revocation back.

@@ -25,7 +25,7 @@ from sqlalchemy import insert, select, update
 
 from flx_api.daemon.journal.tables import users
 from flx_api.daemon.throttle import Throttle
-from flx_api.errors import Conflict, FieldError, RateLimited, Unauthenticated, ValidationFailed
+from flx_api.errors import Conflict, FieldError, NotFound, RateLimited, Unauthenticated, ValidationFailed
 from flx_api.models.auth import User
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from argon2 import PasswordHasher
 
     from flx_api.daemon.journal import Journal, Tx
+    from flx_api.models.auth import UserUpdateArgs
 
 T = TypeVar("T")
 
@@ -97,6 +98,29 @@ def add(tx: Tx, username: str, password_hash: str, roles: Sequence[str], tenant:
     return User(username, tuple(roles), tenant, tx.now_us)
 
 
+def change(tx: Tx, args: UserUpdateArgs, password_hash: str | None, tenant: str) -> User:
+    """Change a user of a tenant.
+
+    Raises:
+        NotFound: there is none of this name in the tenant.
+    """
+    mine = (users.c.project_id == tx.project_id, users.c.username == args.username, users.c.tenant == tenant)
+    row = tx.connection.execute(select(users).where(*mine)).one_or_none()
+    if row is None:
+        raise NotFound
+    values: dict[str, object] = {}
+    if args.roles is not None:
+        values["roles"] = msgspec.json.encode(list(args.roles))
+    if password_hash is not None:
+        values["password_hash"] = password_hash
+    if args.disabled is not None:
+        values["disabled"] = args.disabled
+    tx.connection.execute(update(users).where(*mine).values(**values))
+    roles = args.roles if args.roles is not None else msgspec.json.decode(row.roles, type=tuple[str, ...])
+    disabled = bool(row.disabled) if args.disabled is None else args.disabled
+    return User(args.username, roles, tenant, row.created_us, disabled)
+
+
 class Users:
     """Checks passwords and makes users.
 
@@ -137,6 +161,10 @@ class Users:
         password_hash = await self._in_pool(lambda: hash_password(password, self._hasher))
         return await self._journal.write(once(lambda tx: add(tx, username, password_hash, roles, tenant)))
 
+    async def hashed(self, password: str | None) -> str | None:
+        """The hash of a password, if there is one."""
+        return None if password is None else await self._in_pool(lambda: hash_password(password, self._hasher))
+
     async def digest(self, secret: bytes, salt: str) -> str:
         """64 characters by which two secrets of one salt can be compared, and from which neither can be guessed."""
         return await self._in_pool(
@@ -176,7 +204,10 @@ class Users:
         for key in keys:
             self._throttle.succeeded(key)
         if self._hasher.check_needs_rehash(account.password_hash):
-            await self._renew(username, account.password_hash, password)
+            account = account._replace(password_hash=await self._renew(username, account.password_hash, password))
+        # It took a while: a change meanwhile has ended all tokens, and this must not make another of what was before.
+        if self._find(username) != account:
+            raise Unauthenticated(code="invalid_credentials")
         return User(username, account.roles, account.tenant, 0)
 
     def close(self) -> None:
@@ -209,7 +240,7 @@ class Users:
         except (argon2.exceptions.VerificationError, argon2.exceptions.InvalidHashError):
             return False
 
-    async def _renew(self, username: str, old_hash: str, password: str) -> None:
+    async def _renew(self, username: str, old_hash: str, password: str) -> str:
         new_hash = await self._in_pool(lambda: hash_password(password, self._hasher))
         # Only in place of the hash that was verified: the password may have been changed meanwhile.
         change = (
@@ -222,6 +253,7 @@ class Users:
             .values(password_hash=new_hash)
         )
         await self._journal.write(lambda tx: tx.connection.execute(change).rowcount)
+        return new_hash
 
     async def _in_pool(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._pool, work)

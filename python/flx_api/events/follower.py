@@ -9,7 +9,7 @@ Rules:
   what it has heard before).
 - When the daemon says that something is gone (`gap_reason`), or comes back with another epoch, the hub begins anew and
   tells everyone.
-- What is between daemon and gateways (`PRIVATE_TOPICS`) goes to its own listener, before anything else of its batch,
+- What is between daemon and gateways (`PRIVATE_TOPICS`) goes to its own listeners, before anything else of its batch,
   and never into the hub: no client can come to hear it.
 """
 
@@ -29,7 +29,7 @@ from flx_api.models.event import PRIVATE_TOPICS
 from flx_api.proto.flx.v1.daemon_pb2 import EventBatch, LogPosition, WatchRequest
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Iterable
+    from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 
     from flx_api._core import Hub
     from flx_api.observability.metrics import Metrics
@@ -118,7 +118,7 @@ class Follower:
         hub: Hub,
         listener: Listener,
         metrics: Metrics,
-        private: PrivateListener | None = None,
+        private: Sequence[PrivateListener] = (),
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -168,8 +168,8 @@ class Follower:
                 # Whatever it is, without this task nobody would hear anything and readiness would not say so.
                 self.reason = f"the event stream failed ({type(error).__name__})"
                 structlog.get_logger("flx.events").exception("follower.unexpected")
-            if self._private is not None:
-                self._private.lost()
+            for private in self._private:
+                private.lost()
             structlog.get_logger("flx.events").info("follower.lost", reason=self.reason)
             await asyncio.sleep(_PAUSE_S)
 
@@ -190,10 +190,10 @@ class Follower:
         if anew:
             reason = batch.gap_reason or "epoch"
             hub.restart(batch.epoch, start_of(batch), reason, now_ms)
-        if self._private is not None:
-            heard = hub.seq
-            due = (event for event in batch.events if event.topic in PRIVATE_TOPICS and event.seq > heard)
-            self._private.batch(due, anew=anew)
+        heard = hub.seq
+        due = [event for event in batch.events if event.topic in PRIVATE_TOPICS and event.seq > heard]
+        for private in self._private:
+            private.batch(due, anew=anew)
         self._metrics.events_received += len(batch.events)
         hub.append(told(batch.events), now_ms)
         for event in batch.events:

@@ -31,6 +31,7 @@ from flx_api.proto.flx.v1.daemon_pb2 import Principal as FramePrincipal
 from flx_api.upstream.flights import Flights, Question
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
     from types import TracebackType
 
     from flx_api._core import Principal
@@ -69,16 +70,25 @@ class Dispatcher:
         costs: what commands cost, for plans.
         metrics: where it is told what was shared.
         local: topics that this gateway publishes by itself, where it has any.
+        own: commands that a gateway answers by itself.
     """
 
     def __init__(
-        self, upstream: Upstream, deadline_ms: int, costs: Costs, metrics: Metrics, local: LocalTopics | None = None
+        self,
+        upstream: Upstream,
+        deadline_ms: int,
+        costs: Costs,
+        metrics: Metrics,
+        *,
+        local: LocalTopics | None = None,
+        own: Mapping[str, Callable[[Principal | None, bytes], bytes]] | None = None,
     ) -> None:
         self._upstream = upstream
         self._flights = Flights(partial(upstream.call, read=True), metrics)
         self._deadline_ms = deadline_ms
         self._alarms = Alarms(_WATCH_AFTER_S)
         self._local = local
+        self._own = own or {}
         self.costs = costs
 
     async def run(
@@ -98,6 +108,10 @@ class Dispatcher:
             exchange.passed("dispatch")
             with self.watch(exchange):
                 return ReplyFrame(result=await self._local.publish(principal, args))
+        own = None if options.dry_run else self._own.get(command.name)
+        if own is not None:
+            exchange.passed("dispatch")
+            return ReplyFrame(result=own(principal, args))
         frame, deadline_s = self.frame(frame_of(exchange), command, args, options)
         exchange.passed("dispatch")
         with self.watch(exchange):

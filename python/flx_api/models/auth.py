@@ -46,6 +46,25 @@ class UserAddArgs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     roles: Annotated[tuple[RoleName, ...], Meta(min_length=1, max_length=16)]
 
 
+class UserUpdateArgs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is to be different about a user: roles, password, or whether it may log in.
+
+    Roles are in tokens. So all tokens of the user that were issued until now end with the change, and live connections
+    with them; only to enable a user ends none.
+    """
+
+    username: UserName
+    roles: Annotated[tuple[RoleName, ...], Meta(min_length=1, max_length=16)] | None = None
+    password: Password | None = None
+    disabled: bool | None = None
+
+    def __post_init__(self) -> None:
+        """Hold that something is to be different."""
+        if self.roles is None and self.password is None and self.disabled is None:
+            msg = "gives at least one of roles, password and disabled"
+            raise ValueError(msg)
+
+
 class User(msgspec.Struct, frozen=True):
     """A user as others see it."""
 
@@ -53,6 +72,7 @@ class User(msgspec.Struct, frozen=True):
     roles: tuple[str, ...]
     tenant: str
     created_us: int
+    disabled: bool = False
 
 
 class LogoutArgs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

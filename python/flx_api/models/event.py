@@ -13,7 +13,8 @@ from flx_api.models.execution import Status
 REVOCATION_EVENTS: Final = "revocation_events"
 PUBLISHED_PREFIXES: Final = ("app.", "user.")
 """Topics that clients publish to, by `event.publish`."""
-PRIVATE_TOPICS: Final = frozenset({REVOCATION_EVENTS})
+CONNECTION_EVENTS: Final = "connection_events"
+PRIVATE_TOPICS: Final = frozenset({REVOCATION_EVENTS, CONNECTION_EVENTS})
 """Topics between daemon and gateways: never delivered to a client, whatever it subscribed to."""
 
 
@@ -122,6 +123,15 @@ class RevocationEvent(msgspec.Struct, frozen=True):
     value: str
     issued_before: int | None = None
     expires_at: int | None = None
+
+
+class ConnectionEvent(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Topic `connection_events`: connections of the event's tenant that were there before it are to end."""
+
+    type: Literal["disconnect"]
+    id: str | None = None
+    subject: str | None = None
+    client_id: str | None = None
 
 
 LogLine = dict[str, Any] | str

@@ -40,6 +40,14 @@ class Unsubscribe(msgspec.Struct, frozen=True, tag_field="type", tag="unsubscrib
     event: Topic
 
 
+class Refresh(msgspec.Struct, frozen=True, tag_field="type", tag="refresh"):
+    """Offers another token of the same subject, before the one in force ends. It is judged as at a handshake; what is
+    subscribed stays, as far as the new token permits to hear it.
+    """
+
+    token: str
+
+
 class Connected(msgspec.Struct, frozen=True, tag_field="type", tag="connected"):
     """The first message of every connection."""
 
@@ -56,10 +64,13 @@ class Subscribed(msgspec.Struct, frozen=True, tag_field="type", tag="subscribed"
     pos: Position
 
 
-class Unsubscribed(msgspec.Struct, frozen=True, tag_field="type", tag="unsubscribed"):
-    """A subscription is no more."""
+class Unsubscribed(msgspec.Struct, frozen=True, tag_field="type", tag="unsubscribed", omit_defaults=True):
+    """A subscription is no more. With `reason` nobody asked for that: the token that is in force now does not permit
+    it.
+    """
 
     event: Topic
+    reason: Annotated[str, Meta(description="`forbidden`")] | None = None
 
 
 class Pong(msgspec.Struct, frozen=True, tag_field="type", tag="pong"):
@@ -74,6 +85,26 @@ class Heartbeat(msgspec.Struct, frozen=True, tag_field="type", tag="heartbeat"):
     ts: int
 
 
+class Expiring(msgspec.Struct, frozen=True, tag_field="type", tag="expiring"):
+    """The token in force ends in `in_s` seconds, and the connection with it, unless there is a `refresh` before."""
+
+    in_s: int
+
+
+class Refreshed(msgspec.Struct, frozen=True, tag_field="type", tag="refreshed"):
+    """The token of a `refresh` is in force; it ends in `in_s` seconds."""
+
+    in_s: int
+
+
+class Reconnect(msgspec.Struct, frozen=True, tag_field="type", tag="reconnect"):
+    """The gateway is about to stop: this connection will be closed with 1012 in `in_ms` milliseconds, others at other
+    moments. Whoever likes to goes before.
+    """
+
+    in_ms: int
+
+
 class Echo(msgspec.Struct, frozen=True, tag_field="type", tag="echo"):
     """The answer to a message whose type the gateway does not know: the message itself."""
 
@@ -83,7 +114,8 @@ class Echo(msgspec.Struct, frozen=True, tag_field="type", tag="echo"):
 class Error(msgspec.Struct, frozen=True, tag_field="type", tag="error", omit_defaults=True):
     """What was asked for did not happen (`code` is one of the error codes), or events were skipped: then `code` is
     `gap`, `reason` says why, and what follows is new behind `pos` in `epoch`. With `event` only that topic is
-    concerned, its numbers between `after` and `before`; `href` is where they may still be read.
+    concerned, its numbers between `after` and `before`; `href` is where they may still be read. With `of` it answers a
+    message of that type, whenever that was sent: all others are answered in their order.
     """
 
     code: str
@@ -95,6 +127,7 @@ class Error(msgspec.Struct, frozen=True, tag_field="type", tag="error", omit_def
     after: int | None = None
     before: int | None = None
     href: str | None = None
+    of: Annotated[str, Meta(description="`refresh`")] | None = None
 
 
 class Event(msgspec.Struct, frozen=True, tag_field="type", tag="event"):
@@ -137,6 +170,8 @@ class Batch(msgspec.Struct, frozen=True):
     d: list[Any]
 
 
-ClientMessage = Ping | Subscribe | Unsubscribe
-ServerMessage = Connected | Subscribed | Unsubscribed | Pong | Heartbeat | Echo | Error | Event
+ClientMessage = Ping | Subscribe | Unsubscribe | Refresh
+ServerMessage = (
+    Connected | Subscribed | Unsubscribed | Pong | Heartbeat | Expiring | Refreshed | Reconnect | Echo | Error | Event
+)
 BatchedMessage = Batch | Gap

@@ -22,6 +22,7 @@ class CloseCode(IntEnum):
     INTERNAL = 1011
     RESTARTING = 1012
     TOKEN_ENDED = 4401
+    NOT_ALLOWED = 4403
     TOO_SLOW = 4408
     TOO_MANY = 4429
 
@@ -37,7 +38,8 @@ _REASONS: dict[CloseCode, str] = {
     CloseCode.TOO_LARGE: "a message is longer than 64 KiB",
     CloseCode.INTERNAL: "something broke on our side",
     CloseCode.RESTARTING: "restarting; come back and resume",
-    CloseCode.TOKEN_ENDED: "the token has expired",
+    CloseCode.TOKEN_ENDED: "the token has ended",
+    CloseCode.NOT_ALLOWED: "no longer allowed",
     CloseCode.TOO_SLOW: "too slow; come back and resume",
     CloseCode.TOO_MANY: "too many connections",
 }

@@ -42,8 +42,10 @@ class Connection:
         "handle",
         "last_sent_s",
         "principal",
+        "seat",
         "sending_since_s",
         "tenant",
+        "warns_s",
         "written",
     )
 
@@ -62,6 +64,10 @@ class Connection:
         self.batched = batched
         # The hub's name for it, and whom to tell that a turn is written.
         self.handle = -1
+        # Its number in the roster.
+        self.seat = 0
+        # When its client is told that the token ends, in seconds since 1970; None once that is done.
+        self.warns_s: float | None = None
         self.written: Callable[[Connection], None] | None = None
         self.closing: asyncio.Future[CloseCode] = asyncio.get_running_loop().create_future()
         self.last_sent_s = now_s

@@ -14,19 +14,20 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import TYPE_CHECKING, Final
 
 from flx_api.errors import Conflict, RateLimited, Unavailable
-from flx_api.events.follower import DEFAULT_TENANT
 from flx_api.events.position import Position
 from flx_api.websocket import protocol
 from flx_api.websocket.close_codes import CloseCode
 from flx_api.websocket.history import catch_up
+from flx_api.websocket.standing import owner_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
-    from flx_api._core import Hub, Principal
+    from flx_api._core import Hub, Principal, Roster
     from flx_api.events.follower import Past
     from flx_api.observability.metrics import Metrics
     from flx_api.websocket.connection import Connection
@@ -40,8 +41,9 @@ _TICK_S: Final = 1.0
 # So many connections are served before others have their turn.
 _ROOM: Final = 256
 _SWEEP_TICKS: Final = 5
-# Tenant and subject: two tenants may each have an anna, and they are not the same one.
-_Owner = tuple[str, str]
+_WARNING_S: Final = 60.0
+# For a Close frame to be taken.
+_FAREWELL_S: Final = 2.5
 
 
 class ConnectionManager:
@@ -49,19 +51,23 @@ class ConnectionManager:
 
     Args:
         hub: what was heard, and who hears it.
+        roster: who is here, on either face.
         metrics: where ends are counted; the rest the hub counts.
         clock: monotonic seconds.
         wall: seconds since the epoch, for token expiry.
     """
 
-    def __init__(self, hub: Hub, metrics: Metrics, clock: Callable[[], float], wall: Callable[[], float]) -> None:
+    def __init__(
+        self, hub: Hub, roster: Roster, metrics: Metrics, clock: Callable[[], float], wall: Callable[[], float]
+    ) -> None:
         self._hub = hub
+        self._roster = roster
         self._metrics = metrics
         self._clock = clock
         self._wall = wall
         self._connections: set[Connection] = set()
         self._by_client: dict[str, set[Connection]] = {}
-        self._per_owner: dict[_Owner, int] = {}
+        self._per_owner: dict[tuple[str, str], int] = {}
         self._by_handle: dict[int, Connection] = {}
         self._ticker: asyncio.Task[None] | None = None
         self._pumper: asyncio.Task[None] | None = None
@@ -82,20 +88,27 @@ class ConnectionManager:
         self._ticker = asyncio.create_task(self._tick(), name="connection-ticker")
         self._pumper = asyncio.create_task(self._pump(), name="connection-pump")
 
-    async def drain(self, within_s: float = 5.0) -> None:
-        """Refuse new connections and end all with RESTARTING; return when they are gone or the time is up."""
+    async def drain(self, within_s: float) -> None:
+        """Refuse new connections and end all with RESTARTING, one after the other; each is told when.
+
+        Returns when they are gone or the time is up.
+        """
         self.draining = True
-        for connection in list(self._connections):
-            connection.end(CloseCode.RESTARTING)
+        loop, connections = asyncio.get_running_loop(), list(self._connections)
+        for number, connection in enumerate(connections, 1):
+            in_s = within_s * number / len(connections)
+            if within_s:
+                connection.send(protocol.frame("reconnect", in_ms=int(in_s * 1000)))
+            loop.call_later(in_s, connection.end, CloseCode.RESTARTING)
         try:
-            async with asyncio.timeout(within_s):
+            async with asyncio.timeout(within_s + _FAREWELL_S):
                 await self._empty.wait()
         except TimeoutError:
             return
 
     async def shutdown(self) -> None:
         """Drain and stop."""
-        await self.drain()
+        await self.drain(0)
         tasks = [task for task in (self._ticker, self._pumper) if task is not None]
         for task in tasks:
             task.cancel()
@@ -111,18 +124,18 @@ class ConnectionManager:
         """
         if self.draining:
             raise Unavailable(code="shutting_down", retry_after_s=1)
-        owner = _owner(principal)
+        owner = owner_of(principal)
         if len(self._connections) >= MAX_CONNECTIONS or self._per_owner.get(owner, 0) >= MAX_PER_SUBJECT:
             detail = "There are too many connections"
             raise RateLimited(detail, retry_after_s=5)
         holders = self._by_client.get(client_id)
-        is_held = bool(holders) and _owner(next(iter(holders or ())).principal) != owner
+        is_held = bool(holders) and owner_of(next(iter(holders or ())).principal) != owner
         if is_held or not self.is_free(client_id, *owner):
             raise Conflict(code="client_id_taken")
 
     def connect(self, connection: Connection) -> None:
         """Let a connection in. Raises as `check`, which is asked again since the handshake took time."""
-        owner = _owner(connection.principal)
+        owner = owner_of(connection.principal)
         self.check(connection.client_id, connection.principal)
         principal = connection.principal
         classes = protocol.allowed_classes(principal.roles)
@@ -132,6 +145,9 @@ class ConnectionManager:
             raise RateLimited(detail, retry_after_s=5)
         connection.handle, connection.written = handle, self._written
         self._by_handle[handle] = connection
+        now_s = self._wall()
+        connection.seat = self._roster.enter(principal, connection.client_id, handle, int(now_s * 1e6))
+        connection.warns_s = warning_s(principal, now_s)
         self._connections.add(connection)
         self._empty.clear()
         self._by_client.setdefault(connection.client_id, set()).add(connection)
@@ -142,19 +158,40 @@ class ConnectionManager:
         if connection not in self._connections:
             return
         self._hub.disconnect(connection.handle)
+        self._roster.leave(connection.seat)
         del self._by_handle[connection.handle]
         self._connections.discard(connection)
         holders = self._by_client[connection.client_id]
         holders.discard(connection)
         if not holders:
             del self._by_client[connection.client_id]
-        owner = _owner(connection.principal)
+        owner = owner_of(connection.principal)
         self._per_owner[owner] -= 1
         if not self._per_owner[owner]:
             del self._per_owner[owner]
         self._metrics.closed(code)
         if not self._connections:
             self._empty.set()
+
+    def end(self, handles: Iterable[int], code: CloseCode) -> None:
+        """End connections, as far as they are here."""
+        for handle in handles:
+            connection = self._by_handle.get(handle)
+            if connection is not None:
+                connection.end(code)
+
+    def renew(self, connection: Connection, principal: Principal) -> None:
+        """Let another token of the same subject be in force for a connection."""
+        now_s = self._wall()
+        connection.principal = principal
+        connection.warns_s = warning_s(principal, now_s)
+        self._roster.renew(connection.seat, principal)
+        classes = protocol.allowed_classes(principal.roles)
+        lost = self._hub.set_rights(connection.handle, principal.subject, classes, self._now_ms())
+        for frame in protocol.renewed(principal, lost, now_s):
+            connection.send(frame)
+        self._count()
+        self.news()
 
     # --- messages ----------------------------------------------------------------------------------------------------
 
@@ -269,13 +306,17 @@ class ConnectionManager:
                 self._hub.sweep(self._now_ms())
 
     def look_after(self, now_s: float, wall_s: float) -> None:
-        """End what has expired or is stuck; give a sign of life where nothing else was sent."""
+        """End what has expired or is stuck, tell whose token is about to end, and give a sign of life to the others."""
         heartbeat = protocol.frame("heartbeat", ts=int(wall_s * 1_000_000))
         for connection in list(self._connections):
             if connection.principal.expires_at <= wall_s:
                 connection.end(CloseCode.TOKEN_ENDED)
             elif connection.sending_since_s is not None and now_s - connection.sending_since_s > STUCK_S:
                 connection.end(CloseCode.TOO_SLOW)
+            elif connection.warns_s is not None and connection.warns_s <= wall_s:
+                connection.warns_s = None
+                left_s = math.ceil(connection.principal.expires_at - wall_s)
+                connection.send(protocol.frame("expiring", in_s=left_s))
             elif connection.sending_since_s is None and now_s - connection.last_sent_s > HEARTBEAT_S:
                 connection.send(heartbeat)
 
@@ -309,5 +350,6 @@ class _Held:
             self._connection.send(gap)
 
 
-def _owner(principal: Principal) -> _Owner:
-    return principal.tenant or DEFAULT_TENANT, principal.subject
+def warning_s(principal: Principal, now_s: float) -> float:
+    """When to tell that a token ends: a minute before, or when half of what is left is over."""
+    return principal.expires_at - min(_WARNING_S, (principal.expires_at - now_s) / 2)

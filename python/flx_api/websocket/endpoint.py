@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from flx_api.gateway.responses import PolicyRefusals
     from flx_api.observability.metrics import Metrics
     from flx_api.websocket.connection_manager import ConnectionManager
+    from flx_api.websocket.standing import Standing
 
 _ROUTE: Final = Route(WEBSOCKET, ("client_id",), {}, {})
 _PREFIX: Final = "ws"
@@ -74,6 +75,7 @@ class Endpoint:
         patience: Patience,
         policies: PolicyRefusals,
         revocations: RevocationFollower,
+        standing: Standing,
         tickets: Tickets,
         manager: ConnectionManager,
         cors: Cors,
@@ -85,6 +87,7 @@ class Endpoint:
         self._policies = policies
         self._route = metrics.routes.index(WEBSOCKET)
         self._revocations = revocations
+        self._standing = standing
         self._tickets = tickets
         self._manager = manager
         self._cors = cors
@@ -225,16 +228,19 @@ class Endpoint:
             allowance = min(float(_MESSAGES_PER_S), max(allowance, 0.0) + (now_s - last_s) * _MESSAGES_PER_S) - 1
             last_s = now_s
             try:
-                await self._handle(connection, payload, limited=allowance < 0)
+                complaint = await self._handle(connection, payload, limited=allowance < 0)
             except FlxError as error:
-                offences += 1
-                connection.send(protocol.error(error.code, error.detail))
-                if offences > _MAX_OFFENCES:
-                    connection.end(CloseCode.POLICY)
-                    return
+                complaint = protocol.error(error.code, error.detail)
+            if complaint is None:
+                continue
+            offences += 1
+            connection.send(complaint)
+            if offences > _MAX_OFFENCES:
+                connection.end(CloseCode.POLICY)
+                return
 
-    async def _handle(self, connection: Connection, payload: bytes, *, limited: bool) -> None:
-        """Do what one message asks for.
+    async def _handle(self, connection: Connection, payload: bytes, *, limited: bool) -> str | None:
+        """Do what one message asks for; the complaint, where it has a form of its own.
 
         Raises:
             FlxError: it cannot be done.
@@ -255,8 +261,22 @@ class Endpoint:
             case "unsubscribe" if message.event is not None:
                 self._manager.unsubscribe(connection, message.event)
                 connection.send(protocol.frame("unsubscribed", event=message.event))
+            case "refresh" if message.token is None:
+                raise InvalidRequest.field("token", "is needed")
+            case "refresh" if message.token is not None:
+                return self._renew(connection, message.token)
             case _:
                 connection.send(protocol.echo(payload))
+        return None
+
+    def _renew(self, connection: Connection, token: str) -> str | None:
+        """Let another token be in force for a connection; the complaint, when it may not be."""
+        try:
+            principal = self._standing.renewal(connection.principal, token.encode("utf-8", "replace"))
+        except FlxError as error:
+            return protocol.not_renewed(error)
+        self._manager.renew(connection, principal)
+        return None
 
 
 class Offer:

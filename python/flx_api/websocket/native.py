@@ -11,6 +11,7 @@ takes over from one that died.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import socket
 import time
@@ -21,8 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 
 from flx_api._core import RealtimeListener
-from flx_api.errors import Conflict, InvalidRequest, NotFound, RateLimited, StartupError, Unavailable
-from flx_api.events.follower import DEFAULT_TENANT
+from flx_api.errors import Conflict, FlxError, InvalidRequest, NotFound, RateLimited, StartupError, Unavailable
 from flx_api.events.position import Position
 from flx_api.gateway.responses import problem
 from flx_api.websocket import protocol
@@ -33,17 +33,17 @@ from flx_api.websocket.history import catch_up
 if TYPE_CHECKING:
     from flx_api._core import Hub, Principal
     from flx_api.config import Settings
-    from flx_api.errors import FlxError
     from flx_api.events.follower import Past
     from flx_api.gateway.exchange import Exchange, Message, Scope
     from flx_api.gateway.responses import Headers
+    from flx_api.websocket.close_codes import CloseCode
     from flx_api.websocket.connection_manager import ConnectionManager
     from flx_api.websocket.endpoint import Endpoint, Offer
     from flx_api.websocket.history import History
+    from flx_api.websocket.standing import Standing
 
 _AGAIN_S: Final = 1.0
-# Within the time that a gateway has to say goodbye.
-_DRAIN_MS: Final = 200
+_LOOK_S: Final = 0.01
 _ID_GAP: Final = "0" * 16
 _REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
 
@@ -64,6 +64,7 @@ class NativeFace:
         hub: Hub,
         endpoint: Endpoint,
         manager: ConnectionManager,
+        standing: Standing,
         history: History,
     ) -> None:
         self._host = settings.api_host
@@ -73,6 +74,7 @@ class NativeFace:
         self._hub = hub
         self._endpoint = endpoint
         self._manager = manager
+        self._standing = standing
         self._history = history
         self._tasks: set[asyncio.Task[None]] = set()
         self._rooms: dict[int, asyncio.Event] = {}
@@ -99,10 +101,15 @@ class NativeFace:
         if self._port is not None and not self._listen():
             self._start = asyncio.create_task(self._wait_for_port(), name="realtime-port")
 
-    async def drain(self) -> None:
-        """Send everybody away."""
-        if self.listener is not None:
-            self.listener.drain(_DRAIN_MS)
+    async def drain(self, within_s: float) -> None:
+        """Send everybody away, one after the other; return when they are gone or the time is up."""
+        if self.listener is None:
+            return
+        self.listener.drain(int(within_s * 1000))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(within_s):
+                while self.connections():  # noqa: ASYNC110 - its thread tells nobody
+                    await asyncio.sleep(_LOOK_S)
 
     async def close(self) -> None:
         """End the listener, and what is done for it."""
@@ -128,6 +135,7 @@ class NativeFace:
                 int(address[1]),
                 threads=self._threads,
                 clock=time.monotonic,
+                roster=self._standing.roster,
                 refusals=_refusals(),
                 connections=MAX_CONNECTIONS,
                 per_subject=MAX_PER_SUBJECT,
@@ -147,6 +155,11 @@ class NativeFace:
         _log.info("realtime.listening", port=listener.port)
         return True
 
+    def end(self, handles: list[int], code: CloseCode) -> None:
+        """End connections."""
+        if self.listener is not None:
+            self.listener.close(handles, code, code.reason)
+
     # --- what is asked -----------------------------------------------------------------------------------------------
 
     def _asked(self) -> None:
@@ -159,6 +172,8 @@ class NativeFace:
                     self._spawn(self._decide(listener, conn, *rest))
                 case "history":
                     self._spawn(self._tell(listener, conn, *rest))
+                case "refresh":
+                    self._renew(listener, conn, *rest)
                 case _:
                     if conn in self._rooms:
                         self._rooms[conn].set()
@@ -195,11 +210,11 @@ class NativeFace:
             refused = listener.accept(
                 conn,
                 offer.client_id,
-                tenant=principal.tenant or DEFAULT_TENANT,
-                subject=principal.subject,
+                principal=principal,
                 classes=list(protocol.allowed_classes(principal.roles)),
                 subprotocol=chosen_of(scope, offer),
                 ends_in_s=principal.expires_at - time.time(),
+                since_us=time.time_ns() // 1000,
             )
             if refused == "taken":
                 raise Conflict(code="client_id_taken")
@@ -212,6 +227,22 @@ class NativeFace:
             listener.refuse(conn, answer.whole())
         else:
             found[0].admitted.over(101)
+
+    def _renew(self, listener: RealtimeListener, conn: int, key: int, seat: int, token: bytes) -> None:
+        """Let another token be in force for a connection, if it may be."""
+        current = self._standing.roster.principal(seat)
+        if current is None:
+            return
+        try:
+            principal = self._standing.renewal(current, token)
+        except FlxError as error:
+            listener.say(conn, [protocol.not_renewed(error)], is_complaint=True)
+            return
+        now_s = time.time()
+        self._standing.roster.renew(seat, principal)
+        classes = protocol.allowed_classes(principal.roles)
+        lost = listener.renew(conn, key, principal.subject, classes, principal.expires_at - now_s)
+        listener.say(conn, protocol.renewed(principal, lost, now_s))
 
     async def _tell(
         self, listener: RealtimeListener, conn: int, key: int, pattern: str, since: tuple[str, int, dict[str, int]]

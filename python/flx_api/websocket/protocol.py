@@ -27,6 +27,8 @@ from flx_api.models.message import ServerMessage
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from flx_api._core import Principal
+
 MAX_MESSAGE_BYTES: Final = 65_536
 MAX_DEPTH: Final = 32
 MAX_SUBSCRIPTIONS: Final = 256
@@ -60,6 +62,7 @@ class Inbound(msgspec.Struct, frozen=True):
     type: str
     event: str | None = None
     from_: str | None = msgspec.field(default=None, name="from")
+    token: str | None = None
 
 
 _inbound = msgspec.json.Decoder(Inbound)
@@ -76,7 +79,7 @@ def parse(message: bytes) -> Inbound:
     try:
         return _inbound.decode(message)
     except msgspec.DecodeError:
-        detail = "A message is an object with a `type`; `event` and `from` are strings"
+        detail = "A message is an object with a `type`; `event`, `from` and `token` are strings"
         raise InvalidRequest(detail) from None
 
 
@@ -93,6 +96,17 @@ def echo(message: bytes) -> str:
 def error(code: str, message: str, **fields: Any) -> str:  # noqa: ANN401 - whatever explains the error
     """Something the client asked for did not happen, or something happened to it."""
     return frame("error", code=code, message=message, **fields)
+
+
+def renewed(principal: Principal, lost: Iterable[str], now_s: float) -> list[str]:
+    """The answer to a token that was accepted, behind the subscriptions that end with the one before."""
+    frames = [frame("unsubscribed", event=pattern, reason="forbidden") for pattern in lost]
+    return [*frames, frame("refreshed", in_s=max(0, int(principal.expires_at - now_s)))]
+
+
+def not_renewed(error_: FlxError) -> str:
+    """The answer to a token that was not accepted."""
+    return error(error_.code, error_.detail, of="refresh")
 
 
 def allowed_classes(roles: Iterable[str]) -> list[str]:

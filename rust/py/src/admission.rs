@@ -27,7 +27,7 @@ use crate::counters::{Counters, method_of};
 use crate::errors::unusable;
 use crate::given::{GivenPolicy, GivenRoute, access_of, policy, toll};
 use crate::memory::{Regions, Words};
-use crate::principal::Shell;
+use crate::principal::{Principal, Shell};
 use crate::request::{Now, Value, Version, is_secure, peer, raw_path, text, walk, without_port};
 use crate::revocation::Revocations;
 use crate::rsgi::Rsgi;
@@ -325,6 +325,25 @@ impl Admission {
         self.count_shadows(&decision);
         let quota = decision.quota.unwrap_or(core::Quota { policy: 0, remaining: 0, reset_ns: 0 });
         Ok(decision.refusal.map(|reason| (reason.word(), quota.policy, seconds(quota.reset_ns).max(1))))
+    }
+
+    /// Who a token speaks for that came in a message: why it is not acceptable, or the principal.
+    #[pyo3(signature = (token, now_s=None))]
+    fn check_token(
+        &self,
+        py: Python<'_>,
+        token: &[u8],
+        now_s: Option<f64>,
+    ) -> PyResult<(Option<&'static str>, Option<Py<Principal>>)> {
+        let now = Now::of(now_s, None)?;
+        let found = self.core().who(token, now.s, self.revocations.get(), |_| Shell::default());
+        match found {
+            Ok(known) => Ok((None, Some(known.shell.object(py, &known.principal)?))),
+            Err(reason) => {
+                self.counters.refusal(reason as usize);
+                Ok((Some(reason.word()), None))
+            }
+        }
     }
 
     /// Puts another key set in the place of the present one, at once.

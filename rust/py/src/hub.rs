@@ -148,6 +148,12 @@ impl Hub {
         self.lock(py).disconnect(key(conn));
     }
 
+    /// The connections that are furthest behind: handles, and events heard since.
+    fn laggards(&self, py: Python<'_>, most: usize) -> Vec<(u64, u64)> {
+        let found = self.lock(py).laggards(most);
+        found.into_iter().map(|(key, behind)| (handle(key), behind)).collect()
+    }
+
     /// Gives a connection other rights; the patterns that it has no longer.
     #[expect(clippy::needless_pass_by_value, reason = "arguments of a pyfunction are owned")]
     fn set_rights(

@@ -29,6 +29,7 @@ mod process;
 mod realtime;
 mod request;
 mod revocation;
+mod roster;
 mod rsgi;
 mod shared;
 mod token;
@@ -65,6 +66,8 @@ mod _core {
     use crate::realtime::{negotiate, origin_allowed};
     #[pymodule_export]
     use crate::revocation::Revocations;
+    #[pymodule_export]
+    use crate::roster::Roster;
     #[pymodule_export]
     use crate::rsgi::asgi_scope;
     #[pymodule_export]

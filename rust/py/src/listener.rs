@@ -11,11 +11,13 @@ use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use flx_core::admission::roster::{Face, Guest};
 use flx_core::hub::{Backfill, Dialect, Rights};
 use flx_realtime::desk::{Caller, Desk, Newcomer, NotIn, Owner, Question};
 use flx_realtime::handshake::SUBPROTOCOL;
 use flx_realtime::listener::{Clock, Limits, Listener};
 use flx_realtime::request::Fault;
+use flx_realtime::seat::{Seat, SharedRoster};
 use flx_realtime::service::ConnId;
 use flx_realtime::sessions::{Refusals, Sessions};
 use flx_realtime::tls;
@@ -25,6 +27,8 @@ use pyo3::pybacked::PyBackedStr;
 use pyo3::types::{PyBytes, PyTuple};
 
 use crate::hub::{self, Hub, Told, class, events_of, texts_of};
+use crate::principal::Principal;
+use crate::roster::Roster;
 use crate::window::seed;
 
 /// What stands for the request id in a prepared answer: as long as the ids that are put in its place.
@@ -39,6 +43,7 @@ pub(crate) struct RealtimeListener {
     desk: Arc<Desk>,
     listener: Mutex<Option<Listener>>,
     bell: UnixStream,
+    roster: SharedRoster,
     /// Where it listens.
     #[pyo3(get)]
     port: u16,
@@ -47,7 +52,7 @@ pub(crate) struct RealtimeListener {
 #[pymethods]
 impl RealtimeListener {
     #[new]
-    #[pyo3(signature = (hub, host, port, *, threads, clock, refusals, connections, per_subject, tls=None))]
+    #[pyo3(signature = (hub, host, port, *, threads, clock, roster, refusals, connections, per_subject, tls=None))]
     #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
     fn new(
         hub: &Hub,
@@ -55,6 +60,7 @@ impl RealtimeListener {
         port: u16,
         threads: usize,
         clock: &Bound<'_, PyAny>,
+        roster: &Roster,
         refusals: HashMap<String, Vec<u8>>,
         connections: usize,
         per_subject: usize,
@@ -82,7 +88,7 @@ impl RealtimeListener {
         // With its number: that the address is in use is no surprise where several processes try.
         let listener = listener.map_err(|error| PyOSError::new_err((error.raw_os_error(), error.to_string())))?;
         let port = listener.address().port();
-        Ok(Self { desk, listener: Mutex::new(Some(listener)), bell, port })
+        Ok(Self { desk, listener: Mutex::new(Some(listener)), bell, roster: Arc::clone(&roster.shared), port })
     }
 
     /// The descriptor that is readable when there are questions.
@@ -112,22 +118,26 @@ impl RealtimeListener {
                 ("history", number(it.caller), key, it.pattern.into_string(), since).into_pyobject(py)
             }
             Question::Room(caller) => ("room", number(caller)).into_pyobject(py),
+            Question::Refresh(it) => {
+                let token = PyBytes::new(py, it.token.0.as_bytes());
+                ("refresh", number(it.caller), hub::handle(it.key), it.seat, token).into_pyobject(py)
+            }
         };
         self.desk.questions().into_iter().map(tuple).collect()
     }
 
     /// Lets a handshake in; why not, when not.
-    #[pyo3(signature = (conn, client_id, *, tenant, subject, classes, subprotocol, ends_in_s))]
+    #[pyo3(signature = (conn, client_id, *, principal, classes, subprotocol, ends_in_s, since_us))]
     #[expect(clippy::too_many_arguments, clippy::needless_pass_by_value, reason = "they are keywords in Python")]
     fn accept(
         &self,
         conn: u64,
         client_id: &str,
-        tenant: &str,
-        subject: &str,
+        principal: &Principal,
         classes: Vec<PyBackedStr>,
         subprotocol: Option<&str>,
         ends_in_s: f64,
+        since_us: u64,
     ) -> PyResult<Option<&'static str>> {
         let classes = classes.iter().map(|name| class(name)).collect::<PyResult<Vec<_>>>()?;
         let (subprotocol, dialect) = match subprotocol {
@@ -136,13 +146,23 @@ impl RealtimeListener {
             Some(SUBPROTOCOL) => (Some(SUBPROTOCOL), Dialect::Batched),
             Some(_) => return Err(PyValueError::new_err("no such subprotocol")),
         };
-        let ends_in_ms = (crate::errors::finite(ends_in_s)?.max(0.0) * 1_000.0) as u64;
+        let ends_in_ms = milliseconds(ends_in_s)?;
+        let guest = Guest {
+            principal: Arc::clone(&principal.core),
+            client_id: client_id.into(),
+            face: Face::Native,
+            handle: conn,
+            key: None,
+            since_us,
+        };
+        let (tenant, subject) = (guest.tenant(), &*principal.core.subject);
         let newcomer = Newcomer {
             client_id: client_id.into(),
             owner: Arc::new(Owner { tenant: tenant.into(), subject: subject.into() }),
             rights: Rights::new(subject, classes),
             dialect,
             ends_ms: self.desk.now_ms().saturating_add(ends_in_ms),
+            seat: Seat::take(&self.roster, guest),
         };
         Ok(self.desk.accept(caller(conn), newcomer, subprotocol).err().map(|why| match why {
             NotIn::Taken => "taken",
@@ -154,6 +174,38 @@ impl RealtimeListener {
     /// Sends a handshake away with a whole HTTP answer.
     fn refuse(&self, conn: u64, answer: Vec<u8>) {
         self.desk.refuse(caller(conn), answer);
+    }
+
+    /// Gives a connection the rights and the end of another token; the patterns that it has no longer.
+    #[expect(clippy::needless_pass_by_value, reason = "arguments of a pyfunction are owned")]
+    fn renew(
+        &self,
+        py: Python<'_>,
+        conn: u64,
+        key: u64,
+        subject: &str,
+        classes: Vec<PyBackedStr>,
+        ends_in_s: f64,
+    ) -> PyResult<Vec<String>> {
+        let classes = classes.iter().map(|name| class(name)).collect::<PyResult<Vec<_>>>()?;
+        let ends_ms = self.desk.now_ms().saturating_add(milliseconds(ends_in_s)?);
+        let rights = Rights::new(subject, classes);
+        let lost = py.detach(|| self.desk.renew(caller(conn), hub::key(key), rights, ends_ms));
+        Ok(lost.into_iter().map(Into::into).collect())
+    }
+
+    /// Sends messages to a connection; a complaint counts against it.
+    #[pyo3(signature = (conn, messages, *, is_complaint=false))]
+    fn say(&self, conn: u64, messages: Vec<String>, is_complaint: bool) {
+        self.desk.say(caller(conn), messages, is_complaint);
+    }
+
+    /// Closes connections with a code and a reason.
+    #[expect(clippy::needless_pass_by_value, reason = "arguments of a pyfunction are owned")]
+    fn close(&self, conns: Vec<u64>, code: u16, reason: &str) {
+        for conn in conns {
+            self.desk.close(caller(conn), code, reason);
+        }
     }
 
     /// Whether nobody else holds this client id.
@@ -232,6 +284,10 @@ fn number(Caller { thread, conn }: Caller) -> u64 {
 fn caller(number: u64) -> Caller {
     let conn = ConnId { index: (number >> 32) as u32 & INDEX, generation: number as u32 };
     Caller { thread: (number >> 56) as usize, conn }
+}
+
+fn milliseconds(seconds: f64) -> PyResult<u64> {
+    Ok((crate::errors::finite(seconds)?.max(0.0) * 1_000.0) as u64)
 }
 
 /// A header's name as ASGI has it.

@@ -1,5 +1,6 @@
 //! `Principal`, and what is kept beside one.
 
+use std::hash::{Hash, Hasher};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -11,53 +12,94 @@ use pyo3::types::{PyBytes, PyDict, PyString, PyTuple};
 
 /// Who a verified token speaks for.
 #[pyclass(frozen, eq, hash, module = "flx_api._core")]
-#[derive(PartialEq, Eq, Hash)]
+#[derive(PartialEq, Eq)]
 pub(crate) struct Principal {
-    /// `sub`
-    #[pyo3(get)]
-    subject: String,
-    /// `tenant`
-    #[pyo3(get)]
-    tenant: Option<String>,
-    roles: Vec<String>,
-    /// `jti`
-    #[pyo3(get)]
-    token_id: Option<String>,
-    /// `sid`
-    #[pyo3(get)]
-    session: Option<String>,
-    /// `exp` in whole seconds since 1970
-    #[pyo3(get)]
-    expires_at: i64,
+    pub(crate) core: Arc<core::Principal>,
+}
+
+// By hand: an `Arc` of something that is no `Hash`.
+impl Hash for Principal {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let it = &*self.core;
+        (&it.subject, &it.tenant, &it.roles, &it.token_id, &it.session, it.issued_at, it.expires_at).hash(state);
+    }
 }
 
 #[pymethods]
 impl Principal {
     #[new]
     #[pyo3(
-        signature = (*, subject, tenant=None, roles=vec![], token_id=None, session=None, expires_at=0),
-        text_signature = "(*, subject, tenant=None, roles=(), token_id=None, session=None, expires_at=0)"
+        signature = (
+            *, subject, tenant=None, roles=vec![], token_id=None, session=None, issued_at=None, expires_at=0, key_id=None
+        ),
+        text_signature = "(*, subject, tenant=None, roles=(), token_id=None, session=None, issued_at=None, expires_at=0, key_id=None)"
     )]
+    #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
     fn new(
         subject: String,
         tenant: Option<String>,
         roles: Vec<String>,
         token_id: Option<String>,
         session: Option<String>,
+        issued_at: Option<i64>,
         expires_at: i64,
+        key_id: Option<String>,
     ) -> Self {
-        Self { subject, tenant, roles, token_id, session, expires_at }
+        let core = core::Principal { subject, tenant, roles, token_id, session, issued_at, expires_at, key_id };
+        Self { core: Arc::new(core) }
+    }
+
+    /// `sub`
+    #[getter]
+    fn subject(&self) -> &str {
+        &self.core.subject
+    }
+
+    /// `tenant`
+    #[getter]
+    fn tenant(&self) -> Option<&str> {
+        self.core.tenant.as_deref()
     }
 
     /// `roles`
     #[getter]
     fn roles<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyTuple>> {
-        PyTuple::new(py, &self.roles)
+        PyTuple::new(py, &self.core.roles)
+    }
+
+    /// `jti`
+    #[getter]
+    fn token_id(&self) -> Option<&str> {
+        self.core.token_id.as_deref()
+    }
+
+    /// `sid`
+    #[getter]
+    fn session(&self) -> Option<&str> {
+        self.core.session.as_deref()
+    }
+
+    /// `iat` in whole seconds since 1970
+    #[getter]
+    fn issued_at(&self) -> Option<i64> {
+        self.core.issued_at
+    }
+
+    /// `exp` in whole seconds since 1970
+    #[getter]
+    fn expires_at(&self) -> i64 {
+        self.core.expires_at
+    }
+
+    /// `kid` of the key that the token stood with
+    #[getter]
+    fn key_id(&self) -> Option<&str> {
+        self.core.key_id.as_deref()
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
-        let subject = PyString::new(py, &self.subject).repr()?;
-        let tenant = self.tenant.as_ref().into_bound_py_any(py)?.repr()?;
+        let subject = PyString::new(py, &self.core.subject).repr()?;
+        let tenant = self.core.tenant.as_ref().into_bound_py_any(py)?.repr()?;
         let roles = self.roles(py)?.repr()?;
         Ok(format!("Principal(subject={subject}, tenant={tenant}, roles={roles})"))
     }
@@ -93,10 +135,7 @@ impl Default for Shell {
 impl Shell {
     /// The one Python object of this principal.
     pub(crate) fn object(&self, py: Python<'_>, principal: &core::Principal) -> PyResult<Py<Principal>> {
-        let made = self.object.get_or_try_init(py, || {
-            let core::Principal { subject, tenant, roles, token_id, session, expires_at, .. } = principal.clone();
-            Py::new(py, Principal { subject, tenant, roles, token_id, session, expires_at })
-        });
+        let made = self.object.get_or_try_init(py, || Py::new(py, Principal { core: Arc::new(principal.clone()) }));
         made.map(|object| object.clone_ref(py))
     }
 

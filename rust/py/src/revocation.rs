@@ -105,8 +105,8 @@ impl InForce for Revocations {
         self.epoch.load(Ordering::Acquire)
     }
 
-    fn revokes(&self, who: &Principal, key_id: Option<&str>) -> bool {
-        InForce::revokes(&*self.core(), who, key_id)
+    fn revokes(&self, who: &Principal) -> bool {
+        InForce::revokes(&*self.core(), who)
     }
 }
 

@@ -14,6 +14,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use flx_core::hub::{Backfill, ConnKey, Dialect, Frame, Position, Rights, Shard};
 
 use crate::listener::{Clock, Handle};
+use crate::protocol::Secret;
+use crate::seat::Seat;
 use crate::service::{ConnId, Upgrade};
 use crate::shared_hub::{Guard, SharedHub};
 
@@ -50,6 +52,8 @@ pub enum Question {
     History(History),
     /// A connection has taken the history it was given: there is room for more.
     Room(Caller),
+    /// May it go on with another token? To be answered with [`Desk::renew`] and [`Desk::say`], or the latter alone.
+    Refresh(Refresh),
 }
 
 /// History that a connection is to be given.
@@ -63,6 +67,19 @@ pub struct History {
     pub pattern: Box<str>,
     /// Since where.
     pub since: Position,
+}
+
+/// A client offers another token.
+#[derive(Debug)]
+pub struct Refresh {
+    /// Who asks.
+    pub caller: Caller,
+    /// The same in the hub.
+    pub key: ConnKey,
+    /// The same in the roster.
+    pub seat: u64,
+    /// The token.
+    pub token: Secret,
 }
 
 /// Who a connection speaks for.
@@ -87,6 +104,8 @@ pub struct Newcomer {
     pub dialect: Dialect,
     /// When its token ends, by the listener's clock.
     pub ends_ms: u64,
+    /// Its place in the roster.
+    pub seat: Seat,
 }
 
 /// Why somebody is not let in.
@@ -100,13 +119,21 @@ pub enum NotIn {
     Gone,
 }
 
-/// Frames that a thread is to send to a connection.
-pub(crate) type Order = (ConnId, Vec<Frame>);
+/// What a thread is to do with a connection.
+#[derive(Debug)]
+pub(crate) enum Order {
+    /// Send history, and ask for more when that is taken.
+    History(Vec<Frame>),
+    /// Send answers; whether they are a complaint.
+    Say(Vec<String>, bool),
+    /// Its token ends then.
+    EndAt(u64),
+}
 
 /// A thread, as others see it.
 struct Thread {
     handle: Handle,
-    orders: Vec<Order>,
+    orders: Vec<(ConnId, Order)>,
 }
 
 #[derive(Default)]
@@ -174,6 +201,13 @@ impl Desk {
         papers.answer(caller, Upgrade::Refuse(answer));
     }
 
+    /// Closes a connection with a code and a reason of 123 bytes at most.
+    pub fn close(&self, Caller { thread, conn }: Caller, code: u16, reason: &str) {
+        if let Some(thread) = self.papers().threads.get(thread) {
+            thread.handle.close(conn, code, reason);
+        }
+    }
+
     /// Gives a connection what the daemon tells. When it has taken it, and wants more, there will be a [`Question::Room`].
     ///
     /// Returns: whether that was all, or nothing more is wanted; None when the history has ended: give up.
@@ -181,7 +215,7 @@ impl Desk {
         let mut hub = self.hub();
         let (frames, is_done) = hub.backfill(key, batch, self.now_ms()).ok()?;
         // While the hub is held: what comes from its memory must not overtake this.
-        self.papers().order(caller, frames);
+        self.papers().order(caller, Order::History(frames));
         Some(is_done)
     }
 
@@ -189,8 +223,22 @@ impl Desk {
     pub fn give_up(&self, caller: Caller, key: ConnKey, reason: &str) {
         let mut hub = self.hub();
         if let Some(frame) = hub.give_up(key, reason, self.now_ms()) {
-            self.papers().order(caller, vec![frame]);
+            self.papers().order(caller, Order::History(vec![frame]));
         }
+    }
+
+    /// Gives a connection the rights of another token, and its end.
+    ///
+    /// Returns: the patterns that it may no longer have, and has no longer.
+    pub fn renew(&self, caller: Caller, key: ConnKey, rights: Rights, ends_ms: u64) -> Vec<Box<str>> {
+        let lost = self.hub().set_rights(key, rights, self.now_ms());
+        self.papers().order(caller, Order::EndAt(ends_ms));
+        lost
+    }
+
+    /// Sends messages to a connection; a complaint counts against it.
+    pub fn say(&self, caller: Caller, messages: Vec<String>, is_complaint: bool) {
+        self.papers().order(caller, Order::Say(messages, is_complaint));
     }
 
     /// A thread that serves connections says how it is reached: its number, and its shard of the hub.
@@ -216,8 +264,8 @@ impl Desk {
         }
     }
 
-    /// What a thread is to send. To be asked for while the hub is held, and before anything is taken from it.
-    pub(crate) fn orders(&self, thread: usize) -> Vec<Order> {
+    /// What a thread is to do. To be asked for while the hub is held, and before anything is taken from it.
+    pub(crate) fn orders(&self, thread: usize) -> Vec<(ConnId, Order)> {
         self.papers().threads.get_mut(thread).map(|thread| mem::take(&mut thread.orders)).unwrap_or_default()
     }
 
@@ -260,10 +308,10 @@ impl Papers {
         }
     }
 
-    /// Has a thread send frames.
-    fn order(&mut self, Caller { thread, conn }: Caller, frames: Vec<Frame>) {
+    /// Has a thread do something with a connection.
+    fn order(&mut self, Caller { thread, conn }: Caller, order: Order) {
         if let Some(thread) = self.threads.get_mut(thread) {
-            thread.orders.push((conn, frames));
+            thread.orders.push((conn, order));
             thread.handle.wake();
         }
     }

@@ -13,6 +13,7 @@ pub mod listener;
 pub mod outbox;
 pub mod protocol;
 pub mod request;
+pub mod seat;
 pub mod service;
 pub mod sessions;
 pub mod shared_hub;

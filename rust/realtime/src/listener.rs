@@ -95,6 +95,7 @@ impl Clock {
 pub(crate) enum Control {
     Welcome(TcpStream, SocketAddr),
     Answer(ConnId, Upgrade),
+    Close(ConnId, u16, Box<str>),
     Drain { within_ms: u64 },
     Stop,
 }
@@ -138,6 +139,11 @@ impl Handle {
     /// Answers a handshake that the service has put off.
     pub fn answer(&self, conn: ConnId, upgrade: Upgrade) {
         self.tell(Control::Answer(conn, upgrade));
+    }
+
+    /// Closes a WebSocket.
+    pub fn close(&self, conn: ConnId, code: u16, reason: &str) {
+        self.tell(Control::Close(conn, code, reason.into()));
     }
 
     /// Makes the service's turn come at once; many calls before it are one.

@@ -2,6 +2,8 @@
 //!
 //! Rules: pure. What a client sent comes back in `echo` only, as the JSON it was; never in an error.
 
+use std::fmt;
+
 use flx_core::hub::Refused;
 use flx_core::hub::position::quote;
 use flx_core::json::{self, Outline, Refusal};
@@ -10,6 +12,16 @@ use crate::wire::Wire;
 
 /// Objects and arrays inside one another in a message.
 const MAX_DEPTH: usize = 32;
+
+/// A token on its way to whoever judges it: never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(pub Box<str>);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
 
 /// What a client asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +32,8 @@ pub enum Asked {
     Subscribe(String, Option<String>),
     /// To hear it no longer.
     Unsubscribe(String),
+    /// To go on with another token.
+    Refresh(Secret),
     /// Anything else.
     Other,
 }
@@ -47,14 +61,16 @@ pub fn parse(message: &[u8]) -> Result<Asked, Complaint> {
         Refusal::NameTwice => complaint("invalid_json", "An object holds the same key twice"),
         Refusal::Malformed => complaint("invalid_json", "The body is not valid JSON"),
     })?;
-    let unlike = complaint("invalid_request", "A message is an object with a `type`; `event` and `from` are strings");
+    let unlike =
+        complaint("invalid_request", "A message is an object with a `type`; `event`, `from` and `token` are strings");
     let Outline::Object(members) = outline else { return Err(unlike) };
-    let (mut kind, mut event, mut from) = (None, None, None);
+    let (mut kind, mut event, mut from, mut token) = (None, None, None, None);
     for (name, value) in members {
         let place = match &*name {
             "type" => &mut kind,
             "event" => &mut event,
             "from" => &mut from,
+            "token" => &mut token,
             _ => continue,
         };
         *place = match value {
@@ -68,6 +84,10 @@ pub fn parse(message: &[u8]) -> Result<Asked, Complaint> {
         "ping" => Ok(Asked::Ping),
         "subscribe" => Ok(Asked::Subscribe(event.ok_or(needed)?, from)),
         "unsubscribe" => Ok(Asked::Unsubscribe(event.ok_or(needed)?)),
+        "refresh" => {
+            let token = token.ok_or(complaint("invalid_request", "token: is needed"))?;
+            Ok(Asked::Refresh(Secret(token.into())))
+        }
         _ => Ok(Asked::Other),
     }
 }
@@ -164,6 +184,7 @@ mod tests {
             (r#"{"type":"subscribe","event":"app.\u0061"}"#, Asked::Subscribe("app.a".into(), None)),
             (r#"{"type":"subscribe","event":"*","from":"p"}"#, Asked::Subscribe("*".into(), Some("p".into()))),
             (r#"{"type":"unsubscribe","event":""}"#, Asked::Unsubscribe(String::new())),
+            (r#"{"type":"refresh","token":"a.b"}"#, Asked::Refresh(Secret("a.b".into()))),
             (r#"{"type":"Ping"}"#, Asked::Other),
             (r#"{"type":""}"#, Asked::Other),
         ] {
@@ -187,6 +208,8 @@ mod tests {
             (r#"{"type":"ping","event":1}"#, "invalid_request", "object"),
             (r#"{"type":"ping","from":{}}"#, "invalid_request", "object"),
             (r#"{"type":"subscribe"}"#, "invalid_request", "event: is needed"),
+            (r#"{"type":"ping","token":1}"#, "invalid_request", "object"),
+            (r#"{"type":"refresh"}"#, "invalid_request", "token: is needed"),
             (r#"{"type":"unsubscribe","event":null}"#, "invalid_request", "event: is needed"),
         ] {
             let complaint = parse(message.as_bytes()).unwrap_err();

@@ -12,13 +12,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use flx_core::hub::{COHORT, ConnKey, Delivery, Dialect, Frame, Profile, Shard, Turn};
+use flx_core::hub::{COHORT, ConnKey, Delivery, Frame, Profile, Shard, Turn};
 use flx_core::ws::close::code;
 
-use crate::desk::{Caller, Desk, Handshake, History, Owner, Question};
+use crate::desk::{Caller, Desk, Handshake, History, Order, Owner, Question, Refresh};
 use crate::outbox::{Outbox, Taken};
 use crate::protocol::{self, Asked, Complaint};
 use crate::request::{Fault, Request};
+use crate::seat::Seat;
 use crate::service::{Closed, ConnId, Message, Service, Upgrade};
 use crate::shared_hub::Guard;
 use crate::wheel::Wheel;
@@ -28,12 +29,12 @@ use crate::wire::Wire;
 const MESSAGES_PER_S: f32 = 50.0;
 /// Complaints after which a client is sent away.
 const MAX_OFFENCES: u8 = 10;
-/// So long before its token ends a client is told.
+/// So long before its token ends a client is told; where less is left than twice that, when half of it is over.
 const WARNING_MS: u64 = 60_000;
 
 const INTERNAL: (u16, &str) = (1011, "something broke on our side");
 const TOO_MANY: (u16, &str) = (4429, "too many connections");
-const TOKEN_ENDED: (u16, &str) = (4401, "the token has expired");
+const TOKEN_ENDED: (u16, &str) = (4401, "the token has ended");
 const OFFENSIVE: (u16, &str) = (code::POLICY, "too many messages that are not acceptable");
 
 /// What there is to say to a handshake without asking anybody.
@@ -49,8 +50,8 @@ struct Session {
     heard_ms: u64,
     allowance: f32,
     offences: u8,
-    dialect: Dialect,
     is_fed: bool,
+    seat: Seat,
 }
 
 /// The sessions of a listener's thread.
@@ -113,10 +114,14 @@ impl Sessions {
         if session.allowance < 0.0 {
             return Err(protocol::TOO_MANY_MESSAGES);
         }
-        let key = session.key;
+        let (key, seat) = (session.key, session.seat.number());
         match protocol::parse(payload)? {
             Asked::Ping => out.message(conn, protocol::pong(wall_us())),
             Asked::Other => out.message(conn, protocol::echo(payload)),
+            Asked::Refresh(token) => {
+                let caller = self.caller(conn);
+                self.desk.ask(Question::Refresh(Refresh { caller, key, seat, token }));
+            }
             Asked::Unsubscribe(pattern) => {
                 self.hub().unsubscribe(key, &pattern, now_ms);
                 out.message(conn, protocol::unsubscribed(&pattern));
@@ -135,15 +140,45 @@ impl Sessions {
     }
 
     /// Sends what others have for connections here.
-    fn send_orders(&mut self, orders: Vec<(ConnId, Vec<Frame>)>, out: &mut Outbox<'_>) {
-        for (conn, frames) in orders {
-            send(conn, &frames, out);
-            let has_room = out.has_room(conn);
-            if let Some(session) = self.session(conn) {
-                session.is_fed = !has_room;
-                if has_room {
-                    self.desk.ask(Question::Room(self.caller(conn)));
+    fn send_orders(&mut self, orders: Vec<(ConnId, Order)>, now_ms: u64, out: &mut Outbox<'_>) {
+        for (conn, order) in orders {
+            match order {
+                Order::History(frames) => self.send_history(conn, &frames, out),
+                Order::Say(messages, is_complaint) => {
+                    for message in messages {
+                        out.message(conn, Wire::text(message.as_bytes()));
+                    }
+                    if is_complaint {
+                        self.offended(conn, out);
+                    }
                 }
+                Order::EndAt(ends_ms) => {
+                    if let Some(session) = self.session(conn) {
+                        session.ends_ms = ends_ms;
+                        self.ends.set(conn.index, warns_at(now_ms, ends_ms));
+                    }
+                }
+            }
+        }
+    }
+
+    fn send_history(&mut self, conn: ConnId, frames: &[Frame], out: &mut Outbox<'_>) {
+        send(conn, frames, out);
+        let has_room = out.has_room(conn);
+        if let Some(session) = self.session(conn) {
+            session.is_fed = !has_room;
+            if has_room {
+                self.desk.ask(Question::Room(self.caller(conn)));
+            }
+        }
+    }
+
+    /// Sends away who has been complained about too often.
+    fn offended(&mut self, conn: ConnId, out: &mut Outbox<'_>) {
+        if let Some(session) = self.session(conn) {
+            session.offences += 1;
+            if session.offences > MAX_OFFENCES {
+                out.close(conn, OFFENSIVE.0, OFFENSIVE.1);
             }
         }
     }
@@ -229,6 +264,7 @@ impl Service for Sessions {
             self.desk.leave(&newcomer.client_id, &newcomer.owner);
             return out.close(conn, TOO_MANY.0, TOO_MANY.1);
         };
+        newcomer.seat.heard_as(key);
         out.message(conn, protocol::connected(&newcomer.client_id));
         let (index, of_hub) = (conn.index as usize, key.index as usize);
         if self.table.len() <= index {
@@ -238,8 +274,7 @@ impl Service for Sessions {
             self.by_key.resize(of_hub + 1, u32::MAX);
         }
         self.by_key[of_hub] = conn.index;
-        let warning_ms = if dialect == Dialect::Batched { WARNING_MS } else { 0 };
-        self.ends.set(conn.index, newcomer.ends_ms.saturating_sub(warning_ms));
+        self.ends.set(conn.index, warns_at(now_ms, newcomer.ends_ms));
         self.table[index] = Some(Box::new(Session {
             conn,
             key,
@@ -249,8 +284,8 @@ impl Service for Sessions {
             heard_ms: now_ms,
             allowance: MESSAGES_PER_S,
             offences: 0,
-            dialect,
             is_fed: false,
+            seat: newcomer.seat,
         }));
     }
 
@@ -261,12 +296,7 @@ impl Service for Sessions {
         };
         let Err(complaint) = self.handle(conn, payload, now_ms, out) else { return };
         out.message(conn, protocol::error(complaint));
-        if let Some(session) = self.session(conn) {
-            session.offences += 1;
-            if session.offences > MAX_OFFENCES {
-                out.close(conn, OFFENSIVE.0, OFFENSIVE.1);
-            }
-        }
+        self.offended(conn, out);
     }
 
     fn writable(&mut self, conn: ConnId, now_ms: u64, _: &mut Outbox<'_>) {
@@ -283,9 +313,7 @@ impl Service for Sessions {
     }
 
     fn draining(&mut self, conn: ConnId, in_ms: u64, _: u64, out: &mut Outbox<'_>) {
-        if self.session(conn).is_some_and(|session| session.dialect == Dialect::Batched) {
-            out.message(conn, protocol::reconnect(in_ms));
-        }
+        out.message(conn, protocol::reconnect(in_ms));
     }
 
     fn closed(&mut self, conn: ConnId, why: Closed, _: u64) {
@@ -312,7 +340,7 @@ impl Service for Sessions {
         let orders = self.desk.orders(self.thread);
         hub.take(self.shard, now_ms, COHORT, &mut self.deliveries);
         drop(hub);
-        self.send_orders(orders, out);
+        self.send_orders(orders, now_ms, out);
         let next = self.deliver(out);
         next.into_iter().chain(self.ends.wakes_at()).min()
     }
@@ -333,6 +361,11 @@ fn send(conn: ConnId, frames: &[Frame], out: &mut Outbox<'_>) {
     for frame in frames {
         out.message(conn, Wire::text(&frame.payload));
     }
+}
+
+/// When to tell that a token ends.
+fn warns_at(now_ms: u64, ends_ms: u64) -> u64 {
+    ends_ms - WARNING_MS.min(ends_ms.saturating_sub(now_ms) / 2)
 }
 
 /// Microseconds since 1970.

@@ -281,6 +281,7 @@ impl<S: Service> Worker<S> {
                 self.welcome(socket, peer);
             }
             Control::Answer(conn, upgrade) => self.answer(conn, upgrade),
+            Control::Close(conn, code, reason) => self.table.close(conn, code, &reason),
             Control::Drain { within_ms } => {
                 let total = self.table.open.max(1) as u64;
                 let ends_ms = self.table.now_ms + within_ms;

@@ -8,9 +8,14 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Instant;
 
+use flx_core::admission::Principal;
+use flx_core::admission::roster::{Face, Guest};
 use flx_core::hub::{Backfill, COHORT, Class, Dialect, Event, Hub, Limits as HubLimits, Profile, Rights, Shard};
-use flx_realtime::desk::{Desk, History, Newcomer, NotIn, Owner, Question};
+use flx_core::jwt::revocation::{DEFAULT_TENANT, Kind, Revocation, Revocations};
+use flx_realtime::desk::{Caller, Desk, History, Newcomer, NotIn, Owner, Question, Refresh};
 use flx_realtime::listener::{Clock, Limits, Listener};
+use flx_realtime::seat::{Seat, SharedRoster};
+use flx_realtime::service::ConnId;
 use flx_realtime::sessions::Sessions;
 use flx_realtime::shared_hub::SharedHub;
 use parts::{Client, PATIENCE, close, frame, head};
@@ -25,6 +30,8 @@ struct Process {
     listener: Listener,
     desk: Arc<Desk>,
     history: Receiver<History>,
+    roster: SharedRoster,
+    refreshes: Receiver<Refresh>,
 }
 
 fn process(hub: HubLimits, limits: Limits) -> Process {
@@ -43,40 +50,67 @@ fn process_of(threads: usize, hub: HubLimits, limits: Limits) -> Process {
     let hub = Arc::new(SharedHub::new(hub));
     let desk = Arc::new(Desk::new(hub, 3, clock, Box::new(ring)));
     let (asked, history) = mpsc::channel();
+    let (offered, refreshes) = mpsc::channel();
     let sessions = Arc::clone(&desk);
     let listener = Listener::start(([127, 0, 0, 1], 0).into(), threads, limits, None, clock, move |_, thread| {
         let refusals = Box::new(|fault| format!("HTTP/1.1 400 {fault:?}\r\n\r\n").into_bytes());
         Sessions::new(Arc::clone(&sessions), refusals, thread)
     });
     let outside = Arc::clone(&desk);
+    let roster = SharedRoster::default();
+    let guests = Arc::clone(&roster);
     thread::spawn(move || {
         while bell.recv().is_ok() {
             for question in outside.questions() {
                 match question {
-                    Question::Handshake(handshake) => decide(&outside, &handshake),
+                    Question::Handshake(handshake) => decide(&outside, &guests, &handshake),
                     Question::History(history) => drop(asked.send(history)),
+                    Question::Refresh(refresh) => drop(offered.send(refresh)),
                     Question::Room(_) => {}
                 }
             }
         }
     });
-    Process { listener: listener.unwrap(), desk, history }
+    Process { listener: listener.unwrap(), desk, history, roster, refreshes }
 }
 
-fn decide(desk: &Desk, handshake: &flx_realtime::desk::Handshake) {
+fn decide(desk: &Desk, roster: &SharedRoster, handshake: &flx_realtime::desk::Handshake) {
     let client_id = handshake.path.strip_prefix("/ws/").unwrap();
     let (subject, how) = handshake.query.split_once('&').unwrap_or((&handshake.query, ""));
-    let dialect = if how == "batched" { Dialect::Batched } else { Dialect::Plain };
-    let ends_ms = if how == "ends" { desk.now_ms() + 300 } else { u64::MAX / 2 };
+    let dialect = if how.ends_with("batched") { Dialect::Batched } else { Dialect::Plain };
+    let ends_ms = if how.starts_with("ends") { desk.now_ms() + 300 } else { u64::MAX / 2 };
     let newcomer = Newcomer {
         client_id: client_id.into(),
         owner: Arc::new(Owner { tenant: "default".into(), subject: subject.into() }),
         rights: Rights::new(subject, ALL),
         dialect,
         ends_ms,
+        seat: Seat::take(roster, guest(subject, client_id, handshake.caller.conn)),
     };
     if let Err(why) = desk.accept(handshake.caller, newcomer, None) {
         desk.refuse(handshake.caller, format!("HTTP/1.1 409 {why:?}\r\nconnection: close\r\n\r\n").into_bytes());
+    }
+}
+
+fn guest(subject: &str, client_id: &str, conn: ConnId) -> Guest {
+    let principal = Principal {
+        subject: subject.into(),
+        tenant: None,
+        roles: Vec::new(),
+        token_id: None,
+        session: None,
+        issued_at: Some(5),
+        expires_at: 9,
+        key_id: None,
+    };
+    let handle = u64::from(conn.index) << 32 | u64::from(conn.generation);
+    Guest {
+        principal: Arc::new(principal),
+        client_id: client_id.into(),
+        face: Face::Native,
+        handle,
+        key: None,
+        since_us: 1,
     }
 }
 
@@ -204,11 +238,31 @@ fn a_client_id_is_its_owners_while_it_is_connected() {
 }
 
 #[test]
-fn a_token_ends_with_a_warning_where_the_protocol_has_one() {
+fn a_token_ends_with_a_warning_unless_there_is_another_one() {
     let process = process(HubLimits::default(), Limits::default());
-    let mut plain = process.client("/ws/a?ann&ends");
-    let (first, last) = plain.frame().unwrap();
-    assert_eq!((0x88, &4401_u16.to_be_bytes()[..]), (first, &last[..2]));
+    for how in ["", "&batched"] {
+        let mut client = process.client(&format!("/ws/a?ann&ends{how}"));
+        assert_eq!(json!({"type": "expiring", "in_s": 1}), hear(&mut client));
+        let (first, last) = client.frame().unwrap();
+        assert_eq!((0x88, &4401_u16.to_be_bytes()[..]), (first, &last[..2]));
+    }
+    let mut client = process.client("/ws/a?ann&ends");
+    ask(&mut client, &json!({"type": "subscribe", "event": "app.x"}));
+    client.send(&frame(0x81, br#"{"type":"refresh","token":"secret"}"#));
+    let Refresh { caller, key, token, .. } = process.refreshes.recv_timeout(PATIENCE).unwrap();
+    assert_eq!(("secret", "Secret(..)"), (&*token.0, &*format!("{token:?}")));
+    let lost = process.desk.renew(caller, key, Rights::new("ann", [Class::Log]), u64::MAX / 2);
+    assert_eq!([Box::from("app.x")], *lost);
+    process.desk.say(caller, vec![r#"{"type":"refreshed","in_s":9}"#.into()], false);
+    while hear(&mut client)["type"] != "refreshed" {}
+    thread::sleep(std::time::Duration::from_millis(600));
+    assert_eq!("pong", ask(&mut client, &json!({"type": "ping"}))["type"]);
+    for _ in 0..11 {
+        process.desk.say(caller, vec!["{}".into()], true);
+        assert_eq!(json!({}), hear(&mut client));
+    }
+    let (first, last) = client.frame().unwrap();
+    assert_eq!((0x88, &1008_u16.to_be_bytes()[..]), (first, &last[..2]));
 }
 
 #[test]
@@ -354,4 +408,29 @@ fn until(mut is_so: impl FnMut() -> bool) {
         assert!(begun.elapsed() < PATIENCE);
         thread::yield_now();
     }
+}
+
+#[test]
+fn whose_token_is_revoked_is_closed_and_leaves_the_roster() {
+    let process = process(HubLimits::default(), Limits::default());
+    let (mut hit, mut other) = (process.client("/ws/a?ann"), process.client("/ws/b?bert"));
+    let mut revocations = Revocations::new((1, 2));
+    let revocation = Revocation {
+        kind: Kind::Subject,
+        value: "ann".into(),
+        tenant: DEFAULT_TENANT.into(),
+        issued_before_s: Some(5),
+        expires_at_s: None,
+    };
+    revocations.apply(revocation);
+    let revoked = process.roster.lock().unwrap().revoked(&revocations);
+    assert_eq!(1, revoked.len());
+    for (_, handle) in revoked {
+        let conn = ConnId { index: (handle >> 32) as u32, generation: handle as u32 };
+        process.desk.close(Caller { thread: 0, conn }, 4401, "the token has ended");
+    }
+    let (first, payload) = hit.frame().unwrap();
+    assert_eq!((0x88, &4401_u16.to_be_bytes()[..]), (first, &payload[..2]));
+    assert_eq!("pong", ask(&mut other, &json!({"type": "ping"}))["type"]);
+    until(|| process.roster.lock().unwrap().len() == 1);
 }

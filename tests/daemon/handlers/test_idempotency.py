@@ -41,7 +41,9 @@ CHANGES: dict[str, tuple[Any, Any]] = {
     "schedule.enable": ({"name": "nightly"}, {"name": "weekly"}),
     "schedule.disable": ({"name": "nightly"}, {"name": "weekly"}),
     "event.publish": ({"topic": "app.a"}, {"topic": "app.b"}),
+    "connection.disconnect": ({"subject": "a"}, {"client_id": "a"}),
     "user.add": (USER, {**USER, "password": "another one"}),
+    "user.update": ({"username": "v", "password": "long enough"}, {"username": "v", "password": "another one"}),
 }
 # Runs need executions: tests/daemon/executions/test_handlers.py, tests/daemon/schedules/test_schedules.py.
 ELSEWHERE = {"pipeline.run", "schedule.run", "execution.cancel", "execution.retry"}
@@ -51,6 +53,7 @@ async def set_up(daemon: Parts, command: str) -> Any:
     """What the command's arguments speak of; the arguments."""
     for name in ("old", "older"):
         await daemon.result("pipeline.create", {"name": name, **TASKS})
+    await daemon.result("user.add", {**USER, "username": "v"})
     if command == "token.restore":
         return {"id": (await daemon.result("token.revoke", {"jti": "z"}))["id"]}
     return CHANGES[command][0]

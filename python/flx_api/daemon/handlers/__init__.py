@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from flx_api.daemon.handlers import auth, events, pipeline, project, runs, schedules, system
+from flx_api.daemon.handlers import auth, connections, events, pipeline, project, runs, schedules, system
 from flx_api.daemon.handlers.context import Accepted, Context, Handler, Outcome, Replay, Services
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ HANDLERS: Mapping[str, Handler] = {
     **schedules.HANDLERS,
     **auth.HANDLERS,
     **events.HANDLERS,
+    **connections.HANDLERS,
 }
 
 __all__ = ["HANDLERS", "Accepted", "Context", "Handler", "Outcome", "Replay", "Services"]

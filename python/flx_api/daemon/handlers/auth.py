@@ -1,4 +1,4 @@
-"""`auth.*`, `token.*` and `user.add`: who gets in, and who no longer."""
+"""`auth.*`, `token.*` and `user.*`: who gets in, and who no longer."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import msgspec
 
 from flx_api.commands.permissions import ROLES
 from flx_api.daemon.handlers import idempotency
-from flx_api.daemon.users import check_roles
+from flx_api.daemon.users import change, check_roles
 from flx_api.models.auth import LoginResult, LogoutResult
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from flx_api.daemon.handlers.context import Context, Handler
+    from flx_api.daemon.journal import Tx
     from flx_api.models.auth import (
         LoginArgs,
         LogoutArgs,
@@ -26,10 +27,12 @@ if TYPE_CHECKING:
         TokenRevokeArgs,
         User,
         UserAddArgs,
+        UserUpdateArgs,
     )
 
 
-LOGOUT, REVOKE, RESTORE, ADD_USER = "auth.logout", "token.revoke", "token.restore", "user.add"
+LOGOUT, REVOKE, RESTORE = "auth.logout", "token.revoke", "token.restore"
+ADD_USER, UPDATE_USER = "user.add", "user.update"
 
 
 async def login(context: Context, args: LoginArgs) -> LoginResult:
@@ -81,6 +84,24 @@ async def add_user(context: Context, args: UserAddArgs) -> User:
     return await users.add(args.username, args.password, args.roles, context.principal.tenant, once)
 
 
+async def update_user(context: Context, args: UserUpdateArgs) -> User:
+    """Change a user of the caller's tenant, and end its tokens."""
+    if args.roles is not None:
+        check_roles(args.roles, tuple(ROLES))
+    services, tenant = context.services, context.principal.tenant
+    if context.idempotency_key is not None and args.password is not None:
+        context = replace(context, body_hash=await services.users.digest(context.raw_args, context.idempotency_key))
+    password_hash = await services.users.hashed(args.password)
+    once = partial(idempotency.once, context, UPDATE_USER)
+
+    def changed(tx: Tx) -> User:
+        return change(tx, args, password_hash, tenant)
+
+    if args.roles is None and args.password is None and args.disabled is False:
+        return await services.journal.write(once(changed))
+    return await services.revocations.with_change(args.username, context.principal, changed, once)
+
+
 HANDLERS: Mapping[str, Handler] = {
     "auth.login": login,
     LOGOUT: logout,
@@ -88,4 +109,5 @@ HANDLERS: Mapping[str, Handler] = {
     "token.revocations": revocations,
     RESTORE: restore,
     ADD_USER: add_user,
+    UPDATE_USER: update_user,
 }

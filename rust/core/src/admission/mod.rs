@@ -14,13 +14,15 @@
 //! Where several hosts share the limits, every window is a lease of the fleet's in place of one of this host's; the order is
 //! the same. A strict lease may have to be waited for: then the request is asked about again.
 //!
-//! [`path`] and [`head`] read what the request is, [`client`] whose it is, [`policy`] what it passes.
+//! [`path`] and [`head`] read what the request is, [`client`] whose it is, [`policy`] what it passes. What stays open after a
+//! request was admitted is in the [`roster`], so that it can be judged again.
 
 pub mod client;
 pub mod credentials;
 pub mod head;
 pub mod path;
 pub mod policy;
+pub mod roster;
 pub mod tokens;
 
 use std::sync::Arc;
@@ -55,12 +57,14 @@ pub struct Principal {
     pub issued_at: Option<i64>,
     /// `exp` in whole seconds, rounded down
     pub expires_at: i64,
+    /// `kid` of the key the token stood with
+    pub key_id: Option<String>,
 }
 
 impl Principal {
-    /// The principal of verified claims that have `sub` and `exp`.
+    /// The principal of claims that have `sub` and `exp`, verified by a key of this name.
     #[must_use]
-    pub fn of(claims: &Claims<'_>) -> Option<Self> {
+    pub fn of(claims: &Claims<'_>, key_id: Option<&str>) -> Option<Self> {
         let text = |name| claims.get(name).and_then(Json::as_str).map(str::to_owned);
         let seconds = |name| match claims.get(name) {
             Some(Json::Int(seconds)) => Some(*seconds),
@@ -79,6 +83,7 @@ impl Principal {
             session: text("sid"),
             issued_at: seconds("iat"),
             expires_at: seconds("exp")?,
+            key_id: key_id.map(str::to_owned),
         })
     }
 }
@@ -242,7 +247,7 @@ impl<M: Memory, P> Admission<M, P> {
             if admission.check_open(ask, leases, &mut decision)
                 && let Token::Presented(token) = ask.token
             {
-                match token.and_then(|token| admission.who(token, ask, &mut shell)) {
+                match token.and_then(|token| admission.who(token, ask.now_s, ask.revocations, &mut shell)) {
                     Ok(known) => {
                         if admission.check_closed(ask, leases, &known, &mut decision) {
                             decision.known = Some(known);
@@ -317,17 +322,19 @@ impl<M: Memory, P> Admission<M, P> {
         true
     }
 
-    fn who(
+    /// Who a token speaks for; no window is asked.
+    pub fn who(
         &mut self,
         token: &[u8],
-        ask: &Ask<'_>,
-        shell: &mut impl FnMut(&Principal) -> P,
+        now_s: f64,
+        revocations: &dyn InForce,
+        mut shell: impl FnMut(&Principal) -> P,
     ) -> Result<Arc<Known<P>>, Reason> {
         let seed = self.seed;
-        self.tokens.who(token, ask.now_s, ask.revocations, |principal, key_id| {
+        self.tokens.who(token, now_s, revocations, |principal| {
             let (key, tenant_len) = key_of(&principal);
             let (subject, tenant) = (Identity::new(seed, &key), Identity::new(seed, &key[..tenant_len]));
-            Known { shell: shell(&principal), principal, key_id, subject, tenant, key, tenant_len }
+            Known { shell: shell(&principal), principal, subject, tenant, key, tenant_len }
         })
     }
 

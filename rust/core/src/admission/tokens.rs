@@ -20,8 +20,8 @@ use crate::limit::Identity;
 pub trait InForce {
     /// Moves with every change; a verdict holds until it has.
     fn epoch(&self) -> u64;
-    /// Whether the token of this principal, verified by this key, was revoked.
-    fn revokes(&self, who: &Principal, key_id: Option<&str>) -> bool;
+    /// Whether the token of this principal was revoked.
+    fn revokes(&self, who: &Principal) -> bool;
 }
 
 impl InForce for Revocations {
@@ -29,14 +29,14 @@ impl InForce for Revocations {
         self.epoch()
     }
 
-    fn revokes(&self, who: &Principal, key_id: Option<&str>) -> bool {
+    fn revokes(&self, who: &Principal) -> bool {
         !self.is_empty()
             && self.revokes(
                 &who.subject,
                 who.tenant.as_deref(),
                 who.token_id.as_deref(),
                 who.session.as_deref(),
-                key_id,
+                who.key_id.as_deref(),
                 who.issued_at,
             )
     }
@@ -47,8 +47,6 @@ impl InForce for Revocations {
 pub struct Known<P> {
     /// Who.
     pub principal: Principal,
-    /// `kid` of the key the token stood with.
-    pub key_id: Option<String>,
     /// What the shell made of it.
     pub shell: P,
     pub(super) subject: Identity,
@@ -119,14 +117,14 @@ impl<P> Tokens<P> {
         token: &[u8],
         now_s: f64,
         revocations: &dyn InForce,
-        known: impl FnOnce(Principal, Option<String>) -> Known<P>,
+        known: impl FnOnce(Principal) -> Known<P>,
     ) -> Result<Arc<Known<P>>, Reason> {
         // Asked before the verdict: what comes in between makes it be asked anew, never be missed.
         let epoch = revocations.epoch();
         match self.cache.get(token, now_s, self.key_epoch) {
             Lookup::Hit { value, revocation_epoch } => {
                 if *revocation_epoch != epoch {
-                    if revocations.revokes(&value.principal, value.key_id.as_deref()) {
+                    if revocations.revokes(&value.principal) {
                         self.cache.remove(token);
                         return Err(Reason::Revoked);
                     }
@@ -150,13 +148,12 @@ impl<P> Tokens<P> {
                 return Err(reason);
             }
         };
-        let principal = Principal::of(&accepted.claims).ok_or(Reason::MissingClaim)?;
+        let principal = Principal::of(&accepted.claims, accepted.kid).ok_or(Reason::MissingClaim)?;
         let ends_at_s = accepted.ends_at_s.ok_or(Reason::MissingClaim)?;
-        let key_id = accepted.kid.map(str::to_owned);
-        if revocations.revokes(&principal, key_id.as_deref()) {
+        if revocations.revokes(&principal) {
             return Err(Reason::Revoked);
         }
-        let known = Arc::new(known(principal, key_id));
+        let known = Arc::new(known(principal));
         self.cache.insert(token, Arc::clone(&known), ends_at_s, self.key_epoch, epoch, PRINCIPAL_BYTES);
         Ok(known)
     }

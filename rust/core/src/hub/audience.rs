@@ -244,6 +244,15 @@ impl Fleet {
         })
     }
 
+    /// Those who are furthest behind, and by how much; the furthest first.
+    pub(super) fn laggards(&self, top: u64, most: usize) -> Vec<(ConnKey, u64)> {
+        let mut behind: Vec<_> = self.cohorts.iter().flatten().filter(|cohort| cohort.state != State::Idle).collect();
+        behind.sort_by_key(|cohort| cohort.cursor);
+        let members = behind.iter().flat_map(|cohort| cohort.members.iter().map(|index| (*index, cohort.cursor)));
+        let behind = members.map(|(index, cursor)| (self.key(index), top.saturating_sub(cursor)));
+        behind.filter(|(_, by)| *by > 0).take(most).collect()
+    }
+
     // --- moving ------------------------------------------------------------------------------------------------------
 
     /// Takes a connection out of its cohort.

@@ -305,6 +305,13 @@ impl Hub {
         self.store.position_of_all()
     }
 
+    /// The connections that are furthest behind, the furthest first, and how many events this process has heard since where
+    /// each of them is.
+    #[must_use]
+    pub fn laggards(&self, most: usize) -> Vec<(ConnKey, u64)> {
+        self.fleet.laggards(self.store.order, most)
+    }
+
     // --- who is there ------------------------------------------------------------------------------------------------
 
     /// Lets a connection in; it hears nothing yet. Its shard is one of this hub.

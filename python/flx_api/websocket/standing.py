@@ -1,0 +1,208 @@
+"""Open connections and the tokens that let them in: what ends a token, or changes it, reaches what it has opened.
+
+Strategy: the roster (`flx_api._core.Roster`) has all connections of this process, on either face. When revocations have
+changed it is judged again in one native pass, and those that are hit are closed with 4401. A client may offer another
+token on its connection; it is judged as at a handshake.
+
+Rules:
+- Changes that come close together cost one pass: the next is `_PAUSE_S` after the last at the earliest.
+- Once tokens may not be believed because the daemon has been silent too long, open connections are closed too, with
+  1012: the client comes back, and is let in when there is somebody to ask.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from typing import TYPE_CHECKING, Final, Literal
+
+import msgspec
+import structlog
+
+from flx_api._core import Roster
+from flx_api.errors import Forbidden, TokenRejected, Unavailable, ValidationFailed
+from flx_api.events.follower import DEFAULT_TENANT
+from flx_api.gateway.options import validation_failed
+from flx_api.models.connection import (
+    Connection,
+    ConnectionListArgs,
+    ConnectionPage,
+    ConnectionSlowestArgs,
+    SlowConnection,
+    SlowConnections,
+)
+from flx_api.models.event import CONNECTION_EVENTS, ConnectionEvent
+from flx_api.models.listing import decode_cursor, encode_cursor
+from flx_api.websocket.close_codes import CloseCode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from flx_api._core import Admission, Hub, Principal, Revocations
+    from flx_api.auth.revocations import RevocationFollower
+    from flx_api.proto.flx.v1.daemon_pb2 import Event
+
+_PAUSE_S: Final = 0.02
+_MOST_DIGITS: Final = 18
+_MOST_LAGGARDS: Final = 20_000
+_LISTENERS: Final[dict[bool, Literal["main", "native"]]] = {False: "main", True: "native"}
+
+Place = tuple[bool, int]
+"""Whether the native listener has a connection, and its number there."""
+
+_args = msgspec.json.Decoder(ConnectionListArgs)
+_slowest_args = msgspec.json.Decoder(ConnectionSlowestArgs)
+_event = msgspec.json.Decoder(ConnectionEvent)
+_log = structlog.get_logger("flx.websocket")
+
+
+class Standing:
+    """Judges the tokens of open connections.
+
+    Args:
+        hub: what they hear.
+        revoked: what is in force against tokens.
+        revocations: whether that can be believed.
+        admission: what verifies tokens.
+    """
+
+    def __init__(self, hub: Hub, revoked: Revocations, revocations: RevocationFollower, admission: Admission) -> None:
+        self._hub = hub
+        # Who is here, on either face.
+        self.roster = Roster()
+        self._revoked = revoked
+        self._revocations = revocations
+        self._admission = admission
+        # Numbers of the roster mean nothing in another process.
+        self._process = os.urandom(4).hex()
+        self._next_s = 0.0
+        self._due: asyncio.TimerHandle | None = None
+        # How each face ends connections.
+        self.ends: dict[bool, Callable[[list[int], CloseCode], None]] = {}
+        revocations.changed = self.changed
+
+    def changed(self) -> None:
+        """Judge all soon: at once, or a moment after the last time."""
+        if self._due is None:
+            loop = asyncio.get_running_loop()
+            self._due = loop.call_at(max(self._next_s, loop.time()), self._judge)
+
+    # --- what the follower of the stream tells ------------------------------------------------------------------------
+
+    def batch(self, events: Iterable[Event], *, anew: bool) -> None:
+        """Events between daemon and gateways: end the connections that are to end and were there before."""
+        del anew  # what was asked of connections that are gone is over
+        for event in events:
+            if event.topic == CONNECTION_EVENTS:
+                self._disconnect(event)
+
+    def lost(self) -> None:
+        """The stream ended; nothing is to be done about it here."""
+
+    def _disconnect(self, event: Event) -> None:
+        try:
+            told = _event.decode(event.data)
+        except msgspec.DecodeError:
+            _log.warning("connections.unreadable", seq=event.seq)
+            return
+        number = None
+        if told.id is not None:
+            process, _, text = told.id.partition("-")
+            if process != self._process:
+                return
+            number = int(text)
+        hit = self.roster.find(
+            event.tenant, number=number, subject=told.subject, client_id=told.client_id, until_us=event.ts_us
+        )
+        self.end(hit, CloseCode.NOT_ALLOWED)
+
+    # --- for those who run the service --------------------------------------------------------------------------------
+
+    def listed(self, principal: Principal | None, args: bytes) -> bytes:
+        """The result of `connection.list`.
+
+        Raises:
+            ValidationFailed: the arguments are not acceptable.
+        """
+        try:
+            wanted = _args.decode(args or b"{}")
+        except msgspec.ValidationError as error:
+            raise validation_failed(error) from None
+        after = decode_cursor(wanted.cursor) or "0"
+        if not after.isdecimal() or len(after) > _MOST_DIGITS:
+            raise ValidationFailed.field("cursor", "is not one that this service made")
+        found = self.roster.page(_tenant_of(principal), wanted.subject, int(after), wanted.limit + 1)
+        items = tuple(self._shown(line) for line in found[: wanted.limit])
+        more = encode_cursor(str(found[wanted.limit - 1][0])) if len(found) > wanted.limit else None
+        return msgspec.json.encode(ConnectionPage(items, more))
+
+    def slowest(self, principal: Principal | None, args: bytes) -> bytes:
+        """The result of `connection.slowest`.
+
+        Raises:
+            ValidationFailed: the arguments are not acceptable.
+        """
+        try:
+            wanted = _slowest_args.decode(args or b"{}")
+        except msgspec.ValidationError as error:
+            raise validation_failed(error) from None
+        behind = dict(self._hub.laggards(_MOST_LAGGARDS))
+        found = self.roster.known_as(_tenant_of(principal), set(behind))
+        items = [SlowConnection(behind[handle], self._shown(line)) for handle, line in found]
+        items.sort(key=lambda item: item.behind, reverse=True)
+        return msgspec.json.encode(SlowConnections(tuple(items[: wanted.limit])))
+
+    def _shown(self, line: tuple[int, str, str, bool, int, int]) -> Connection:
+        number, client_id, subject, is_native, since_us, expires_at = line
+        return Connection(f"{self._process}-{number}", client_id, subject, _LISTENERS[is_native], since_us, expires_at)
+
+    def close(self) -> None:
+        """Judge no more."""
+        if self._due is not None:
+            self._due.cancel()
+
+    def _judge(self) -> None:
+        self._due = None
+        if self._revocations.stale_refuses:
+            self.end(self.roster.all(), CloseCode.RESTARTING)
+        hit = self.roster.revoked(self._revoked)
+        self.end(hit, CloseCode.TOKEN_ENDED)
+        self._next_s = asyncio.get_running_loop().time() + _PAUSE_S
+        if hit:
+            _log.info("websocket.revoked", connections=len(hit))
+
+    def end(self, places: Iterable[Place], code: CloseCode) -> None:
+        """Close connections, wherever they are."""
+        by_face: dict[bool, list[int]] = {}
+        for is_native, handle in places:
+            by_face.setdefault(is_native, []).append(handle)
+        for is_native, handles in by_face.items():
+            self.ends[is_native](handles, code)
+
+    def renewal(self, current: Principal, token: bytes) -> Principal:
+        """Whom a connection of `current` speaks for with another token.
+
+        Raises:
+            Unavailable: tokens cannot be judged now.
+            TokenRejected: the token is not acceptable.
+            Forbidden: it is of somebody else.
+        """
+        if self._revocations.stale_refuses:
+            raise Unavailable(self._revocations.reason, retry_after_s=1)
+        reason, principal = self._admission.check_token(token)
+        if principal is None or principal.expires_at <= time.time():
+            raise TokenRejected(reason or "expired")
+        if owner_of(principal) != owner_of(current):
+            detail = "The token is of another subject"
+            raise Forbidden(detail)
+        return principal
+
+
+def _tenant_of(principal: Principal | None) -> str:
+    return (principal.tenant if principal is not None else None) or DEFAULT_TENANT
+
+
+def owner_of(principal: Principal) -> tuple[str, str]:
+    """Tenant and subject: two tenants may each have an anna, and they are not the same one."""
+    return principal.tenant or DEFAULT_TENANT, principal.subject
