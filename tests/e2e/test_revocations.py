@@ -228,7 +228,7 @@ class Live(Service):
         """A connection that was let in."""
         address = self.native if face == "native" else self.ws_url
         headers = {"Authorization": f"Bearer {token}"}
-        connection = connect(f"{address}/ws/{client_id}", additional_headers=headers, proxy=None)
+        connection = connect(f"{address}/ws/{client_id}", additional_headers=headers, proxy=None, legacy=True)
         assert "connected" in str(connection.recv(10))
         return connection
 
