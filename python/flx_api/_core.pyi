@@ -33,6 +33,7 @@ __all__ = [
     "Principal",
     "RealtimeListener",
     "Revocations",
+    "Roster",
     "SharedMemory",
     "SlidingWindow",
     "TokenVerifier",

@@ -8,7 +8,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use flx_core::admission::client::{Proxies, ProxyHeader};
-use flx_core::admission::credentials;
 use flx_core::admission::head::{Body, Field, Head};
 use flx_core::admission::path::{Access, METHODS, Method, Routes};
 use flx_core::admission::{self as core, Ask, Decision, Token, TokenRoom};
@@ -28,7 +27,7 @@ use crate::errors::unusable;
 use crate::given::{GivenPolicy, GivenRoute, access_of, policy, toll};
 use crate::memory::{Regions, Words};
 use crate::principal::{Principal, Shell};
-use crate::request::{Now, Value, Version, is_secure, peer, raw_path, text, walk, without_port};
+use crate::request::{Now, Value, Version, api_key, bearer, is_secure, peer, raw_path, text, walk, without_port};
 use crate::revocation::Revocations;
 use crate::rsgi::Rsgi;
 use crate::shared::SharedMemory;
@@ -598,12 +597,4 @@ fn told(quota: core::Quota) -> Told {
 fn id_prefix() -> PyResult<String> {
     let (random, _) = seed()?;
     Ok(format!("{:012x}", random >> 16))
-}
-
-fn bearer<'a>(head: &'a Head<Value<'_>>) -> Result<&'a [u8], Reason> {
-    head.authorization.only().and_then(|value| credentials::bearer(value.as_ref()))
-}
-
-fn api_key(head: &Head<Value<'_>>) -> Option<Box<[u8]>> {
-    head.api_key.as_ref().map(|key| key.as_ref().into())
 }

@@ -2,7 +2,9 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use flx_core::admission::credentials;
 use flx_core::admission::head::{Field, Head};
+use flx_core::error::Reason;
 use pyo3::exceptions::PyTypeError;
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -171,4 +173,14 @@ fn listed<'py>(headers: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyList>> {
 #[cold]
 fn wrong() -> PyErr {
     PyTypeError::new_err("headers are tuples of two bytes or str objects")
+}
+
+/// What `Authorization` says.
+pub(crate) fn bearer<'a>(head: &'a Head<Value<'_>>) -> Result<&'a [u8], Reason> {
+    head.authorization.only().and_then(|value| credentials::bearer(value.as_ref()))
+}
+
+/// `X-API-Key`, kept.
+pub(crate) fn api_key(head: &Head<Value<'_>>) -> Option<Box<[u8]>> {
+    head.api_key.as_ref().map(|key| key.as_ref().into())
 }
