@@ -201,7 +201,6 @@ impl RealtimeListener {
     }
 
     /// Closes connections with a code and a reason.
-    #[expect(clippy::needless_pass_by_value, reason = "arguments of a pyfunction are owned")]
     fn close(&self, conns: Vec<u64>, code: u16, reason: &str) {
         for conn in conns {
             self.desk.close(caller(conn), code, reason);
