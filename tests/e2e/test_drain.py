@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,9 @@ from tests.small_daemon import SmallDaemon, serving
 from websockets.asyncio.client import connect
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
+    from tests.service import Service
     from websockets.asyncio.client import ClientConnection
 
 pytestmark = pytest.mark.e2e
@@ -134,3 +136,46 @@ async def refused(gateway: GatewayProcess, address: str) -> None:
     assert int(caught.value.response.headers["Retry-After"]) >= 1
     async with httpx.AsyncClient(base_url=gateway.url) as http:
         assert (await http.get("/v1/system/info", headers=bearer())).status_code == 200
+
+
+@pytest.mark.parametrize("count", [0, 6])
+def test_a_service_that_stops_gives_its_connections_the_time_and_waits_for_nobody_else(
+    start_service: Callable[..., Service], count: int
+) -> None:
+    port = free_port()
+    service = start_service(environ={"FLX_REALTIME_PORT": str(port), "FLX_DRAIN_S": "8"})
+    native = f"ws://127.0.0.1:{port}"
+
+    async def story() -> list[tuple[int, int]]:
+        async with contextlib.AsyncExitStack() as stack:
+            headers = {"Authorization": f"Bearer {service.token()}"}
+            connections = [
+                await stack.enter_async_context(
+                    connect(f"{address}/ws/c{number}", additional_headers=headers, proxy=None)
+                )
+                for number in range(count // 2)
+                for address in (service.ws_url, native)
+            ]
+            service.signal(signal.SIGTERM)
+            return list(await asyncio.gather(*(sent_away(connection) for connection in connections)))
+
+    began = time.monotonic()
+    told = asyncio.run(story())
+    assert service.ended() == 0
+    took_s = time.monotonic() - began
+    assert [1012] * count == [code for _, code in told]
+    if count:
+        assert max(in_ms for in_ms, _ in told) == 8000
+        assert took_s > 7.9
+    else:
+        assert took_s < 7.9, "it waited although nobody was there"
+
+
+async def sent_away(connection: ClientConnection) -> tuple[int, int]:
+    """When it was told to go, and the code that it was closed with."""
+    in_ms = -1
+    with contextlib.suppress(websockets.ConnectionClosed):
+        while True:
+            in_ms = json.loads(await connection.recv()).get("in_ms", in_ms)
+    assert connection.close_code is not None
+    return in_ms, connection.close_code
