@@ -190,7 +190,6 @@ class ConnectionManager:
         lost = self._hub.set_rights(connection.handle, principal.subject, classes, self._now_ms())
         for frame in protocol.renewed(principal, lost, now_s):
             connection.send(frame)
-        self._count()
         self.news()
 
     # --- messages ----------------------------------------------------------------------------------------------------

@@ -108,7 +108,7 @@ class NativeFace:
         self.listener.drain(int(within_s * 1000))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within_s):
-                while self.connections():  # noqa: ASYNC110 - its thread tells nobody
+                while len(self.listener):  # noqa: ASYNC110 - its thread tells nobody
                     await asyncio.sleep(_LOOK_S)
 
     async def close(self) -> None:

@@ -90,7 +90,8 @@ async def update_user(context: Context, args: UserUpdateArgs) -> User:
         check_roles(args.roles, tuple(ROLES))
     services, tenant = context.services, context.principal.tenant
     if context.idempotency_key is not None and args.password is not None:
-        context = replace(context, body_hash=await services.users.digest(context.raw_args, context.idempotency_key))
+        digest = await services.users.digest(context.raw_args, context.idempotency_key)
+        context = msgspec.structs.replace(context, body_hash=digest)
     password_hash = await services.users.hashed(args.password)
     once = partial(idempotency.once, context, UPDATE_USER)
 
