@@ -15,6 +15,7 @@ from grpclib.server import Server
 from flx_api.commands import COMMANDS
 from flx_api.commands.permissions import decide
 from flx_api.errors import FlxError
+from flx_api.events.ephemeral_log import EphemeralLog
 from flx_api.models.plan import Plan
 from flx_api.proto.flx.v1.daemon_grpc import DaemonBase
 from flx_api.proto.flx.v1.daemon_pb2 import (
@@ -30,6 +31,8 @@ from flx_api.proto.flx.v1.daemon_pb2 import (
     Revocation,
     RevocationBatch,
     RevocationsRequest,
+    TellReply,
+    TellRequest,
     WatchRequest,
 )
 
@@ -55,6 +58,7 @@ class SmallDaemon(DaemonBase):
         self.log_topics: list[tuple[str, int]] = []
         self.answers: dict[str, Callable[[CommandFrame], ReplyFrame | FlxError | None]] = {}
         self.oldest_kept = 0
+        self.ephemeral = EphemeralLog(epoch, lambda: 1)
         self.watches: list[WatchRequest] = []
         self.revocations: list[Revocation] = []
         self.snapshots = 0
@@ -72,6 +76,12 @@ class SmallDaemon(DaemonBase):
             self.journal.append(event)
             self._changed.notify_all()
             return seq
+
+    async def tell(self, topic: str, data: bytes, tenant: str = "default") -> None:
+        """Tell an ephemeral event."""
+        async with self._changed:
+            self.ephemeral.append(tenant, topic, data)
+            self._changed.notify_all()
 
     async def log(self, execution: str, *lines: bytes) -> None:
         """Add lines to a log."""
@@ -132,7 +142,10 @@ class SmallDaemon(DaemonBase):
             gap, after = "epoch", last
         elif after < self.oldest_kept:
             gap, after = "evicted", self.oldest_kept
-        first = True
+        first, told = True, self.ephemeral.seq
+        if request.ephemeral_epoch == self.ephemeral.epoch:
+            told = request.ephemeral_after
+        lost = request.ephemeral_epoch not in {"", self.ephemeral.epoch}
         while True:
             async with self._changed:
                 events = [event for event in self.journal if event.seq > after and _wanted(request, event.topic)]
@@ -143,11 +156,25 @@ class SmallDaemon(DaemonBase):
                     if _wanted(request, topic):
                         events += [_line(topic, number, text) for number, text in enumerate(log[start:], start + 1)]
                         lines[execution] = len(log)
-                if not events and not first and seq == after:
+                if not events and not first and seq == after and told == self.ephemeral.seq:
                     await self._changed.wait()
                     continue
-            await stream.send_message(EventBatch(epoch=self.epoch, events=events, journal_seq=seq, gap_reason=gap))
-            after, first, gap = seq, False, ""
+                batch = EventBatch(epoch=self.epoch, events=events, journal_seq=seq, gap_reason=gap)
+                if request.ephemeral:
+                    found = self.ephemeral.after(told, 1000, 1 << 20)
+                    batch.ephemeral.extend(Event(**event._asdict()) for event in found)
+                    batch.ephemeral_epoch, batch.ephemeral_seq = self.ephemeral.epoch, self.ephemeral.seq
+                    batch.ephemeral_gap_reason = "epoch" if lost else ""
+                told = self.ephemeral.seq
+            await stream.send_message(batch)
+            after, first, gap, lost = seq, False, "", False
+
+    async def Tell(self, stream: Stream[TellRequest, TellReply]) -> None:  # noqa: N802 - the contract's name
+        request = await stream.recv_message()
+        assert request is not None
+        for event in request.events:
+            await self.tell(event.topic, event.data, event.tenant)
+        await stream.send_message(TellReply())
 
     async def Logs(self, stream: Stream[LogRequest, LogBatch]) -> None:  # noqa: N802 - the contract's name
         request = await stream.recv_message()

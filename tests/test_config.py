@@ -247,14 +247,19 @@ def test_secret_comes_from_setting_or_file(tmp_path: Path) -> None:
     assert b"x" * 32 == config.secret_of(settings)
 
 
-@pytest.mark.parametrize(("text", "expected"), [("500ms", 500), ("60s", 60_000), ("5m", 300_000), ("1d", 86_400_000)])
-def test_durations(text: str, expected: int) -> None:
-    """A duration is a whole number and a unit."""
-    assert expected == config.duration_ms(text)
-
-
-@pytest.mark.parametrize("text", ["", "5", "0s", "-1s", "1.5s", "1 s", "1y", "1s\n", "\u0661s"])
-def test_what_is_no_duration(text: str) -> None:
-    """Anything else is refused."""
-    with pytest.raises(ValueError, match="whole number"):
-        config.duration_ms(text)
+def test_rules_of_topics_come_as_json_or_from_a_file(tmp_path: Path) -> None:
+    """Both say the same, and what is wrong is named."""
+    file = tmp_path / "topics.toml"
+    file.write_text('[[topic]]\ntopics = "app.chat.*"\npublish = ["developer"]\nevents = "ephemeral"\n')
+    given = '[{"topics":"app.chat.*","publish":["developer"],"events":"ephemeral"}]'
+    assert config.load({"FLX_TOPICS": str(file)}).topics == config.load({"FLX_TOPICS": given}).topics
+    file.write_text('[[topics]]\ntopics = "app.chat.*"\n')
+    for text, reason in [
+        (str(file), "FLX_TOPICS: unknown field topics"),
+        ('[{"topics":"app.x","publisher":[]}]', r"FLX_TOPICS\[0\]: unknown field publisher"),
+        ('[{"topics":"user.x"}]', r"FLX_TOPICS\[0\].topics: .*"),
+        ('[{"topics":"app.*.x"}]', r"FLX_TOPICS\[0\].topics: .*"),
+        ("[", "FLX_TOPICS: is not valid JSON"),
+    ]:
+        with pytest.raises(StartupError, match=reason):
+            config.load({"FLX_TOPICS": text})

@@ -20,6 +20,7 @@
 
 const REMEMBERED = 10_000;
 const NO_CHAIN = -1;
+const EPHEMERAL = "~"; // no topic begins with it
 const MAX_WAITING = 10_000;
 // The service takes 50 messages a second of a connection.
 const BURST = 40;
@@ -164,16 +165,22 @@ export class Progress {
 
   #takeGap(gap) {
     const { reason = "gap", event: topic = null, after = null, before = null } = gap;
-    const heard = this.heard.get(topic);
     if (topic === null || topic.endsWith("*")) this.chain += 1;
-    else if (heard) heard.chain = NO_CHAIN; // what was heard stays known
+    else {
+      for (const its of [topic, EPHEMERAL + topic]) {
+        const heard = this.heard.get(its);
+        if (heard) heard.chain = NO_CHAIN; // what was heard stays known
+      }
+    }
     if (this.level) this.#reach(gap.pos);
     return [{ gap: { reason, topic, after, before } }];
   }
 
   #takeEvent(event) {
     const found = [];
-    const heard = this.heard.get(event.event);
+    // Ephemeral events have numbers of their own beside those of the journal.
+    const its = event.ephemeral ? EPHEMERAL + event.event : event.event;
+    const heard = this.heard.get(its);
     if (heard !== undefined) {
       if (event.epoch === heard.epoch && event.seq <= heard.seq) return [];
       if (heard.chain === this.chain && event.epoch !== heard.epoch) {
@@ -182,8 +189,8 @@ export class Progress {
         found.push({ gap: { reason: "missing", topic: event.event, after: heard.seq, before: event.seq } });
       }
     }
-    this.heard.delete(event.event);
-    this.heard.set(event.event, { epoch: event.epoch, seq: event.seq, chain: this.chain });
+    this.heard.delete(its);
+    this.heard.set(its, { epoch: event.epoch, seq: event.seq, chain: this.chain });
     if (this.heard.size > REMEMBERED) this.heard.delete(this.heard.keys().next().value);
     if (this.level) this.#reach(event.pos);
     found.push({ event });

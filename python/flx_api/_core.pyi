@@ -625,14 +625,20 @@ class Hub:
         """An execution is over: its log leaves positions after a while."""
 
     def publish(self, tenant: str, topic: str, ts_us: int, data: bytes, now_ms: int) -> int:
-        """Publish to a topic of this process alone; the number it got.
+        """Tell an event that is in no journal, of `app.*`, `user.*` or `bench.*`; the number it got.
 
         Raises:
             ValueError: it is another topic, or the data is not UTF-8.
         """
 
+    def lose(self, reason: str, now_ms: int) -> None:
+        """Ephemeral events were lost on their way here: whoever may miss one is told, and they begin a new epoch."""
+
     def connect(self, tenant: str, subject: str, classes: list[str], batched: bool) -> int | None:
         """Let a connection in that may hear these classes of topics; None when there are too many.
+
+        Behind the classes there may be rules for topics of applications, of which the first that fits counts: a pattern
+        behind `+` (open) or `-` (closed).
 
         Raises:
             ValueError: there is no such class.

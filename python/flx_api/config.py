@@ -23,12 +23,13 @@ from msgspec import Meta
 
 from flx_api import addresses
 from flx_api.errors import StartupError
+from flx_api.models.rate_limit import RateLimit
+from flx_api.models.topic_rules import TopicRule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 Port = Annotated[int, Meta(ge=0, le=addresses.LAST_PORT)]
-Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$(?!\n)")]
 
 Algorithm = Literal[
     "HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"
@@ -42,57 +43,9 @@ MAX_WINDOWS = 256
 _MIN_SECRET_BYTES = 32
 _DATABASES = ("sqlite:///", "postgresql://", "postgresql+psycopg://")
 _SECRETS = frozenset({"jwt_secret_key", "database_url", "redis_url"})
-_WINDOW = re.compile(r"([0-9]{1,15})(ms|s|m|h|d)")
-_UNIT_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
-_LONGEST_WINDOW_MS = 366 * _UNIT_MS["d"]
+# What a list of tables is called in a file.
+_TABLES = {"rate_limits": "policy", "topics": "topic"}
 _SWITCH = {**dict.fromkeys(("1", "true", "yes", "on"), True), **dict.fromkeys(("0", "false", "no", "off"), False)}
-
-
-class Window(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """At most `limit` cost in any `window`."""
-
-    limit: Annotated[int, Meta(ge=1, le=1_000_000_000)]
-    window: str
-
-
-class RateLimit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One rate limit policy: at most `limit` cost in any `window`, counted by `by`.
-
-    `windows` in place of `limit` and `window` gives several at once. `routes` and `commands` are patterns (`*`) of
-    templates and names; without them a policy is about every request. `costs` is by pattern of commands, the first that
-    fits; `cost` is for the rest. `mode` matters with Redis only; `shadow` counts and reports without refusing.
-    """
-
-    name: Name
-    by: Literal["ip", "subject", "tenant", "api_key"]
-    limit: Annotated[int, Meta(ge=1, le=1_000_000_000)] | None = None
-    window: str | None = None
-    windows: tuple[Window, ...] = ()
-    routes: tuple[str, ...] = ()
-    commands: tuple[str, ...] = ()
-    cost: Annotated[int, Meta(ge=1)] = 1
-    costs: dict[str, Annotated[int, Meta(ge=1)]] = {}
-    mode: Literal["fast", "strict"] = "fast"
-    shadow: bool = False
-
-    @property
-    def lanes(self) -> tuple[tuple[str, int, int], ...]:
-        """Name, limit and milliseconds of each window. Raises ValueError when they are not given as they should be."""
-        if (self.limit is None) != (self.window is None) or (self.limit is None) == (not self.windows):
-            msg = "window: a policy has limit and window, or windows"
-            raise ValueError(msg)
-        windows = self.windows or (Window(self.limit or 0, self.window or ""),)
-        names = [self.name, *(f"{self.name}-{window.window}" for window in windows[1:])]
-        try:
-            lengths = [duration_ms(window.window) for window in windows]
-        except ValueError as error:
-            msg = f"window: {error}"
-            raise ValueError(msg) from None
-        if max(lengths) > _LONGEST_WINDOW_MS:
-            msg = "window: is longer than 366 days"
-            raise ValueError(msg)
-        limits = [window.limit for window in windows]
-        return tuple(zip(names, limits, lengths, strict=True))
 
 
 class Retention(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -101,15 +54,6 @@ class Retention(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     days: Annotated[int, Meta(ge=1)] = 30
     log_mib: Annotated[int, Meta(ge=1)] = 2048
     journal_rows: Annotated[int, Meta(ge=1000)] = 1_000_000
-
-
-def duration_ms(text: str) -> int:
-    """Milliseconds of a duration such as `500ms`, `60s`, `5m`, `1h` or `1d`. Raises ValueError for anything else."""
-    found = _WINDOW.fullmatch(text)
-    if not found or int(found[1]) == 0:
-        msg = "a duration is a whole number and a unit, such as 500ms, 60s, 5m, 1h or 1d"
-        raise ValueError(msg)
-    return int(found[1]) * _UNIT_MS[found[2]]
 
 
 _DEFAULT_LIMITS = (
@@ -227,6 +171,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     rate_limits: Annotated[
         tuple[RateLimit, ...], Meta(description="policies as JSON, or the path of a TOML file with `[[policy]]` tables")
     ] = _DEFAULT_LIMITS
+    topics: Annotated[
+        tuple[TopicRule, ...],
+        Meta(description="rules for `app.…` topics as JSON, or the path of a TOML file with `[[topic]]` tables"),
+    ] = ()
     cors_origins: Annotated[
         tuple[str, ...],
         Meta(description="exact origins such as `https://app.example.com`, separated by commas; `*` in development"),
@@ -413,7 +361,7 @@ def shown(settings: Settings) -> dict[str, str]:
 def _parse(name: str, text: str) -> Any:  # noqa: ANN401 - the shape is checked by msgspec right after
     if name in {"cors_origins", "trusted_hosts", "trusted_proxies", "run_env", "jwt_algorithms", "grpc_gateway_names"}:
         return [part.strip() for part in text.split(",") if part.strip()]
-    if name in {"rate_limits", "retention"}:
+    if name in {"rate_limits", "retention", "topics"}:
         return _document(name, text)
     if name in {"enable_ssl", "grpc_tls", "grpc_insecure"}:
         return _SWITCH.get(text.lower(), text)
@@ -433,13 +381,14 @@ def _document(name: str, text: str) -> Any:  # noqa: ANN401 - the shape is check
     except (OSError, ValueError):
         msg = f"{setting}: is neither JSON nor a readable TOML file"
         raise StartupError(msg) from None
-    if name != "rate_limits":
+    word = _TABLES.get(name)
+    if word is None:
         return table
-    unknown = sorted(table.keys() - {"policy"})
+    unknown = sorted(table.keys() - {word})
     if unknown:
         # A word that is nearly right must not leave a service without its limits.
         raise StartupError(f"{setting}: unknown field {unknown[0]}")
-    return table.get("policy", [])
+    return table.get(word, [])
 
 
 def _check(settings: Settings) -> None:

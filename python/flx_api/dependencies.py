@@ -21,6 +21,7 @@ from flx_api.auth.revocations import RevocationFollower
 from flx_api.auth.tickets import Tickets
 from flx_api.commands import COMMANDS
 from flx_api.errors import StartupError
+from flx_api.events.bus import Delivery
 from flx_api.events.follower import Follower
 from flx_api.events.histories import Histories
 from flx_api.gateway.batch import BatchRoute
@@ -28,6 +29,7 @@ from flx_api.gateway.cors import Cors
 from flx_api.gateway.costs import Costs
 from flx_api.gateway.dispatch import Dispatcher
 from flx_api.gateway.edge import Edge
+from flx_api.gateway.ephemeral_topics import EphemeralTopics
 from flx_api.gateway.local_topics import LocalTopics
 from flx_api.gateway.logs import LogRoute
 from flx_api.gateway.patience import Patience
@@ -47,9 +49,13 @@ from flx_api.websocket.protocol import MAX_SUBSCRIPTIONS
 from flx_api.websocket.standing import Standing
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from flx_api._core import SharedMemory
     from flx_api.auth.jwks import KeyFollower
     from flx_api.config import Settings
+    from flx_api.events.redis_bus import RedisBus
+    from flx_api.gateway.dispatch import Publisher
     from flx_api.limits.policies import Lanes
     from flx_api.limits.redis import Leases
     from flx_api.routes.application import NativeRoutes
@@ -98,22 +104,30 @@ class Parts:
         self.health.register("revocations", lambda: self.revocations.reason)
         self.hub = Hub(f"local-{os.urandom(8).hex()}", max_subscriptions=MAX_SUBSCRIPTIONS)
         self.standing = Standing(self.hub, self.revoked, self.revocations, self.admission)
-        self.manager = ConnectionManager(self.hub, self.standing.roster, self.metrics, time.monotonic, time.time)
-        self.follower = Follower(self.upstream, self.hub, self.manager, self.metrics, (self.revocations, self.standing))
+        self.manager = ConnectionManager(
+            self.hub, self.standing.roster, self.metrics, time.monotonic, time.time, rules=settings.topics
+        )
+        self.delivery = Delivery(self.manager.publish, self.manager.lose)
+        self.follower = Follower(
+            self.upstream,
+            self.hub,
+            self.manager,
+            self.metrics,
+            (self.revocations, self.standing),
+            receiver=self.delivery,
+        )
         self.health.register("events", lambda: self.follower.reason)
         self.histories = Histories(self.follower.history, time.monotonic)
         self.manager.history = self.histories.of
 
-        local = None
-        if settings.environment == "development":
-            local = LocalTopics(self.manager.publish, lambda: time.time_ns() // 1000)
+        self.bus = _redis_bus(settings, self)
         costs = Costs(drawn, known.classes, known.named)
         self.dispatcher = Dispatcher(
             self.upstream,
             settings.deadline_ms,
             costs,
             self.metrics,
-            local=local,
+            publishers=tuple(self._publishers()),
             own={"connection.list": self.standing.listed, "connection.slowest": self.standing.slowest},
         )
         self.commands = CommandRoutes(self.dispatcher, self.patience, self.policies)
@@ -168,6 +182,13 @@ class Parts:
         """What is counted about realtime, in both faces."""
         return RealtimeState(self.hub.stats(), self.hub.gaps(), self.native.closed())
 
+    def _publishers(self) -> Iterator[Publisher]:
+        """What answers `event.publish` in the daemon's place."""
+        if self.settings.environment == "development":
+            yield LocalTopics(self.manager.publish, _now_us)
+        if self.bus is not None:
+            yield EphemeralTopics(self.bus, self.settings.topics)
+
     async def start(self) -> None:
         """Start what runs in the background; the daemon need not be there yet."""
         await self.framework.start()  # type: ignore[no-untyped-call]
@@ -178,6 +199,8 @@ class Parts:
             self.leases.start()
         self.revocations.start()
         self.follower.start()
+        if self.bus is not None:
+            self.bus.start()
         self.manager.startup()
         await self.native.start()
 
@@ -197,6 +220,8 @@ class Parts:
         await self.native.close()
         await self.manager.shutdown()
         await self.histories.close()
+        if self.bus is not None:
+            await self.bus.close()
         await self.follower.close()
         await self.revocations.close()
         self.standing.close()
@@ -229,6 +254,22 @@ def _key_follower(settings: Settings, admission: Admission) -> KeyFollower | Non
         lambda keys: admission.replace_keys(verifier(settings, keys)),
         lambda: admission.unknown_keys,
     )
+
+
+def _redis_bus(settings: Settings, parts: Parts) -> RedisBus | None:
+    """The bus that all gateways share, where there is a Redis."""
+    if settings.redis_url is None:
+        return None
+    from flx_api.events.redis_bus import RedisBus  # noqa: PLC0415 - Redis' client costs a tenth of a start without it
+
+    bus = RedisBus(settings.redis_url, parts.delivery, _now_us)
+    # Who follows goes on without it, and is told what is lost: a note, and no reason to be sent no requests.
+    parts.health.register("bus", lambda: "", note=lambda: bus.reason)
+    return bus
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1000
 
 
 def _leases(settings: Settings, drawn: Lanes) -> Leases | None:

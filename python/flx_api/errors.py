@@ -135,6 +135,13 @@ CODES: dict[str, Code] = {
     "storage_unavailable": Code(
         503, _UNAVAILABLE, "daemon", retryable=True, title="The database cannot be reached or written"
     ),
+    "bus_unavailable": Code(
+        503,
+        _UNAVAILABLE,
+        "gateway",
+        retryable=True,
+        title="The bus between gateways cannot be reached",
+    ),
     "deadline_exceeded": Code(504, _DEADLINE, "gateway", retryable=True, title="The deadline has passed"),
     "insufficient_storage": Code(507, _EXHAUSTED, "daemon", retryable=True, title="The disk is full"),
 }

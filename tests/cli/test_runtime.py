@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from flx_api.cli import runtime
-from flx_api.config import RateLimit, Settings
+from flx_api.config import Settings
 from flx_api.errors import StartupError
+from flx_api.models.rate_limit import RateLimit
 from flx_api.routes.application import native_routes
 from flx_api.routes.table import templates
 

@@ -145,4 +145,4 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     one.begin()
     for seq, topic in enumerate("abc", 1):
         one.take(event(topic, seq, 0))
-    assert ["b", "c"] == list(one._heard)
+    assert [("b", False), ("c", False)] == list(one._heard)

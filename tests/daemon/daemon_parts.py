@@ -22,6 +22,7 @@ from flx_api.daemon.tokens import TokenIssuer
 from flx_api.daemon.trust import Gateway
 from flx_api.daemon.users import Users
 from flx_api.errors import NotFound
+from flx_api.events.ephemeral_log import EphemeralLog
 from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame, Principal, ReplyFrame
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ class Parts:
             tokens=TokenIssuer(KEY, "flx", "flx-api", clock),
             users=self.users,
             revocations=Revocations(journal, clock),
+            ephemeral=EphemeralLog("ephemeral", clock),
             clock=clock,
             started_us=clock.now_us - 5_000_000,
         )

@@ -54,6 +54,7 @@ class Day:
             tokens=nothing,
             users=nothing,
             revocations=nothing,
+            ephemeral=nothing,
             clock=self.stage.clock,
             started_us=0,
         )

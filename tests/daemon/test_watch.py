@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 def watch(daemon: Parts, *topics: str, tenant: str | None = None, **request: object) -> AsyncIterator[EventBatch]:
     sent = WatchRequest(topics=topics or ("*",), **request)  # type: ignore[arg-type]
     services = daemon.services
-    return Watcher(sent, services.journal, services.executions, tenant=tenant, clock=daemon.clock).batches()
+    watcher = Watcher(
+        sent, services.journal, services.executions, services.ephemeral, tenant=tenant, clock=daemon.clock
+    )
+    return watcher.batches()
 
 
 async def emit(daemon: Parts, topic: str = "t", tenant: str = "default", text: str = "p") -> int:
@@ -308,5 +311,61 @@ def test_an_execution_that_is_tried_again_goes_on_where_its_log_ended(tmp_path: 
             while not any(place[0].endswith(".log") for place in found):
                 found += shown(await anext(batches))
             assert [place for place in found if place[0].endswith(".log")] == [("execution.e.log", 3, 2)]
+
+    asyncio.run(story())
+
+
+def told(batch: EventBatch) -> list[bytes]:
+    return [event.data for event in batch.ephemeral]
+
+
+def test_ephemeral_events_come_where_they_were_asked_for(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with parts(tmp_path) as daemon:
+            log = daemon.services.ephemeral
+            log.append("default", "app.x", b"0")
+            asked, one_tenant = watch(daemon, ephemeral=True), watch(daemon, "app.x", tenant="other", ephemeral=True)
+            not_asked = watch(daemon)
+            first = await anext(asked)
+            assert (("ephemeral", 1, ""), []) == (
+                (first.ephemeral_epoch, first.ephemeral_seq, first.ephemeral_gap_reason),
+                told(first),
+            )
+            assert "" == (await anext(not_asked)).ephemeral_epoch
+            await anext(one_tenant)
+            nothing = asyncio.ensure_future(anext(not_asked))
+            for number, tenant in enumerate(["default", "other"]):
+                log.append(tenant, "app.x", b"%d" % number)
+            assert [b"0", b"1"] == told(await anext(asked))
+            assert [b"1"] == told(await anext(one_tenant))
+            await turn()
+            assert not nothing.done()
+            nothing.cancel()
+            await asyncio.gather(nothing, return_exceptions=True)
+
+    asyncio.run(story())
+
+
+def test_ephemeral_events_go_on_from_a_number_or_are_said_to_be_lost(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with parts(tmp_path) as daemon:
+            log = daemon.services.ephemeral
+            for number in range(600):
+                log.append("default", "app.x", b"%d" % number)
+            batches = watch(daemon, ephemeral=True, ephemeral_epoch="ephemeral", ephemeral_after=10)
+            found: list[bytes] = []
+            while len(found) < 590:
+                batch = await anext(batches)
+                assert "" == batch.ephemeral_gap_reason
+                found += told(batch)
+            assert [b"%d" % number for number in range(10, 600)] == found
+            other = await anext(watch(daemon, ephemeral=True, ephemeral_epoch="gone", ephemeral_after=10))
+            assert ("epoch", []) == (other.ephemeral_gap_reason, told(other))
+            slow = watch(daemon, ephemeral=True)
+            await anext(slow)
+            for _ in range(10_000):
+                log.append("default", "app.x", b"1")
+            behind = await anext(slow)
+            assert ("evicted", []) == (behind.ephemeral_gap_reason, told(behind))
 
     asyncio.run(story())

@@ -11,9 +11,9 @@ from tests.gateway_app import running, scope
 from tests.gateway_process import bearer
 from tests.small_daemon import planned, stop
 
-from flx_api.config import RateLimit
 from flx_api.errors import Conflict, FlxError, ValidationFailed
 from flx_api.gateway import batch
+from flx_api.models.rate_limit import RateLimit
 from flx_api.proto.flx.v1.daemon_pb2 import ReplyFrame
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from tests.gateway_process import bearer
 
 from flx_api.commands import COMMANDS
 from flx_api.commands.permissions import decide
-from flx_api.config import RateLimit
 from flx_api.errors import Internal
 from flx_api.gateway.costs import payer
 from flx_api.models.plan import LimitCost, Plan
+from flx_api.models.rate_limit import RateLimit
 
 POLICIES = (
     RateLimit("all", "ip", 100, "1m"),

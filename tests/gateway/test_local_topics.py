@@ -106,4 +106,4 @@ def test_the_command_is_answered_by_the_gateway_in_development_only() -> None:
             assert [frame.command for frame in gateway.daemon.commands()] == ["event.publish"]
 
     asyncio.run(story())
-    assert built(environment="production").dispatcher._local is None
+    assert built(environment="production").dispatcher._publishers == ()

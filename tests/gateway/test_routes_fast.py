@@ -8,7 +8,7 @@ from tests.gateway_app import running
 from tests.gateway_process import bearer
 from tests.small_daemon import planned
 
-from flx_api.config import RateLimit
+from flx_api.models.rate_limit import RateLimit
 from flx_api.proto.flx.v1.daemon_pb2 import ReplyFrame
 
 

@@ -8,9 +8,10 @@ import pytest
 from tests.gateway_app import built, scope
 from tests.gateway_process import bearer
 
-from flx_api.config import RateLimit, Window, load
+from flx_api.config import load
 from flx_api.errors import StartupError
 from flx_api.limits.policies import RouteClass, lanes
+from flx_api.models.rate_limit import RateLimit, Window
 
 ROUTES = [RouteClass("/v1/execute", late=True), RouteClass("/v1/commands/{name}"), RouteClass("/runs", "pipeline.run")]
 NAMED = {"/v1/commands/{name}"}

@@ -29,6 +29,7 @@ from flx_api.daemon.revocations import Revocations
 from flx_api.daemon.tokens import TokenIssuer
 from flx_api.daemon.trust import Gateway
 from flx_api.daemon.users import Users
+from flx_api.events.ephemeral_log import EphemeralLog
 from flx_api.models.plan import Change, Plan
 from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame, Principal, ReplyFrame
 
@@ -195,6 +196,7 @@ class World:
             tokens=TokenIssuer(b"k" * 32, "flx", "flx-api", stage.clock),
             users=self.users,
             revocations=Revocations(stage.journal, stage.clock),
+            ephemeral=EphemeralLog("ephemeral", stage.clock),
             clock=stage.clock,
             started_us=0,
         )

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, Self
 import httpx
 
 from flx_api.cli.runtime import running_service
-from flx_api.config import duration_ms, secret_of
+from flx_api.config import secret_of
 from flx_api.daemon.tokens import issue
 from flx_api.errors import StartupError
+from flx_api.models.rate_limit import duration_ms
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -71,8 +71,8 @@ class Progress:
         self._answered: str | None = None
         self._pings = 0
         self.level = False
-        # By topic: the epoch and number of its last event, and in which chain it was heard.
-        self._heard: dict[str, tuple[str, int, int]] = {}
+        # By topic, and whether it was ephemeral: epoch and number of the last event, and in which chain it was heard.
+        self._heard: dict[tuple[str, bool], tuple[str, int, int]] = {}
         self._chain = 0
 
     @property
@@ -166,29 +166,31 @@ class Progress:
         raise SubscriptionRefused(topic, error.code, error.message)
 
     def _take_gap(self, gap: Error) -> list[Event | Gap]:
-        heard = self._heard.get(gap.event or "")
         if gap.event is None or gap.event.endswith("*"):
             self._chain += 1
-        elif heard is not None:
-            # What was heard stays known; only the chain ends here.
-            self._heard[gap.event] = (heard[0], heard[1], _NO_CHAIN)
+        else:
+            for chain in ((gap.event, False), (gap.event, True)):
+                if (heard := self._heard.get(chain)) is not None:
+                    # What was heard stays known; only the chain ends here.
+                    self._heard[chain] = (heard[0], heard[1], _NO_CHAIN)
         if self.level:
             self._reach(gap.pos)
         return [Gap(gap.reason or GAP, gap.event, gap.after, gap.before)]
 
     def _take_event(self, event: Event) -> list[Event | Gap]:
         found: list[Event | Gap] = []
-        heard = self._heard.pop(event.event, None)
+        its = (event.event, event.ephemeral)
+        heard = self._heard.pop(its, None)
         if heard is not None:
             epoch, seq, chain = heard
             if event.epoch == epoch and event.seq <= seq:
-                self._heard[event.event] = heard
+                self._heard[its] = heard
                 return []
             if chain == self._chain and event.epoch != epoch:
                 found.append(Gap("epoch", event.event))
             elif chain == self._chain and event.prev != seq:
                 found.append(Gap("missing", event.event, seq, event.seq))
-        self._heard[event.event] = (event.epoch, event.seq, self._chain)
+        self._heard[its] = (event.epoch, event.seq, self._chain)
         if len(self._heard) > REMEMBERED:
             del self._heard[next(iter(self._heard))]
         if self.level:

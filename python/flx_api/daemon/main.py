@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
 import signal
 import sys
 import time
@@ -48,6 +49,7 @@ from flx_api.daemon.tokens import TokenIssuer
 from flx_api.daemon.trust import SocketTrust, TokenTrust
 from flx_api.daemon.users import Users
 from flx_api.errors import FlxError, ProjectInvalid, StartupError
+from flx_api.events.ephemeral_log import EphemeralLog
 from flx_api.models.event import SystemEvent
 from flx_api.observability.logging import set_up
 from flx_api.proto import http2, tls
@@ -149,6 +151,7 @@ async def _live(settings: Settings, address: Address, ready: Callable[[], None],
             tokens=TokenIssuer(secret_of(settings), settings.jwt_issuer, settings.jwt_audience, _now_us),
             users=users,
             revocations=revocations,
+            ephemeral=EphemeralLog(secrets.token_hex(8), _now_us),
             clock=_now_us,
             started_us=_now_us(),
             meltano_version=partial(_meltano_version, settings.meltano),

@@ -29,12 +29,13 @@ from flx_api.daemon.limits import Guarded
 from flx_api.daemon.trust import Gateway, Nobody
 from flx_api.daemon.watch import Watcher, log_batches
 from flx_api.errors import FlxError, Unauthenticated
+from flx_api.models.topic_rules import rule_of
 from flx_api.proto.buffer import MAX_MESSAGE_BYTES
 from flx_api.proto.flx.v1.daemon_grpc import DaemonBase
-from flx_api.proto.flx.v1.daemon_pb2 import Revocation, RevocationBatch
+from flx_api.proto.flx.v1.daemon_pb2 import Revocation, RevocationBatch, TellReply
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 
     from grpclib.server import Stream
 
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from flx_api.daemon.principal import Principal
     from flx_api.daemon.trust import Caller, Trust
     from flx_api.models.auth import Revocation as KnownRevocation
+    from flx_api.models.topic_rules import TopicRule
     from flx_api.proto.flx.v1.daemon_pb2 import (
         BatchFrame,
         CommandBatch,
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
         ReplyBatch,
         ReplyFrame,
         RevocationsRequest,
+        TellRequest,
         WatchRequest,
     )
 
@@ -134,14 +137,19 @@ class DaemonService(DaemonBase):
         request = await stream.recv_message()
         if request is None:
             raise GRPCError(Status.INVALID_ARGUMENT, "A message is needed")
+        may_see: Callable[[str], bool] | None = None
         with _as_status():
             if not isinstance(caller, Gateway):
-                authorise(_LOGS, _principal(caller).roles)
+                roles = _principal(caller).roles
+                authorise(_LOGS, roles)
+                may_see = partial(_may_see, self._services.settings.topics, frozenset(roles))
             watcher = Watcher(
                 request,
                 self._services.journal,
                 self._services.executions,
+                self._services.ephemeral,
                 tenant=caller.tenant,
+                may_see=may_see,
                 clock=self._services.clock,
             )
         await _send_all(stream, watcher.batches(), caller)
@@ -159,6 +167,15 @@ class DaemonService(DaemonBase):
             log = self._services.executions.log(request.execution_id)
         batches = log_batches(log, request.from_line, request.limit, follow=request.follow)
         await _send_all(stream, batches, caller)
+
+    async def Tell(self, stream: Stream[TellRequest, TellReply]) -> None:  # noqa: N802 - the contract's name
+        """Ephemeral events of a gateway."""
+        if not isinstance(self._known(stream), Gateway):
+            raise GRPCError(Status.PERMISSION_DENIED, "Only a gateway may ask for this")
+        request = await stream.recv_message()
+        for event in request.events if request is not None else ():
+            self._services.ephemeral.append(event.tenant, event.topic, event.data)
+        await stream.send_message(TellReply())
 
     async def Revocations(  # noqa: N802 - the contract's name
         self, stream: Stream[RevocationsRequest, RevocationBatch]
@@ -213,6 +230,12 @@ async def _send_all(stream: Stream[Any, Any], batches: AsyncIterator[Any], calle
     finally:
         sending.cancel()
         await asyncio.wait((sending,))
+
+
+def _may_see(rules: Iterable[TopicRule], roles: frozenset[str], topic: str) -> bool:
+    """Whether rules leave a topic open to these roles."""
+    rule = rule_of(rules, topic)
+    return rule is None or rule.subscribe is None or not roles.isdisjoint(rule.subscribe)
 
 
 def _revocation(found: KnownRevocation) -> Revocation:

@@ -8,6 +8,7 @@ Rules:
 - The first batch goes out at once, even empty, so that a client without a position learns where "now" is.
 - What cannot be given any more (another epoch, removed by retention) is told as `gap_reason`, never passed over.
 - Topics between daemon and gateways are told to gateways only.
+- Ephemeral events have a cursor of their own, and come in the same batches where they were asked for.
 - Logs: from the position the client names; those that were going on before from their present end; new ones from their
   first line, also when they end before anybody looked.
 """
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from flx_api.daemon.executions import Executions, LogFile
     from flx_api.daemon.journal import EventRow, Journal
+    from flx_api.events.ephemeral_log import EphemeralLog
     from flx_api.proto.flx.v1.daemon_pb2 import WatchRequest
 
 BATCH_EVENTS: Final = 256
@@ -60,7 +62,9 @@ class Watcher:
         request: topics and positions.
         journal: the events.
         executions: the logs.
+        ephemeral: the events that are in no journal.
         tenant: the one tenant it may see; None sees all.
+        may_see: what else keeps it from seeing a topic (False), if anything does.
         clock: microseconds since the epoch; log lines bear the time at which they are passed on.
     """
 
@@ -69,11 +73,17 @@ class Watcher:
         request: WatchRequest,
         journal: Journal,
         executions: Executions,
+        ephemeral: EphemeralLog,
         *,
         tenant: str | None,
+        may_see: Callable[[str], bool] | None = None,
         clock: Callable[[], int],
     ) -> None:
         self._topics = Topics(request.topics)
+        self._may_see_more = may_see
+        self._ephemeral = ephemeral
+        self._ephemeral_gap = ""
+        self._ephemeral_seq = self._start_ephemeral(request)
         self._journal = journal
         self._executions = executions
         self._tenant = tenant
@@ -97,10 +107,16 @@ class Watcher:
         yield batch
         while True:
             batch = await self._fill()
-            if batch.events or batch.gap_reason or self._silent >= _SILENT_EVENTS:
+            if (
+                batch.events
+                or batch.ephemeral
+                or batch.gap_reason
+                or batch.ephemeral_gap_reason
+                or self._silent >= _SILENT_EVENTS
+            ):
                 self._silent = 0
                 yield batch
-            elif self._seq >= self._journal.seq:
+            elif self._seq >= self._journal.seq and self._has_all_ephemeral():
                 await self._news()
 
     def _start(self, request: WatchRequest) -> int:
@@ -113,12 +129,41 @@ class Watcher:
             return now
         return int(request.after_seq)
 
+    def _start_ephemeral(self, request: WatchRequest) -> int | None:
+        if not request.ephemeral:
+            return None
+        if request.ephemeral_epoch:
+            self._ephemeral_gap = self._ephemeral.lost(request.ephemeral_epoch, request.ephemeral_after)
+            if not self._ephemeral_gap:
+                return int(request.ephemeral_after)
+        return self._ephemeral.seq
+
+    def _has_all_ephemeral(self) -> bool:
+        return self._ephemeral_seq is None or self._ephemeral_seq >= self._ephemeral.seq
+
     async def _fill(self) -> EventBatch:
         events: list[Event] = []
         size = self._take_events(events)
         await self._take_lines(events, size)
         gap, self._gap = self._gap, ""
-        return EventBatch(epoch=self._journal.epoch, events=events, journal_seq=self._seq, gap_reason=gap)
+        batch = EventBatch(epoch=self._journal.epoch, events=events, journal_seq=self._seq, gap_reason=gap)
+        if self._ephemeral_seq is not None:
+            self._take_ephemeral(batch, self._ephemeral_seq)
+        return batch
+
+    def _take_ephemeral(self, batch: EventBatch, seq: int) -> None:
+        log = self._ephemeral
+        if log.lost(log.epoch, seq):
+            self._ephemeral_gap, seq = "evicted", log.seq
+        found = log.after(seq, BATCH_EVENTS, BATCH_BYTES)
+        batch.ephemeral.extend(
+            Event(**event._asdict())
+            for event in found
+            if self._concerns(event.tenant) and self._may_see(event.topic) and self._topics.match(event.topic)
+        )
+        self._ephemeral_seq = batch.ephemeral_seq = seq + len(found)
+        batch.ephemeral_epoch = log.epoch
+        batch.ephemeral_gap_reason, self._ephemeral_gap = self._ephemeral_gap, ""
 
     def _take_events(self, events: list[Event]) -> int:
         size = 0
@@ -207,11 +252,15 @@ class Watcher:
         return self._tenant is None or tenant == self._tenant
 
     def _may_see(self, topic: str) -> bool:
+        if self._may_see_more is not None and not self._may_see_more(topic):
+            return False
         return self._tenant is None or topic not in PRIVATE_TOPICS
 
     async def _news(self) -> None:
         """Wait until the journal or one of the logs has more."""
         waits = [asyncio.ensure_future(self._journal.changed(self._seq))]
+        if self._ephemeral_seq is not None:
+            waits.append(asyncio.ensure_future(self._ephemeral.changed(self._ephemeral_seq)))
         for execution_id, line in self._lines.items():
             log = self._log(execution_id)
             if log is not None:

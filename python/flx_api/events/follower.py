@@ -9,6 +9,8 @@ Rules:
   what it has heard before).
 - When the daemon says that something is gone (`gap_reason`), or comes back with another epoch, the hub begins anew and
   tells everyone.
+- Ephemeral events come in the same batches, in an epoch that lasts as long as the daemon's process. They go to the
+  `Receiver` of buses (`flx_api.events.bus`), and what is lost of them is told there.
 - What is between daemon and gateways (`PRIVATE_TOPICS`) goes to its own listeners, before anything else of its batch,
   and never into the hub: no client can come to hear it.
 """
@@ -24,6 +26,7 @@ import structlog
 from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 
 from flx_api.errors import Unavailable
+from flx_api.events.ephemeral_log import EphemeralEvent
 from flx_api.events.position import Position, execution_of_log
 from flx_api.models.event import PRIVATE_TOPICS
 from flx_api.proto.flx.v1.daemon_pb2 import EventBatch, LogPosition, WatchRequest
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 
     from flx_api._core import Hub
+    from flx_api.events.bus import Receiver
     from flx_api.observability.metrics import Metrics
     from flx_api.proto.flx.v1.daemon_grpc import DaemonStub
     from flx_api.proto.flx.v1.daemon_pb2 import Event
@@ -120,10 +124,13 @@ class Follower:
         metrics: Metrics,
         private: Sequence[PrivateListener] = (),
         *,
+        receiver: Receiver | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._source = source
         self._private = private
+        self._receiver = receiver
+        self._ephemeral = ("", 0)
         self._hub = hub
         self._clock = clock
         self._listener = listener
@@ -176,6 +183,9 @@ class Follower:
     async def _follow(self, stub: DaemonStub) -> None:
         position = Position(*self._hub.position())
         request = _request(["*"], position) if position.epoch else WatchRequest(topics=["*"])
+        if self._receiver is not None:
+            request.ephemeral = True
+            request.ephemeral_epoch, request.ephemeral_after = self._ephemeral
         async with stub.Watch.open(metadata=self._source.metadata) as stream:
             await stream.send_message(request, end=True)
             async for batch in stream:
@@ -201,7 +211,17 @@ class Follower:
             if over is not None:
                 hub.over(*over)
         hub.advance(batch.journal_seq)
+        if self._receiver is not None and batch.ephemeral_epoch:
+            self._take_ephemeral(batch, self._receiver)
         self._listener.news()
+
+    def _take_ephemeral(self, batch: EventBatch, receiver: Receiver) -> None:
+        if batch.ephemeral_gap_reason:
+            receiver.lose(batch.ephemeral_gap_reason)
+        events = [EphemeralEvent(tenant_of(event), event.topic, event.ts_us, event.data) for event in batch.ephemeral]
+        if events:
+            receiver.hear(events)
+        self._ephemeral = (batch.ephemeral_epoch, batch.ephemeral_seq)
 
 
 def ended(event: Event) -> tuple[str, str] | None:

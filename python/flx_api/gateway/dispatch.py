@@ -15,30 +15,29 @@ import asyncio
 import os
 import time
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
 from flx_api.commands import COMMANDS
 from flx_api.commands.permissions import authorise
+from flx_api.commands.publishing import PUBLISH
 from flx_api.errors import ErrorBody, FlxError
 from flx_api.gateway.alarms import Alarms
 from flx_api.gateway.intake import ClientGone
-from flx_api.gateway.local_topics import PUBLISH
 from flx_api.models.envelope import MADE_KEY, CommandOptions
 from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame, ReplyFrame
 from flx_api.proto.flx.v1.daemon_pb2 import Principal as FramePrincipal
 from flx_api.upstream.flights import Flights, Question
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
     from flx_api._core import Principal
     from flx_api.commands import Command
     from flx_api.gateway.costs import Costs
     from flx_api.gateway.exchange import Exchange
-    from flx_api.gateway.local_topics import LocalTopics
     from flx_api.observability.metrics import Metrics
     from flx_api.upstream.channel import Upstream
 
@@ -61,6 +60,18 @@ class _Patience(msgspec.Struct):
     timeout_ms: int = 30_000
 
 
+class Publisher(Protocol):
+    """What answers `event.publish` for some topics in the daemon's place."""
+
+    def has(self, args: bytes) -> bool:
+        """Whether it does for these arguments."""
+        ...
+
+    async def publish(self, principal: Principal | None, args: bytes) -> bytes:
+        """Publish; the result. Raises FlxError."""
+        ...
+
+
 class Dispatcher:
     """The way of a command through this worker.
 
@@ -69,7 +80,7 @@ class Dispatcher:
         deadline_ms: of a command that names none.
         costs: what commands cost, for plans.
         metrics: where it is told what was shared.
-        local: topics that this gateway publishes by itself, where it has any.
+        publishers: what publishes in the daemon's place; the first that has the event does.
         own: commands that a gateway answers by itself.
     """
 
@@ -80,14 +91,14 @@ class Dispatcher:
         costs: Costs,
         metrics: Metrics,
         *,
-        local: LocalTopics | None = None,
+        publishers: Sequence[Publisher] = (),
         own: Mapping[str, Callable[[Principal | None, bytes], bytes]] | None = None,
     ) -> None:
         self._upstream = upstream
         self._flights = Flights(partial(upstream.call, read=True), metrics)
         self._deadline_ms = deadline_ms
         self._alarms = Alarms(_WATCH_AFTER_S)
-        self._local = local
+        self._publishers = publishers
         self._own = own or {}
         self.costs = costs
 
@@ -104,10 +115,12 @@ class Dispatcher:
         if not options.dry_run:
             authorise(command, principal.roles if principal is not None else ())
         exchange.passed("authorise")
-        if self._local is not None and command.name == PUBLISH and self._local.has(args) and not options.dry_run:
-            exchange.passed("dispatch")
-            with self.watch(exchange):
-                return ReplyFrame(result=await self._local.publish(principal, args))
+        if command.name == PUBLISH and not options.dry_run:
+            publisher = next((publisher for publisher in self._publishers if publisher.has(args)), None)
+            if publisher is not None:
+                exchange.passed("dispatch")
+                with self.watch(exchange):
+                    return ReplyFrame(result=await publisher.publish(principal, args))
         own = None if options.dry_run else self._own.get(command.name)
         if own is not None:
             exchange.passed("dispatch")

@@ -26,9 +26,8 @@ if TYPE_CHECKING:
 
     from flx_api._core import Principal
 
-PUBLISH: Final = "event.publish"
 _PREFIX: Final = "bench."
-_DEFAULT_TENANT: Final = "default"
+DEFAULT_TENANT: Final = "default"
 _TURN_S: Final = 0.001
 # So many are published before others have their turn.
 _BURST: Final = 100
@@ -75,7 +74,7 @@ class LocalTopics:
             wanted = _args.decode(args)
         except msgspec.ValidationError as error:
             raise validation_failed(error) from None
-        tenant = (principal.tenant if principal is not None else None) or _DEFAULT_TENANT
+        tenant = (principal.tenant if principal is not None else None) or DEFAULT_TENANT
         data = msgspec.json.encode(wanted.data)
         began_us = self._now_us()
         if wanted.count is not None:

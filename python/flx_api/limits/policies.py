@@ -20,7 +20,7 @@ from flx_api.errors import StartupError
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from flx_api.config import RateLimit
+    from flx_api.models.rate_limit import RateLimit
 
 # name, by, limit, window_ms, the most a request costs, shadow
 NativePolicy = tuple[str, str, int, int, int, bool]

@@ -13,13 +13,17 @@ from flx_api.models.execution import Status
 REVOCATION_EVENTS: Final = "revocation_events"
 PUBLISHED_PREFIXES: Final = ("app.", "user.")
 """Topics that clients publish to, by `event.publish`."""
+PRESENCE_EVENTS: Final = "presence_events"
 CONNECTION_EVENTS: Final = "connection_events"
-PRIVATE_TOPICS: Final = frozenset({REVOCATION_EVENTS, CONNECTION_EVENTS})
+PRIVATE_TOPICS: Final = frozenset({REVOCATION_EVENTS, PRESENCE_EVENTS, CONNECTION_EVENTS})
 """Topics between daemon and gateways: never delivered to a client, whatever it subscribed to."""
 
 
 class PublishArgs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An event of an application, to `app.*` or to one subject's own topic `user.{sub}`, of at most 64 KiB.
+
+    It goes into the journal, unless it is `ephemeral`: then whoever hears the topic at that moment gets it, on all
+    gateways, and nobody later.
 
     Topics `bench.*` live in the gateway that is asked, in development only. There, with `count`, so many events follow
     one another, `per_s` a second (as fast as it goes without), and the answer comes after the last. The data of each is
@@ -29,6 +33,7 @@ class PublishArgs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     topic: Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_@+:-]+(\.[A-Za-z0-9_@+:-]+)+$")]
     data: Any = None
+    ephemeral: bool = False
     count: Annotated[int, Meta(ge=1, le=10_000_000)] | None = None
     per_s: Annotated[float, Meta(gt=0, le=1_000_000)] | None = None
     topics: Annotated[int, Meta(ge=1, le=20_000)] | None = None
@@ -37,7 +42,7 @@ class PublishArgs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Published(msgspec.Struct, frozen=True, omit_defaults=True):
     """What was published: how many events, microseconds from the first to the last, and the journal's number of it.
 
-    Events of one gateway alone are in no journal, and have no number there.
+    Ephemeral events, and those of one gateway alone, are in no journal and have no number there.
     """
 
     count: int

@@ -130,8 +130,11 @@ class Error(msgspec.Struct, frozen=True, tag_field="type", tag="error", omit_def
     of: Annotated[str, Meta(description="`refresh`")] | None = None
 
 
-class Event(msgspec.Struct, frozen=True, tag_field="type", tag="event"):
-    """An event. `seq` grows within a topic and `epoch`; `prev` is that of the topic's event before, 0 for none."""
+class Event(msgspec.Struct, frozen=True, tag_field="type", tag="event", omit_defaults=True):
+    """An event. `seq` grows within a topic and `epoch`; `prev` is that of the topic's event before, 0 for none.
+
+    Those that are `ephemeral` are in no journal and no position: their numbers are a chain of their own.
+    """
 
     event: str
     seq: Annotated[int, Meta(ge=1)]
@@ -140,6 +143,7 @@ class Event(msgspec.Struct, frozen=True, tag_field="type", tag="event"):
     ts: Annotated[int, Meta(description="When it happened, in microseconds since 1970.")]
     pos: Position
     data: Any
+    ephemeral: bool = False
 
 
 class Gap(msgspec.Struct, frozen=True, tag_field="type", tag="gap", omit_defaults=True):
@@ -156,7 +160,7 @@ class Gap(msgspec.Struct, frozen=True, tag_field="type", tag="gap", omit_default
     href: str | None = None
 
 
-class Batch(msgspec.Struct, frozen=True):
+class Batch(msgspec.Struct, frozen=True, omit_defaults=True):
     """With `flx.v1`: events `d` of the topic `t` in epoch `e`. `s` has the number of each, or the first and the last of
     more than two without a hole; `prev` is the topic's number before; `ts` is that of the last event.
     """
@@ -168,6 +172,7 @@ class Batch(msgspec.Struct, frozen=True):
     pos: Position
     ts: int
     d: list[Any]
+    ephemeral: bool = False
 
 
 ClientMessage = Ping | Subscribe | Unsubscribe | Refresh

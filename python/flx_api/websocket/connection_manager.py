@@ -25,10 +25,11 @@ from flx_api.websocket.history import catch_up
 from flx_api.websocket.standing import owner_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from flx_api._core import Hub, Principal, Roster
     from flx_api.events.follower import Past
+    from flx_api.models.topic_rules import TopicRule
     from flx_api.observability.metrics import Metrics
     from flx_api.websocket.connection import Connection
     from flx_api.websocket.history import History
@@ -55,13 +56,22 @@ class ConnectionManager:
         metrics: where ends are counted; the rest the hub counts.
         clock: monotonic seconds.
         wall: seconds since the epoch, for token expiry.
+        rules: of topics.
     """
 
     def __init__(
-        self, hub: Hub, roster: Roster, metrics: Metrics, clock: Callable[[], float], wall: Callable[[], float]
+        self,
+        hub: Hub,
+        roster: Roster,
+        metrics: Metrics,
+        clock: Callable[[], float],
+        wall: Callable[[], float],
+        *,
+        rules: Sequence[TopicRule] = (),
     ) -> None:
         self._hub = hub
         self._roster = roster
+        self._rules = rules
         self._metrics = metrics
         self._clock = clock
         self._wall = wall
@@ -138,7 +148,7 @@ class ConnectionManager:
         owner = owner_of(connection.principal)
         self.check(connection.client_id, connection.principal)
         principal = connection.principal
-        classes = protocol.allowed_classes(principal.roles)
+        classes = protocol.allowed_classes(principal.roles, self._rules)
         handle = self._hub.connect(connection.tenant, principal.subject, classes, connection.batched)
         if handle is None:
             detail = "There are too many connections"
@@ -186,7 +196,7 @@ class ConnectionManager:
         connection.principal = principal
         connection.warns_s = warning_s(principal, now_s)
         self._roster.renew(connection.seat, principal)
-        classes = protocol.allowed_classes(principal.roles)
+        classes = protocol.allowed_classes(principal.roles, self._rules)
         lost = self._hub.set_rights(connection.handle, principal.subject, classes, self._now_ms())
         for frame in protocol.renewed(principal, lost, now_s):
             connection.send(frame)
@@ -205,8 +215,14 @@ class ConnectionManager:
             connection.send(frame)
 
     def publish(self, tenant: str, topic: str, ts_us: int, data: bytes) -> None:
-        """Tell an event that this process alone knows: its topic begins anew with the process and is never resumed."""
+        """Tell an event that is in no journal, and never resumed."""
         self._hub.publish(tenant, topic, ts_us, data, self._now_ms())
+        self.news()
+
+    def lose(self, reason: str) -> None:
+        """Ephemeral events were lost on their way here: everybody who may miss one is told."""
+        self._hub.lose(reason, self._now_ms())
+        self._metrics.gap(reason, 1)
         self.news()
 
     # --- serving -----------------------------------------------------------------------------------------------------

@@ -72,6 +72,7 @@ class NativeFace:
         self._threads = settings.realtime_threads
         self._tls = _tls(settings)
         self._hub = hub
+        self._rules = settings.topics
         self._endpoint = endpoint
         self._manager = manager
         self._standing = standing
@@ -211,7 +212,7 @@ class NativeFace:
                 conn,
                 offer.client_id,
                 principal=principal,
-                classes=list(protocol.allowed_classes(principal.roles)),
+                classes=list(protocol.allowed_classes(principal.roles, self._rules)),
                 subprotocol=chosen_of(scope, offer),
                 ends_in_s=principal.expires_at - time.time(),
                 since_us=time.time_ns() // 1000,
@@ -240,7 +241,7 @@ class NativeFace:
             return
         now_s = time.time()
         self._standing.roster.renew(seat, principal)
-        classes = protocol.allowed_classes(principal.roles)
+        classes = protocol.allowed_classes(principal.roles, self._rules)
         lost = listener.renew(conn, key, principal.subject, classes, principal.expires_at - now_s)
         listener.say(conn, protocol.renewed(principal, lost, now_s))
 

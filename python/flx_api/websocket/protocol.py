@@ -23,11 +23,13 @@ from flx_api.commands.permissions import permits
 from flx_api.errors import FlxError, Forbidden, InvalidRequest, NotFound
 from flx_api.models import strict_json
 from flx_api.models.message import ServerMessage
+from flx_api.models.topic_rules import closed_to
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from flx_api._core import Principal
+    from flx_api.models.topic_rules import TopicRule
 
 MAX_MESSAGE_BYTES: Final = 65_536
 MAX_DEPTH: Final = 32
@@ -109,10 +111,14 @@ def not_renewed(error_: FlxError) -> str:
     return error(error_.code, error_.detail, of="refresh")
 
 
-def allowed_classes(roles: Iterable[str]) -> list[str]:
-    """What a principal with these roles may hear about."""
+def allowed_classes(roles: Iterable[str], rules: Sequence[TopicRule] = ()) -> list[str]:
+    """What a principal with these roles may hear about; behind the classes, how rules leave topics open or closed."""
     granted = tuple(roles)
-    return [kind for kind, permission in _PERMISSIONS.items() if permits(granted, permission)]
+    found: list[str] = [kind for kind, permission in _PERMISSIONS.items() if permits(granted, permission)]
+    closed = closed_to(rules, granted)
+    if any(is_closed for _, is_closed in closed):
+        found += [f"{'-' if is_closed else '+'}{pattern}" for pattern, is_closed in closed]
+    return found
 
 
 def refused(why: str) -> FlxError:

@@ -281,7 +281,7 @@ fn each_shard_has_turns_of_its_own_and_who_sleeps_is_called_once() {
 #[test]
 fn topics_of_this_gateway_alone_have_their_own_numbers_and_no_place_in_positions() {
     let mut hub = hub();
-    assert_eq!(None, hub.publish("t", "app.x", 5, "0", 1));
+    assert_eq!(None, hub.publish("t", "pipeline_events", 5, "0", 1));
     connect(&mut hub, Dialect::Plain, &["bench.a"]);
     assert_eq!(Some(1), hub.publish("t", "bench.a", 5, "0", 1));
     assert_eq!(Some(2), hub.publish("t", "bench.a", 5, "0", 1));
@@ -403,13 +403,114 @@ fn old_events_and_topics_without_readers_are_forgotten() {
     }
     let conn = connect(&mut hub, Dialect::Plain, &["app.0"]);
     hub.sweep(900);
-    assert_eq!(50, hub.stats().topics);
+    // One more for what is told to be lost of `app.*`.
+    assert_eq!(51, hub.stats().topics);
     hub.sweep(1_010);
-    assert_eq!((1, 0), (hub.stats().topics, hub.stats().bytes));
+    assert_eq!((2, 0), (hub.stats().topics, hub.stats().bytes));
     hub.disconnect(conn);
     hub.sweep(1_011);
     assert_eq!(0, hub.stats().topics);
     // What was forgotten is asked of the daemon.
     let conn = hub.connect(profile(Dialect::Plain)).unwrap();
     assert!(hub.subscribe(conn, "app.0", Some(&pos(0, &[])), 1_020).unwrap().history.is_some());
+}
+
+#[test]
+fn an_ephemeral_event_has_a_chain_of_its_own_beside_the_journal() {
+    let mut hub = hub();
+    connect(&mut hub, Dialect::Batched, &["app.x"]);
+    connect(&mut hub, Dialect::Plain, &["app.*"]);
+    hub.append(&event("app.x", 7, 0, "1"), 1);
+    assert_eq!(Some(1), hub.publish("t", "app.x", 5, "2", 1));
+    assert_eq!(Some(2), hub.publish("t", "app.x", 5, "3", 1));
+    hub.append(&event("app.x", 9, 7, "4"), 1);
+    assert_eq!(None, hub.publish("t", "pipeline_events", 5, "2", 1));
+    assert_eq!(None, hub.publish("t", "execution.x.log", 5, "2", 1));
+    let (before, after) = (pos(7, &[]), pos(9, &[]));
+    let texts = texts(&take(&mut hub, 1));
+    let (batched, plain) = texts.split_at(3);
+    assert_eq!(
+        [
+            format!(r#"{{"t":"app.x","e":"e","s":[7],"prev":0,"pos":"{before}","ts":5,"d":[1]}}"#),
+            format!(
+                r#"{{"t":"app.x","e":"here.0","s":[1,2],"prev":0,"pos":"{before}","ts":5,"ephemeral":true,"d":[2,3]}}"#
+            ),
+            format!(r#"{{"t":"app.x","e":"e","s":[9],"prev":7,"pos":"{after}","ts":5,"d":[4]}}"#),
+        ],
+        batched
+    );
+    assert_eq!(4, plain.len());
+    let second = r#"{"type":"event","event":"app.x","seq":2,"prev":1,"epoch":"here.0","ts":5,"#;
+    assert!(plain[2].starts_with(second) && plain[2].ends_with(r#","ephemeral":true,"data":3}"#), "{}", plain[2]);
+}
+
+#[test]
+fn an_ephemeral_event_reaches_nobody_else() {
+    let mut hub = hub();
+    let other = Profile { tenant: "t2".into(), ..profile(Dialect::Plain) };
+    let nothing = Profile { rights: Rights::new("bert", []), ..profile(Dialect::Plain) };
+    for (profile, pattern) in [(other, "*"), (nothing, "user.*")] {
+        let conn = hub.connect(profile).unwrap();
+        hub.subscribe(conn, pattern, None, 0).unwrap();
+    }
+    connect(&mut hub, Dialect::Plain, &["app.y", "pipeline_events"]);
+    hub.publish("t", "app.x", 5, "2", 1);
+    hub.publish("t", "user.ann", 5, "2", 1);
+    assert!(take(&mut hub, 1).is_empty());
+}
+
+#[test]
+fn a_loss_is_told_to_whoever_may_miss_something_and_begins_an_epoch() {
+    let mut hub = hub();
+    for patterns in [&["app.x"][..], &["app.never.heard"], &["user.ann"], &["*"], &["pipeline_events", "execution.*"]] {
+        connect(&mut hub, Dialect::Batched, patterns);
+    }
+    hub.publish("t", "app.x", 5, "1", 1);
+    assert_eq!(2, take(&mut hub, 1).len());
+    hub.lose("bus_restarted", 2);
+    hub.publish("t", "app.x", 5, "2", 2);
+    let told = take(&mut hub, 1_000);
+    let all = texts(&told).join("\n");
+    let gap = |class| format!(r#"{{"type":"gap","t":"{class}","reason":"bus_restarted","epoch":"here.1"}}"#);
+    assert_eq!(4, told.len(), "{all}");
+    assert_eq!((3, 2), (all.matches(&gap("app.*")).count(), all.matches(&gap("user.*")).count()), "{all}");
+    assert_eq!(2, all.matches(r#""e":"here.1","s":[1],"prev":0"#).count(), "{all}");
+    assert!(take(&mut hub, 2_000).is_empty());
+}
+
+#[test]
+fn a_loss_is_told_to_who_lags_and_to_who_just_came() {
+    let mut hub = hub();
+    let slow = connect(&mut hub, Dialect::Plain, &["app.x"]);
+    hub.publish("t", "app.x", 5, "1", 1);
+    let turn = take(&mut hub, 1).remove(0).turn;
+    hub.put_back(slow, &turn, 0);
+    hub.lose("bus_trimmed", 2);
+    let late = connect(&mut hub, Dialect::Plain, &[]);
+    hub.subscribe(late, "app.x", Some(&pos(0, &[])), 2).unwrap();
+    hub.publish("t", "app.x", 5, "2", 3);
+    hub.writable(slow, 3);
+    for delivery in take(&mut hub, 1_000) {
+        let told = texts(&[delivery.clone()]);
+        let gaps = told.iter().filter(|text| text.contains("bus_trimmed")).count();
+        assert_eq!(usize::from(delivery.conn == slow), gaps, "{told:?}");
+        assert!(told.last().unwrap().contains(r#""seq":1,"prev":0,"epoch":"here.1""#), "{told:?}");
+    }
+}
+
+#[test]
+fn whoever_resumes_is_told_that_ephemeral_events_are_missing() {
+    let mut hub = hub();
+    for number in 0..65 {
+        hub.publish("t", &format!("app.{number}"), 5, "1", 1);
+        hub.publish("t", &format!("app.{number}"), 5, "1", 1);
+    }
+    let conn = connect(&mut hub, Dialect::Batched, &[]);
+    let told = |frames: Vec<flx_core::hub::Frame>| -> Vec<String> {
+        frames.iter().map(|frame| String::from_utf8(frame.payload.to_vec()).unwrap()).collect()
+    };
+    let one = told(hub.subscribe(conn, "app.3", Some(&pos(0, &[])), 2).unwrap().frames);
+    assert_eq!(r#"{"type":"gap","t":"app.3","after":0,"before":3,"reason":"ephemeral","epoch":"here.0"}"#, one[1]);
+    let many = told(hub.subscribe(conn, "*", Some(&pos(0, &[])), 2).unwrap().frames);
+    assert_eq!([r#"{"type":"gap","t":"app.*","reason":"ephemeral","epoch":"here.0"}"#], many[1..]);
 }

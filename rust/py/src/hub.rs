@@ -111,7 +111,7 @@ impl Hub {
         self.lock(py).over(tenant, execution);
     }
 
-    /// Publishes to a topic of this process alone; its number.
+    /// Tells an event that is in no journal; its number.
     fn publish(
         &self,
         py: Python<'_>,
@@ -123,7 +123,12 @@ impl Hub {
     ) -> PyResult<u64> {
         let data = std::str::from_utf8(data).map_err(|_| PyValueError::new_err("data is not UTF-8"))?;
         let number = self.lock(py).publish(tenant, topic, ts_us, data, now_ms);
-        number.ok_or_else(|| PyValueError::new_err("not a topic of this process alone"))
+        number.ok_or_else(|| PyValueError::new_err("not a topic that an event without a journal can be of"))
+    }
+
+    /// Ephemeral events were lost on their way here: whoever may miss one is told.
+    fn lose(&self, py: Python<'_>, reason: &str, now_ms: u64) {
+        self.lock(py).lose(reason, now_ms);
     }
 
     /// Lets a connection in: its handle, or None when there are too many.
@@ -136,8 +141,7 @@ impl Hub {
         classes: Vec<String>,
         batched: bool,
     ) -> PyResult<Option<u64>> {
-        let classes = classes.iter().map(|name| class(name)).collect::<PyResult<Vec<_>>>()?;
-        let rights = core::Rights::new(subject, classes);
+        let rights = rights(subject, classes.iter().map(String::as_str))?;
         let dialect = if batched { Dialect::Batched } else { Dialect::Plain };
         let profile = Profile { shard: Shard::FIRST, tenant: tenant.into(), rights, dialect };
         let conn = self.lock(py).connect(profile);
@@ -164,8 +168,8 @@ impl Hub {
         classes: Vec<String>,
         now_ms: u64,
     ) -> PyResult<Vec<String>> {
-        let classes = classes.iter().map(|name| class(name)).collect::<PyResult<Vec<_>>>()?;
-        let lost = self.lock(py).set_rights(key(conn), core::Rights::new(subject, classes), now_ms);
+        let rights = rights(subject, classes.iter().map(String::as_str))?;
+        let lost = self.lock(py).set_rights(key(conn), rights, now_ms);
         Ok(lost.into_iter().map(Into::into).collect())
     }
 
@@ -342,8 +346,22 @@ fn texts(frames: &[Frame]) -> Vec<String> {
     frames.iter().map(text).collect()
 }
 
+/// The rights of a subject: names of classes, and rules for topics of applications in their order, each a pattern behind `+`
+/// (open) or `-` (closed).
+pub(crate) fn rights<'a>(subject: &str, granted: impl Iterator<Item = &'a str>) -> PyResult<core::Rights> {
+    let (mut classes, mut rules) = (Vec::new(), Vec::new());
+    for name in granted {
+        match name.split_at_checked(1) {
+            Some(("+", pattern)) => rules.push((pattern.into(), true)),
+            Some(("-", pattern)) => rules.push((pattern.into(), false)),
+            _ => classes.push(class(name)?),
+        }
+    }
+    Ok(core::Rights::new(subject, classes).under(rules))
+}
+
 /// A class of topics by its name.
-pub(crate) fn class(name: &str) -> PyResult<Class> {
+fn class(name: &str) -> PyResult<Class> {
     Ok(match name {
         "pipeline" => Class::Pipeline,
         "execution" => Class::Execution,

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use flx_core::admission::roster::{Face, Guest};
-use flx_core::hub::{Backfill, Dialect, Rights};
+use flx_core::hub::{Backfill, Dialect};
 use flx_realtime::desk::{Caller, Desk, Newcomer, NotIn, Owner, Question};
 use flx_realtime::handshake::SUBPROTOCOL;
 use flx_realtime::listener::{Clock, Limits, Listener};
@@ -26,7 +26,7 @@ use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedStr;
 use pyo3::types::{PyBytes, PyTuple};
 
-use crate::hub::{self, Hub, Told, class, events_of, texts_of};
+use crate::hub::{self, Hub, Told, events_of, rights, texts_of};
 use crate::principal::Principal;
 use crate::roster::Roster;
 use crate::window::seed;
@@ -139,7 +139,7 @@ impl RealtimeListener {
         ends_in_s: f64,
         since_us: u64,
     ) -> PyResult<Option<&'static str>> {
-        let classes = classes.iter().map(|name| class(name)).collect::<PyResult<Vec<_>>>()?;
+        let rights = rights(&principal.core.subject, classes.iter().map(|name| &**name))?;
         let (subprotocol, dialect) = match subprotocol {
             None => (None, Dialect::Plain),
             Some(PLAIN) => (Some(PLAIN), Dialect::Plain),
@@ -159,7 +159,7 @@ impl RealtimeListener {
         let newcomer = Newcomer {
             client_id: client_id.into(),
             owner: Arc::new(Owner { tenant: tenant.into(), subject: subject.into() }),
-            rights: Rights::new(subject, classes),
+            rights,
             dialect,
             ends_ms: self.desk.now_ms().saturating_add(ends_in_ms),
             seat: Seat::take(&self.roster, guest),
@@ -187,9 +187,8 @@ impl RealtimeListener {
         classes: Vec<PyBackedStr>,
         ends_in_s: f64,
     ) -> PyResult<Vec<String>> {
-        let classes = classes.iter().map(|name| class(name)).collect::<PyResult<Vec<_>>>()?;
+        let rights = rights(subject, classes.iter().map(|name| &**name))?;
         let ends_ms = self.desk.now_ms().saturating_add(milliseconds(ends_in_s)?);
-        let rights = Rights::new(subject, classes);
         let lost = py.detach(|| self.desk.renew(caller(conn), hub::key(key), rights, ends_ms));
         Ok(lost.into_iter().map(Into::into).collect())
     }

@@ -49,6 +49,7 @@ def play(play: Callable[..., None]) -> Callable[..., None]:
                     tokens=nothing,
                     users=nothing,
                     revocations=nothing,
+                    ephemeral=nothing,
                     clock=stage.clock,
                     started_us=0,
                 )

@@ -58,6 +58,7 @@ def test_it_happens_once_for_a_key(tmp_path: Path) -> None:
         ({"topic": "app"}, "topic"),
         ({"topic": "app.*"}, "topic"),
         ({"topic": "app.a", "count": 2}, "count"),
+        ({"topic": "revocation_events.x", "ephemeral": True}, "topic"),
         ({"topic": "app.a", "data": "x" * 65_535}, "data"),
     ],
 )
@@ -84,5 +85,22 @@ def test_a_dry_run_publishes_nothing_and_an_operator_may_not(tmp_path: Path) -> 
             operator = Principal(subject="o", tenant="default", roles=["operator"])
             assert "forbidden" == (await daemon.problem(PUBLISH, {"topic": "app.a"}, principal=operator))["code"]
             assert before == daemon.journal.seq
+
+    asyncio.run(story())
+
+
+def test_an_ephemeral_event_is_told_and_in_no_journal(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with parts(tmp_path) as daemon:
+            before, log = daemon.journal.seq, daemon.services.ephemeral
+            args = {"topic": "app.a", "data": {"n": 1}, "ephemeral": True}
+            assert {"count": 1, "took_us": 0} == await daemon.result(PUBLISH, args, idempotency_key="k")
+            await daemon.result(PUBLISH, args, idempotency_key="k")
+            await daemon.result(PUBLISH, args, dry_run=True)
+            other = Principal(subject="eve", tenant="other", roles=["developer"])
+            await daemon.result(PUBLISH, args, principal=other, idempotency_key="k")
+            assert (before, 2) == (daemon.journal.seq, log.seq)
+            told = [("default", "app.a", b'{"n":1}'), ("other", "app.a", b'{"n":1}')]
+            assert told == [(event.tenant, event.topic, event.data) for event in log.after(0, 9, 9_999)]
 
     asyncio.run(story())

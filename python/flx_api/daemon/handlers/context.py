@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from flx_api.daemon.revocations import Revocations
     from flx_api.daemon.tokens import TokenIssuer
     from flx_api.daemon.users import Users
+    from flx_api.events.ephemeral_log import EphemeralLog
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ class Services:
     tokens: TokenIssuer
     users: Users
     revocations: Revocations
+    ephemeral: EphemeralLog
     clock: Callable[[], int]
     started_us: int
     meltano_version: Callable[[], str | None] = lambda: None

@@ -1,19 +1,18 @@
-"""`event.publish`: what applications tell one another through the journal.
+"""`event.publish`: what applications tell one another, through the journal or past it.
 
 Rules:
 - Topics `app.*` and `user.{sub}` only: nobody speaks for the daemon. An event belongs to the publisher's tenant.
 - It is in the journal before the answer, so whoever resumes hears it, once for an idempotency key.
+- An ephemeral one is told to those who follow now; its key is known for as long as it is remembered.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-import msgspec
-
+from flx_api.commands.publishing import PUBLISH, payload
 from flx_api.daemon.handlers import idempotency
-from flx_api.errors import ValidationFailed
-from flx_api.models.event import PUBLISHED_PREFIXES, Published
+from flx_api.models.event import Published
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,28 +21,22 @@ if TYPE_CHECKING:
     from flx_api.daemon.journal import Tx
     from flx_api.models.event import PublishArgs
 
-PUBLISH: Final = "event.publish"
-MAX_DATA_BYTES: Final = 65_536
-
 
 async def publish(context: Context, args: PublishArgs) -> Published:
-    """Write an event of an application into the journal."""
-    _check(args)
+    """Write an event of an application into the journal, or tell it as an ephemeral one."""
+    services, principal = context.services, context.principal
+    data = payload(args, services.settings.topics, principal.roles)
+    if args.ephemeral:
+        if not context.dry_run:
+            key = context.idempotency_key
+            once = None if key is None else (principal.tenant, principal.subject, key)
+            services.ephemeral.append(principal.tenant, args.topic, data, once)
+        return Published(1, 0)
 
     def change(tx: Tx) -> Published:
-        return Published(1, 0, tx.emit(args.topic, args.data, tenant=context.principal.tenant))
+        return Published(1, 0, tx.emit(args.topic, args.data, tenant=principal.tenant))
 
-    return await context.services.journal.write(idempotency.once(context, PUBLISH, change))
-
-
-def _check(args: PublishArgs) -> None:
-    if not args.topic.startswith(PUBLISHED_PREFIXES):
-        raise ValidationFailed.field("args.topic", "is not one that can be published to: app.* and user.{sub} are")
-    for name in ("count", "per_s", "topics"):
-        if getattr(args, name) is not None:
-            raise ValidationFailed.field(f"args.{name}", "is for topics of one gateway alone")
-    if len(msgspec.json.encode(args.data)) > MAX_DATA_BYTES:
-        raise ValidationFailed.field("args.data", f"is longer than {MAX_DATA_BYTES:,} bytes")
+    return await services.journal.write(idempotency.once(context, PUBLISH, change))
 
 
 HANDLERS: Mapping[str, Handler] = {PUBLISH: publish}

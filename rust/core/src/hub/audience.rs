@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use hashbrown::HashMap;
 
+use super::log::Kind;
 use super::queue::Agenda;
 use super::reader::Joins;
 use super::resume::Catching;
@@ -475,16 +476,22 @@ impl Fleet {
                 }
                 is_wild = true;
             } else if key.rights.may_hear(pattern) {
-                let (topic, made) = store.open(&key.tenant, pattern);
+                let (topic, made) = store.open(&key.tenant, pattern, false);
                 if made {
                     self.link_topic(store, topic);
                 }
                 topics.push(topic);
+                topics.extend(store.find(&key.tenant, pattern, true));
             }
         }
         if is_wild {
             topics =
                 store.topics().filter(|(_, log)| key.hears(&log.tenant, &log.name)).map(|(topic, _)| topic).collect();
+        }
+        for name in ["app.*", "user.*"] {
+            if key.rights.may_lose(name) && key.patterns.iter().any(|pattern| may_match(pattern, name)) {
+                topics.push(store.open(&key.tenant, name, true).0);
+            }
         }
         for topic in topics {
             self.link(store, id, topic);
@@ -504,10 +511,17 @@ impl Fleet {
     /// A topic is new: whose patterns include it?
     pub(super) fn link_topic(&mut self, store: &mut Store, topic: u32) {
         let Some(log) = store.topic(topic) else { return };
+        let (tenant, name) = (log.tenant.clone(), log.name.clone());
+        if log.kind == Kind::Ephemeral
+            && let Some(journal) = store.find(&tenant, &name, false).and_then(|id| store.topic(id))
+        {
+            for audience in journal.audiences.clone() {
+                self.link(store, audience, topic);
+            }
+        }
         if self.wild.is_empty() {
             return;
         }
-        let (tenant, name) = (log.tenant.clone(), log.name.clone());
         let mut end = 0;
         loop {
             if let Some(audiences) = self.wild.get(&name[..end]) {
@@ -548,6 +562,11 @@ impl Fleet {
             store.release(topic);
         }
     }
+}
+
+/// Whether a pattern and a class of topics, `app.*`, may have one in common.
+fn may_match(pattern: &str, class: &str) -> bool {
+    pattern == "*" || pattern.starts_with(class.trim_end_matches('*'))
 }
 
 fn wild_prefix(pattern: &str) -> Option<&str> {

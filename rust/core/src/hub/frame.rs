@@ -78,7 +78,7 @@ pub(super) fn frames_of(
         };
         let order = topic.entries[to - 1].order;
         let pos = store.encode_position(order, &topic.tenant);
-        let epoch = if topic.kind == Kind::Local { &store.local_epoch } else { &store.epoch };
+        let epoch = store.epoch_of(topic);
         let bytes = match dialect {
             Dialect::Plain => plain(topic, from, epoch, &pos),
             Dialect::Batched => batch(topic, from, to, epoch, &pos),
@@ -90,19 +90,20 @@ pub(super) fn frames_of(
 
 fn plain(topic: &TopicLog, index: usize, epoch: &str, pos: &str) -> Vec<u8> {
     let entry = topic.entries[index];
-    let mut out = plain_head(&topic.name, entry.seq, topic.prev(index), epoch, entry.ts_us, pos);
+    let mut out = plain_head(&topic.name, entry.seq, topic.prev(index), epoch, entry.ts_us, pos, is_ephemeral(topic));
     topic.copy(index, index + 1, &mut out);
     out.push(b'}');
     out
 }
 
-fn plain_head(topic: &str, seq: u64, prev: u64, epoch: &str, ts_us: u64, pos: &str) -> Vec<u8> {
+fn plain_head(topic: &str, seq: u64, prev: u64, epoch: &str, ts_us: u64, pos: &str, ephemeral: bool) -> Vec<u8> {
     let mut text = String::with_capacity(256);
     text.push_str(r#"{"type":"event","event":"#);
     quote(topic, &mut text);
     let _ = write!(text, r#","seq":{seq},"prev":{prev},"epoch":"#);
     quote(epoch, &mut text);
-    let _ = write!(text, r#","ts":{ts_us},"pos":"{pos}","data":"#);
+    let mark = if ephemeral { EPHEMERAL } else { "" };
+    let _ = write!(text, r#","ts":{ts_us},"pos":"{pos}"{mark},"data":"#);
     text.into_bytes()
 }
 
@@ -115,7 +116,7 @@ fn batch(topic: &TopicLog, from: usize, to: usize, epoch: &str, pos: &str) -> Ve
     } else {
         write_numbers(topic.entries.range(from..to).map(|entry| entry.seq), &mut text);
     }
-    batch_middle(topic.prev(from), pos, last.ts_us, &mut text);
+    batch_middle(topic.prev(from), pos, last.ts_us, is_ephemeral(topic), &mut text);
     let mut out = text.into_bytes();
     topic.copy(from, to, &mut out);
     out.extend_from_slice(b"]}");
@@ -139,8 +140,16 @@ fn batch_head(topic: &str, epoch: &str, text: &mut String) {
     text.push_str(r#","s":["#);
 }
 
-fn batch_middle(prev: u64, pos: &str, ts_us: u64, text: &mut String) {
-    let _ = write!(text, r#"],"prev":{prev},"pos":"{pos}","ts":{ts_us},"d":["#);
+fn batch_middle(prev: u64, pos: &str, ts_us: u64, ephemeral: bool, text: &mut String) {
+    let mark = if ephemeral { EPHEMERAL } else { "" };
+    let _ = write!(text, r#"],"prev":{prev},"pos":"{pos}","ts":{ts_us}{mark},"d":["#);
+}
+
+/// What says that an event is in no journal: its numbers are a chain of their own beside that of the journal.
+const EPHEMERAL: &str = r#","ephemeral":true"#;
+
+fn is_ephemeral(topic: &TopicLog) -> bool {
+    topic.kind == Kind::Ephemeral
 }
 
 /// An event that is not in memory (the daemon told it again).
@@ -156,12 +165,12 @@ pub(super) struct Told<'a> {
 pub(super) fn frame_of_told(events: &[Told<'_>], dialect: Dialect, epoch: &str, pos: &str) -> Option<Frame> {
     let (first, last) = (events.first()?, events.last()?);
     let mut out = match dialect {
-        Dialect::Plain => plain_head(last.topic, last.seq, last.prev, epoch, last.ts_us, pos),
+        Dialect::Plain => plain_head(last.topic, last.seq, last.prev, epoch, last.ts_us, pos, false),
         Dialect::Batched => {
             let mut text = String::new();
             batch_head(first.topic, epoch, &mut text);
             write_numbers(events.iter().map(|event| event.seq), &mut text);
-            batch_middle(first.prev, pos, last.ts_us, &mut text);
+            batch_middle(first.prev, pos, last.ts_us, false, &mut text);
             text.into_bytes()
         }
     };

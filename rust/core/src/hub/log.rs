@@ -22,6 +22,17 @@ pub(super) enum Kind {
     Log(Box<str>),
     /// Numbers of this process alone, in an epoch of its own.
     Local,
+    /// The same for what is in no journal, beside a journal topic of the same name; in an epoch that ends with a loss.
+    Ephemeral,
+    /// No events: its tears say that ephemeral events of a pattern were lost.
+    Loss,
+}
+
+impl Kind {
+    /// Whether this process gives the numbers, and no position has them.
+    pub(super) const fn is_own(&self) -> bool {
+        matches!(self, Self::Local | Self::Ephemeral | Self::Loss)
+    }
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -138,6 +149,14 @@ impl TopicLog {
         }
         (self.floor_order, self.floor_seq) = (order, prev);
         self.note_cut();
+    }
+
+    /// Forgets everything but who hears it; how many bytes that were.
+    pub(super) fn begin_anew(&mut self) -> usize {
+        let (kind, bytes) = (std::mem::replace(&mut self.kind, Kind::Journal), self.bytes);
+        let audiences = std::mem::take(&mut self.audiences);
+        *self = Self { audiences, ..Self::new(&self.tenant, &self.name, kind, self.hash) };
+        bytes
     }
 
     fn note_cut(&mut self) {

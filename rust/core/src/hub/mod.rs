@@ -225,7 +225,11 @@ impl Hub {
 
     /// Remembers an event and marks who is to get it; false when it was heard before.
     pub fn append(&mut self, event: &Event<'_>, now_ms: u64) -> bool {
-        let Some((topic, made)) = self.store.append(event, now_ms) else { return false };
+        self.hear(event, false, now_ms).is_some()
+    }
+
+    fn hear(&mut self, event: &Event<'_>, ephemeral: bool, now_ms: u64) -> Option<u32> {
+        let (topic, made) = self.store.append(event, ephemeral, now_ms)?;
         self.stats.events += 1;
         for made in made.into_iter().flatten() {
             self.fleet.link_topic(&mut self.store, made);
@@ -233,17 +237,24 @@ impl Hub {
         if let Some(log) = self.store.topic(topic) {
             self.fleet.mark(&log.audiences, now_ms);
         }
-        true
+        Some(topic)
     }
 
-    /// Publishes to a topic of this gateway alone (`bench.`); None for any other topic. The number that it got.
+    /// Tells an event that is in no journal: of this gateway alone (`bench.`), or an ephemeral one (`app.`, `user.`), whose
+    /// numbers are a chain of their own beside those of the journal; None for any other topic. The number that it got.
     pub fn publish(&mut self, tenant: &str, topic: &str, ts_us: u64, data: &str, now_ms: u64) -> Option<u64> {
-        if !store::is_local(topic) {
+        let local = store::is_local(topic);
+        if !local && !matches!(Class::of(topic), Some(Class::App | Class::User)) {
             return None;
         }
-        self.append(&Event { tenant, topic, seq: 0, prev: 0, ts_us, data }, now_ms);
-        let (id, _) = self.store.open(tenant, topic);
+        let id = self.hear(&Event { tenant, topic, seq: 0, prev: 0, ts_us, data }, !local, now_ms)?;
         self.store.topic(id).map(|topic| topic.last_seq)
+    }
+
+    /// Ephemeral events were lost on their way here: whoever may miss one is told, and those that come begin a new epoch.
+    pub fn lose(&mut self, reason: &str, now_ms: u64) {
+        let audiences = self.store.lose(reason);
+        self.fleet.mark(&audiences, now_ms);
     }
 
     /// The daemon says that everything up to here was considered.

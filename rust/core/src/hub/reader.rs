@@ -43,7 +43,7 @@ pub(super) struct Join {
 impl Join {
     fn passes(&self, topic: &TopicLog, entry: &Entry) -> bool {
         let begun = self.since.as_ref().is_none_or(|since| match topic.kind {
-            Kind::Local => entry.order > since.joined,
+            Kind::Local | Kind::Ephemeral | Kind::Loss => entry.order > since.joined,
             _ => seen_of(&since.position, since.born_from, topic).is_some_and(|seen| entry.seq > seen),
         });
         entry.order > self.after && begun && matches(&self.pattern, &topic.name)
@@ -52,11 +52,12 @@ impl Join {
     /// Whether something of the topic that it should have brought is gone.
     fn has_lost(&self, topic: &TopicLog) -> bool {
         let gone = match &self.since {
-            Some(since) if topic.kind == Kind::Local => topic.floor_order > since.joined,
+            Some(since) if topic.kind.is_own() => topic.floor_order > since.joined,
             Some(since) => seen_of(&since.position, since.born_from, topic).is_some_and(|seen| topic.floor_seq > seen),
             None => true,
         };
-        topic.floor_order > self.after && gone && matches(&self.pattern, &topic.name)
+        let concerned = topic.kind == Kind::Loss || matches(&self.pattern, &topic.name);
+        topic.floor_order > self.after && gone && concerned
     }
 }
 

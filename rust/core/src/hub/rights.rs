@@ -1,7 +1,11 @@
 //! Who may hear which topic: topics belong to classes, a class needs a permission, and of `user.*` one hears only one's own.
 //!
+//! Rules of settings say more about topics of applications: the first that fits one says whether it may be heard.
+//!
 //! Rules: the shell translates roles into classes (permissions are its business); the tenant is compared elsewhere, since a
 //! topic of another tenant is another topic.
+
+use std::sync::Arc;
 
 use super::topic;
 
@@ -78,6 +82,8 @@ pub enum Refused {
 pub struct Rights {
     classes: u8,
     own: Box<str>,
+    /// Patterns of `app.` topics in the order in which they count, and whether they are open.
+    rules: Arc<[(Box<str>, bool)]>,
 }
 
 impl Rights {
@@ -85,12 +91,18 @@ impl Rights {
     #[must_use]
     pub fn new(subject: &str, classes: impl IntoIterator<Item = Class>) -> Self {
         let classes = classes.into_iter().fold(0, |all, class| all | class.bit());
-        Self { classes, own: format!("user.{subject}").into() }
+        Self { classes, own: format!("user.{subject}").into(), rules: Arc::default() }
+    }
+
+    /// The same, as far as these rules leave the topics of applications open.
+    #[must_use]
+    pub fn under(self, rules: impl IntoIterator<Item = (Box<str>, bool)>) -> Self {
+        Self { rules: rules.into_iter().collect(), ..self }
     }
 
     /// The same without what only this subject may hear, so that others with these rights are equal to it.
     pub(super) fn of_anybody(&self) -> Self {
-        Self { classes: self.classes, own: "".into() }
+        Self { classes: self.classes, own: "".into(), rules: Arc::clone(&self.rules) }
     }
 
     const fn has(&self, class: Class) -> bool {
@@ -102,9 +114,25 @@ impl Rights {
     pub fn may_hear(&self, topic: &str) -> bool {
         match Class::of(topic) {
             Some(Class::User) => topic == &*self.own,
+            Some(Class::App) => self.has(Class::App) && self.is_open(topic),
             Some(class) => self.has(class),
             None => false,
         }
+    }
+
+    fn opens_within(&self, pattern: &str) -> bool {
+        let closed = self.rules.iter().position(|(rule, _)| topic::matches(rule, pattern));
+        self.rules[..closed.unwrap_or(0)].iter().any(|(rule, is_open)| *is_open && topic::matches(pattern, rule))
+    }
+
+    fn is_open(&self, topic: &str) -> bool {
+        let rule = self.rules.iter().find(|(pattern, _)| topic::matches(pattern, topic));
+        rule.is_none_or(|(_, is_open)| *is_open)
+    }
+
+    /// Whether anything of a class of topics, `app.*` or `user.*`, could be lost to it.
+    pub(super) fn may_lose(&self, class: &str) -> bool {
+        Class::of(class).is_some_and(|class| class == Class::User || self.has(class))
     }
 
     /// Whether a principal may subscribe to a topic or a pattern.
@@ -118,6 +146,8 @@ impl Rights {
             let wild = pattern.ends_with(".*");
             match Class::of(pattern).ok_or(Refused::NoSuchTopic)? {
                 Class::User => pattern == &*self.own || (wild && topic::matches(pattern, &self.own)),
+                // Of a closed pattern nothing is heard, unless an earlier rule opens some of it.
+                Class::App => self.has(Class::App) && (self.is_open(pattern) || (wild && self.opens_within(pattern))),
                 class => self.has(class) || (wild && class == Class::Execution && self.has(Class::Log)),
             }
         };
@@ -168,6 +198,25 @@ mod tests {
         let only_logs = Rights::new("x", [Class::Log]);
         assert_eq!(Ok(()), only_logs.check("execution.*"));
         assert_eq!(Err(Refused::Forbidden), only_logs.check("execution.1.status"));
+    }
+
+    #[test]
+    fn rules_close_topics_of_applications_the_first_that_fits_counts() {
+        let rules = [("app.a.open.*", true), ("app.a.*", false), ("app.b", false), ("app.*", true)];
+        let rules = rules.map(|(pattern, is_open)| (pattern.into(), is_open));
+        let rights = Rights::new("ann", ALL).under(rules);
+        for (topic, may) in
+            [("app.a.x", false), ("app.a.open.x", true), ("app.b", false), ("app.b.x", true), ("app.c", true)]
+        {
+            assert_eq!(may, rights.may_hear(topic), "{topic}");
+            assert_eq!(may, rights.check(topic).is_ok(), "{topic}");
+        }
+        for (pattern, may) in
+            [("app.a.*", true), ("app.a.x.*", false), ("app.*", true), ("*", true), ("app.a.open.*", true)]
+        {
+            assert_eq!(may, rights.check(pattern).is_ok(), "{pattern}");
+        }
+        assert!(!Rights::new("ann", []).under([("app.*".into(), true)]).may_hear("app.x"));
     }
 
     #[test]

@@ -33,6 +33,10 @@ pub(super) struct Store {
     seed: (u64, SharedSeed),
     pub(super) epoch: Box<str>,
     pub(super) local_epoch: Box<str>,
+    /// The epoch of ephemeral events, how many there were, and why the one before ended.
+    pub(super) ephemeral_epoch: Box<str>,
+    losses: u64,
+    pub(super) lost_by: Box<str>,
     /// How far the journal has come, and where this process began to hear it.
     pub(super) seq: u64,
     start_seq: u64,
@@ -64,6 +68,9 @@ impl Store {
             seed: (seed, SharedSeed::from_u64(seed)),
             epoch: "".into(),
             local_epoch: local_epoch.into(),
+            ephemeral_epoch: format!("{local_epoch}.0").into(),
+            losses: 0,
+            lost_by: "".into(),
             seq: 0,
             start_seq: 0,
             topics: Vec::new(),
@@ -101,29 +108,39 @@ impl Store {
         self.table.len()
     }
 
-    fn hash(&self, tenant: &str, name: &str) -> u64 {
+    fn hash(&self, tenant: &str, name: &str, ephemeral: bool) -> u64 {
         let mut hasher = FoldHasher::with_seed(self.seed.0, &self.seed.1);
         hasher.write(tenant.as_bytes());
-        hasher.write_u8(0xff);
+        hasher.write_u8(if ephemeral { 0xfe } else { 0xff });
         hasher.write(name.as_bytes());
         hasher.finish()
     }
 
-    /// The topic of this name, made when there is none; and whether it was made.
-    pub(super) fn open(&mut self, tenant: &str, name: &str) -> (u32, bool) {
-        let hash = self.hash(tenant, name);
-        let topics = &self.topics;
+    /// The topic of this name: that of the journal, or the ephemeral one beside it.
+    pub(super) fn find(&self, tenant: &str, name: &str, ephemeral: bool) -> Option<u32> {
         let is_it = |id: &u32| {
-            topics[*id as usize].as_ref().is_some_and(|topic| &*topic.name == name && &*topic.tenant == tenant)
+            self.topic(*id).is_some_and(|topic| {
+                &*topic.name == name
+                    && &*topic.tenant == tenant
+                    && matches!(topic.kind, Kind::Ephemeral | Kind::Loss) == ephemeral
+            })
         };
-        if let Some(id) = self.table.find(hash, is_it) {
-            return (*id, false);
+        self.table.find(self.hash(tenant, name, ephemeral), is_it).copied()
+    }
+
+    /// The same, made when there is none; and whether it was made.
+    pub(super) fn open(&mut self, tenant: &str, name: &str, ephemeral: bool) -> (u32, bool) {
+        if let Some(id) = self.find(tenant, name, ephemeral) {
+            return (id, false);
         }
         let kind = match execution_of_log(name) {
+            _ if ephemeral && name.ends_with(".*") => Kind::Loss,
+            _ if ephemeral => Kind::Ephemeral,
             Some(execution) => Kind::Log(execution.into()),
             None if is_local(name) => Kind::Local,
             None => Kind::Journal,
         };
+        let hash = self.hash(tenant, name, ephemeral);
         let topic = Some(TopicLog::new(tenant, name, kind, hash));
         let id = if let Some(id) = self.free.pop() {
             self.topics[id as usize] = topic;
@@ -144,7 +161,7 @@ impl Store {
             place.remove();
         }
         self.free.push(id);
-        if topic.heard && topic.kind != Kind::Local {
+        if topic.heard && !topic.kind.is_own() {
             self.forgotten_seq = self.forgotten_seq.max(self.seq);
         }
         for list in [&mut self.logs, &mut self.locals] {
@@ -156,8 +173,8 @@ impl Store {
     // --- hearing -----------------------------------------------------------------------------------------------------
 
     /// Remembers an event; None when it was heard before. Otherwise its topic, and topics that were made for it.
-    pub(super) fn append(&mut self, event: &Event<'_>, now_ms: u64) -> Option<(u32, Made)> {
-        let (id, made) = self.open(event.tenant, event.topic);
+    pub(super) fn append(&mut self, event: &Event<'_>, ephemeral: bool, now_ms: u64) -> Option<(u32, Made)> {
+        let (id, made) = self.open(event.tenant, event.topic, ephemeral);
         let (seq, begun) = (self.seq, self.start_seq.max(self.forgotten_seq));
         let topic = self.topics[id as usize].as_mut()?;
         let before = topic.bytes;
@@ -166,7 +183,7 @@ impl Store {
             Kind::Journal => (event.seq, event.prev),
             Kind::Log(_) if event.seq <= topic.last_seq => return None,
             Kind::Log(_) => (event.seq, event.seq - 1),
-            Kind::Local => (topic.last_seq + 1, topic.last_seq),
+            Kind::Local | Kind::Ephemeral | Kind::Loss => (topic.last_seq + 1, topic.last_seq),
         };
         let mut order = self.order;
         let is_log = matches!(topic.kind, Kind::Log(_));
@@ -184,7 +201,7 @@ impl Store {
                 }
                 Kind::Journal => {}
                 Kind::Log(_) => self.logs.push(id),
-                Kind::Local => self.locals.push(id),
+                Kind::Local | Kind::Ephemeral | Kind::Loss => self.locals.push(id),
             }
         }
         let relisted = is_log && !topic.listed && !std::mem::replace(&mut topic.listed, true) && topic.last_seq > 0;
@@ -211,14 +228,14 @@ impl Store {
         if self.bytes > self.limits.total_bytes || self.ring.len() > RING {
             self.cut_oldest();
         }
-        let log = self.begin_log(event);
+        let log = if ephemeral { None } else { self.begin_log(event) };
         Some((id, [made.then_some(id), log]))
     }
 
     /// With the first status of an execution its log begins: from then on it is in positions, the same in every process.
     fn begin_log(&mut self, event: &Event<'_>) -> Option<u32> {
         let execution = begun_by(event)?;
-        let (id, made) = self.open(event.tenant, &format!("execution.{execution}.log"));
+        let (id, made) = self.open(event.tenant, &format!("execution.{execution}.log"), false);
         let order = self.order;
         let topic = self.topic_mut(id).filter(|topic| topic.kind != Kind::Journal)?;
         topic.born_seq = event.seq;
@@ -269,16 +286,39 @@ impl Store {
         self.marks = [(self.order, seq)].into();
         (self.logs, self.ended) = (Vec::new(), VecDeque::new());
         for id in 0..self.topics.len() as u32 {
-            let Some(topic) = self.topic_mut(id).filter(|topic| topic.kind != Kind::Local) else { continue };
-            let bytes = topic.bytes;
-            let kind = std::mem::replace(&mut topic.kind, Kind::Journal);
-            let audiences = std::mem::take(&mut topic.audiences);
-            let (tenant, name, hash) = (topic.tenant.clone(), topic.name.clone(), topic.hash);
-            *topic = TopicLog::new(&tenant, &name, kind, hash);
-            topic.audiences = audiences;
-            self.bytes -= bytes;
+            let Some(topic) = self.topic_mut(id).filter(|topic| !topic.kind.is_own()) else { continue };
+            self.bytes -= topic.begin_anew();
         }
         self.trim();
+    }
+
+    /// Ephemeral events were lost: those that come are of another epoch. Who hears of it.
+    pub(super) fn lose(&mut self, reason: &str) -> Vec<u32> {
+        self.losses += 1;
+        self.lost_by = reason.into();
+        self.ephemeral_epoch = format!("{}.{}", self.local_epoch, self.losses).into();
+        self.order += 1;
+        self.ring.push_back(NOBODY);
+        self.cut_order = self.order;
+        let (order, mut told) = (self.order, Vec::new());
+        for id in 0..self.topics.len() as u32 {
+            let Some(topic) = self.topic_mut(id) else { continue };
+            match topic.kind {
+                Kind::Ephemeral => {
+                    self.bytes -= topic.begin_anew();
+                    self.locals.retain(|other| *other != id);
+                }
+                Kind::Loss => {
+                    topic.tear(order, 0);
+                    told.extend(&topic.audiences);
+                }
+                _ => {}
+            }
+        }
+        self.trim();
+        told.sort_unstable();
+        told.dedup();
+        told
     }
 
     // --- bounds ------------------------------------------------------------------------------------------------------
@@ -449,7 +489,16 @@ impl Store {
         self.logs.iter().filter_map(|id| self.topic(*id)).any(|topic| topic.kind == Kind::Log(execution.into()))
     }
 
-    /// Local topics with events.
+    /// The epoch of a topic's numbers.
+    pub(super) fn epoch_of(&self, topic: &TopicLog) -> &str {
+        match topic.kind {
+            Kind::Journal | Kind::Log(_) => &self.epoch,
+            Kind::Local => &self.local_epoch,
+            Kind::Ephemeral | Kind::Loss => &self.ephemeral_epoch,
+        }
+    }
+
+    /// Topics of this process alone with events.
     pub(super) fn locals(&self) -> impl Iterator<Item = &TopicLog> {
         self.locals.iter().filter_map(|id| self.topic(*id))
     }
@@ -473,7 +522,7 @@ pub(super) fn seen_of(position: &Position, born_from: u64, topic: &TopicLog) -> 
             Some(line) => Some(*line),
             None => (topic.born_seq >= born_from).then_some(0),
         },
-        Kind::Local => None,
+        Kind::Local | Kind::Ephemeral | Kind::Loss => None,
     }
 }
 

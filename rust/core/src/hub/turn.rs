@@ -262,12 +262,11 @@ impl Hub {
 
     /// Nothing after this number, up to what is here, can be told any more.
     pub(super) fn cut_frame(&self, topic: &TopicLog, after: u64, reason: &str, dialect: Dialect) -> Frame {
-        let (epoch, log_of) = match &topic.kind {
-            Kind::Local => (&self.store.local_epoch, None),
-            Kind::Log(execution) => (&self.store.epoch, Some(&**execution)),
-            Kind::Journal => (&self.store.epoch, None),
-        };
-        let between = Some((after, topic.floor_seq + 1));
+        let epoch = self.store.epoch_of(topic);
+        let log_of = if let Kind::Log(execution) = &topic.kind { Some(&**execution) } else { None };
+        let is_loss = topic.kind == Kind::Loss;
+        let between = (!is_loss).then_some((after, topic.floor_seq + 1));
+        let reason = if is_loss { &*self.store.lost_by } else { reason };
         frame::gap(&Gap { topic: Some(&topic.name), between, epoch, reason, pos: None, log_of }, dialect)
     }
 

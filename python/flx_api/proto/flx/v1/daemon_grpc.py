@@ -35,6 +35,10 @@ class DaemonBase(abc.ABC):
         pass
 
     @abc.abstractmethod
+    async def Tell(self, stream: 'grpclib.server.Stream[flx_api.proto.flx.v1.daemon_pb2.TellRequest, flx_api.proto.flx.v1.daemon_pb2.TellReply]') -> None:
+        pass
+
+    @abc.abstractmethod
     async def Revocations(self, stream: 'grpclib.server.Stream[flx_api.proto.flx.v1.daemon_pb2.RevocationsRequest, flx_api.proto.flx.v1.daemon_pb2.RevocationBatch]') -> None:
         pass
 
@@ -69,6 +73,12 @@ class DaemonBase(abc.ABC):
                 grpclib.const.Cardinality.UNARY_STREAM,
                 flx_api.proto.flx.v1.daemon_pb2.LogRequest,
                 flx_api.proto.flx.v1.daemon_pb2.LogBatch,
+            ),
+            '/flx.v1.Daemon/Tell': grpclib.const.Handler(
+                self.Tell,
+                grpclib.const.Cardinality.UNARY_UNARY,
+                flx_api.proto.flx.v1.daemon_pb2.TellRequest,
+                flx_api.proto.flx.v1.daemon_pb2.TellReply,
             ),
             '/flx.v1.Daemon/Revocations': grpclib.const.Handler(
                 self.Revocations,
@@ -111,6 +121,12 @@ class DaemonStub:
             '/flx.v1.Daemon/Logs',
             flx_api.proto.flx.v1.daemon_pb2.LogRequest,
             flx_api.proto.flx.v1.daemon_pb2.LogBatch,
+        )
+        self.Tell = grpclib.client.UnaryUnaryMethod(
+            channel,
+            '/flx.v1.Daemon/Tell',
+            flx_api.proto.flx.v1.daemon_pb2.TellRequest,
+            flx_api.proto.flx.v1.daemon_pb2.TellReply,
         )
         self.Revocations = grpclib.client.UnaryStreamMethod(
             channel,

@@ -99,16 +99,22 @@ class LogPosition(_message.Message):
     def __init__(self, execution_id: _Optional[str] = ..., after_line: _Optional[int] = ...) -> None: ...
 
 class WatchRequest(_message.Message):
-    __slots__ = ("topics", "epoch", "after_seq", "logs")
+    __slots__ = ("topics", "epoch", "after_seq", "logs", "ephemeral", "ephemeral_epoch", "ephemeral_after")
     TOPICS_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     AFTER_SEQ_FIELD_NUMBER: _ClassVar[int]
     LOGS_FIELD_NUMBER: _ClassVar[int]
+    EPHEMERAL_FIELD_NUMBER: _ClassVar[int]
+    EPHEMERAL_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    EPHEMERAL_AFTER_FIELD_NUMBER: _ClassVar[int]
     topics: _containers.RepeatedScalarFieldContainer[str]
     epoch: str
     after_seq: int
     logs: _containers.RepeatedCompositeFieldContainer[LogPosition]
-    def __init__(self, topics: _Optional[_Iterable[str]] = ..., epoch: _Optional[str] = ..., after_seq: _Optional[int] = ..., logs: _Optional[_Iterable[_Union[LogPosition, _Mapping]]] = ...) -> None: ...
+    ephemeral: bool
+    ephemeral_epoch: str
+    ephemeral_after: int
+    def __init__(self, topics: _Optional[_Iterable[str]] = ..., epoch: _Optional[str] = ..., after_seq: _Optional[int] = ..., logs: _Optional[_Iterable[_Union[LogPosition, _Mapping]]] = ..., ephemeral: _Optional[bool] = ..., ephemeral_epoch: _Optional[str] = ..., ephemeral_after: _Optional[int] = ...) -> None: ...
 
 class Event(_message.Message):
     __slots__ = ("seq", "prev", "ts_us", "topic", "tenant", "data")
@@ -127,16 +133,34 @@ class Event(_message.Message):
     def __init__(self, seq: _Optional[int] = ..., prev: _Optional[int] = ..., ts_us: _Optional[int] = ..., topic: _Optional[str] = ..., tenant: _Optional[str] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class EventBatch(_message.Message):
-    __slots__ = ("epoch", "events", "journal_seq", "gap_reason")
+    __slots__ = ("epoch", "events", "journal_seq", "gap_reason", "ephemeral", "ephemeral_epoch", "ephemeral_seq", "ephemeral_gap_reason")
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     EVENTS_FIELD_NUMBER: _ClassVar[int]
     JOURNAL_SEQ_FIELD_NUMBER: _ClassVar[int]
     GAP_REASON_FIELD_NUMBER: _ClassVar[int]
+    EPHEMERAL_FIELD_NUMBER: _ClassVar[int]
+    EPHEMERAL_EPOCH_FIELD_NUMBER: _ClassVar[int]
+    EPHEMERAL_SEQ_FIELD_NUMBER: _ClassVar[int]
+    EPHEMERAL_GAP_REASON_FIELD_NUMBER: _ClassVar[int]
     epoch: str
     events: _containers.RepeatedCompositeFieldContainer[Event]
     journal_seq: int
     gap_reason: str
-    def __init__(self, epoch: _Optional[str] = ..., events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., journal_seq: _Optional[int] = ..., gap_reason: _Optional[str] = ...) -> None: ...
+    ephemeral: _containers.RepeatedCompositeFieldContainer[Event]
+    ephemeral_epoch: str
+    ephemeral_seq: int
+    ephemeral_gap_reason: str
+    def __init__(self, epoch: _Optional[str] = ..., events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., journal_seq: _Optional[int] = ..., gap_reason: _Optional[str] = ..., ephemeral: _Optional[_Iterable[_Union[Event, _Mapping]]] = ..., ephemeral_epoch: _Optional[str] = ..., ephemeral_seq: _Optional[int] = ..., ephemeral_gap_reason: _Optional[str] = ...) -> None: ...
+
+class TellRequest(_message.Message):
+    __slots__ = ("events",)
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    events: _containers.RepeatedCompositeFieldContainer[Event]
+    def __init__(self, events: _Optional[_Iterable[_Union[Event, _Mapping]]] = ...) -> None: ...
+
+class TellReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class LogRequest(_message.Message):
     __slots__ = ("execution_id", "from_line", "follow", "limit", "principal")

@@ -1,0 +1,65 @@
+"""Ephemeral events between gateways: what a bus is, and what comes of what it brings.
+
+Strategy: a bus carries events of clients and what gateways tell one another, in one order for each topic, to every
+gateway that is there. Two are: the daemon's Watch stream (`flx_api.events.follower`), and Redis
+(`flx_api.events.redis_bus`). Whatever brings events hands them to one `Receiver`.
+
+Rules:
+- A bus says when something was lost on its way here, and why. It never says that nothing was when it cannot know.
+- Whoever publishes hears its own events by the bus, like everybody else: order is that of the bus.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from flx_api.events.ephemeral_log import EphemeralEvent
+
+
+class Receiver(Protocol):
+    """Who takes what a bus brings."""
+
+    def hear(self, events: Sequence[EphemeralEvent]) -> None:
+        """These events came, in this order."""
+        ...
+
+    def lose(self, reason: str) -> None:
+        """Events were lost on their way here."""
+        ...
+
+
+class Bus(Protocol):
+    """A way to all gateways."""
+
+    async def publish(self, tenant: str, topic: str, data: bytes) -> None:
+        """Tell an event; on return the bus has it.
+
+        Raises:
+            Unavailable: it may not have.
+        """
+        ...
+
+
+class Delivery:
+    """The receiver of one gateway: events of clients go to its hubs.
+
+    Args:
+        tell: takes tenant, topic, microseconds since 1970, and JSON.
+        lose: is told why events were lost.
+    """
+
+    def __init__(self, tell: Callable[[str, str, int, bytes], None], lose: Callable[[str], None]) -> None:
+        self._tell = tell
+        self._lose = lose
+
+    def hear(self, events: Sequence[EphemeralEvent]) -> None:
+        """These events came, in this order."""
+        for event in events:
+            self._tell(*event)
+
+    def lose(self, reason: str) -> None:
+        """Events were lost on their way here."""
+        self._lose(reason)

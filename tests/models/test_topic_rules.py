@@ -1,0 +1,33 @@
+"""Rules of topics: the first that fits counts."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flx_api.models.topic_rules import TopicRule, closed_to, rule_of
+
+WORDS = st.lists(st.sampled_from(["a", "b", "c"]), min_size=1, max_size=3).map(".".join)
+PATTERNS = st.one_of(WORDS, WORDS.map(lambda words: f"{words}.*"), st.just("*")).map(lambda rest: f"app.{rest}")
+
+
+def slowly(pattern: str, topic: str) -> bool:
+    """Word by word."""
+    wanted, words = pattern.split("."), topic.split(".")
+    if wanted[-1] == "*":
+        return len(words) >= len(wanted) and words[: len(wanted) - 1] == wanted[:-1]
+    return wanted == words
+
+
+@given(st.lists(PATTERNS, max_size=5), WORDS.map(lambda rest: f"app.{rest}"))
+def test_the_first_that_fits_counts(patterns: list[str], topic: str) -> None:
+    rules = [TopicRule(pattern, max_bytes=number) for number, pattern in enumerate(patterns, 1)]
+    found = rule_of(rules, topic)
+    expected = next((number for number, pattern in enumerate(patterns, 1) if slowly(pattern, topic)), None)
+    assert expected == (None if found is None else found.max_bytes)
+
+
+def test_a_rule_is_closed_to_who_has_none_of_its_roles() -> None:
+    rules = [TopicRule("app.a"), TopicRule("app.b.*", subscribe=("x", "y")), TopicRule("app.c", subscribe=())]
+    assert [("app.a", False), ("app.b.*", False), ("app.c", True)] == closed_to(rules, ["y"])
+    assert [("app.a", False), ("app.b.*", True), ("app.c", True)] == closed_to(rules, [])
