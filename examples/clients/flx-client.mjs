@@ -126,6 +126,7 @@ export class Progress {
   take(message) {
     switch (message.type) {
       case "event":
+      case "presence":
         return this.#takeEvent(message);
       case "error":
         if (message.of) return []; // no answer to what is asked for here

@@ -625,11 +625,17 @@ class Hub:
         """An execution is over: its log leaves positions after a while."""
 
     def publish(self, tenant: str, topic: str, ts_us: int, data: bytes, now_ms: int) -> int:
-        """Tell an event that is in no journal, of `app.*`, `user.*` or `bench.*`; the number it got.
+        """Tell an event that is in no journal, of `app.*`, `user.*`, `presence.*` or `bench.*`; the number it got.
 
         Raises:
             ValueError: it is another topic, or the data is not UTF-8.
         """
+
+    def note_presence_of(self, patterns: list[str]) -> None:
+        """Note from now on who hears the topics of these patterns, of both faces."""
+
+    def presence_changes(self) -> list[tuple[str, str, str, bool]]:
+        """Tenant, topic and subject of each connection that began (True) or ceased to hear such a topic, in order."""
 
     def lose(self, reason: str, now_ms: int) -> None:
         """Ephemeral events were lost on their way here: whoever may miss one is told, and they begin a new epoch."""

@@ -22,8 +22,10 @@ from flx_api.auth.tickets import Tickets
 from flx_api.commands import COMMANDS
 from flx_api.errors import StartupError
 from flx_api.events.bus import Delivery
+from flx_api.events.daemon_bus import DaemonBus
 from flx_api.events.follower import Follower
 from flx_api.events.histories import Histories
+from flx_api.events.presence_teller import PresenceTeller
 from flx_api.gateway.batch import BatchRoute
 from flx_api.gateway.cors import Cors
 from flx_api.gateway.costs import Costs
@@ -121,6 +123,14 @@ class Parts:
         self.manager.history = self.histories.of
 
         self.bus = _redis_bus(settings, self)
+        self.presence = PresenceTeller(
+            settings.topics,
+            self.hub,
+            self.bus or DaemonBus(self.upstream),
+            self.manager.publish,
+            os.urandom(8).hex(),
+        )
+        self.delivery.presence = self.presence
         costs = Costs(drawn, known.classes, known.named)
         self.dispatcher = Dispatcher(
             self.upstream,
@@ -128,7 +138,11 @@ class Parts:
             costs,
             self.metrics,
             publishers=tuple(self._publishers()),
-            own={"connection.list": self.standing.listed, "connection.slowest": self.standing.slowest},
+            own={
+                "connection.list": self.standing.listed,
+                "connection.slowest": self.standing.slowest,
+                "presence.list": self.presence.listed,
+            },
         )
         self.commands = CommandRoutes(self.dispatcher, self.patience, self.policies)
         self.batches = BatchRoute(
@@ -201,6 +215,7 @@ class Parts:
         self.follower.start()
         if self.bus is not None:
             self.bus.start()
+        self.presence.start()
         self.manager.startup()
         await self.native.start()
 
@@ -220,6 +235,7 @@ class Parts:
         await self.native.close()
         await self.manager.shutdown()
         await self.histories.close()
+        await self.presence.close()
         if self.bus is not None:
             await self.bus.close()
         await self.follower.close()

@@ -238,3 +238,50 @@ def test_without_redis_events_go_by_the_daemon_to_all_gateways(folder: Path) -> 
                 await until(lambda: all("epoch" in one.saw for one in clients))
 
     asyncio.run(story())
+
+
+@pytest.mark.parametrize("carrier", ["redis", "daemon"])
+def test_who_was_at_a_gateway_that_is_killed_is_gone_within_the_bound(folder: Path, carrier: str) -> None:
+    async def story() -> None:
+        redis = RedisServer(folder)
+        redis.start()
+        rule = {"topics": "app.room", "presence": True}
+        settings = {"topics": json.dumps([rule]), **({"redis_url": redis.url} if carrier == "redis" else {})}
+        async with contextlib.AsyncExitStack() as rest:
+            rest.callback(redis.kill)
+            await rest.enter_async_context(serving(SmallDaemon(), folder / "d.sock"))
+            first, second = [
+                await rest.enter_async_context(running(folder / "d.sock", folder, settings)) for _ in range(2)
+            ]
+            headers = {"Authorization": f"Bearer {token('watcher', tenant='a')}"}
+            url = second.url.replace("http", "ws") + "/ws/watcher"
+            watcher = await rest.enter_async_context(websockets.connect(url, additional_headers=headers))
+            await watcher.send(json.dumps({"type": "subscribe", "event": "presence.app.room"}))
+
+            async def told(name: str) -> list[str]:
+                async with asyncio.timeout(40):
+                    while True:
+                        frame = json.loads(await watcher.recv())
+                        if frame["type"] == "presence" and frame["data"][name]:
+                            assert "presence.app.room" == frame["event"]
+                            return list(frame["data"][name])
+
+            async def present() -> list[str]:
+                async with httpx.AsyncClient(timeout=10) as http:
+                    command = f"{second.url}/v1/commands/presence.list"
+                    answer = await http.post(command, json={"topic": TOPIC}, headers=headers)
+                    assert answer.status_code == 200, answer.text
+                    return list(answer.json()["result"]["members"])
+
+            # The other tenant's are none of its business.
+            async with client(first, "a"), client(first, "b"):
+                assert ["anna"] == await told("joined") == await present()
+                loop = asyncio.get_running_loop()
+                await first.kill()
+                killed_s = loop.time()
+                assert ["anna"] == await told("left")
+                # 8 s of silence, 2 s for a return, and a busy machine.
+                assert 5 < loop.time() - killed_s < 25
+                assert [] == await present()
+
+    asyncio.run(story())

@@ -19,7 +19,7 @@ import difflib
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from flx_api.errors import NotFound
-from flx_api.models import auth, connection, event, execution, monitoring, pipeline, project, schedule
+from flx_api.models import auth, connection, event, execution, monitoring, pipeline, presence, project, schedule
 
 if TYPE_CHECKING:
     import msgspec
@@ -218,6 +218,14 @@ COMMANDS: dict[str, Command] = _table(
         "unary",
         "End a connection, or those of a subject or client id, on all gateways.",
         vital=True,
+    ),
+    Command(
+        "presence.list",
+        presence.PresenceListArgs,
+        presence.PresenceList,
+        "read",
+        "unary",
+        "Who hears a topic of applications, where its rule says that this is told.",
     ),
     Command("event.publish", event.PublishArgs, event.Published, "key", "unary", "Tell those who subscribed."),
     Command(

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from flx_api.models.event import PRESENCE_EVENTS
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -31,6 +33,18 @@ class Receiver(Protocol):
         ...
 
 
+class PresenceReceiver(Protocol):
+    """Who takes what gateways tell one another about presence."""
+
+    def take(self, data: bytes) -> None:
+        """A gateway told something."""
+        ...
+
+    def lose(self) -> None:
+        """What gateways told may be missing."""
+        ...
+
+
 class Bus(Protocol):
     """A way to all gateways."""
 
@@ -44,7 +58,7 @@ class Bus(Protocol):
 
 
 class Delivery:
-    """The receiver of one gateway: events of clients go to its hubs.
+    """The receiver of one gateway: events of clients go to its hub, those of gateways to its presence.
 
     Args:
         tell: takes tenant, topic, microseconds since 1970, and JSON.
@@ -54,12 +68,19 @@ class Delivery:
     def __init__(self, tell: Callable[[str, str, int, bytes], None], lose: Callable[[str], None]) -> None:
         self._tell = tell
         self._lose = lose
+        # Takes what gateways tell one another.
+        self.presence: PresenceReceiver | None = None
 
     def hear(self, events: Sequence[EphemeralEvent]) -> None:
         """These events came, in this order."""
         for event in events:
-            self._tell(*event)
+            if event.topic != PRESENCE_EVENTS:
+                self._tell(*event)
+            elif self.presence is not None:
+                self.presence.take(event.data)
 
     def lose(self, reason: str) -> None:
         """Events were lost on their way here."""
         self._lose(reason)
+        if self.presence is not None:
+            self.presence.lose()

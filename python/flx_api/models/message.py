@@ -9,7 +9,7 @@ Rules:
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -146,6 +146,20 @@ class Event(msgspec.Struct, frozen=True, tag_field="type", tag="event", omit_def
     ephemeral: bool = False
 
 
+class PresenceChange(msgspec.Struct, frozen=True):
+    """Subjects that began or ceased to hear a topic, at whichever gateway; `count` is how many hear it then."""
+
+    joined: tuple[str, ...]
+    left: tuple[str, ...]
+    count: int
+
+
+class Presence(Event, frozen=True, tag="presence", omit_defaults=True):
+    """An event that tells who hears a topic: `event` is `presence.` and that topic."""
+
+    data: PresenceChange
+
+
 class Gap(msgspec.Struct, frozen=True, tag_field="type", tag="gap", omit_defaults=True):
     """With `flx.v1`: events were skipped. `t` is the topic or pattern, `*` for all; numbers between `after` and
     `before` may be missing; `href` is where they may still be read, `pos` where it goes on.
@@ -162,7 +176,8 @@ class Gap(msgspec.Struct, frozen=True, tag_field="type", tag="gap", omit_default
 
 class Batch(msgspec.Struct, frozen=True, omit_defaults=True):
     """With `flx.v1`: events `d` of the topic `t` in epoch `e`. `s` has the number of each, or the first and the last of
-    more than two without a hole; `prev` is the topic's number before; `ts` is that of the last event.
+    more than two without a hole; `prev` is the topic's number before; `ts` is that of the last event. With the type
+    `presence` each is a `PresenceChange`.
     """
 
     t: str
@@ -173,10 +188,22 @@ class Batch(msgspec.Struct, frozen=True, omit_defaults=True):
     ts: int
     d: list[Any]
     ephemeral: bool = False
+    type: Literal["presence"] | None = None
 
 
 ClientMessage = Ping | Subscribe | Unsubscribe | Refresh
 ServerMessage = (
-    Connected | Subscribed | Unsubscribed | Pong | Heartbeat | Expiring | Refreshed | Reconnect | Echo | Error | Event
+    Connected
+    | Subscribed
+    | Unsubscribed
+    | Pong
+    | Heartbeat
+    | Expiring
+    | Refreshed
+    | Reconnect
+    | Echo
+    | Error
+    | Event
+    | Presence
 )
 BatchedMessage = Batch | Gap

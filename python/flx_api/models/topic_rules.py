@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _WORD = "[A-Za-z0-9_@+:-]+"
+Topic = Annotated[str, Meta(max_length=200, pattern=rf"^app(\.{_WORD})+$(?!\n)")]
 Pattern = Annotated[str, Meta(max_length=200, pattern=rf"^app(\.{_WORD})*\.({_WORD}|\*)$(?!\n)")]
 
 

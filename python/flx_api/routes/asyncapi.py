@@ -32,7 +32,7 @@ _ANSWERS: Final[dict[str, tuple[str, ...]]] = {
 """What each message of a client is answered with."""
 _BATCH, _BATCHED_GAP = "batch", "batchedGap"
 """Messages of those who selected `flx.v1`."""
-_UNASKED: Final = ("connected", "heartbeat", GAP, _BATCHED_GAP, _BATCH)
+_UNASKED: Final = ("connected", "heartbeat", "presence", GAP, _BATCHED_GAP, _BATCH)
 
 Json = dict[str, Any]
 

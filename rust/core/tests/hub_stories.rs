@@ -514,3 +514,46 @@ fn whoever_resumes_is_told_that_ephemeral_events_are_missing() {
     let many = told(hub.subscribe(conn, "*", Some(&pos(0, &[])), 2).unwrap().frames);
     assert_eq!([r#"{"type":"gap","t":"app.*","reason":"ephemeral","epoch":"here.0"}"#], many[1..]);
 }
+
+#[test]
+fn who_hears_a_topic_is_noted_as_connections_come_and_go() {
+    let mut hub = hub();
+    hub.note_presence_of(["app.room.*".into()]);
+    let mut changes = move |hub: &mut Hub| -> Vec<String> {
+        let told = hub.presence_changes();
+        told.iter()
+            .map(|it| format!("{}{} {} {}", if it.here { '+' } else { '-' }, it.tenant, it.topic, it.subject))
+            .collect()
+    };
+    let conn = connect(&mut hub, Dialect::Plain, &["app.room.1", "app.room.1", "app.room.*", "app.other", "*"]);
+    assert_eq!(["+t app.room.1 ann"], changes(&mut hub)[..]);
+    hub.subscribe(conn, "app.room.2", Some(&pos(99, &[])), 1).unwrap();
+    assert_eq!(["+t app.room.2 ann"], changes(&mut hub)[..]);
+    assert!(!hub.unsubscribe(conn, "app.room.3", 1));
+    assert!(hub.unsubscribe(conn, "app.room.1", 1));
+    assert_eq!(["-t app.room.1 ann"], changes(&mut hub)[..]);
+    hub.disconnect(conn);
+    assert_eq!(["-t app.room.2 ann"], changes(&mut hub)[..]);
+    let conn = connect(&mut hub, Dialect::Plain, &["app.room.1"]);
+    let lost = hub.set_rights(conn, Rights::new("ann", [Class::Execution]), 1);
+    assert_eq!(1, lost.len());
+    hub.disconnect(conn);
+    assert_eq!(["+t app.room.1 ann", "-t app.room.1 ann"], changes(&mut hub)[..]);
+}
+
+#[test]
+fn presence_is_told_as_such_in_both_dialects() {
+    let mut hub = hub();
+    connect(&mut hub, Dialect::Plain, &["presence.app.room"]);
+    connect(&mut hub, Dialect::Batched, &["presence.*"]);
+    assert_eq!(Some(1), hub.publish("t", "presence.app.room", 5, "{}", 1));
+    let told = texts(&take(&mut hub, 1));
+    assert!(told[0].starts_with(r#"{"type":"presence","event":"presence.app.room","seq":1,"prev":0,"#), "{}", told[0]);
+    assert!(told[1].starts_with(r#"{"type":"presence","t":"presence.app.room","e":"here.0","s":[1],"#), "{}", told[1]);
+    hub.lose("epoch", 2);
+    let told = texts(&take(&mut hub, 1_000));
+    assert_eq!(
+        2,
+        told.iter().filter(|text| text.contains("presence.*") && text.contains(r#""reason":"epoch""#)).count()
+    );
+}

@@ -131,6 +131,17 @@ impl Hub {
         self.lock(py).lose(reason, now_ms);
     }
 
+    fn note_presence_of(&self, py: Python<'_>, patterns: Vec<String>) {
+        self.lock(py).note_presence_of(patterns.into_iter().map(Into::into));
+    }
+
+    /// Tenant, topic and subject of connections that began (true) or ceased to hear it.
+    fn presence_changes(&self, py: Python<'_>) -> Vec<(String, String, String, bool)> {
+        let changes = self.lock(py).presence_changes();
+        let tuple = |it: core::PresenceChange| (it.tenant.into(), it.topic.into(), it.subject.into(), it.here);
+        changes.into_iter().map(tuple).collect()
+    }
+
     /// Lets a connection in: its handle, or None when there are too many.
     #[expect(clippy::needless_pass_by_value, reason = "arguments of a pyfunction are owned")]
     fn connect(

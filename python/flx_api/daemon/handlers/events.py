@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from flx_api.commands.publishing import PUBLISH, payload
 from flx_api.daemon.handlers import idempotency
+from flx_api.errors import Conflict
 from flx_api.models.event import Published
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from flx_api.daemon.handlers.context import Context, Handler
     from flx_api.daemon.journal import Tx
     from flx_api.models.event import PublishArgs
+    from flx_api.models.presence import PresenceList, PresenceListArgs
 
 
 async def publish(context: Context, args: PublishArgs) -> Published:
@@ -39,4 +41,14 @@ async def publish(context: Context, args: PublishArgs) -> Published:
     return await services.journal.write(idempotency.once(context, PUBLISH, change))
 
 
-HANDLERS: Mapping[str, Handler] = {PUBLISH: publish}
+def present(_: Context, __: PresenceListArgs) -> PresenceList:
+    """Refuse: gateways know who hears what, and the daemon does not.
+
+    Raises:
+        Conflict: always.
+    """
+    detail = "A gateway tells who is present; ask one, and not in a batch"
+    raise Conflict(detail)
+
+
+HANDLERS: Mapping[str, Handler] = {PUBLISH: publish, "presence.list": present}

@@ -488,7 +488,7 @@ impl Fleet {
             topics =
                 store.topics().filter(|(_, log)| key.hears(&log.tenant, &log.name)).map(|(topic, _)| topic).collect();
         }
-        for name in ["app.*", "user.*"] {
+        for name in ["app.*", "user.*", "presence.*"] {
             if key.rights.may_lose(name) && key.patterns.iter().any(|pattern| may_match(pattern, name)) {
                 topics.push(store.open(&key.tenant, name, true).0);
             }

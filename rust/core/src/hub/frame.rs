@@ -12,6 +12,7 @@ use std::sync::Arc;
 use super::log::{Kind, TopicLog};
 use super::position::quote;
 use super::reader::Joins;
+use super::rights::PRESENCE;
 use super::store::Store;
 
 /// What frames look like.
@@ -98,7 +99,8 @@ fn plain(topic: &TopicLog, index: usize, epoch: &str, pos: &str) -> Vec<u8> {
 
 fn plain_head(topic: &str, seq: u64, prev: u64, epoch: &str, ts_us: u64, pos: &str, ephemeral: bool) -> Vec<u8> {
     let mut text = String::with_capacity(256);
-    text.push_str(r#"{"type":"event","event":"#);
+    let kind = if is_presence(topic, ephemeral) { "presence" } else { "event" };
+    let _ = write!(text, r#"{{"type":"{kind}","event":"#);
     quote(topic, &mut text);
     let _ = write!(text, r#","seq":{seq},"prev":{prev},"epoch":"#);
     quote(epoch, &mut text);
@@ -110,7 +112,7 @@ fn plain_head(topic: &str, seq: u64, prev: u64, epoch: &str, ts_us: u64, pos: &s
 fn batch(topic: &TopicLog, from: usize, to: usize, epoch: &str, pos: &str) -> Vec<u8> {
     let (first, last) = (topic.entries[from], topic.entries[to - 1]);
     let mut text = String::with_capacity(160 + topic.len_of(from, to));
-    batch_head(&topic.name, epoch, &mut text);
+    batch_head(&topic.name, epoch, is_ephemeral(topic), &mut text);
     if to - from > 2 && last.seq - first.seq == (to - from - 1) as u64 {
         let _ = write!(text, "{},{}", first.seq, last.seq);
     } else {
@@ -132,8 +134,12 @@ fn write_numbers(numbers: impl Iterator<Item = u64>, text: &mut String) {
     }
 }
 
-fn batch_head(topic: &str, epoch: &str, text: &mut String) {
-    text.push_str(r#"{"t":"#);
+fn is_presence(topic: &str, ephemeral: bool) -> bool {
+    ephemeral && topic.starts_with(PRESENCE)
+}
+
+fn batch_head(topic: &str, epoch: &str, ephemeral: bool, text: &mut String) {
+    text.push_str(if is_presence(topic, ephemeral) { r#"{"type":"presence","t":"# } else { r#"{"t":"# });
     quote(topic, text);
     text.push_str(r#","e":"#);
     quote(epoch, text);
@@ -168,7 +174,7 @@ pub(super) fn frame_of_told(events: &[Told<'_>], dialect: Dialect, epoch: &str, 
         Dialect::Plain => plain_head(last.topic, last.seq, last.prev, epoch, last.ts_us, pos, false),
         Dialect::Batched => {
             let mut text = String::new();
-            batch_head(first.topic, epoch, &mut text);
+            batch_head(first.topic, epoch, false, &mut text);
             write_numbers(events.iter().map(|event| event.seq), &mut text);
             batch_middle(first.prev, pos, last.ts_us, false, &mut text);
             text.into_bytes()

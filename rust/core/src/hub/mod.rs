@@ -27,6 +27,7 @@ mod frame;
 mod governor;
 mod log;
 pub mod position;
+mod presence;
 mod queue;
 mod reader;
 mod resume;
@@ -41,6 +42,8 @@ use std::sync::Arc;
 use audience::Fleet;
 pub use frame::{Dialect, Frame, Turn};
 pub use position::Position;
+use presence::Presence;
+pub use presence::PresenceChange;
 use queue::Agenda;
 pub use resume::{Backfill, Gone, Subscribed};
 pub use rights::{Class, Refused, Rights};
@@ -196,6 +199,7 @@ pub struct Hub {
     fleet: Fleet,
     /// Why the history before this one ended.
     restarted_by: Box<str>,
+    presence: Presence,
     stats: Stats,
     /// Gaps told to connections, by reason.
     gaps: BTreeMap<Box<str>, u64>,
@@ -208,8 +212,8 @@ impl Hub {
     pub fn new(limits: Limits, seed: u64, local_epoch: &str) -> Self {
         let store = Store::new(limits.clone(), seed, local_epoch);
         let fleet = Fleet::default();
-        let (stats, gaps) = (Stats::default(), BTreeMap::new());
-        let mut hub = Self { store, fleet, restarted_by: "".into(), stats, gaps, limits };
+        let (stats, gaps, presence) = (Stats::default(), BTreeMap::new(), Presence::default());
+        let mut hub = Self { store, fleet, restarted_by: "".into(), presence, stats, gaps, limits };
         hub.add_shard();
         hub
     }
@@ -335,7 +339,11 @@ impl Hub {
 
     /// Forgets a connection.
     pub fn disconnect(&mut self, conn: ConnKey) {
-        if self.fleet.get(conn).is_some() {
+        if let Some(found) = self.fleet.get(conn) {
+            let held = found.catching.iter().map(|catching| &catching.pattern);
+            for pattern in self.fleet.patterns(conn.index).iter().chain(held) {
+                self.presence.note(&found.profile, pattern, false);
+            }
             self.fleet.leave(&mut self.store, conn.index);
             self.fleet.remove(conn.index);
         }
@@ -355,6 +363,9 @@ impl Hub {
         let profile = Profile { rights, ..(*found.profile).clone() };
         let (lost, kept): (Vec<_>, Vec<_>) =
             self.fleet.patterns(conn.index).iter().cloned().partition(|pattern| profile.rights.check(pattern).is_err());
+        for pattern in &lost {
+            self.note_presence(conn, pattern, false);
+        }
         self.fleet.set_profile(conn.index, Arc::new(profile));
         let standing = self.fleet.standing(conn.index, self.store.order);
         self.settle_in(conn.index, kept, standing, now_ms);

@@ -54,7 +54,7 @@ pub struct Gone;
 /// A connection that the shell feeds from the daemon.
 #[derive(Debug)]
 pub(super) struct Catching {
-    pattern: Box<str>,
+    pub(super) pattern: Box<str>,
     position: Position,
     born_from: u64,
     /// Where it began, when there are other subscriptions: they have still to get what came after they were held.
@@ -72,6 +72,15 @@ impl Hub {
         from: Option<&str>,
         now_ms: u64,
     ) -> Result<Subscribed, Refused> {
+        let is_new = !self.subscriptions(conn).iter().any(|other| **other == *pattern);
+        let subscribed = self.join(conn, pattern, from, now_ms)?;
+        if is_new {
+            self.note_presence(conn, pattern, true);
+        }
+        Ok(subscribed)
+    }
+
+    fn join(&mut self, conn: ConnKey, pattern: &str, from: Option<&str>, now_ms: u64) -> Result<Subscribed, Refused> {
         let found = self.fleet.get(conn).ok_or(Refused::Unknown)?;
         let (profile, is_catching) = (Arc::clone(&found.profile), found.catching.is_some());
         profile.rights.check(pattern)?;
@@ -115,6 +124,14 @@ impl Hub {
 
     /// Lets a connection no longer hear a topic or a pattern; whether it did.
     pub fn unsubscribe(&mut self, conn: ConnKey, pattern: &str, now_ms: u64) -> bool {
+        let did = self.part(conn, pattern, now_ms);
+        if did {
+            self.note_presence(conn, pattern, false);
+        }
+        did
+    }
+
+    fn part(&mut self, conn: ConnKey, pattern: &str, now_ms: u64) -> bool {
         if let Some(found) = self.fleet.get_mut(conn)
             && found.catching.take_if(|catching| *catching.pattern == *pattern).is_some()
         {

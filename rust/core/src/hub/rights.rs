@@ -12,6 +12,9 @@ use super::topic;
 /// Bytes of the longest pattern.
 const MAX_PATTERN: usize = 256;
 
+/// What topics begin with that tell who hears another one.
+pub(super) const PRESENCE: &str = "presence.";
+
 /// A class of topics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Class {
@@ -27,7 +30,7 @@ pub enum Class {
     System,
     /// `user.{subject}`: one's own, whatever the permissions.
     User,
-    /// `app.…` and `bench.…`
+    /// `app.…`, `bench.…`, and `presence.app.…`, which tells who hears a topic.
     App,
 }
 
@@ -49,6 +52,7 @@ impl Class {
             "execution" => Some(Self::Execution),
             "user" => Some(Self::User),
             "app" | "bench" => Some(Self::App),
+            "presence" if rest.starts_with("app.") || rest == "*" => Some(Self::App),
             _ => None,
         }
     }
@@ -120,12 +124,20 @@ impl Rights {
         }
     }
 
+    /// Whose rights these are.
+    pub(super) fn subject(&self) -> &str {
+        self.own.strip_prefix("user.").unwrap_or_default()
+    }
+
     fn opens_within(&self, pattern: &str) -> bool {
+        let pattern = pattern.strip_prefix(PRESENCE).unwrap_or(pattern);
         let closed = self.rules.iter().position(|(rule, _)| topic::matches(rule, pattern));
         self.rules[..closed.unwrap_or(0)].iter().any(|(rule, is_open)| *is_open && topic::matches(pattern, rule))
     }
 
     fn is_open(&self, topic: &str) -> bool {
+        // Who may hear a topic may know who else does.
+        let topic = topic.strip_prefix(PRESENCE).unwrap_or(topic);
         let rule = self.rules.iter().find(|(pattern, _)| topic::matches(pattern, topic));
         rule.is_none_or(|(_, is_open)| *is_open)
     }
@@ -176,7 +188,17 @@ mod tests {
         for topic in ["execution_events", "execution.1.status", "app.x", "bench.y", "user.ann"] {
             assert!(rights.may_hear(topic), "{topic}");
         }
-        for topic in ["pipeline_events", "execution.1.log", "user.bert", "execution.", "app", "", "nothing.x"] {
+        assert!(rights.may_hear("presence.app.x"));
+        for topic in [
+            "pipeline_events",
+            "execution.1.log",
+            "user.bert",
+            "execution.",
+            "app",
+            "",
+            "nothing.x",
+            "presence.user.ann",
+        ] {
             assert!(!rights.may_hear(topic), "{topic}");
         }
     }
@@ -210,6 +232,7 @@ mod tests {
         {
             assert_eq!(may, rights.may_hear(topic), "{topic}");
             assert_eq!(may, rights.check(topic).is_ok(), "{topic}");
+            assert_eq!(may, rights.check(&format!("presence.{topic}")).is_ok(), "{topic}");
         }
         for (pattern, may) in
             [("app.a.*", true), ("app.a.x.*", false), ("app.*", true), ("*", true), ("app.a.open.*", true)]
