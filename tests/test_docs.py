@@ -53,7 +53,7 @@ def test_settings_and_files_that_prose_names_exist(page: str) -> None:
 
 def test_policies_that_prose_shows_are_policies(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "operations.md").read_text("utf-8")
-    (table,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    table, topics = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
     (document,) = re.findall(r"^FLX_RATE_LIMITS='(.*)'$", text, re.MULTILINE)
     file = tmp_path / "limits.toml"
     file.write_text(table, encoding="utf-8")
@@ -63,6 +63,8 @@ def test_policies_that_prose_shows_are_policies(tmp_path: Path) -> None:
     ):
         _, lanes = passed(load({"FLX_RATE_LIMITS": value}))
         assert names == [name for name, *_ in lanes.policies]
+    file.write_text(topics, encoding="utf-8")
+    assert ["app.chat.*"] == [rule.topics for rule in load({"FLX_TOPICS": str(file)}).topics]
 
 
 def test_make_targets_that_prose_names_exist() -> None:

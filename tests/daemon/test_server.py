@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 from grpclib.client import UnaryUnaryMethod
 from grpclib.const import Status
@@ -22,13 +24,16 @@ from flx_api.daemon.executions.log_file import LogFile
 from flx_api.daemon.server import DaemonService, services_of
 from flx_api.daemon.trust import SocketTrust, TokenTrust
 from flx_api.errors import TokenRejected
+from flx_api.models.topic_rules import TopicRule
 from flx_api.proto.flx.v1.daemon_grpc import DaemonStub
 from flx_api.proto.flx.v1.daemon_pb2 import (
     CommandFrame,
+    Event,
     LogRequest,
     Principal,
     ReplyFrame,
     RevocationsRequest,
+    TellRequest,
     WatchRequest,
 )
 
@@ -144,6 +149,36 @@ def test_revocations_are_given_to_gateways_only_with_the_number_they_hold_at(tmp
                 with pytest.raises(GRPCError) as refused:
                     await stub.Revocations(RevocationsRequest(), metadata=metadata)
                 assert refused.value.status in {Status.UNAUTHENTICATED, Status.PERMISSION_DENIED}
+
+    asyncio.run(story())
+
+
+def test_only_gateways_tell_ephemeral_events_and_rules_keep_them_from_others(tmp_path: Path) -> None:
+    rules = (TopicRule("app.few.*", subscribe=("chief",)),)
+
+    async def story() -> None:
+        async with parts(tmp_path) as daemon:
+            settings = msgspec.structs.replace(daemon.services.settings, topics=rules)
+            services = dataclasses.replace(daemon.services, settings=settings)
+            service = DaemonService(services, daemon.dispatcher(), TCP)
+            async with ChannelFor(services_of(service)[0]) as channel:
+                stub = DaemonStub(channel)
+                gateway, client = {"x-flx-gateway-token": "shared"}, {"authorization": f"Bearer {GOOD}"}
+                topics = ("app.few.x", "presence_events", "app.many")
+                told = TellRequest(events=[Event(tenant="default", topic=topic, data=b"1") for topic in topics])
+                with pytest.raises(GRPCError) as refused:
+                    await stub.Tell(told, metadata=client)
+                assert refused.value.status is Status.PERMISSION_DENIED
+                assert 0 == services.ephemeral.seq
+                for metadata, expected in ((gateway, list(topics)), (client, ["app.many"])):
+                    async with stub.Watch.open(metadata=metadata) as stream:
+                        await stream.send_message(WatchRequest(topics=["*"], ephemeral=True), end=True)
+                        await stream.recv_message()
+                        await stub.Tell(told, metadata=gateway)
+                        batch = await stream.recv_message()
+                        assert batch is not None
+                        assert expected == [event.topic for event in batch.ephemeral]
+                        await stream.cancel()
 
     asyncio.run(story())
 

@@ -28,10 +28,10 @@ def test_the_daemon_has_it_or_it_is_refused() -> None:
                 await bus.publish("", "presence_events", b"1")
                 told = daemon.ephemeral.after(0, 9, 999)
                 assert [("", "presence_events", b"1")] == [(event.tenant, event.topic, event.data) for event in told]
-            with pytest.raises(Unavailable):
-                await bus.publish("", "presence_events", b"2")
         finally:
             await upstream.close()
+        with pytest.raises(Unavailable):
+            await DaemonBus(Upstream(Endpoint(path="/nowhere"), Metrics())).publish("", "presence_events", b"2")
 
     with tempfile.TemporaryDirectory(prefix="flx") as folder:
         asyncio.run(story(Path(folder) / "d.sock"))

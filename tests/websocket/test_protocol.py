@@ -10,6 +10,7 @@ import pytest
 from flx_api._core import Hub
 from flx_api.errors import FlxError
 from flx_api.models.message import ClientMessage, Ping, Refresh, Subscribe, Unsubscribe
+from flx_api.models.topic_rules import TopicRule
 from flx_api.websocket import protocol
 from flx_api.websocket.protocol import Inbound
 
@@ -48,6 +49,27 @@ def test_frames_are_json() -> None:
 def test_roles_open_classes_of_topics() -> None:
     assert protocol.allowed_classes(("guest",)) == []
     assert {"pipeline", "execution", "log", "app"} <= set(protocol.allowed_classes(("viewer",)))
+
+
+def test_rules_close_topics_to_roles_they_do_not_name() -> None:
+    rules = [TopicRule("app.a.open"), TopicRule("app.a.*", subscribe=("chief",)), TopicRule("app.*")]
+    plain = protocol.allowed_classes(("viewer",))
+    assert plain == protocol.allowed_classes(("viewer", "chief"), rules)
+    hub = Hub("local")
+    granted = protocol.allowed_classes(("viewer",), rules)
+    assert ["+app.a.open", "-app.a.*", "+app.*"] == granted[len(plain) :]
+    conn = hub.connect("default", "anna", granted, batched=False)
+    assert conn is not None
+    for pattern in ("app.a.open", "app.a.*", "app.b", "presence.app.b", "*"):
+        assert hub.subscribe(conn, pattern, None, 0)[0] is None
+    for pattern in ("app.a.x", "app.a.x.*", "presence.app.a.x"):
+        assert "forbidden" == hub.subscribe(conn, pattern, None, 0)[0]
+    for topic in ("app.a.x", "presence.app.a.x"):
+        hub.publish("default", topic, 1, b"1", 1)
+    hub.append([("default", "app.a.y", 1, 0, 1, b"1")], 1)
+    assert [] == hub.take(1 << 60, 10)
+    hub.publish("default", "app.a.open", 1, b"1", 1)
+    assert 1 == len(hub.take(1 << 60, 10))
 
 
 @pytest.mark.parametrize(

@@ -104,3 +104,11 @@ def test_an_ephemeral_event_is_told_and_in_no_journal(tmp_path: Path) -> None:
             assert told == [(event.tenant, event.topic, event.data) for event in log.after(0, 9, 9_999)]
 
     asyncio.run(story())
+
+
+def test_who_is_present_is_for_a_gateway_to_say(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with parts(tmp_path) as daemon:
+            assert "conflict" == (await daemon.problem("presence.list", {"topic": "app.a"}))["code"]
+
+    asyncio.run(story())
