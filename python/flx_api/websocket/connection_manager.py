@@ -222,7 +222,6 @@ class ConnectionManager:
     def lose(self, reason: str) -> None:
         """Ephemeral events were lost on their way here: everybody who may miss one is told."""
         self._hub.lose(reason, self._now_ms())
-        self._metrics.gap(reason, 1)
         self.news()
 
     # --- serving -----------------------------------------------------------------------------------------------------
