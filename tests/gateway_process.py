@@ -77,7 +77,7 @@ class GatewayProcess:
                 self.process.kill()
                 await self.process.wait()
 
-    async def ready(self, status: int = 200, within_s: float = 15.0) -> httpx.Response:
+    async def ready(self, status: int = 200, within_s: float = 45.0) -> httpx.Response:
         """Wait until /ready says so."""
         async with httpx.AsyncClient(base_url=self.url) as client, asyncio.timeout(within_s):
             while True:
