@@ -27,9 +27,9 @@ from benches.pure import Gate
 from benches.pure import verify as pure_verify
 from flx_api import _core
 from flx_api.config import load
-from flx_api.models.rate_limit import duration_ms
 from flx_api.dependencies import Parts
 from flx_api.errors import TokenRejected
+from flx_api.models.rate_limit import duration_ms
 from flx_api.upstream.endpoints import Endpoint
 
 if TYPE_CHECKING:
