@@ -18,7 +18,7 @@ import msgspec
 import structlog
 
 from flx_api.commands.permissions import permits
-from flx_api.errors import FlxError, Forbidden, Unavailable, ValidationFailed
+from flx_api.errors import FlxError, Forbidden, ValidationFailed
 from flx_api.events.presence import Roster, Tidings
 from flx_api.models.event import PRESENCE_EVENTS
 from flx_api.models.message import PresenceChange
@@ -139,6 +139,6 @@ class PresenceTeller:
     async def _publish(self, tidings: Tidings) -> None:
         try:
             await self._bus.publish("", PRESENCE_EVENTS, msgspec.json.encode(tidings))
-        except (Unavailable, FlxError):
+        except FlxError:
             # Whoever hears the next one misses it.
             return
