@@ -199,7 +199,7 @@ class Parts:
     def _publishers(self) -> Iterator[Publisher]:
         """What answers `event.publish` in the daemon's place."""
         if self.settings.environment == "development":
-            yield LocalTopics(self.manager.publish, _now_us)
+            yield LocalTopics(self.manager.publish_local, _now_us)
         if self.bus is not None:
             yield EphemeralTopics(self.bus, self.settings.topics)
 

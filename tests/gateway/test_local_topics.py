@@ -36,7 +36,11 @@ class Clock:
 
 def published(step_us: int = 1000, **args: Any) -> tuple[list[tuple[str, str, int, Any]], Any]:
     told: list[tuple[str, str, int, Any]] = []
-    topics = LocalTopics(lambda *event: told.append((*event[:3], msgspec.json.decode(event[3]))), Clock(step_us))
+
+    def tell(events: list[tuple[str, str, int, int, int, bytes]]) -> None:
+        told.extend((tenant, topic, ts_us, msgspec.json.decode(data)) for tenant, topic, _, _, ts_us, data in events)
+
+    topics = LocalTopics(tell, Clock(step_us))
     body = msgspec.json.encode({"topic": "bench.a", **args})
     assert topics.has(body)
     return told, msgspec.json.decode(asyncio.run(topics.publish(ANNA, body)))

@@ -214,6 +214,11 @@ class ConnectionManager:
         for connection in self._connections:
             connection.send(frame)
 
+    def publish_local(self, events: list[tuple[str, str, int, int, int, bytes]]) -> None:
+        """Tell events of topics that are this process's alone."""
+        self._hub.append(events, self._now_ms())
+        self.news()
+
     def publish(self, tenant: str, topic: str, ts_us: int, data: bytes) -> None:
         """Tell an event that is in no journal, and never resumed."""
         self._hub.publish(tenant, topic, ts_us, data, self._now_ms())

@@ -7,7 +7,7 @@
 //!   behind data, then messages. A Close is the last thing that is written.
 
 use std::collections::VecDeque;
-use std::io;
+use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 
 use flx_core::ws::Decoder;
@@ -61,7 +61,7 @@ impl Backlog {
         });
         urgent.or_else(|| {
             let wire = self.messages.pop_front()?;
-            self.bytes -= wire.bytes().len();
+            self.bytes -= wire.len();
             Some((wire, 0))
         })
     }
@@ -132,8 +132,8 @@ impl Connection {
             backlog.is_owed = true;
             return Ok(Written::None);
         }
-        let taken = self.write(wire.bytes())?;
-        if taken == wire.bytes().len() {
+        let taken = self.write(wire, 0)?;
+        if taken == wire.len() {
             return Ok(Written::All);
         }
         let torn = (taken > 0).then(|| (wire.clone(), taken));
@@ -146,8 +146,8 @@ impl Connection {
     /// over `bound` bytes. One message alone may be longer: refused, it would be refused for ever.
     pub(crate) fn send(&mut self, kind: Kind, wire: Wire, bound: usize, now_ms: u64) -> io::Result<bool> {
         if self.backlog.is_none() {
-            let taken = self.write(wire.bytes())?;
-            if taken == wire.bytes().len() {
+            let taken = self.write(&wire, 0)?;
+            if taken == wire.len() {
                 return Ok(true);
             }
             let torn = Some((wire, taken));
@@ -166,10 +166,10 @@ impl Connection {
                 backlog.bytes = 0;
             }
             Kind::Message => {
-                if backlog.bytes > 0 && backlog.bytes + wire.bytes().len() > bound {
+                if backlog.bytes > 0 && backlog.bytes + wire.len() > bound {
                     return Ok(false);
                 }
-                backlog.bytes += wire.bytes().len();
+                backlog.bytes += wire.len();
                 backlog.messages.push_back(wire);
             }
         }
@@ -184,11 +184,11 @@ impl Connection {
         }
         let Some(mut backlog) = self.backlog.take() else { return Ok(false) };
         while let Some((wire, offset)) = backlog.next() {
-            let taken = self.write(&wire.bytes()[offset..])?;
+            let taken = self.write(&wire, offset)?;
             if taken > 0 {
                 backlog.since_ms = now_ms;
             }
-            if offset + taken < wire.bytes().len() {
+            if offset + taken < wire.len() {
                 backlog.torn = Some((wire, offset + taken));
                 self.backlog = Some(backlog);
                 return Ok(false);
@@ -210,18 +210,18 @@ impl Connection {
         self.backlog.is_none()
     }
 
-    /// How many of these bytes the socket takes.
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let mut taken = 0;
-        while taken < bytes.len() {
-            match self.stream.write(&bytes[taken..]) {
+    /// How many bytes of a frame after its first `offset` the socket takes.
+    fn write(&mut self, wire: &Wire, offset: usize) -> io::Result<usize> {
+        let mut at = offset;
+        while at < wire.len() {
+            match self.stream.write(&wire.rest(at).map(IoSlice::new)) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-                Ok(more) => taken += more,
+                Ok(more) => at += more,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(error),
             }
         }
-        Ok(taken)
+        Ok(at - offset)
     }
 }

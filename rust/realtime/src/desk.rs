@@ -95,7 +95,7 @@ pub struct Owner {
 #[derive(Debug)]
 pub struct Newcomer {
     /// What it calls itself.
-    pub client_id: Box<str>,
+    pub client_id: Arc<str>,
     /// Who it is.
     pub owner: Arc<Owner>,
     /// What it may hear.
@@ -142,7 +142,7 @@ struct Papers {
     questions: Vec<Question>,
     /// Handshakes that are not over; with a newcomer, once that is accepted.
     waiting: HashMap<Caller, Option<Newcomer>>,
-    clients: HashMap<Box<str>, (Arc<Owner>, usize)>,
+    clients: HashMap<Arc<str>, (Arc<Owner>, usize)>,
     owners: HashMap<Arc<Owner>, usize>,
     /// Connections that have ended, by code.
     closed: BTreeMap<u16, u64>,
@@ -316,8 +316,12 @@ impl Papers {
         }
     }
 
-    fn seat(&mut self, caller: Caller, newcomer: Newcomer, per_owner: usize) -> Result<(), NotIn> {
+    fn seat(&mut self, caller: Caller, mut newcomer: Newcomer, per_owner: usize) -> Result<(), NotIn> {
         let Some(place) = self.waiting.get_mut(&caller) else { return Err(NotIn::Gone) };
+        // One copy of what many connections have in common.
+        if let Some((known, _)) = self.owners.get_key_value(&newcomer.owner) {
+            newcomer.owner = Arc::clone(known);
+        }
         if self.clients.get(&newcomer.client_id).is_some_and(|(holder, _)| *holder != newcomer.owner) {
             return Err(NotIn::Taken);
         }
@@ -326,7 +330,7 @@ impl Papers {
             return Err(NotIn::TooMany);
         }
         *of_owner += 1;
-        let client = self.clients.entry(newcomer.client_id.clone());
+        let client = self.clients.entry(Arc::clone(&newcomer.client_id));
         client.or_insert_with(|| (Arc::clone(&newcomer.owner), 0)).1 += 1;
         *place = Some(newcomer);
         Ok(())

@@ -135,7 +135,7 @@ pub fn unsubscribed(pattern: &str) -> Wire {
 /// The answer to what the protocol does not know: JSON as it came.
 #[must_use]
 pub fn echo(message: &[u8]) -> Wire {
-    Wire::text(&[br#"{"type":"echo","data":"#, message.trim_ascii(), b"}"].concat())
+    Wire::text([br#"{"type":"echo","data":"#, message.trim_ascii(), b"}"].concat())
 }
 
 /// Tells of something that did not happen.
@@ -146,7 +146,7 @@ pub fn error(complaint: Complaint) -> Wire {
     text.push_str(r#","message":"#);
     quote(complaint.message, &mut text);
     text.push('}');
-    Wire::text(text.as_bytes())
+    Wire::text(text.into_bytes())
 }
 
 /// Tells a client that its token ends.
@@ -162,14 +162,14 @@ pub fn reconnect(in_ms: u64) -> Wire {
 }
 
 fn with_number(head: &str, value: u64) -> Wire {
-    Wire::text(format!("{head}{value}}}").as_bytes())
+    Wire::text(format!("{head}{value}}}").into_bytes())
 }
 
 fn with_text(head: &str, value: &str) -> Wire {
     let mut text = String::from(head);
     quote(value, &mut text);
     text.push('}');
-    Wire::text(text.as_bytes())
+    Wire::text(text.into_bytes())
 }
 
 #[cfg(test)]
@@ -219,7 +219,7 @@ mod tests {
 
     #[test]
     fn answers_are_json_whatever_is_in_them() {
-        let payload = |wire: Wire| String::from_utf8(wire.bytes()[2..].to_vec()).unwrap();
+        let payload = |wire: Wire| String::from_utf8(wire.rest(2).concat()).unwrap();
         assert_eq!(r#"{"type":"unsubscribed","event":"a\"\\"}"#, payload(unsubscribed("a\"\\")));
         assert_eq!(r#"{"type":"echo","data":{"type":"x"}}"#, payload(echo(b" {\"type\":\"x\"}\n")));
         assert_eq!(r#"{"type":"connected","message":"connected","client_id":"a.b"}"#, payload(connected("a.b")));

@@ -44,7 +44,7 @@ pub type Refusals = Box<dyn FnMut(Fault) -> Vec<u8> + Send>;
 struct Session {
     conn: ConnId,
     key: ConnKey,
-    client_id: Box<str>,
+    client_id: Arc<str>,
     owner: Arc<Owner>,
     ends_ms: u64,
     heard_ms: u64,
@@ -61,9 +61,9 @@ pub struct Sessions {
     shard: Shard,
     refusals: Refusals,
     /// By the connections' index.
-    table: Vec<Option<Box<Session>>>,
-    /// The index of a session by the index of its connection in the hub.
-    by_key: Vec<u32>,
+    table: Vec<Option<Session>>,
+    /// By the index in the hub: which user of it is meant, and its connection.
+    by_key: Vec<(u32, ConnId)>,
     /// Ends of tokens.
     ends: Wheel,
     due: Vec<u32>,
@@ -101,7 +101,7 @@ impl Sessions {
     }
 
     fn session(&mut self, conn: ConnId) -> Option<&mut Session> {
-        let session = self.table.get_mut(conn.index as usize)?.as_deref_mut()?;
+        let session = self.table.get_mut(conn.index as usize)?.as_mut()?;
         (session.conn == conn).then_some(session)
     }
 
@@ -187,28 +187,20 @@ impl Sessions {
     fn deliver(&mut self, out: &mut Outbox<'_>) -> Option<u64> {
         let begun = Instant::now();
         let mut put_back: Vec<(ConnKey, Arc<Turn>, usize)> = Vec::new();
-        let (mut frames, mut number, mut wires) = (0, None, Vec::new());
+        let mut frames = 0;
         for Delivery { conn: key, turn } in self.deliveries.drain(..) {
-            let index = self.by_key.get(key.index as usize).copied().unwrap_or(u32::MAX);
-            let Some(Some(session)) = self.table.get(index as usize) else { continue };
-            if session.key != key {
-                continue;
-            }
-            if number != Some(turn.number) {
-                // Once for the whole cohort.
-                wires = turn.frames.iter().map(|frame| Wire::text(&frame.payload)).collect();
-                number = Some(turn.number);
-            }
-            for (at, wire) in wires.iter().enumerate() {
-                match out.frame(session.conn, wire) {
+            let found = self.by_key.get(key.index as usize).filter(|(generation, _)| *generation == key.generation);
+            let Some((_, conn)) = found else { continue };
+            for (at, frame) in turn.frames.iter().enumerate() {
+                match out.frame(*conn, &Wire::text(Arc::clone(&frame.payload))) {
                     Taken::Sent => frames += 1,
                     Taken::Last => {
                         frames += 1;
-                        put_back.push((key, turn, at + 1));
+                        put_back.push((key, Arc::clone(&turn), at + 1));
                         break;
                     }
                     Taken::Full => {
-                        put_back.push((key, turn, at));
+                        put_back.push((key, Arc::clone(&turn), at));
                         break;
                     }
                     Taken::Gone => break,
@@ -271,11 +263,11 @@ impl Service for Sessions {
             self.table.resize_with(index + 1, || None);
         }
         if self.by_key.len() <= of_hub {
-            self.by_key.resize(of_hub + 1, u32::MAX);
+            self.by_key.resize(of_hub + 1, (key.generation, conn));
         }
-        self.by_key[of_hub] = conn.index;
+        self.by_key[of_hub] = (key.generation, conn);
         self.ends.set(conn.index, warns_at(now_ms, newcomer.ends_ms));
-        self.table[index] = Some(Box::new(Session {
+        self.table[index] = Some(Session {
             conn,
             key,
             client_id: newcomer.client_id,
@@ -286,7 +278,7 @@ impl Service for Sessions {
             offences: 0,
             is_fed: false,
             seat: newcomer.seat,
-        }));
+        });
     }
 
     fn message(&mut self, conn: ConnId, message: Message<'_>, now_ms: u64, out: &mut Outbox<'_>) {
@@ -359,7 +351,7 @@ impl Drop for Sessions {
 
 fn send(conn: ConnId, frames: &[Frame], out: &mut Outbox<'_>) {
     for frame in frames {
-        out.message(conn, Wire::text(&frame.payload));
+        out.message(conn, Wire::text(Arc::clone(&frame.payload)));
     }
 }
 

@@ -3,7 +3,7 @@
 //! Rules: nothing blocks. What TLS has to say of itself goes out with the next read, write or flush; after a `write` that took
 //! bytes the socket may still be full of them, and the next one says so.
 
-use std::io::{self, Read, Write};
+use std::io::{self, IoSlice, Read, Write};
 use std::net::Shutdown;
 
 use mio::net::TcpStream;
@@ -45,12 +45,12 @@ impl Stream {
     }
 
     /// Hands over as much as there is room for.
-    pub(crate) fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+    pub(crate) fn write(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
         match self {
-            Self::Plain(socket) => socket.write(bytes),
+            Self::Plain(socket) => socket.write_vectored(parts),
             Self::Tls(tls) => {
                 tls.flush()?;
-                let taken = tls.session.writer().write(bytes)?;
+                let taken = tls.session.writer().write_vectored(parts)?;
                 match tls.flush() {
                     Err(error) if error.kind() != io::ErrorKind::WouldBlock => Err(error),
                     _ => Ok(taken),

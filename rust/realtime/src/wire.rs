@@ -1,45 +1,82 @@
 //! What goes to a socket: bytes that are made once and shared by all who get them.
+//!
+//! Strategy: the payload of a frame is not copied to stand behind its head; the two are written together.
 
 use std::sync::Arc;
 
+use flx_core::ws::frame::MAX_SERVER_HEAD;
 use flx_core::ws::{Close, Opcode, frame};
 
 /// A whole frame, head and payload.
 #[derive(Clone, Debug)]
-pub struct Wire(Arc<[u8]>);
+pub struct Wire {
+    head: [u8; MAX_SERVER_HEAD],
+    head_len: u8,
+    payload: Arc<[u8]>,
+}
 
 impl Wire {
     /// A text message. The payload must be UTF-8; that of a JSON encoder is.
     #[must_use]
-    pub fn text(payload: &[u8]) -> Self {
+    pub fn text(payload: impl Into<Arc<[u8]>>) -> Self {
         Self::frame(Opcode::Text, payload)
     }
 
     /// A binary message.
     #[must_use]
-    pub fn binary(payload: &[u8]) -> Self {
+    pub fn binary(payload: impl Into<Arc<[u8]>>) -> Self {
         Self::frame(Opcode::Binary, payload)
     }
 
-    pub(crate) fn frame(opcode: Opcode, payload: &[u8]) -> Self {
-        let mut bytes = Vec::with_capacity(payload.len() + 10);
-        frame::write_head(&mut bytes, opcode, payload.len());
-        bytes.extend_from_slice(payload);
-        Self(bytes.into())
+    pub(crate) fn frame(opcode: Opcode, payload: impl Into<Arc<[u8]>>) -> Self {
+        let payload = payload.into();
+        let (head, head_len) = frame::head(opcode, payload.len());
+        Self { head, head_len: head_len as u8, payload }
     }
 
     pub(crate) fn close(code: u16, reason: &str) -> Self {
         let mut bytes = Vec::new();
         Close { code, reason }.write(&mut bytes);
-        Self(bytes.into())
+        Self::raw(bytes)
     }
 
-    /// Bytes that are no frame: the answer to a handshake.
+    /// Bytes that are no frame, or a whole one: the answer to a handshake.
     pub(crate) fn raw(bytes: Vec<u8>) -> Self {
-        Self(bytes.into())
+        Self { head: [0; MAX_SERVER_HEAD], head_len: 0, payload: bytes.into() }
     }
 
-    pub(crate) fn bytes(&self) -> &[u8] {
-        &self.0
+    /// How many bytes it has.
+    pub(crate) fn len(&self) -> usize {
+        usize::from(self.head_len) + self.payload.len()
+    }
+
+    /// What follows its first `offset` bytes.
+    pub(crate) fn rest(&self, offset: usize) -> [&[u8]; 2] {
+        let head = &self.head[..usize::from(self.head_len)];
+        let payload = &self.payload[offset.saturating_sub(head.len()).min(self.payload.len())..];
+        [&head[offset.min(head.len())..], payload]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The twin is the frame in one piece.
+    #[test]
+    fn what_is_left_of_a_frame_is_the_same_wherever_it_is_torn() {
+        for length in [0, 1, 125, 126, 70_000] {
+            let payload: Vec<u8> = (0..length).map(|index| index as u8).collect();
+            let mut whole = Vec::new();
+            frame::write_head(&mut whole, Opcode::Text, payload.len());
+            whole.extend_from_slice(&payload);
+            let wire = Wire::text(payload);
+            assert_eq!(whole.len(), wire.len());
+            for offset in (0..whole.len().min(20)).chain([whole.len()]) {
+                assert_eq!(whole[offset..], wire.rest(offset).concat(), "{length} from {offset}");
+            }
+        }
+        let raw = Wire::raw(b"HTTP".to_vec());
+        assert_eq!((4, b"TP".to_vec()), (raw.len(), raw.rest(2).concat()));
     }
 }

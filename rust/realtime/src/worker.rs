@@ -354,7 +354,7 @@ impl<S: Service> Worker<S> {
             State::Open => {
                 connection.ping_ms = now_ms + limits.ping_ms;
                 connection.life_ms = now_ms + limits.life_ms;
-                self.table.send(conn, Kind::Ping, Wire::frame(Opcode::Ping, b""));
+                self.table.send(conn, Kind::Ping, Wire::frame(Opcode::Ping, Vec::new()));
                 self.table.rearm(index);
                 self.service.pinged(conn, now_ms, &mut Outbox(&mut self.table));
             }

@@ -10,7 +10,7 @@
 
 use std::sync::Arc;
 
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 
 use super::log::Kind;
 use super::queue::Agenda;
@@ -108,6 +108,8 @@ pub(super) struct Standing {
 /// All connections of a hub.
 #[derive(Debug, Default)]
 pub(super) struct Fleet {
+    /// One copy of each that somebody has.
+    profiles: HashSet<Arc<Profile>>,
     pub(super) conns: Vec<Option<Conn>>,
     generations: Vec<u32>,
     free: Vec<u32>,
@@ -146,7 +148,8 @@ impl Fleet {
         self.cohorts.len() - self.free_cohorts.len()
     }
 
-    pub(super) fn connect(&mut self, profile: Arc<Profile>) -> ConnKey {
+    pub(super) fn connect(&mut self, profile: Profile) -> ConnKey {
+        let profile = self.shared(profile);
         let index = self.free.pop().unwrap_or_else(|| {
             self.conns.push(None);
             self.generations.push(0);
@@ -160,7 +163,8 @@ impl Fleet {
     }
 
     pub(super) fn remove(&mut self, index: u32) {
-        if self.conns[index as usize].take().is_some() {
+        if let Some(conn) = self.conns[index as usize].take() {
+            self.give_back(&conn.profile);
             self.generations[index as usize] = self.generations[index as usize].wrapping_add(1);
             self.free.push(index);
             self.connections -= 1;
@@ -183,9 +187,28 @@ impl Fleet {
         ConnKey { index, generation: self.generations[index as usize] }
     }
 
-    pub(super) fn set_profile(&mut self, index: u32, profile: Arc<Profile>) {
+    pub(super) fn set_profile(&mut self, index: u32, profile: Profile) {
+        let profile = self.shared(profile);
         if let Some(conn) = &mut self.conns[index as usize] {
-            conn.profile = profile;
+            let before = std::mem::replace(&mut conn.profile, profile);
+            self.give_back(&before);
+        }
+    }
+
+    fn shared(&mut self, profile: Profile) -> Arc<Profile> {
+        if let Some(known) = self.profiles.get(&profile) {
+            return Arc::clone(known);
+        }
+        let profile = Arc::new(profile);
+        self.profiles.insert(Arc::clone(&profile));
+        profile
+    }
+
+    /// A connection has this profile no longer.
+    fn give_back(&mut self, profile: &Arc<Profile>) {
+        // This one and that of the set.
+        if Arc::strong_count(profile) == 2 {
+            self.profiles.remove(profile);
         }
     }
 

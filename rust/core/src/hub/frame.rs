@@ -102,10 +102,16 @@ fn plain_head(topic: &str, seq: u64, prev: u64, epoch: &str, ts_us: u64, pos: &s
     let kind = if is_presence(topic, ephemeral) { "presence" } else { "event" };
     let _ = write!(text, r#"{{"type":"{kind}","event":"#);
     quote(topic, &mut text);
-    let _ = write!(text, r#","seq":{seq},"prev":{prev},"epoch":"#);
+    write_member("seq", seq, &mut text);
+    write_member("prev", prev, &mut text);
+    text.push_str(r#","epoch":"#);
     quote(epoch, &mut text);
-    let mark = if ephemeral { EPHEMERAL } else { "" };
-    let _ = write!(text, r#","ts":{ts_us},"pos":"{pos}"{mark},"data":"#);
+    write_member("ts", ts_us, &mut text);
+    text.push_str(r#","pos":""#);
+    text.push_str(pos);
+    text.push('"');
+    text.push_str(if ephemeral { EPHEMERAL } else { "" });
+    text.push_str(r#","data":"#);
     text.into_bytes()
 }
 
@@ -114,7 +120,7 @@ fn batch(topic: &TopicLog, from: usize, to: usize, epoch: &str, pos: &str) -> Ve
     let mut text = String::with_capacity(160 + topic.len_of(from, to));
     batch_head(&topic.name, epoch, is_ephemeral(topic), &mut text);
     if to - from > 2 && last.seq - first.seq == (to - from - 1) as u64 {
-        let _ = write!(text, "{},{}", first.seq, last.seq);
+        write_numbers([first.seq, last.seq].into_iter(), &mut text);
     } else {
         write_numbers(topic.entries.range(from..to).map(|entry| entry.seq), &mut text);
     }
@@ -130,8 +136,30 @@ fn write_numbers(numbers: impl Iterator<Item = u64>, text: &mut String) {
         if index > 0 {
             text.push(',');
         }
-        let _ = write!(text, "{number}");
+        write_number(number, text);
     }
+}
+
+/// Decimal digits: frames are full of numbers, and the ways of `fmt` are long.
+fn write_number(mut number: u64, text: &mut String) {
+    let mut digits = [0; 20];
+    let mut at = digits.len();
+    loop {
+        at -= 1;
+        digits[at] = b'0' + (number % 10) as u8;
+        number /= 10;
+        if number == 0 {
+            break;
+        }
+    }
+    text.push_str(str::from_utf8(&digits[at..]).unwrap_or_default());
+}
+
+fn write_member(name: &str, number: u64, text: &mut String) {
+    text.push_str(",\"");
+    text.push_str(name);
+    text.push_str("\":");
+    write_number(number, text);
 }
 
 fn is_presence(topic: &str, ephemeral: bool) -> bool {
@@ -147,8 +175,14 @@ fn batch_head(topic: &str, epoch: &str, ephemeral: bool, text: &mut String) {
 }
 
 fn batch_middle(prev: u64, pos: &str, ts_us: u64, ephemeral: bool, text: &mut String) {
-    let mark = if ephemeral { EPHEMERAL } else { "" };
-    let _ = write!(text, r#"],"prev":{prev},"pos":"{pos}","ts":{ts_us}{mark},"d":["#);
+    text.push(']');
+    write_member("prev", prev, text);
+    text.push_str(r#","pos":""#);
+    text.push_str(pos);
+    text.push('"');
+    write_member("ts", ts_us, text);
+    text.push_str(if ephemeral { EPHEMERAL } else { "" });
+    text.push_str(r#","d":["#);
 }
 
 /// What says that an event is in no journal: its numbers are a chain of their own beside that of the journal.

@@ -37,7 +37,6 @@ pub mod topic;
 mod turn;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use audience::Fleet;
 pub use frame::{Dialect, Frame, Turn};
@@ -138,7 +137,7 @@ impl Shard {
 }
 
 /// Who is connected, as far as it decides what is heard and how.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Profile {
     /// Who serves it.
     pub shard: Shard,
@@ -334,7 +333,7 @@ impl Hub {
         if self.fleet.len() >= self.limits.max_connections || profile.shard.index() >= self.fleet.agendas.len() {
             return Err(Full);
         }
-        Ok(self.fleet.connect(Arc::new(profile)))
+        Ok(self.fleet.connect(profile))
     }
 
     /// Forgets a connection.
@@ -366,7 +365,7 @@ impl Hub {
         for pattern in &lost {
             self.note_presence(conn, pattern, false);
         }
-        self.fleet.set_profile(conn.index, Arc::new(profile));
+        self.fleet.set_profile(conn.index, profile);
         let standing = self.fleet.standing(conn.index, self.store.order);
         self.settle_in(conn.index, kept, standing, now_ms);
         lost

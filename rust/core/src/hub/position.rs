@@ -86,19 +86,23 @@ pub(super) fn encode<'a>(epoch: &str, seq: u64, logs: impl Iterator<Item = (&'a 
 
 /// Writes a JSON string.
 pub fn quote(value: &str, out: &mut String) {
+    let is_plain = |byte: u8| byte >= 0x20 && byte != b'"' && byte != b'\\';
     out.push('"');
     let mut plain = 0;
-    for (index, byte) in value.bytes().enumerate() {
-        if byte >= 0x20 && byte != b'"' && byte != b'\\' {
-            continue;
-        }
-        out.push_str(&value[plain..index]);
-        plain = index + 1;
-        match byte {
-            b'"' => out.push_str("\\\""),
-            b'\\' => out.push_str("\\\\"),
-            _ => {
-                let _ = write!(out, "\\u{byte:04x}");
+    // Nearly all are plain, which is seen at once: this does not stop early, so that many bytes are looked at together.
+    if !value.bytes().fold(true, |all, byte| all & is_plain(byte)) {
+        for (index, byte) in value.bytes().enumerate() {
+            if is_plain(byte) {
+                continue;
+            }
+            out.push_str(&value[plain..index]);
+            plain = index + 1;
+            match byte {
+                b'"' => out.push_str("\\\""),
+                b'\\' => out.push_str("\\\\"),
+                _ => {
+                    let _ = write!(out, "\\u{byte:04x}");
+                }
             }
         }
     }

@@ -1,22 +1,28 @@
 //! When which cohort is served.
 //!
 //! Strategy: an event queues the idle cohorts of its topic's audiences; those that are queued already get it with the rest. Each
-//! shard has an agenda: a heap by due time, and by arrival among equals. An entry that no longer counts is told by its stamp.
+//! shard has an agenda, by due time, and by arrival among equals. An entry that no longer counts is told by its stamp.
 //!
 //! Rule: who serves a shard says until when it sleeps (`wakes_at`); it is called when something comes to be due before that,
 //! and once.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, VecDeque};
 
 use super::Shard;
 use super::audience::{Cohort, Fleet, State};
 use super::governor::Governor;
 
+/// When it is due, its stamp, and the cohort.
+type Entry = (u64, u64, u32);
+
 /// What is due in one shard.
 #[derive(Debug)]
 pub(super) struct Agenda {
-    queue: BinaryHeap<Reverse<(u64, u64, u32)>>,
+    /// Entries that came in their order, as nearly all do: those of a fleet that waits equally long.
+    line: VecDeque<Entry>,
+    /// The others.
+    queue: BinaryHeap<Reverse<Entry>>,
     pub(super) governor: Governor,
     /// The number of the governor's period.
     period: u64,
@@ -26,17 +32,37 @@ pub(super) struct Agenda {
 
 impl Agenda {
     pub(super) const fn new(max_window_ms: u64) -> Self {
-        Self { queue: BinaryHeap::new(), governor: Governor::new(max_window_ms), period: 0, sleeps_ms: u64::MAX }
+        Self {
+            line: VecDeque::new(),
+            queue: BinaryHeap::new(),
+            governor: Governor::new(max_window_ms),
+            period: 0,
+            sleeps_ms: u64::MAX,
+        }
     }
 
     /// Adds an entry; whether its server has to be called.
     fn push(&mut self, due_ms: u64, stamp: u64, cohort: u32) -> bool {
-        self.queue.push(Reverse((due_ms, stamp, cohort)));
+        if self.line.back().is_none_or(|last| last.0 <= due_ms) {
+            self.line.push_back((due_ms, stamp, cohort));
+        } else {
+            self.queue.push(Reverse((due_ms, stamp, cohort)));
+        }
         let is_called = due_ms < self.sleeps_ms;
         if is_called {
             self.sleeps_ms = 0;
         }
         is_called
+    }
+
+    /// The next entry, and whether it is in the line.
+    fn first(&self) -> Option<(Entry, bool)> {
+        let (line, queue) = (self.line.front().copied(), self.queue.peek().map(|Reverse(entry)| *entry));
+        match (line, queue) {
+            (Some(line), Some(queue)) if queue < line => Some((queue, false)),
+            (Some(line), _) => Some((line, true)),
+            (None, queue) => Some((queue?, false)),
+        }
     }
 }
 
@@ -79,13 +105,18 @@ impl Fleet {
 
     /// The next cohort of a shard that is due.
     pub(super) fn next(&mut self, shard: Shard, now_ms: u64) -> Option<u32> {
-        while let Some(Reverse((due_ms, stamp, id))) = self.agendas.get(shard.index())?.queue.peek().copied() {
+        while let Some(((due_ms, stamp, id), is_in_line)) = self.agendas.get(shard.index())?.first() {
             let is_meant = |cohort: &Cohort| cohort.state == State::Queued && cohort.stamp == stamp;
             let counts = self.cohort(id).is_some_and(is_meant);
             if counts && due_ms > now_ms {
                 return None;
             }
-            self.agendas[shard.index()].queue.pop();
+            let agenda = &mut self.agendas[shard.index()];
+            if is_in_line {
+                agenda.line.pop_front();
+            } else {
+                agenda.queue.pop();
+            }
             if counts {
                 return Some(id);
             }
@@ -103,7 +134,7 @@ impl Fleet {
     /// When the next cohort of a shard is due; until then its server sleeps.
     pub(super) fn wakes_at(&mut self, shard: Shard) -> Option<u64> {
         let agenda = self.agendas.get_mut(shard.index())?;
-        let next_ms = agenda.queue.peek().map(|Reverse((due_ms, _, _))| *due_ms);
+        let next_ms = agenda.first().map(|((due_ms, _, _), _)| due_ms);
         agenda.sleeps_ms = next_ms.unwrap_or(u64::MAX);
         next_ms
     }

@@ -257,7 +257,7 @@ impl Hub {
         {
             self.tell_cuts(audience, standing.cursor, standing.joins.as_deref(), &mut frames);
         }
-        (frames, self.store.encode_position(standing.cursor, tenant))
+        (frames, self.store.encode_position(standing.cursor, tenant).into_owned())
     }
 
     fn misses(&self, profile: &Profile, pattern: &str, position: &Position, born_from: u64, settled: bool) -> bool {

@@ -7,6 +7,7 @@
 //! Rules: memory is bounded by topic and in all, the oldest goes first; an order number is used for a tear in a topic too, so
 //! that everyone who has not come so far is told of it.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::hash::Hasher as _;
 
@@ -59,6 +60,10 @@ pub(super) struct Store {
     pub(super) cut_order: u64,
     /// What is no longer known at all lies at or below this number of the journal.
     forgotten_seq: u64,
+    /// From this order on the position of every tenant is the same: only events that are in none have come since.
+    settled: u64,
+    /// The position since then of the tenant that was asked for last.
+    latest: Option<(Box<str>, String)>,
 }
 
 impl Store {
@@ -87,6 +92,8 @@ impl Store {
             cut_seq: 0,
             cut_order: 0,
             forgotten_seq: 0,
+            settled: 0,
+            latest: None,
         }
     }
 
@@ -213,6 +220,7 @@ impl Store {
         topic.push(order, number, event.ts_us, event.json().as_bytes(), now_ms);
         self.bytes = self.bytes + topic.bytes - before;
         let too_much = topic.bytes > self.limits.topic_bytes;
+        let is_positioned = matches!(topic.kind, Kind::Journal | Kind::Log(_));
         if topic.kind == Kind::Journal {
             self.seq = number;
             self.marks.push_back((order, number));
@@ -229,6 +237,9 @@ impl Store {
             self.cut_oldest();
         }
         let log = if ephemeral { None } else { self.begin_log(event) };
+        if is_positioned {
+            self.unsettle();
+        }
         Some((id, [made.then_some(id), log]))
     }
 
@@ -254,6 +265,7 @@ impl Store {
                 Some(mark) if mark.0 == self.order => mark.1 = seq,
                 _ => self.marks.push_back((self.order, seq)),
             }
+            self.unsettle();
         }
     }
 
@@ -277,6 +289,7 @@ impl Store {
             && let Some(topic) = self.topic_mut(oldest)
         {
             topic.listed = false;
+            self.unsettle();
         }
     }
 
@@ -284,6 +297,7 @@ impl Store {
     pub(super) fn restart(&mut self, epoch: &str, seq: u64) {
         (self.epoch, self.seq, self.start_seq, self.forgotten_seq, self.cut_seq) = (epoch.into(), seq, seq, 0, 0);
         self.marks = [(self.order, seq)].into();
+        self.unsettle();
         (self.logs, self.ended) = (Vec::new(), VecDeque::new());
         for id in 0..self.topics.len() as u32 {
             let Some(topic) = self.topic_mut(id).filter(|topic| !topic.kind.is_own()) else { continue };
@@ -413,9 +427,31 @@ impl Store {
 
     /// The position of who has had everything up to an order, as clients see it; who is behind everything that is here has to
     /// be told so first.
-    pub(super) fn encode_position(&self, order: u64, tenant: &str) -> String {
+    pub(super) fn encode_position(&self, order: u64, tenant: &str) -> Cow<'_, str> {
+        match &self.latest {
+            Some((whose, latest)) if order >= self.settled && **whose == *tenant => {
+                debug_assert_eq!(*latest, self.encode_anew(order, tenant));
+                Cow::Borrowed(latest)
+            }
+            _ => Cow::Owned(self.encode_anew(order, tenant)),
+        }
+    }
+
+    fn encode_anew(&self, order: u64, tenant: &str) -> String {
         let order = order.max(self.base - 1).min(self.order);
         position::encode(&self.epoch, self.seq_at(order), self.lines_at(order, tenant))
+    }
+
+    /// Keeps the latest position of a tenant at hand.
+    pub(super) fn remember_position(&mut self, tenant: &str) {
+        if self.latest.as_ref().is_none_or(|(whose, _)| **whose != *tenant) {
+            self.latest = Some((tenant.into(), self.encode_anew(self.order, tenant)));
+        }
+    }
+
+    /// Positions change with the present order.
+    fn unsettle(&mut self) {
+        (self.settled, self.latest) = (self.order, None);
     }
 
     /// How far this process has come.

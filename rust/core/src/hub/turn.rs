@@ -120,6 +120,10 @@ impl Hub {
             self.fleet.queue(rest, now_ms, 0);
         }
         let top = self.store.order;
+        let audience = self.fleet.cohort(id).and_then(|cohort| self.fleet.audience(cohort.audience));
+        if let Some(audience) = audience {
+            self.store.remember_position(&audience.key.tenant);
+        }
         let Some(turn) = self.build(id, built) else {
             if let Some(cohort) = self.fleet.cohort_mut(id) {
                 cohort.cursor = top;
@@ -196,7 +200,9 @@ impl Hub {
         let audience = self.fleet.audience(cohort.audience)?;
         let (dialect, start, reset, joins) = (audience.key.dialect, cohort.cursor, cohort.reset, cohort.joins.clone());
         let count = cohort.members.len() as u64;
-        let (mut frames, mut ends) = (Vec::new(), Vec::new());
+        let (runs, end) = self.runs_after(audience, start, joins.as_deref());
+        let usual = runs.rest.len() + 1;
+        let (mut frames, mut ends) = (Vec::with_capacity(usual), Vec::with_capacity(usual));
         if reset {
             frames.push(self.restart_frame(&audience.key.tenant, dialect, start));
             ends.push(start);
@@ -205,9 +211,8 @@ impl Hub {
         self.tell_cuts(audience, start, joins.as_deref(), &mut frames);
         ends.resize(frames.len(), start);
         let evicted = (frames.len() - told) as u64;
-        let (runs, end) = self.runs_after(audience, start, joins.as_deref());
         let shared = audience.cohorts > 1;
-        for run in runs {
+        for run in runs.first.into_iter().chain(runs.rest) {
             let Some(topic) = self.store.topic(run.topic) else { continue };
             if !shared && topic.audiences.len() == 1 {
                 self.frames_of(run, dialect, |frame, order| {
@@ -271,15 +276,12 @@ impl Hub {
     }
 
     /// What comes after an order for an audience, in order, and the order after all of it.
-    fn runs_after(&self, audience: &Audience, start: u64, joins: Option<&Joins>) -> (Vec<Run>, u64) {
+    fn runs_after(&self, audience: &Audience, start: u64, joins: Option<&Joins>) -> (Runs, u64) {
         let top = self.store.order;
-        if let ([id], None) = (&*audience.topics, joins)
-            && let Some(topic) = self.store.topic(*id)
+        if joins.is_none()
+            && let Some(found) = self.only_run(&audience.topics, start)
         {
-            let (from, all) = (topic.after_order(start), topic.entries.len());
-            let to = topic.within(from, all, self.limits.turn_bytes);
-            let end = if to < all { topic.entries[to - 1].order } else { top };
-            return (if from < to { vec![Run { topic: *id, from, to }] } else { Vec::new() }, end);
+            return found;
         }
         let topics = audience.topics.len();
         let narrow = topics <= FEW || topics as u64 <= top.saturating_sub(start) / 4;
@@ -303,6 +305,30 @@ impl Hub {
             }
         }
         (runs_of(&picks), end)
+    }
+
+    /// The run after an order, and the order after it, where only one of a few topics has anything; None otherwise.
+    fn only_run(&self, topics: &[u32], start: u64) -> Option<(Runs, u64)> {
+        let (mut run, mut end) = (None, self.store.order);
+        if topics.len() > FEW {
+            return None;
+        }
+        for id in topics {
+            let Some(topic) = self.store.topic(*id) else { continue };
+            let (from, all) = (topic.after_order(start), topic.entries.len());
+            if from == all {
+                continue;
+            }
+            if run.is_some() {
+                return None;
+            }
+            let to = topic.within(from, all, self.limits.turn_bytes);
+            if to < all {
+                end = topic.entries[to - 1].order;
+            }
+            run = Some(Run { topic: *id, from, to });
+        }
+        Some((Runs { first: run, rest: Vec::new() }, end))
     }
 
     /// Events after an order by looking into each topic.
@@ -343,13 +369,28 @@ impl Hub {
     }
 }
 
+/// What a turn is made of; mostly it is one run.
+#[derive(Default)]
+struct Runs {
+    first: Option<Run>,
+    rest: Vec<Run>,
+}
+
 /// Picks that follow one another in their topic and for their reader.
-fn runs_of(picks: &[Pick]) -> Vec<Run> {
-    let mut runs: Vec<Run> = Vec::new();
+fn runs_of(picks: &[Pick]) -> Runs {
+    let mut runs = Runs::default();
     for (_, topic, index) in picks {
-        match runs.last_mut() {
+        let last = runs.rest.last_mut().or(runs.first.as_mut());
+        match last {
             Some(run) if run.topic == *topic && run.to == *index => run.to += 1,
-            _ => runs.push(Run { topic: *topic, from: *index, to: *index + 1 }),
+            last => {
+                let run = Run { topic: *topic, from: *index, to: *index + 1 };
+                if last.is_none() {
+                    runs.first = Some(run);
+                } else {
+                    runs.rest.push(run);
+                }
+            }
         }
     }
     runs

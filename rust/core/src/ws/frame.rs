@@ -99,20 +99,37 @@ impl Head {
     }
 }
 
-/// Appends the head of a whole, unmasked frame: what a server sends.
-pub fn write_head(out: &mut Vec<u8>, opcode: Opcode, length: usize) {
-    let first = 0x80 | opcode as u8;
-    match length {
-        0..=125 => out.extend_from_slice(&[first, length as u8]),
+/// Bytes of the longest head of a server: no mask.
+pub const MAX_SERVER_HEAD: usize = 10;
+
+/// The head of a whole, unmasked frame, which a server sends, and its length.
+#[must_use]
+pub fn head(opcode: Opcode, length: usize) -> ([u8; MAX_SERVER_HEAD], usize) {
+    let mut head = [0; MAX_SERVER_HEAD];
+    head[0] = 0x80 | opcode as u8;
+    let size = match length {
+        0..=125 => {
+            head[1] = length as u8;
+            2
+        }
         126..=0xffff => {
-            out.extend_from_slice(&[first, 126]);
-            out.extend_from_slice(&(length as u16).to_be_bytes());
+            head[1] = 126;
+            head[2..4].copy_from_slice(&(length as u16).to_be_bytes());
+            4
         }
         _ => {
-            out.extend_from_slice(&[first, 127]);
-            out.extend_from_slice(&(length as u64).to_be_bytes());
+            head[1] = 127;
+            head[2..].copy_from_slice(&(length as u64).to_be_bytes());
+            MAX_SERVER_HEAD
         }
-    }
+    };
+    (head, size)
+}
+
+/// Appends it.
+pub fn write_head(out: &mut Vec<u8>, opcode: Opcode, length: usize) {
+    let (head, size) = head(opcode, length);
+    out.extend_from_slice(&head[..size]);
 }
 
 #[cfg(test)]

@@ -78,7 +78,7 @@ impl Service for Obedient {
     fn pinged(&mut self, _: ConnId, _: u64, _: &mut Outbox<'_>) {}
 
     fn draining(&mut self, conn: ConnId, in_ms: u64, _: u64, out: &mut Outbox<'_>) {
-        out.message(conn, Wire::text(format!("reconnect {in_ms}").as_bytes()));
+        out.message(conn, Wire::text(format!("reconnect {in_ms}").into_bytes()));
     }
 
     fn closed(&mut self, conn: ConnId, why: Closed, _: u64) {
@@ -126,7 +126,7 @@ pub(crate) fn listen(limits: Limits) -> (Listener, Receiver<Told>) {
 
 pub(crate) fn service(told: &Sender<Told>) -> impl FnMut(usize, Handle) -> Obedient {
     let told = told.clone();
-    let large = Wire::binary(&vec![7; LARGE]);
+    let large = Wire::binary(vec![7; LARGE]);
     move |_, handle| Obedient { told: told.clone(), handle, open: Vec::new(), large: large.clone() }
 }
 
