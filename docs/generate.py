@@ -18,7 +18,7 @@ from flx_api.commands.permissions import ROLES, permits
 from flx_api.config import describe
 from flx_api.errors import CODES, STATUSES
 from flx_api.models.event import TOPICS, Topic
-from flx_api.models.message import BatchedMessage, ClientMessage, ServerMessage
+from flx_api.models.message import BatchedMessage, ClientMessage, Closed, ServerMessage
 from flx_api.models.plan import Change, LimitCost, Permission, Plan, PlannedError, PlannedRun, Wait
 
 if TYPE_CHECKING:
@@ -240,6 +240,8 @@ def messages_page() -> str:
         for kind in get_args(union):
             name = kind.__struct_config__.tag or f"{kind.__name__.lower()} (without `type`)"
             text += f"\n### {name}\n\n{_paragraph(kind)}\n\n{_members(kind)}"
+    text += "\n## In a stream of events\n\nThere are `subscribed`, events, gaps as with `flx.v1`, and at the end:\n"
+    text += f"\n### closed\n\n{_paragraph(Closed)}\n\n{_members(Closed)}"
     rows = [[f"`{_template(topic)}`", _data(topic.data), topic.sentence] for topic in TOPICS]
     text += "\n## What events carry\n\n" + table(["topic", "`data`", "when"], rows)
     for kind in dict.fromkeys(topic.data for topic in TOPICS if isinstance(topic.data, type(msgspec.Struct))):

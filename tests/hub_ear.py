@@ -17,10 +17,10 @@ class HubEar:
 
     def __init__(self) -> None:
         self.hub = Hub("local")
-        conn = self.hub.connect("default", "ear", CLASSES, batched=False)
+        conn = self.hub.connect("default", "ear", CLASSES, "plain")
         assert conn is not None
         self.conn = conn
-        self.hub.subscribe(conn, "*", None, 0)
+        self.hub.subscribe(conn, ["*"], None, 0)
         self.heard: list[tuple[str, int]] = []
         self.gaps: list[str] = []
         self._news = asyncio.Event()

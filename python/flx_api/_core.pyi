@@ -640,14 +640,20 @@ class Hub:
     def lose(self, reason: str, now_ms: int) -> None:
         """Ephemeral events were lost on their way here: whoever may miss one is told, and they begin a new epoch."""
 
-    def connect(self, tenant: str, subject: str, classes: list[str], batched: bool) -> int | None:
+    def connect(self, tenant: str, subject: str, classes: list[str], dialect: str) -> int | None:
         """Let a connection in that may hear these classes of topics; None when there are too many.
 
         Behind the classes there may be rules for topics of applications, of which the first that fits counts: a pattern
         behind `+` (open) or `-` (closed).
 
+        Args:
+            tenant: whose topics are heard.
+            subject: who hears them.
+            classes: what the permissions open.
+            dialect: `plain`, `batched` or `stream` (`text/event-stream`).
+
         Raises:
-            ValueError: there is no such class.
+            ValueError: there is no such class or dialect.
         """
 
     def disconnect(self, conn: int) -> None:
@@ -663,9 +669,9 @@ class Hub:
         """The patterns of a connection, in order."""
 
     def subscribe(
-        self, conn: int, pattern: str, from_: str | None, now_ms: int
+        self, conn: int, patterns: Sequence[str], from_: str | None, now_ms: int
     ) -> tuple[str | None, list[str], _Place | None]:
-        """Let a connection hear a topic or a pattern, from now or from a position on.
+        """Let a connection hear topics or patterns, all or none of them, from now or from a position on.
 
         Returns:
             Why not, or None; frames to send at once; and where the daemon's history is needed from, which goes to
@@ -686,8 +692,11 @@ class Hub:
     def give_up(self, conn: int, reason: str, now_ms: int) -> str | None:
         """End the catching up of a connection: the gap to send, if it was."""
 
-    def take(self, now_ms: int, room: int) -> list[tuple[int, tuple[str, ...]]]:
-        """At most `room` connections that are due, each with its frames. They get no more until they are `writable`."""
+    def take(self, now_ms: int, room: int) -> list[tuple[int, tuple[str | bytes, ...]]]:
+        """At most `room` connections that are due, each with its frames. They get no more until they are `writable`.
+
+        Frames are text, those of streams bytes.
+        """
 
     def writable(self, conn: int, now_ms: int) -> None:
         """A connection has written what it was given."""
@@ -837,7 +846,7 @@ class Roster:
 
 @final
 class RealtimeListener:
-    """The native WebSocket listener of a gateway: threads of its own, whose connections hear the process's hub.
+    """The native listener of a gateway, for WebSockets and event streams: threads of its own on the process's hub.
 
     The threads never enter Python. What they ask for is fetched with `questions` when `fileno` is readable; a
     connection or its key in the hub is a number that means nothing else.
@@ -883,8 +892,9 @@ class RealtimeListener:
     def questions(self) -> list[tuple[Any, ...]]:
         """What was asked since the last call.
 
-        `("handshake", conn, (address, port), path, query, headers)`: may it come in? `accept` or `refuse` answers.
-        `("history", conn, key, pattern, (epoch, seq, last line by execution))`: what does the daemon have of a pattern
+        `("handshake", conn, method, (address, port), path, query, headers)`: may it come in? `accept` or `refuse`
+        answers; with a method it is a request for a stream, and `accept_stream` or `refuse` does.
+        `("history", conn, key, patterns, (epoch, seq, last line by execution))`: what does the daemon have of patterns
         since there? `backfill` answers, or `give_up`. `("room", conn)`: a connection has taken what `backfill` gave it.
         `("refresh", conn, key, number in the roster, token)`: may it go on with this token? `renew` and `say` answer.
         """
@@ -900,10 +910,31 @@ class RealtimeListener:
         ends_in_s: float,
         since_us: int,
     ) -> str | None:
-        """Let a handshake in; why not, when not: `taken` (the client id, by somebody else), `too_many`, or `gone`.
+        """Let a handshake in; why not, when not: `taken` (the client id, by somebody else), `full`, or `gone`.
 
         Raises:
             ValueError: There is no such class of topics, or no such subprotocol.
+        """
+
+    def accept_stream(
+        self,
+        conn: int,
+        head: bytes,
+        *,
+        tenant: str,
+        subject: str,
+        classes: Sequence[str],
+        topics: Sequence[str],
+        from_: str | None,
+        ends_in_s: float,
+    ) -> str | None:
+        """Let in who only listens, to these topics from a position on; `head` begins the answer, whose body is chunked.
+
+        Returns:
+            Why not, when not: `full` or `gone`, or as `Hub.subscribe`.
+
+        Raises:
+            ValueError: There is no such class of topics.
         """
 
     def refuse(self, conn: int, answer: bytes) -> None:

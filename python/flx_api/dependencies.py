@@ -48,6 +48,7 @@ from flx_api.websocket.connection_manager import ConnectionManager
 from flx_api.websocket.endpoint import Endpoint
 from flx_api.websocket.native import NativeFace
 from flx_api.websocket.protocol import MAX_SUBSCRIPTIONS
+from flx_api.websocket.sse import EventRoute
 from flx_api.websocket.standing import Standing
 
 if TYPE_CHECKING:
@@ -156,7 +157,10 @@ class Parts:
         self.logs = LogRoute(self.upstream, self.dispatcher, self.cors, self.draining)
         self.pages = Pages(settings, self.health, self.metrics, self.tickets)
         self.framework = framework(ResourceController(self.dispatcher))
-        self.paths = paths(self.commands, self.batches, self.logs, self.pages)
+        self.streams = EventRoute(
+            manager=self.manager, tickets=self.tickets, revocations=self.revocations, cors=self.cors
+        )
+        self.paths = paths(self.commands, self.batches, self.logs, self.streams, self.pages)
 
         self.edge = Edge(
             settings,
@@ -184,6 +188,7 @@ class Parts:
         self.native = NativeFace(
             settings,
             hub=self.hub,
+            edge=self.edge,
             endpoint=self.endpoint,
             manager=self.manager,
             standing=self.standing,

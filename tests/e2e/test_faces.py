@@ -334,6 +334,36 @@ def test_a_log_is_followed_to_its_end(folder: Path, face: Face) -> None:
 
 
 @faces
+def test_events_are_streamed_until_the_service_drains(folder: Path, face: Face) -> None:
+    async def story() -> None:
+        async with (
+            stack(folder, face) as (daemon, [gateway]),
+            httpx.AsyncClient(base_url=gateway.url, timeout=10) as client,
+        ):
+
+            async def nobody_listens() -> bool:
+                return "flx_ws_connections 0.0" in (await client.get("/metrics")).text
+
+            async with client.stream("GET", "/v1/events?topics=app.x", headers=bearer()) as stream:
+                lines = stream.aiter_lines()
+                while not (await anext(lines)).startswith('data: {"type":"subscribed"'):
+                    pass
+                await daemon.publish("app.x", {"n": 1})
+                while not (await anext(lines)).endswith('"data":{"n":1}}'):
+                    pass
+                assert not await nobody_listens()
+            await until_async(nobody_listens)
+            async with client.stream("GET", "/v1/events?topics=app.x", headers=bearer()) as stream:
+                lines = stream.aiter_lines()
+                await anext(lines)
+                tell_to_drain(gateway, face)
+                last = [line async for line in lines if line.startswith("data: ")][-1]
+                assert 1012 == msgspec.json.decode(last.removeprefix("data: "))["code"]
+
+    asyncio.run(story())
+
+
+@faces
 def test_a_caller_that_leaves_is_noticed(folder: Path, face: Face) -> None:
     """Its command is no longer waited for."""
 

@@ -16,9 +16,9 @@ numbers = st.integers(0, 2**53 - 1)
 def refusal(text: str) -> str | None:
     hub = Hub("local")
     hub.restart("e", 0, "start", 0)
-    conn = hub.connect("default", "anna", ["app"], batched=False)
+    conn = hub.connect("default", "anna", ["app"], dialect="plain")
     assert conn is not None
-    return hub.subscribe(conn, "app.x", text, 0)[0]
+    return hub.subscribe(conn, ["app.x"], text, 0)[0]
 
 
 @given(st.text(max_size=40), numbers, st.dictionaries(st.text(max_size=10), numbers, max_size=5))
@@ -28,11 +28,11 @@ def test_every_position_is_taken_back(epoch: str, seq: int, logs: dict[str, int]
 
 def test_a_position_of_the_hub_is_written_as_ever() -> None:
     hub = Hub("local")
-    conn = hub.connect("default", "anna", ["log"], batched=False)
+    conn = hub.connect("default", "anna", ["log"], dialect="plain")
     assert conn is not None
     hub.restart("e", 7, "start", 0)
     hub.append([("default", "execution.x.log", 3, 2, 1, b"0")], 0)
-    text = hub.subscribe(conn, "execution.*", None, 0)[1][0]
+    text = hub.subscribe(conn, ["execution.*"], None, 0)[1][0]
     assert f'"pos":"{encode(Position("e", 7, {"x": 3}))}"' in text
     assert Position(*hub.position()) == Position("e", 7, {"x": 3})
 

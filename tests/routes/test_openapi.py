@@ -73,7 +73,8 @@ def test_every_reference_leads_somewhere() -> None:
 def test_tokens_are_asked_for_where_they_are_needed() -> None:
     for route in ROUTES:
         operation = operations()[route.method, route.template]
-        assert operation["security"] == ([{"bearer": []}] if route.access == "token" else [])
+        ways = {"token": [{"bearer": []}], "ticket": [{"bearer": []}, {"ticket": []}]}
+        assert operation["security"] == ways.get(route.access, [])
 
 
 def test_examples_are_what_they_are_examples_of() -> None:

@@ -25,6 +25,8 @@ from flx_api.websocket.protocol import MAX_SUBSCRIPTIONS
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from flx_api.websocket.protocol import Dialect
+
 
 async def nowhere(_message: Any) -> None:
     """A peer that takes everything."""
@@ -47,10 +49,10 @@ class Hub:
         self.manager.history = self.history
 
     def connect(
-        self, client_id: str = "c", subject: str = "anna", *, batched: bool = False, **claims: Any
+        self, client_id: str = "c", subject: str = "anna", *, dialect: Dialect = "plain", **claims: Any
     ) -> Connection:
         claims = {"tenant": None, "roles": ("viewer",), "expires_at": 100, **claims}
-        connection = Connection(client_id, Principal(subject=subject, **claims), nowhere, 0.0, batched=batched)
+        connection = Connection(client_id, Principal(subject=subject, **claims), nowhere, 0.0, dialect=dialect)
         self.manager.connect(connection)
         return connection
 
@@ -469,7 +471,7 @@ def test_who_is_catching_up_gets_what_this_process_alone_tells_afterwards() -> N
 def test_who_selected_batches_gets_batches_and_gaps_of_their_own_kind() -> None:
     async def story() -> None:
         hub = Hub()
-        connection = hub.connect(batched=True)
+        connection = hub.connect(dialect="batched")
         await hub.subscribe(connection, "pipeline_events")
         for _ in range(3):
             hub.journal()

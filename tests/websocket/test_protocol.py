@@ -83,13 +83,13 @@ def test_rules_close_topics_to_roles_they_do_not_name() -> None:
 )
 def test_each_refusal_of_the_hub_has_an_error(pattern: str, why: str, code: str) -> None:
     hub = Hub("local")
-    conn = hub.connect("default", "anna", protocol.allowed_classes(("viewer",)), batched=False)
+    conn = hub.connect("default", "anna", protocol.allowed_classes(("viewer",)), "plain")
     assert conn is not None
     for number in range(256):
-        hub.subscribe(conn, f"app.{number}", None, 0)
-    assert why == hub.subscribe(conn, pattern, None, 0)[0]
+        hub.subscribe(conn, [f"app.{number}"], None, 0)
+    assert why == hub.subscribe(conn, [pattern], None, 0)[0]
     assert protocol.refused(why).code == code
-    assert hub.subscribe(conn, "app.1", "?", 0)[0] == "not_a_position"
+    assert hub.subscribe(conn, ["app.1"], "?", 0)[0] == "not_a_position"
     hub.disconnect(conn)
-    assert hub.subscribe(conn, "app.1", None, 0)[0] == "unknown"
+    assert hub.subscribe(conn, ["app.1"], None, 0)[0] == "unknown"
     assert {protocol.refused(word).code for word in ("not_a_position", "busy", "unknown")} == {"invalid_request"}

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# public: nobody is asked; probe: not even limits apply; token: a principal is needed.
-Access = Literal["public", "probe", "token", "metrics"]
+# public: nobody is asked; probe: not even limits apply; token: a principal is needed; ticket: the same, but without a
+# token the handler looks for a ticket.
+Access = Literal["public", "probe", "token", "ticket", "metrics"]
 
 _NAME: Final = re.compile(r"\{(\w+)\}")
 

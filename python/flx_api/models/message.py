@@ -191,6 +191,13 @@ class Batch(msgspec.Struct, frozen=True, omit_defaults=True):
     type: Literal["presence"] | None = None
 
 
+class Closed(msgspec.Struct, frozen=True, tag_field="type", tag="closed"):
+    """The last event of a stream that the gateway ended: what a Close frame says on a WebSocket."""
+
+    code: Annotated[int, Meta(description="The close code.")]
+    reason: str
+
+
 ClientMessage = Ping | Subscribe | Unsubscribe | Refresh
 ServerMessage = (
     Connected

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from flx_api.gateway.routes_fast import CommandRoutes
     from flx_api.routes.pages import Pages
     from flx_api.routes.resources import ResourceController
+    from flx_api.websocket.sse import EventRoute
 
 # template, what each method asks for, and what its last value is
 NativeRoute = tuple[str, list[tuple[str, str]], str]
@@ -60,7 +61,7 @@ def framework(resources: ResourceController) -> Application:
     return app
 
 
-def paths(commands: CommandRoutes, batches: BatchRoute, logs: LogRoute, pages: Pages) -> Paths:
+def paths(commands: CommandRoutes, batches: BatchRoute, logs: LogRoute, streams: EventRoute, pages: Pages) -> Paths:
     """All paths with their access and, beside the framework, their handlers."""
     served = {
         table.EXECUTE: commands.execute,
@@ -68,6 +69,7 @@ def paths(commands: CommandRoutes, batches: BatchRoute, logs: LogRoute, pages: P
         table.COMMAND: commands.named,
         table.ROOT_COMMAND: commands.named,
         table.LOGS: logs.serve,
+        table.EVENTS: streams.serve,
         table.WHOAMI: pages.whoami,
         table.TICKET: pages.ticket,
         table.ROOT: pages.root,

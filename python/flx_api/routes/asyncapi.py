@@ -1,8 +1,8 @@
 """The AsyncAPI 3.0 document, made from the structs of messages and events, the close codes and the limits.
 
-Strategy: one channel, the WebSocket; one message for each struct and one for each kind of topic, whose payload is an
-`Event` with that topic's `data`. As everywhere in AsyncAPI, `send` and `receive` are the gateway's: it receives what a
-client sends.
+Strategy: a channel for the WebSocket and one for the stream of events; a message for each struct, and for each kind of
+topic, whose payload is an `Event` with that topic's `data`. As everywhere in AsyncAPI, `send` and `receive` are the
+gateway's: it receives what a client sends.
 
 Rules:
 - Nothing is written here that is declared elsewhere. A test holds real frames of a real gateway against the document.
@@ -17,11 +17,12 @@ from typing import Any, Final, get_args
 import msgspec
 
 from flx_api.models.event import TOPICS, Topic
-from flx_api.models.message import GAP, Batch, ClientMessage, Error, Event, Gap, ServerMessage
+from flx_api.models.message import GAP, Batch, ClientMessage, Closed, Error, Event, Gap, ServerMessage
 from flx_api.websocket.close_codes import CloseCode
 from flx_api.websocket.protocol import MAX_MESSAGE_BYTES, PLAIN
 
 CHANNEL: Final = "realtime"
+STREAM: Final = "stream"
 _REF: Final = "#/components/schemas/{name}"
 _ANSWERS: Final[dict[str, tuple[str, ...]]] = {
     "ping": ("pong",),
@@ -31,7 +32,9 @@ _ANSWERS: Final[dict[str, tuple[str, ...]]] = {
 }
 """What each message of a client is answered with."""
 _BATCH, _BATCHED_GAP = "batch", "batchedGap"
-"""Messages of those who selected `flx.v1`."""
+"""Messages of those who selected `flx.v1`; a stream has the latter too."""
+_CLOSED: Final = Closed.__struct_config__.tag
+"""The last event of a stream."""
 _UNASKED: Final = ("connected", "heartbeat", "presence", GAP, _BATCHED_GAP, _BATCH)
 
 Json = dict[str, Any]
@@ -44,6 +47,7 @@ def document() -> Json:
         *get_args(ServerMessage),
         Gap,
         Batch,
+        Closed,
         *(topic.data for topic in TOPICS),
     ]
     unique = list(dict.fromkeys(shapes))
@@ -58,20 +62,21 @@ def document() -> Json:
             "description": "Live events of a Meltano project. Commands over HTTP: `/openapi.json`.",
         },
         "defaultContentType": "application/json",
-        "servers": {"gateway": _server()},
-        "channels": {CHANNEL: _channel(messages)},
+        "servers": {"gateway": _server("ws"), "http": _server("http")},
+        "channels": {CHANNEL: _channel(messages), STREAM: _stream()},
         "operations": _operations(),
         "components": {"messages": messages, "schemas": components, "securitySchemes": _security()},
     }
 
 
-def _server() -> Json:
+def _server(protocol: str) -> Json:
+    ways = [name for name in _security() if protocol == "ws" or name != "subprotocol"]
     return {
         "host": "{host}",
-        "protocol": "ws",
-        "description": "The port of the HTTP interface; `wss` where TLS is on.",
+        "protocol": protocol,
+        "description": f"The port of the HTTP interface; `{protocol}s` where TLS is on.",
         "variables": {"host": {"default": "localhost:8000", "description": "The gateway's host and port."}},
-        "security": [{"$ref": f"#/components/securitySchemes/{name}"} for name in _security()],
+        "security": [{"$ref": f"#/components/securitySchemes/{name}"} for name in ways],
     }
 
 
@@ -106,6 +111,7 @@ def _messages(refs: dict[Any, Json]) -> Json:
     skipped = {"properties": {"code": {"const": GAP}}, "required": ["reason", "epoch"]}
     made[_BATCHED_GAP] = _message(_sentence(Gap), refs[Gap])
     made[_BATCH] = _message(_sentence(Batch), refs[Batch])
+    made[_CLOSED] = _message(_sentence(Closed), refs[Closed])
     made[GAP] = _message("Events were skipped.", {"allOf": [refs[Error], skipped]})
     return made | {topic.name: _event(topic, refs) for topic in TOPICS}
 
@@ -126,9 +132,10 @@ def _channel(messages: Json) -> Json:
     return {
         "address": "/ws/{client_id}",
         "title": "The WebSocket",
+        "servers": [{"$ref": "#/servers/gateway"}],
         "description": f"One JSON object a text message; of a client at most {MAX_MESSAGE_BYTES} bytes.",
         "parameters": {"client_id": {"description": "1 to 128 letters, digits, or `._:@-`, chosen by the client."}},
-        "messages": {name: {"$ref": f"#/components/messages/{name}"} for name in messages},
+        "messages": {name: {"$ref": f"#/components/messages/{name}"} for name in messages if name != _CLOSED},
         "bindings": {
             "ws": {
                 "method": "GET",
@@ -140,14 +147,29 @@ def _channel(messages: Json) -> Json:
     }
 
 
+def _stream() -> Json:
+    """`text/event-stream`: the data of an event is a message, its name the message's type, its id the position."""
+    names = ("subscribed", _BATCHED_GAP, _CLOSED, *(topic.name for topic in TOPICS))
+    return {
+        "address": "/v1/events",
+        "title": "The stream of events",
+        "description": " ".join((_stream.__doc__ or "").split()),
+        "servers": [{"$ref": "#/servers/http"}],
+        "messages": {name: {"$ref": f"#/components/messages/{name}"} for name in names},
+    }
+
+
 def _operations() -> Json:
-    made = {}
+    made: Json = {}
     for name, answers in _ANSWERS.items():
         reply = {"channel": _channel_ref(), "messages": [_message_ref(answer) for answer in answers]}
         made[f"receive{name.capitalize()}"] = {**_operation("receive", name), "reply": reply}
     for name in _UNASKED:
         made[f"send{name.capitalize()}"] = _operation("send", name)
     made["sendEvent"] = _operation("send", *(topic.name for topic in TOPICS))
+    channel = {"$ref": f"#/channels/{STREAM}"}
+    messages = [{"$ref": f"#/channels/{STREAM}/messages/{name}"} for name in _stream()["messages"]]
+    made["stream"] = {"action": "send", "channel": channel, "messages": messages}
     return made
 
 

@@ -33,6 +33,7 @@ from flx_api.models.envelope import (
 )
 from flx_api.models.plan import Plan
 from flx_api.routes import table
+from flx_api.websocket.sse import EventQuery
 
 _REF: Final = "#/components/schemas/{name}"
 _OWN: Final[dict[table.Page, type[msgspec.Struct]]] = {
@@ -66,7 +67,7 @@ Json = dict[str, Any]
 def document() -> Json:
     """The whole document."""
     structs: list[type[msgspec.Struct]] = [*_OWN.values(), ExecuteRequest, BatchRequest, BatchResult, BatchEnd, Problem]
-    structs += [LogQuery, CommandOptions, Plan]
+    structs += [LogQuery, EventQuery, CommandOptions, Plan]
     structs += [kind for command in COMMANDS.values() for kind in (command.args, command.result)]
     unique = list(dict.fromkeys(structs))
     schemas, components = msgspec.json.schema_components(unique, ref_template=_REF)
@@ -81,12 +82,15 @@ def document() -> Json:
         "info": {
             "title": "FLX API",
             "version": metadata.version("flx-api"),
-            "description": "A Meltano project as a service. Live events: WebSocket at `/ws/{client_id}`.",
+            "description": "A Meltano project as a service. Live events, and the WebSocket: `/asyncapi.json`.",
         },
         "paths": dict(sorted(operations.items())),
         "components": {
             "schemas": {**components, "CommandName": {"type": "string", "enum": sorted(COMMANDS)}},
-            "securitySchemes": {"bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
+                "ticket": {"type": "apiKey", "in": "query", "name": "ticket"},
+            },
             "responses": _responses(refs[Problem]),
             "headers": _headers(),
         },
@@ -145,6 +149,9 @@ def _page(page: table.Page, refs: dict[Any, Json], components: Json) -> Json:
         parameters += [_query(name, schema) for name, schema in _properties(CommandOptions, components)[0].items()]
     if page in {table.COMMAND, table.ROOT_COMMAND, table.EXECUTE}:
         parameters.append(_header("Idempotency-Key", "Sending the same request again with the same key does nothing."))
+    if page is table.EVENTS:
+        parameters += [_query(name, schema, required=name == "topics") for name, schema in _events(components).items()]
+        parameters.append(_header("Last-Event-ID", "The position to go on from, before `from`: browsers send it."))
     if page is table.LOGS:
         parameters += [_query(name, schema) for name, schema in _properties(LogQuery, components)[0].items()]
     operation = _operation(f"{page.method} {page.template}", page.sentence, page.template, parameters)
@@ -186,8 +193,8 @@ def _operation(name: str, sentence: str, template: str, parameters: list[Json]) 
 
 def _finish(operation: Json, access: str, command: Command | None) -> None:
     """Security and what can go wrong."""
-    if access == "token":
-        operation["security"] = [{"bearer": []}]
+    if access in {"token", "ticket"}:
+        operation["security"] = [{"bearer": []}, *([{"ticket": []}] if access == "ticket" else [])]
         problems = ["400", "401", "403", "404", "408", "409", "412", "413", "415", "422", "429", "500", "503", "504"]
     elif access == "probe":
         operation["security"] = []
@@ -204,6 +211,12 @@ def _finish(operation: Json, access: str, command: Command | None) -> None:
 def _properties(kind: type[msgspec.Struct], components: Json) -> tuple[Json, list[str]]:
     schema = components.get(kind.__name__, {})
     return dict(schema.get("properties", {})), list(schema.get("required", []))
+
+
+def _events(components: Json) -> Json:
+    """Parameters of the event stream; a ticket is how one shows who one is, and told there."""
+    properties, _ = _properties(EventQuery, components)
+    return {name: schema for name, schema in properties.items() if name != "ticket"}
 
 
 def _path_parameters(template: str, properties: Json) -> list[Json]:

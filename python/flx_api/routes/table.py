@@ -84,8 +84,9 @@ LOGS: Final = Page(
     "token",
     "application/x-ndjson",
 )
+EVENTS: Final = Page("GET", "/v1/events", "Live events as a stream.", "ticket", "text/event-stream")
 WHOAMI: Final = Page("GET", "/v1/auth/whoami", "Who the token speaks for.", "token")
-TICKET: Final = Page("POST", "/v1/ws-ticket", "A ticket for one WebSocket connection.", "token")
+TICKET: Final = Page("POST", "/v1/ws-ticket", "A ticket for one WebSocket or event stream.", "token")
 ROOT: Final = Page("GET", "/", "What is served here.", "public")
 HEALTH: Final = Page("GET", "/health", "The process lives.", "probe")
 READY: Final = Page("GET", "/ready", "Whether the gateway can serve.", "probe")
@@ -97,7 +98,7 @@ ASYNCAPI: Final = Page("GET", "/asyncapi.json", "The live events, for programs."
 KEYS: Final = Page("GET", "/.well-known/jwks.json", "Public keys that verify our tokens.", "public")
 
 PAGES: Final[tuple[Page, ...]] = (
-    EXECUTE, BATCH, COMMAND, ROOT_COMMAND, LOGS, WHOAMI, TICKET,
+    EXECUTE, BATCH, COMMAND, ROOT_COMMAND, LOGS, EVENTS, WHOAMI, TICKET,
     ROOT, HEALTH, READY, METRICS, DOCS, ASSETS, OPENAPI, ASYNCAPI, KEYS,
 )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""One WebSocket: who it is, and what is on its way to it.
+"""One WebSocket or stream of events: who it is, and what is on its way to it.
 
 Strategy: answers wait in a queue bounded by bytes; what the hub has for the connection comes as a turn, one at a time,
 of strings that all connections share. One writer task sends them one after the other and awaits each, and says when a
@@ -7,7 +7,7 @@ turn is written: only then is there another. So a slow peer holds one turn, and 
 Rules:
 - `send` never blocks and never raises: a full queue ends the connection with TOO_SLOW. One frame alone never does.
 - Answers and turns leave in the order in which they came: the position in an answer covers what was before it.
-- Nothing is sent after the end was decided; the endpoint sends the Close frame.
+- Nothing is sent after the end was decided; the endpoint sends the Close frame, or the last event of a stream.
 """
 
 from __future__ import annotations
@@ -17,18 +17,20 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 from flx_api.events.follower import DEFAULT_TENANT
+from flx_api.websocket import protocol
 from flx_api.websocket.close_codes import CloseCode
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from flx_api._core import Principal
+    from flx_api.websocket.protocol import Dialect
 
 BACKLOG_BYTES: Final = 1_048_576
 
 
 class Connection:
-    """One accepted WebSocket."""
+    """One accepted WebSocket, or one stream. `client_id` is None for a stream, which has no name."""
 
     __slots__ = (
         "_backlog",
@@ -36,9 +38,9 @@ class Connection:
         "_room",
         "_send",
         "_wake",
-        "batched",
         "client_id",
         "closing",
+        "dialect",
         "handle",
         "last_sent_s",
         "principal",
@@ -51,17 +53,17 @@ class Connection:
 
     def __init__(
         self,
-        client_id: str,
+        client_id: str | None,
         principal: Principal,
         send: Callable[[dict[str, Any]], Awaitable[None]],
         now_s: float,
         *,
-        batched: bool = False,
+        dialect: Dialect = "plain",
     ) -> None:
         self.client_id = client_id
         self.principal = principal
         self.tenant = principal.tenant or DEFAULT_TENANT
-        self.batched = batched
+        self.dialect = dialect
         # The hub's name for it, and whom to tell that a turn is written.
         self.handle = -1
         # Its number in the roster.
@@ -73,7 +75,7 @@ class Connection:
         self.last_sent_s = now_s
         self.sending_since_s: float | None = None
         self._send = send
-        self._backlog: deque[str | tuple[str, ...]] = deque()
+        self._backlog: deque[str | bytes | tuple[str | bytes, ...]] = deque()
         self._backlog_bytes = 0
         self._wake = asyncio.Event()
         self._room = asyncio.Event()
@@ -84,8 +86,12 @@ class Connection:
         if not self.closing.done():
             self.closing.set_result(code)
 
-    def send(self, frame: str) -> None:
-        """Queue a frame."""
+    def send(self, message: str) -> None:
+        """Queue a message of ours."""
+        self.pass_on(protocol.in_stream(message) if self.dialect == "stream" else message)
+
+    def pass_on(self, frame: str | bytes) -> None:
+        """Queue a frame as the hub has written it."""
         if self.closing.done():
             return
         self._backlog_bytes += len(frame)
@@ -100,7 +106,7 @@ class Connection:
         self._backlog.append(frame)
         self._wake.set()
 
-    def give(self, frames: tuple[str, ...]) -> None:
+    def give(self, frames: tuple[str | bytes, ...]) -> None:
         """Queue a turn of the hub. There is one at most, and it is not counted: its strings are everybody's."""
         if not self.closing.done():
             self._backlog.append(frames)
@@ -130,8 +136,12 @@ class Connection:
             if self._backlog_bytes <= BACKLOG_BYTES // 4:
                 self._room.set()
 
-    async def _one(self, frame: str, clock: Callable[[], float]) -> None:
+    async def _one(self, frame: str | bytes, clock: Callable[[], float]) -> None:
         self.sending_since_s = clock()
-        await self._send({"type": "websocket.send", "text": frame})
+        if self.dialect == "stream":
+            body = frame if isinstance(frame, bytes) else frame.encode()
+            await self._send({"type": "http.response.body", "body": body, "more_body": True})
+        else:
+            await self._send({"type": "websocket.send", "text": frame})
         self.last_sent_s = clock()
         self.sending_since_s = None

@@ -124,8 +124,8 @@ class ConnectionManager:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def check(self, client_id: str, principal: Principal) -> None:
-        """Whether a connection of this principal under this client id would be let in.
+    def check(self, client_id: str | None, principal: Principal) -> None:
+        """Whether a connection of this principal under this client id would be let in; a stream has none.
 
         Raises:
             Unavailable: the process is about to stop.
@@ -138,6 +138,8 @@ class ConnectionManager:
         if len(self._connections) >= MAX_CONNECTIONS or self._per_owner.get(owner, 0) >= MAX_PER_SUBJECT:
             detail = "There are too many connections"
             raise RateLimited(detail, retry_after_s=5)
+        if client_id is None:
+            return
         holders = self._by_client.get(client_id)
         is_held = bool(holders) and owner_of(next(iter(holders or ())).principal) != owner
         if is_held or not self.is_free(client_id, *owner):
@@ -149,18 +151,19 @@ class ConnectionManager:
         self.check(connection.client_id, connection.principal)
         principal = connection.principal
         classes = protocol.allowed_classes(principal.roles, self._rules)
-        handle = self._hub.connect(connection.tenant, principal.subject, classes, connection.batched)
+        handle = self._hub.connect(connection.tenant, principal.subject, classes, connection.dialect)
         if handle is None:
             detail = "There are too many connections"
             raise RateLimited(detail, retry_after_s=5)
         connection.handle, connection.written = handle, self._written
         self._by_handle[handle] = connection
         now_s = self._wall()
-        connection.seat = self._roster.enter(principal, connection.client_id, handle, int(now_s * 1e6))
+        connection.seat = self._roster.enter(principal, connection.client_id or "", handle, int(now_s * 1e6))
         connection.warns_s = warning_s(principal, now_s)
         self._connections.add(connection)
         self._empty.clear()
-        self._by_client.setdefault(connection.client_id, set()).add(connection)
+        if connection.client_id is not None:
+            self._by_client.setdefault(connection.client_id, set()).add(connection)
         self._per_owner[owner] = self._per_owner.get(owner, 0) + 1
 
     def disconnect(self, connection: Connection, code: CloseCode) -> None:
@@ -171,10 +174,11 @@ class ConnectionManager:
         self._roster.leave(connection.seat)
         del self._by_handle[connection.handle]
         self._connections.discard(connection)
-        holders = self._by_client[connection.client_id]
-        holders.discard(connection)
-        if not holders:
-            del self._by_client[connection.client_id]
+        if connection.client_id is not None:
+            holders = self._by_client[connection.client_id]
+            holders.discard(connection)
+            if not holders:
+                del self._by_client[connection.client_id]
         owner = owner_of(connection.principal)
         self._per_owner[owner] -= 1
         if not self._per_owner[owner]:
@@ -291,27 +295,37 @@ class ConnectionManager:
         Raises:
             InvalidRequest, NotFound, Forbidden: it may not; nothing has changed.
         """
-        why, frames, history = self._hub.subscribe(connection.handle, pattern, from_, self._now_ms())
+        history = self.begin(connection, [pattern], from_)
+        if history is not None:
+            await self.catch_up(connection, [pattern], history)
+
+    def begin(self, connection: Connection, patterns: list[str], from_: str | None) -> Position | None:
+        """Let a connection hear topics or patterns, all or none of them; where it has to `catch_up` from.
+
+        Raises:
+            InvalidRequest, NotFound, Forbidden: it may not; nothing has changed.
+        """
+        why, frames, history = self._hub.subscribe(connection.handle, patterns, from_, self._now_ms())
         if why is not None:
             raise protocol.refused(why)
         for frame in frames:
-            connection.send(frame)
-        if history is not None:
-            await self._catch_up(connection, pattern, Position(*history))
+            connection.pass_on(frame)
         self.news()
+        return None if history is None else Position(*history)
 
     def unsubscribe(self, connection: Connection, pattern: str) -> None:
         """Let a connection no longer hear a topic or a pattern."""
         self._hub.unsubscribe(connection.handle, pattern, self._now_ms())
         self.news()
 
-    async def _catch_up(self, connection: Connection, pattern: str, position: Position) -> None:
+    async def catch_up(self, connection: Connection, patterns: list[str], position: Position) -> None:
         """Feed a connection from the daemon until the memory joins on."""
         held = _Held(self._hub, connection, self._now_ms)
         if self.history is None:
             held.give_up("upstream_unavailable")
         else:
-            await catch_up(self.history, pattern, position, held)
+            await catch_up(self.history, patterns, position, held)
+        self.news()
 
     # --- watching over -----------------------------------------------------------------------------------------------
 
@@ -355,7 +369,7 @@ class _Held:
         if found is None:
             return None
         for frame in found[0]:
-            self._connection.send(frame)
+            self._connection.pass_on(frame)
         return found[1]
 
     async def room(self) -> None:
@@ -366,7 +380,7 @@ class _Held:
         """Let it go on with a gap."""
         gap = self._hub.give_up(self._connection.handle, reason, self._now_ms())
         if gap is not None:
-            self._connection.send(gap)
+            self._connection.pass_on(gap)
 
 
 def warning_s(principal: Principal, now_s: float) -> float:

@@ -167,8 +167,8 @@ class Endpoint:
     def _seat(self, exchange: Exchange, offer: Offer, principal: Principal) -> tuple[Connection, str | None]:
         """A connection for who connects, and the subprotocol to answer with."""
         chosen = chosen_of(exchange.scope, offer)
-        batched = chosen == protocol.BATCHED
-        connection = Connection(offer.client_id, principal, exchange.send, time.monotonic(), batched=batched)
+        dialect: protocol.Dialect = "batched" if chosen == protocol.BATCHED else "plain"
+        connection = Connection(offer.client_id, principal, exchange.send, time.monotonic(), dialect=dialect)
         self._manager.connect(connection)
         return connection, chosen
 

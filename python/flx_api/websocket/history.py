@@ -41,10 +41,10 @@ class CatchingUp(Protocol):
         ...
 
 
-async def catch_up(history: History, pattern: str, position: Position, connection: CatchingUp) -> None:
-    """Feed a connection what the daemon has of a pattern since a position."""
+async def catch_up(history: History, patterns: list[str], position: Position, connection: CatchingUp) -> None:
+    """Feed a connection what the daemon has of some patterns since a position."""
     reason = "upstream_unavailable"
-    batches = history([pattern], position)
+    batches = history(patterns, position)
     try:
         async with asyncio.timeout(_CATCH_UP_S):
             async for past in batches:

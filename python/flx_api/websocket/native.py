@@ -2,7 +2,8 @@
 
 Strategy: the listener (`flx_api._core.RealtimeListener`) has threads of its own, takes what happens from the process's
 hub, and speaks the protocol without Python. A handshake is decided by the same steps as one of the ASGI face, on the
-same scope; history comes from the daemon, a batch at a time, as fast as the connection takes it.
+same scope, and a request for a stream of events takes the request path of the main port. History comes from the daemon,
+a batch at a time, as fast as the connection takes it.
 
 Rule: one process of a host listens: where the port is taken, it is asked for again every second, so that another worker
 takes over from one that died.
@@ -29,17 +30,20 @@ from flx_api.websocket import protocol
 from flx_api.websocket.connection_manager import MAX_CONNECTIONS, MAX_PER_SUBJECT
 from flx_api.websocket.endpoint import chosen_of
 from flx_api.websocket.history import catch_up
+from flx_api.websocket.sse import NATIVE
 
 if TYPE_CHECKING:
     from flx_api._core import Hub, Principal
     from flx_api.config import Settings
     from flx_api.events.follower import Past
+    from flx_api.gateway.edge import Edge
     from flx_api.gateway.exchange import Exchange, Message, Scope
     from flx_api.gateway.responses import Headers
     from flx_api.websocket.close_codes import CloseCode
     from flx_api.websocket.connection_manager import ConnectionManager
     from flx_api.websocket.endpoint import Endpoint, Offer
     from flx_api.websocket.history import History
+    from flx_api.websocket.sse import Wanted
     from flx_api.websocket.standing import Standing
 
 _AGAIN_S: Final = 1.0
@@ -62,6 +66,7 @@ class NativeFace:
         settings: Settings,
         *,
         hub: Hub,
+        edge: Edge,
         endpoint: Endpoint,
         manager: ConnectionManager,
         standing: Standing,
@@ -73,6 +78,7 @@ class NativeFace:
         self._tls = _tls(settings)
         self._hub = hub
         self._rules = settings.topics
+        self._edge = edge
         self._endpoint = endpoint
         self._manager = manager
         self._standing = standing
@@ -170,7 +176,12 @@ class NativeFace:
         for kind, conn, *rest in listener.questions():
             match kind:
                 case "handshake":
-                    self._spawn(self._decide(listener, conn, *rest))
+                    method, *request = rest
+                    scope = self._scope(*request)
+                    if method is None:
+                        self._spawn(self._decide(listener, conn, scope))
+                    else:
+                        self._spawn(self._serve(listener, conn, {**scope, "type": "http", "method": method}))
                 case "history":
                     self._spawn(self._tell(listener, conn, *rest))
                 case "refresh":
@@ -184,18 +195,9 @@ class NativeFace:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _decide(  # noqa: PLR0917 - what is asked, in its order
-        self,
-        listener: RealtimeListener,
-        conn: int,
-        peer: tuple[str, int],
-        path: str,
-        query: str,
-        headers: list[tuple[bytes, bytes]],
-    ) -> None:
-        """Let a handshake in or send it away, as the ASGI face would."""
-        answer = _Answer()
-        scope: Scope = {
+    def _scope(self, peer: tuple[str, int], path: str, query: str, headers: list[tuple[bytes, bytes]]) -> Scope:
+        """A handshake or a request as ASGI has it."""
+        return {
             "type": "websocket",
             "http_version": "1.1",
             "scheme": "ws" if self._tls is None else "wss",
@@ -207,19 +209,50 @@ class NativeFace:
             "extensions": {"websocket.http.response": {}},
         }
 
+    async def _serve(self, listener: RealtimeListener, conn: int, scope: Scope) -> None:
+        """Answer a request for a stream, as the main port would, but let the listener write the stream."""
+        answer = _Answer()
+
+        def seat(principal: Principal, wanted: Wanted, headers: Headers) -> None:
+            refused = listener.accept_stream(
+                conn,
+                _head(200, [*headers, (b"transfer-encoding", b"chunked"), (b"connection", b"close")]),
+                principal=principal,
+                classes=protocol.allowed_classes(principal.roles, self._rules),
+                topics=wanted.topics,
+                from_=wanted.from_,
+                ends_in_s=principal.expires_at - time.time(),
+                since_us=time.time_ns() // 1000,
+            )
+            answer.is_given = refused is None or refused == "gone"
+            if refused == "full":
+                detail = "There are too many connections"
+                raise RateLimited(detail, retry_after_s=5)
+            if not answer.is_given:
+                raise protocol.refused(refused or "unknown")
+
+        scope |= {"scheme": "http" if self._tls is None else "https", NATIVE: seat}
+        await self._edge.http(scope, _nothing, answer.send)
+        if not answer.is_given:
+            listener.refuse(conn, answer.whole())
+
+    async def _decide(self, listener: RealtimeListener, conn: int, scope: Scope) -> None:
+        """Let a handshake in or send it away, as the ASGI face would."""
+        answer = _Answer()
+
         def seat(_: Exchange, offer: Offer, principal: Principal) -> None:
             refused = listener.accept(
                 conn,
                 offer.client_id,
                 principal=principal,
-                classes=list(protocol.allowed_classes(principal.roles, self._rules)),
+                classes=protocol.allowed_classes(principal.roles, self._rules),
                 subprotocol=chosen_of(scope, offer),
                 ends_in_s=principal.expires_at - time.time(),
                 since_us=time.time_ns() // 1000,
             )
             if refused == "taken":
                 raise Conflict(code="client_id_taken")
-            if refused == "too_many":
+            if refused == "full":
                 detail = "There are too many connections"
                 raise RateLimited(detail, retry_after_s=5)
 
@@ -246,13 +279,18 @@ class NativeFace:
         listener.say(conn, protocol.renewed(principal, lost, now_s))
 
     async def _tell(
-        self, listener: RealtimeListener, conn: int, key: int, pattern: str, since: tuple[str, int, dict[str, int]]
+        self,
+        listener: RealtimeListener,
+        conn: int,
+        key: int,
+        patterns: list[str],
+        since: tuple[str, int, dict[str, int]],
     ) -> None:
-        """Give a connection what the daemon has of a pattern since a position."""
+        """Give a connection what the daemon has of some patterns since a position."""
         held = _Held(listener, conn, key)
         self._rooms[conn] = held.has_room
         try:
-            await catch_up(self._history, pattern, Position(*since), held)
+            await catch_up(self._history, patterns, Position(*since), held)
         finally:
             # It may have asked for another pattern meanwhile.
             if self._rooms[conn] is held.has_room:
@@ -285,9 +323,13 @@ class _Held:
 
 
 class _Answer:
-    """The answer to a handshake that is refused, put together as HTTP/1.1."""
+    """The answer to a handshake or a request that is refused, put together as HTTP/1.1.
+
+    `is_given` says that the listener has answered by itself.
+    """
 
     def __init__(self) -> None:
+        self.is_given = False
         self._status = 500
         self._headers: Headers = []
         self._body = b""
@@ -310,10 +352,16 @@ async def _nothing() -> Message:
 
 
 def _http(status: int, headers: Headers, body: bytes) -> bytes:
+    own = [line for line in headers if line[0] not in {b"content-length", b"connection"}]
+    if status != HTTPStatus.NO_CONTENT:
+        own.append((b"content-length", b"%d" % len(body)))
+    return _head(status, [*own, (b"connection", b"close")]) + body
+
+
+def _head(status: int, headers: Headers) -> bytes:
     lines = [b"HTTP/1.1 %d %s" % (status, _REASONS.get(status, "").encode())]
-    lines += [b"%s: %s" % line for line in headers if line[0] not in {b"content-length", b"connection"}]
-    lines += [b"content-length: %d" % len(body), b"connection: close", b"", body]
-    return b"\r\n".join(lines)
+    lines += [b"%s: %s" % line for line in headers]
+    return b"\r\n".join([*lines, b"", b""])
 
 
 def _refusals() -> dict[str, bytes]:
@@ -323,9 +371,12 @@ def _refusals() -> dict[str, bytes]:
         "body": (InvalidRequest("A handshake has no body"), []),
         "too_large": (InvalidRequest("The head of the request is too large"), []),
         "timeout": (Unavailable("The handshake took too long", code="request_timeout"), []),
-        "method": (NotFound(code="method_not_allowed"), [(b"allow", b"GET")]),
+        "method": (NotFound(code="method_not_allowed"), [(b"allow", b"GET, HEAD, OPTIONS")]),
         "host": (InvalidRequest(code="invalid_host"), []),
-        "no_upgrade": (InvalidRequest("This port speaks WebSocket: the request must ask for an upgrade"), []),
+        "no_upgrade": (
+            InvalidRequest("This port speaks WebSocket and serves /v1/events: the request must ask for an upgrade"),
+            [],
+        ),
         "version": (InvalidRequest("Sec-WebSocket-Version must be 13"), [(b"sec-websocket-version", b"13")]),
         "key": (InvalidRequest("Sec-WebSocket-Key is not 16 bytes in base64"), []),
         "full": (RateLimited("There are too many connections", retry_after_s=5), []),

@@ -22,7 +22,7 @@ import msgspec
 from flx_api.commands.permissions import permits
 from flx_api.errors import FlxError, Forbidden, InvalidRequest, NotFound
 from flx_api.models import strict_json
-from flx_api.models.message import ServerMessage
+from flx_api.models.message import Closed, ServerMessage
 from flx_api.models.topic_rules import closed_to
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 MAX_MESSAGE_BYTES: Final = 65_536
 MAX_DEPTH: Final = 32
 MAX_SUBSCRIPTIONS: Final = 256
+Dialect = Literal["plain", "batched", "stream"]
+"""How events are written for a connection: one a message, in batches, or as a stream of events."""
 PLAIN: Final = "flx.plain"
 BATCHED: Final = "flx.v1"
 
@@ -67,8 +69,15 @@ class Inbound(msgspec.Struct, frozen=True):
     token: str | None = None
 
 
+class _Tagged(msgspec.Struct, frozen=True):
+    """A message, as far as it says what it is."""
+
+    type: str
+
+
 _inbound = msgspec.json.Decoder(Inbound)
-_MESSAGES: Final = {kind.__struct_config__.tag: kind for kind in get_args(ServerMessage)}
+_tagged = msgspec.json.Decoder(_Tagged)
+_MESSAGES: Final = {kind.__struct_config__.tag: kind for kind in (*get_args(ServerMessage), Closed)}
 
 
 def parse(message: bytes) -> Inbound:
@@ -88,6 +97,12 @@ def parse(message: bytes) -> Inbound:
 def frame(kind: str, **fields: Any) -> str:  # noqa: ANN401 - those of the message's struct
     """A message of the server: one of `flx_api.models.message`, by its type."""
     return msgspec.json.encode(_MESSAGES[kind](**fields)).decode()
+
+
+def in_stream(message: str) -> bytes:
+    """A message as an event of a stream, named by its type; a heartbeat is a comment."""
+    kind = _tagged.decode(message).type
+    return b": heartbeat\n\n" if kind == "heartbeat" else f"event: {kind}\ndata: {message}\n\n".encode()
 
 
 def echo(message: bytes) -> str:

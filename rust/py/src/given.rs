@@ -27,7 +27,8 @@ pub(crate) fn access_of(word: &str) -> PyResult<Access> {
         "public" => Access::Public,
         "probe" => Access::Probe,
         "token" => Access::Token,
-        _ => return Err(PyValueError::new_err("a route is public, probe or token")),
+        "ticket" => Access::Ticket,
+        _ => return Err(PyValueError::new_err("a route is public, probe, token or ticket")),
     })
 }
 

@@ -15,7 +15,7 @@ use flx_realtime::shared_hub::{Guard, SharedHub};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::pybacked::{PyBackedBytes, PyBackedStr};
-use pyo3::types::{PyString, PyTuple};
+use pyo3::types::{PyBytes, PyString, PyTuple};
 
 use crate::window::seed;
 
@@ -150,10 +150,15 @@ impl Hub {
         tenant: &str,
         subject: &str,
         classes: Vec<String>,
-        batched: bool,
+        dialect: &str,
     ) -> PyResult<Option<u64>> {
         let rights = rights(subject, classes.iter().map(String::as_str))?;
-        let dialect = if batched { Dialect::Batched } else { Dialect::Plain };
+        let dialect = match dialect {
+            "plain" => Dialect::Plain,
+            "batched" => Dialect::Batched,
+            "stream" => Dialect::EventStream,
+            _ => return Err(PyValueError::new_err("no such dialect")),
+        };
         let profile = Profile { shard: Shard::FIRST, tenant: tenant.into(), rights, dialect };
         let conn = self.lock(py).connect(profile);
         Ok(conn.ok().map(handle))
@@ -191,16 +196,18 @@ impl Hub {
     }
 
     /// Subscribes; why not, frames to send at once, and the position from which the daemon has to tell.
-    #[pyo3(signature = (conn, pattern, from_, now_ms))]
+    #[pyo3(signature = (conn, patterns, from_, now_ms))]
+    #[expect(clippy::needless_pass_by_value, reason = "arguments of a pyfunction are owned")]
     fn subscribe(
         &self,
         py: Python<'_>,
         conn: u64,
-        pattern: &str,
+        patterns: Vec<PyBackedStr>,
         from_: Option<&str>,
         now_ms: u64,
     ) -> (Option<&'static str>, Vec<String>, Option<Place>) {
-        let found = self.lock(py).subscribe(key(conn), pattern, from_, now_ms);
+        let patterns: Vec<&str> = patterns.iter().map(|pattern| &**pattern).collect();
+        let found = self.lock(py).subscribe_all(key(conn), &patterns, from_, now_ms);
         match found {
             Ok(subscribed) => (None, texts(&subscribed.frames), subscribed.history.map(place)),
             Err(why) => (Some(word(why)), Vec::new(), None),
@@ -254,8 +261,8 @@ impl Hub {
             let frames = match &made {
                 Some((number, frames)) if *number == turn.number => frames.clone(),
                 _ => {
-                    let strings = turn.frames.iter().map(|frame| PyString::from_bytes(py, &frame.payload));
-                    let frames = PyTuple::new(py, strings.collect::<PyResult<Vec<_>>>()?)?;
+                    let frames = turn.frames.iter().map(|frame| piece(py, &frame.payload, turn.dialect));
+                    let frames = PyTuple::new(py, frames.collect::<PyResult<Vec<_>>>()?)?;
                     made.insert((turn.number, frames)).1.clone()
                 }
             };
@@ -312,6 +319,14 @@ impl Hub {
     fn gaps(&self, py: Python<'_>) -> HashMap<String, u64> {
         self.lock(py).gaps().iter().map(|(reason, count)| ((**reason).into(), *count)).collect()
     }
+}
+
+/// A frame of a turn as the server takes it: text, or bytes of a stream.
+fn piece<'py>(py: Python<'py>, payload: &[u8], dialect: Dialect) -> PyResult<Bound<'py, PyAny>> {
+    Ok(match dialect {
+        Dialect::Plain | Dialect::Batched => PyString::from_bytes(py, payload)?.into_any(),
+        Dialect::EventStream => PyBytes::new(py, payload).into_any(),
+    })
 }
 
 /// A connection of a hub as a number.
@@ -385,7 +400,7 @@ fn class(name: &str) -> PyResult<Class> {
     })
 }
 
-const fn word(why: Refused) -> &'static str {
+pub(crate) const fn word(why: Refused) -> &'static str {
     match why {
         Refused::NotAPattern => "not_a_pattern",
         Refused::NoSuchTopic => "no_such_topic",

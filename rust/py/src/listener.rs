@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use flx_core::admission::roster::{Face, Guest};
-use flx_core::hub::{Backfill, Dialect};
+use flx_core::hub::{Backfill, Dialect, Limits as HubLimits, Position, Refused};
 use flx_realtime::desk::{Caller, Desk, Newcomer, NotIn, Owner, Question};
 use flx_realtime::handshake::SUBPROTOCOL;
 use flx_realtime::listener::{Clock, Limits, Listener};
@@ -111,11 +111,12 @@ impl RealtimeListener {
                 let headers: Vec<_> =
                     it.headers.iter().map(|(name, value)| (name_of(py, name), PyBytes::new(py, value))).collect();
                 let peer = (it.peer.ip().to_string(), it.peer.port());
-                ("handshake", number(it.caller), peer, it.path, it.query, headers).into_pyobject(py)
+                ("handshake", number(it.caller), it.method, peer, it.path, it.query, headers).into_pyobject(py)
             }
             Question::History(it) => {
                 let (key, since) = (hub::handle(it.key), hub::place(it.since));
-                ("history", number(it.caller), key, it.pattern.into_string(), since).into_pyobject(py)
+                let patterns: Vec<_> = it.patterns.into_iter().map(String::from).collect();
+                ("history", number(it.caller), key, patterns, since).into_pyobject(py)
             }
             Question::Room(caller) => ("room", number(caller)).into_pyobject(py),
             Question::Refresh(it) => {
@@ -146,29 +147,55 @@ impl RealtimeListener {
             Some(SUBPROTOCOL) => (Some(SUBPROTOCOL), Dialect::Batched),
             Some(_) => return Err(PyValueError::new_err("no such subprotocol")),
         };
-        let ends_in_ms = milliseconds(ends_in_s)?;
-        let guest = Guest {
-            principal: Arc::clone(&principal.core),
-            client_id: client_id.into(),
-            face: Face::Native,
-            handle: conn,
-            key: None,
-            since_us,
-        };
+        let guest = guest(principal, client_id, conn, since_us);
         let (tenant, subject) = (guest.tenant(), &*principal.core.subject);
         let newcomer = Newcomer {
-            client_id: client_id.into(),
+            client_id: Some(client_id.into()),
             owner: Arc::new(Owner { tenant: tenant.into(), subject: subject.into() }),
             rights,
             dialect,
-            ends_ms: self.desk.now_ms().saturating_add(ends_in_ms),
+            ends_ms: self.ends_ms(ends_in_s)?,
+            topics: Vec::new(),
+            from: None,
             seat: Seat::take(&self.roster, guest),
         };
-        Ok(self.desk.accept(caller(conn), newcomer, subprotocol).err().map(|why| match why {
-            NotIn::Taken => "taken",
-            NotIn::TooMany => "too_many",
-            NotIn::Gone => "gone",
-        }))
+        Ok(self.desk.accept(caller(conn), newcomer, subprotocol).err().map(word))
+    }
+
+    /// Lets in who only listens, to these topics from a position on; why not, when not. `head` is that of the answer.
+    #[pyo3(signature = (conn, head, *, principal, classes, topics, from_, ends_in_s, since_us))]
+    #[expect(clippy::too_many_arguments, clippy::needless_pass_by_value, reason = "they are keywords in Python")]
+    fn accept_stream(
+        &self,
+        conn: u64,
+        head: Vec<u8>,
+        principal: &Principal,
+        classes: Vec<PyBackedStr>,
+        topics: Vec<PyBackedStr>,
+        from_: Option<&str>,
+        ends_in_s: f64,
+        since_us: u64,
+    ) -> PyResult<Option<&'static str>> {
+        let rights = rights(&principal.core.subject, classes.iter().map(|name| &**name))?;
+        let guest = guest(principal, "", conn, since_us);
+        let (tenant, subject) = (guest.tenant(), &*principal.core.subject);
+        let refused = topics.iter().find_map(|topic| rights.check(topic).err());
+        let refused = refused.or((topics.len() > HubLimits::default().max_subscriptions).then_some(Refused::TooMany));
+        let is_position = from_.is_none_or(|from| Position::decode(from).is_some());
+        if let Some(why) = refused.or((!is_position).then_some(Refused::NotAPosition)) {
+            return Ok(Some(hub::word(why)));
+        }
+        let newcomer = Newcomer {
+            client_id: None,
+            owner: Arc::new(Owner { tenant: tenant.into(), subject: subject.into() }),
+            rights,
+            dialect: Dialect::EventStream,
+            ends_ms: self.ends_ms(ends_in_s)?,
+            topics: topics.iter().map(|topic| (**topic).into()).collect(),
+            from: from_.map(Into::into),
+            seat: Seat::take(&self.roster, guest),
+        };
+        Ok(self.desk.accept_stream(caller(conn), newcomer, head).err().map(word))
     }
 
     /// Sends a handshake away with a whole HTTP answer.
@@ -260,6 +287,26 @@ impl RealtimeListener {
                 listener.stop();
             }
         });
+    }
+}
+
+impl RealtimeListener {
+    fn ends_ms(&self, ends_in_s: f64) -> PyResult<u64> {
+        Ok(self.desk.now_ms().saturating_add(milliseconds(ends_in_s)?))
+    }
+}
+
+/// Who takes a place in the roster.
+fn guest(principal: &Principal, client_id: &str, handle: u64, since_us: u64) -> Guest {
+    let (principal, client_id) = (Arc::clone(&principal.core), client_id.into());
+    Guest { principal, client_id, face: Face::Native, handle, key: None, since_us }
+}
+
+const fn word(why: NotIn) -> &'static str {
+    match why {
+        NotIn::Taken => "taken",
+        NotIn::TooMany => "full",
+        NotIn::Gone => "gone",
     }
 }
 

@@ -24,14 +24,23 @@ pub(crate) struct Handshake {
     pub(crate) peer: SocketAddr,
 }
 
+/// What an open connection speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    /// Both sides, in frames.
+    WebSocket,
+    /// We alone, in chunks of one HTTP answer. What the client still says is thrown away.
+    EventStream,
+}
+
 /// What a connection is in the middle of.
 pub(crate) enum State {
     /// Its head is read.
     Head(Box<Handshake>),
     /// Its head is whole up to this byte; the service has not decided.
     Waiting(Box<Handshake>, usize),
-    /// A WebSocket.
-    Open,
+    /// It says and hears what its protocol has.
+    Open(Protocol),
     /// Our Close is sent or on its way; the client's is awaited.
     Closing,
     /// All is said. What comes is thrown away until the client closes too, so that a reset does not overtake our last words.

@@ -28,11 +28,13 @@ pub struct Caller {
     pub conn: ConnId,
 }
 
-/// A handshake that is to be decided about.
+/// A handshake, or a request for a stream, that is to be decided about.
 #[derive(Debug)]
 pub struct Handshake {
     /// Who asks.
     pub caller: Caller,
+    /// The method of a request for a stream; none: it is a handshake of a WebSocket.
+    pub method: Option<String>,
     /// From where.
     pub peer: SocketAddr,
     /// The target up to the question mark.
@@ -48,7 +50,7 @@ pub struct Handshake {
 pub enum Question {
     /// May it come in? To be answered with `accept` or `refuse`.
     Handshake(Handshake),
-    /// What does the daemon have of a pattern? To be answered with [`Desk::backfill`] or [`Desk::give_up`].
+    /// What does the daemon have of these patterns? To be answered with [`Desk::backfill`] or [`Desk::give_up`].
     History(History),
     /// A connection has taken the history it was given: there is room for more.
     Room(Caller),
@@ -64,7 +66,7 @@ pub struct History {
     /// The same in the hub.
     pub key: ConnKey,
     /// Of what.
-    pub pattern: Box<str>,
+    pub patterns: Vec<Box<str>>,
     /// Since where.
     pub since: Position,
 }
@@ -94,8 +96,8 @@ pub struct Owner {
 /// Who comes in.
 #[derive(Debug)]
 pub struct Newcomer {
-    /// What it calls itself.
-    pub client_id: Arc<str>,
+    /// What it calls itself; a stream has no name.
+    pub client_id: Option<Arc<str>>,
     /// Who it is.
     pub owner: Arc<Owner>,
     /// What it may hear.
@@ -106,6 +108,10 @@ pub struct Newcomer {
     pub ends_ms: u64,
     /// Its place in the roster.
     pub seat: Seat,
+    /// What a stream hears.
+    pub topics: Vec<Box<str>>,
+    /// And from where on.
+    pub from: Option<Box<str>>,
 }
 
 /// Why somebody is not let in.
@@ -191,6 +197,14 @@ impl Desk {
         let mut papers = self.papers();
         papers.seat(caller, newcomer, self.per_owner)?;
         papers.answer(caller, Upgrade::Accept(subprotocol));
+        Ok(())
+    }
+
+    /// Lets somebody in who only listens; the answer begins with this head.
+    pub fn accept_stream(&self, caller: Caller, newcomer: Newcomer, head: Vec<u8>) -> Result<(), NotIn> {
+        let mut papers = self.papers();
+        papers.seat(caller, newcomer, self.per_owner)?;
+        papers.answer(caller, Upgrade::Stream(head));
         Ok(())
     }
 
@@ -286,7 +300,7 @@ impl Desk {
     }
 
     /// Gives a place back.
-    pub(crate) fn leave(&self, client_id: &str, owner: &Owner) {
+    pub(crate) fn leave(&self, client_id: Option<&str>, owner: &Owner) {
         self.papers().unseat(client_id, owner);
     }
 
@@ -322,7 +336,8 @@ impl Papers {
         if let Some((known, _)) = self.owners.get_key_value(&newcomer.owner) {
             newcomer.owner = Arc::clone(known);
         }
-        if self.clients.get(&newcomer.client_id).is_some_and(|(holder, _)| *holder != newcomer.owner) {
+        let holder = newcomer.client_id.as_ref().and_then(|client_id| self.clients.get(client_id));
+        if holder.is_some_and(|(holder, _)| *holder != newcomer.owner) {
             return Err(NotIn::Taken);
         }
         let of_owner = self.owners.entry(Arc::clone(&newcomer.owner)).or_default();
@@ -330,14 +345,18 @@ impl Papers {
             return Err(NotIn::TooMany);
         }
         *of_owner += 1;
-        let client = self.clients.entry(Arc::clone(&newcomer.client_id));
-        client.or_insert_with(|| (Arc::clone(&newcomer.owner), 0)).1 += 1;
+        if let Some(client_id) = &newcomer.client_id {
+            let client = self.clients.entry(Arc::clone(client_id));
+            client.or_insert_with(|| (Arc::clone(&newcomer.owner), 0)).1 += 1;
+        }
         *place = Some(newcomer);
         Ok(())
     }
 
-    fn unseat(&mut self, client_id: &str, owner: &Owner) {
-        if let Some((_, count)) = self.clients.get_mut(client_id) {
+    fn unseat(&mut self, client_id: Option<&str>, owner: &Owner) {
+        if let Some(client_id) = client_id
+            && let Some((_, count)) = self.clients.get_mut(client_id)
+        {
             *count -= 1;
             if *count == 0 {
                 self.clients.remove(client_id);

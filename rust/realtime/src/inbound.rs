@@ -1,11 +1,12 @@
-//! What comes from clients: bytes become a handshake, then messages.
+//! What comes from clients: bytes become a handshake or a request, then messages.
 
 use std::io;
 use std::mem;
 
 use flx_core::ws::{Event, Opcode};
+use rustix::net::sockopt::set_tcp_user_timeout;
 
-use crate::connection::{Handshake, Kind, NEVER, State};
+use crate::connection::{Handshake, Kind, NEVER, Protocol, State};
 use crate::outbox::Outbox;
 use crate::request::{Fault, MAX_HEAD_BYTES, Request, Room, end_of_head};
 use crate::service::{Closed, ConnId, Message, Service, Upgrade};
@@ -21,7 +22,7 @@ impl<S: Service> Worker<S> {
         let now_ms = self.table.now_ms;
         let Some(connection) = self.table.get(conn) else { return };
         match connection.flush(now_ms) {
-            Ok(true) if matches!(connection.state, State::Open) => {
+            Ok(true) if matches!(connection.state, State::Open(_)) => {
                 self.service.writable(conn, now_ms, &mut Outbox(&mut self.table));
             }
             Ok(_) => self.table.end_when_flushed(conn),
@@ -67,7 +68,7 @@ impl<S: Service> Worker<S> {
     fn received(&mut self, conn: ConnId, bytes: &mut [u8]) {
         let Some(connection) = self.table.get(conn) else { return };
         match &mut connection.state {
-            State::Open | State::Closing => self.frames(conn, bytes),
+            State::Open(Protocol::WebSocket) | State::Closing => self.frames(conn, bytes),
             State::Head(handshake) => {
                 let looked = handshake.received.len();
                 handshake.received.extend_from_slice(bytes);
@@ -77,7 +78,8 @@ impl<S: Service> Worker<S> {
                     _ => self.refuse(conn, Fault::TooLarge),
                 }
             }
-            State::Waiting(..) | State::Lingering => {}
+            // Nothing of it is read as a second request, so that nothing can hide behind the first.
+            State::Open(Protocol::EventStream) | State::Waiting(..) | State::Lingering => {}
         }
     }
 
@@ -94,16 +96,32 @@ impl<S: Service> Worker<S> {
             return self.refuse(conn, fault);
         }
         match self.service.upgrade(conn, &request, handshake.peer, self.table.now_ms) {
-            Upgrade::Accept(protocol) => {
-                let answer = request.accepted(protocol);
-                self.open(conn, answer, &handshake, end);
-            }
-            Upgrade::Refuse(answer) => self.table.wind_up(conn, Wire::raw(answer)),
             Upgrade::Later => {
                 if let Some(connection) = self.table.get(conn) {
                     connection.state = State::Waiting(handshake, end);
                 }
             }
+            decided => self.carry_out(conn, decided, &handshake, end),
+        }
+    }
+
+    fn carry_out(&mut self, conn: ConnId, decided: Upgrade, handshake: &Handshake, end: usize) {
+        match decided {
+            Upgrade::Accept(subprotocol) => {
+                let mut room = Room::default();
+                let request = Request::parse(&handshake.received[..end], &mut room);
+                let Ok(Some(answer)) = request.map(|request| request.accepted(subprotocol)) else {
+                    return self.refuse(conn, Fault::NoUpgrade);
+                };
+                self.open(conn, Protocol::WebSocket, answer);
+                // Who speaks before the answer is heard all the same.
+                if end < handshake.received.len() {
+                    self.frames(conn, &mut handshake.received[end..].to_vec());
+                }
+            }
+            Upgrade::Stream(head) => self.open(conn, Protocol::EventStream, head),
+            Upgrade::Refuse(answer) => self.table.wind_up(conn, Wire::raw(answer)),
+            Upgrade::Later => {}
         }
     }
 
@@ -114,21 +132,12 @@ impl<S: Service> Worker<S> {
         if !matches!(connection.state, State::Waiting(..)) || matches!(upgrade, Upgrade::Later) {
             return;
         }
-        if let (Upgrade::Accept(_), Some(fault)) = (&upgrade, fault) {
+        if let (Upgrade::Accept(_) | Upgrade::Stream(_), Some(fault)) = (&upgrade, fault) {
             self.table.part(conn, Closed::Lost, State::Lingering);
             return self.refuse(conn, fault);
         }
         let State::Waiting(handshake, end) = mem::replace(&mut connection.state, State::Lingering) else { return };
-        match upgrade {
-            Upgrade::Accept(protocol) => {
-                let mut room = Room::default();
-                let request = Request::parse(&handshake.received[..end], &mut room);
-                let Ok(answer) = request.map(|request| request.accepted(protocol)) else { return };
-                self.open(conn, answer, &handshake, end);
-            }
-            Upgrade::Refuse(answer) => self.table.wind_up(conn, Wire::raw(answer)),
-            Upgrade::Later => {}
-        }
+        self.carry_out(conn, upgrade, &handshake, end);
         // What came meanwhile was left in the socket, and is not told again.
         self.read(conn, true);
     }
@@ -141,11 +150,17 @@ impl<S: Service> Worker<S> {
         }
     }
 
-    /// Makes it a WebSocket.
-    fn open(&mut self, conn: ConnId, answer: Vec<u8>, handshake: &Handshake, end: usize) {
+    /// Makes it a WebSocket or a stream, which begins with this answer.
+    fn open(&mut self, conn: ConnId, protocol: Protocol, answer: Vec<u8>) {
         let (now_ms, every_ms) = (self.table.now_ms, self.table.limits.ping_ms);
+        let life_ms = self.table.limits.life_ms as u32;
         let Some(connection) = self.table.get(conn) else { return };
-        connection.state = State::Open;
+        connection.state = State::Open(protocol);
+        if protocol == Protocol::EventStream {
+            // Its client cannot answer a Ping: that the kernel of the other side has answered must do. Where this cannot be
+            // set, a client that is gone is forgotten when its socket is full.
+            let _ = set_tcp_user_timeout(connection.stream.socket(), life_ms);
+        }
         connection.deadline_ms = NEVER;
         // Those who came together are not asked together.
         let spread = u64::from(conn.generation.wrapping_mul(0x9e37_79b1)) % (every_ms / 2).max(1);
@@ -154,10 +169,6 @@ impl<S: Service> Worker<S> {
         self.table.send(conn, Kind::Message, Wire::raw(answer));
         self.table.rearm(conn.index);
         self.service.opened(conn, now_ms, &mut Outbox(&mut self.table));
-        // Who speaks before the answer is heard all the same.
-        if end < handshake.received.len() {
-            self.frames(conn, &mut handshake.received[end..].to_vec());
-        }
     }
 
     /// Reads frames of a WebSocket that is open, or was until a moment ago.
@@ -169,7 +180,7 @@ impl<S: Service> Worker<S> {
         let mut decoder = mem::take(&mut connection.decoder);
         let mut at = 0;
         loop {
-            let is_open = self.table.get(conn).is_some_and(|connection| matches!(connection.state, State::Open));
+            let is_open = self.table.get(conn).is_some_and(|connection| matches!(connection.state, State::Open(_)));
             let message = match decoder.next(bytes, &mut at, bounds) {
                 Ok(Some(Event::Text(text))) => Message::Text(text),
                 Ok(Some(Event::Binary(bytes))) => Message::Binary(bytes),

@@ -6,7 +6,7 @@
 use flx_core::ws::close::code;
 use slab::Slab;
 
-use crate::connection::{Connection, Kind, NEVER, State, Written};
+use crate::connection::{Connection, Kind, NEVER, Protocol, State, Written};
 use crate::listener::Limits;
 use crate::service::{Closed, ConnId};
 use crate::wheel::Wheel;
@@ -30,7 +30,7 @@ pub(crate) struct Table {
     pub(crate) connections: Slab<Connection>,
     pub(crate) wheel: Wheel,
     pub(crate) limits: Limits,
-    /// WebSockets among the connections.
+    /// WebSockets and streams among the connections.
     pub(crate) open: usize,
     pub(crate) now_ms: u64,
     /// Ends that the service has not been told of.
@@ -84,7 +84,7 @@ impl Table {
     }
 
     fn open(&mut self, conn: ConnId) -> Option<&mut Connection> {
-        self.get(conn).filter(|connection| matches!(connection.state, State::Open))
+        self.get(conn).filter(|connection| matches!(connection.state, State::Open(_)))
     }
 
     /// Moves its deadline to where it is now.
@@ -106,12 +106,15 @@ impl Table {
         }
     }
 
-    /// Says goodbye to a WebSocket, and waits a moment for the client to do the same.
+    /// Says goodbye to a WebSocket, and waits a moment for the client to do the same; or to a stream.
     pub(crate) fn close(&mut self, conn: ConnId, code: u16, reason: &str) {
-        if self.open(conn).is_some() {
-            self.part(conn, Closed::ByServer(code), State::Closing);
-            self.wind_up(conn, Wire::close(code, reason));
-        }
+        let (next, last) = match self.get(conn).map(|connection| &connection.state) {
+            Some(State::Open(Protocol::WebSocket)) => (State::Closing, Wire::close(code, reason)),
+            Some(State::Open(Protocol::EventStream)) => (State::Lingering, Wire::farewell(code, reason)),
+            _ => return,
+        };
+        self.part(conn, Closed::ByServer(code), next);
+        self.wind_up(conn, last);
     }
 
     /// Sends the last thing there is to say, and leaves a moment for it to arrive.
@@ -152,8 +155,8 @@ impl Table {
     pub(crate) fn part(&mut self, conn: ConnId, why: Closed, next: State) {
         let Some(connection) = self.get(conn) else { return };
         let before = std::mem::replace(&mut connection.state, next);
-        self.open -= usize::from(matches!(before, State::Open));
-        if matches!(before, State::Open | State::Waiting(..)) {
+        self.open -= usize::from(matches!(before, State::Open(_)));
+        if matches!(before, State::Open(_) | State::Waiting(..)) {
             self.partings.push((conn, why));
         }
     }

@@ -3,9 +3,10 @@
 //! Rules: pure. What a client sent comes back in `echo` only, as the JSON it was; never in an error.
 
 use std::fmt;
+use std::sync::Arc;
 
-use flx_core::hub::Refused;
 use flx_core::hub::position::quote;
+use flx_core::hub::{Dialect, Refused, stream_event};
 use flx_core::json::{self, Outline, Refusal};
 
 use crate::wire::Wire;
@@ -120,10 +121,29 @@ pub fn pong(now_us: u64) -> Wire {
     with_number(r#"{"type":"pong","timestamp":"#, now_us)
 }
 
-/// A sign of life, for programs that see no Pings.
+/// A sign of life, for programs that see no Pings; in a stream a comment.
 #[must_use]
-pub fn heartbeat(now_us: u64) -> Wire {
-    with_number(r#"{"type":"heartbeat","ts":"#, now_us)
+pub fn heartbeat(now_us: u64, dialect: Dialect) -> Wire {
+    match dialect {
+        Dialect::EventStream => Wire::chunk(b": heartbeat\n\n"),
+        _ => with_number(r#"{"type":"heartbeat","ts":"#, now_us),
+    }
+}
+
+/// What the hub has said.
+#[must_use]
+pub fn wire(payload: Arc<[u8]>, dialect: Dialect) -> Wire {
+    match dialect {
+        Dialect::Plain | Dialect::Batched => Wire::text(payload),
+        Dialect::EventStream => Wire::chunk(&payload),
+    }
+}
+
+/// The beginning of a stream: how long its client waits before it comes again. Those who were lost together do not come back
+/// together.
+#[must_use]
+pub fn retry(ms: u64) -> Wire {
+    Wire::chunk(format!("retry: {ms}\n\n").as_bytes())
 }
 
 /// The answer to `unsubscribe`.
@@ -151,14 +171,22 @@ pub fn error(complaint: Complaint) -> Wire {
 
 /// Tells a client that its token ends.
 #[must_use]
-pub fn expiring(in_s: u64) -> Wire {
-    with_number(r#"{"type":"expiring","in_s":"#, in_s)
+pub fn expiring(in_s: u64, dialect: Dialect) -> Wire {
+    let json = format!(r#"{{"type":"expiring","in_s":{in_s}}}"#);
+    match dialect {
+        Dialect::EventStream => Wire::chunk(&stream_event("expiring", &json, None)),
+        _ => Wire::text(json.into_bytes()),
+    }
 }
 
 /// Tells a client when it should come back.
 #[must_use]
-pub fn reconnect(in_ms: u64) -> Wire {
-    with_number(r#"{"type":"reconnect","in_ms":"#, in_ms)
+pub fn reconnect(in_ms: u64, dialect: Dialect) -> Wire {
+    let json = format!(r#"{{"type":"reconnect","in_ms":{in_ms}}}"#);
+    match dialect {
+        Dialect::EventStream => Wire::chunk(&stream_event("reconnect", &json, None)),
+        _ => Wire::text(json.into_bytes()),
+    }
 }
 
 fn with_number(head: &str, value: u64) -> Wire {
@@ -218,15 +246,29 @@ mod tests {
     }
 
     #[test]
+    fn a_stream_is_told_in_chunks() {
+        let chunk = |wire: Wire| String::from_utf8(wire.rest(0).concat()).unwrap();
+        assert_eq!("d\r\n: heartbeat\n\n\r\n", chunk(heartbeat(6, Dialect::EventStream)));
+        let expiring = chunk(expiring(8, Dialect::EventStream));
+        assert_eq!("34\r\nevent: expiring\ndata: {\"type\":\"expiring\",\"in_s\":8}\n\n\r\n", expiring);
+        let last = chunk(Wire::farewell(4401, "the token has expired"));
+        assert!(
+            last.contains("\nevent: closed\ndata: {\"type\":\"closed\",\"code\":4401,\"reason\":\"the token"),
+            "{last}"
+        );
+        assert!(last.ends_with("\n\n\r\n0\r\n\r\n"));
+    }
+
+    #[test]
     fn answers_are_json_whatever_is_in_them() {
         let payload = |wire: Wire| String::from_utf8(wire.rest(2).concat()).unwrap();
         assert_eq!(r#"{"type":"unsubscribed","event":"a\"\\"}"#, payload(unsubscribed("a\"\\")));
         assert_eq!(r#"{"type":"echo","data":{"type":"x"}}"#, payload(echo(b" {\"type\":\"x\"}\n")));
         assert_eq!(r#"{"type":"connected","message":"connected","client_id":"a.b"}"#, payload(connected("a.b")));
         assert_eq!(r#"{"type":"pong","timestamp":5}"#, payload(pong(5)));
-        assert_eq!(r#"{"type":"heartbeat","ts":6}"#, payload(heartbeat(6)));
-        assert_eq!(r#"{"type":"expiring","in_s":8}"#, payload(expiring(8)));
-        assert_eq!(r#"{"type":"reconnect","in_ms":7}"#, payload(reconnect(7)));
+        assert_eq!(r#"{"type":"heartbeat","ts":6}"#, payload(heartbeat(6, Dialect::Plain)));
+        assert_eq!(r#"{"type":"expiring","in_s":8}"#, payload(expiring(8, Dialect::Plain)));
+        assert_eq!(r#"{"type":"reconnect","in_ms":7}"#, payload(reconnect(7, Dialect::Batched)));
         let text = payload(error(TOO_MANY_MESSAGES));
         assert_eq!(r#"{"type":"error","code":"rate_limited","message":"Too many messages"}"#, text);
     }

@@ -1,4 +1,4 @@
-//! The head of a handshake request (RFC 6455 section 4.2.1, RFC 9112).
+//! The head of a request: a handshake (RFC 6455 section 4.2.1), or one that asks for no upgrade (RFC 9112).
 //!
 //! Rules:
 //! - one request a connection: whatever is refused, and whatever was answered, nothing is read as a second request, so that
@@ -19,7 +19,7 @@ pub const MAX_HEADERS: usize = 64;
 const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 const END: &[u8] = b"\r\n\r\n";
 
-/// Why a request is not a handshake, or comes at the wrong time.
+/// Why a request cannot be served, or comes at the wrong time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// It is not HTTP/1.1 as it must be written.
@@ -30,7 +30,7 @@ pub enum Fault {
     TooLarge,
     /// It came too slowly.
     Timeout,
-    /// Another method than GET.
+    /// Another method than GET; HEAD and OPTIONS are no handshakes.
     Method,
     /// No `Host`, or several.
     Host,
@@ -53,9 +53,11 @@ pub fn end_of_head(received: &[u8], looked: usize) -> Option<usize> {
     memmem::find(&received[from..], END).map(|at| from + at + END.len())
 }
 
-/// A GET of HTTP/1.1 that asks to become a WebSocket.
+/// A request of HTTP/1.1 without a body.
 #[derive(Clone, Copy, Debug)]
 pub struct Request<'a> {
+    /// GET, HEAD or OPTIONS; GET where it asks to become a WebSocket.
+    pub method: &'a str,
     /// The target up to the question mark.
     pub path: &'a str,
     /// What follows it.
@@ -64,7 +66,8 @@ pub struct Request<'a> {
     pub host: &'a str,
     /// All header lines, in their order.
     pub headers: &'a [Header<'a>],
-    key: &'a [u8],
+    /// Of a handshake.
+    key: Option<&'a [u8]>,
 }
 
 /// Room for the header lines of a request.
@@ -93,7 +96,8 @@ impl<'a> Request<'a> {
             return Err(Fault::Malformed);
         };
         let headers: &'a [Header<'a>] = parsed.headers;
-        if method != "GET" {
+        let is_plain = named(headers, "upgrade").next().is_none();
+        if method != "GET" && !(is_plain && matches!(method, "HEAD" | "OPTIONS")) {
             return Err(Fault::Method);
         }
         // An absolute or any other form of target is a proxy's, and this is none (RFC 9112 section 3.2).
@@ -104,15 +108,15 @@ impl<'a> Request<'a> {
             return Err(Fault::Body);
         }
         let host = only(headers, "host").and_then(|host| str::from_utf8(host).ok()).ok_or(Fault::Host)?;
-        if !has_token(headers, "upgrade", "websocket") || !has_token(headers, "connection", "upgrade") {
-            return Err(Fault::NoUpgrade);
-        }
-        if only(headers, "sec-websocket-version") != Some(b"13") {
-            return Err(Fault::Version);
-        }
-        let key = only(headers, "sec-websocket-key").filter(|key| is_key(key)).ok_or(Fault::Key)?;
+        let key = if is_plain { None } else { Some(key_of(headers)?) };
         let (path, query) = target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
-        Ok(Self { path, query, host, headers, key })
+        Ok(Self { method, path, query, host, headers, key })
+    }
+
+    /// Whether it asks to become a WebSocket.
+    #[must_use]
+    pub const fn is_handshake(&self) -> bool {
+        self.key.is_some()
     }
 
     /// The values of all header lines of this name, which is written small.
@@ -120,9 +124,10 @@ impl<'a> Request<'a> {
         named(self.headers, name)
     }
 
-    /// The answer that makes it a WebSocket.
+    /// The answer that makes a handshake a WebSocket.
     #[must_use]
-    pub fn accepted(&self, protocol: Option<&str>) -> Vec<u8> {
+    pub fn accepted(&self, protocol: Option<&str>) -> Option<Vec<u8>> {
+        let key = self.key?;
         let mut answer = Vec::with_capacity(192);
         answer.extend_from_slice(b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: Upgrade\r\n");
         if let Some(protocol) = protocol {
@@ -131,10 +136,21 @@ impl<'a> Request<'a> {
             answer.extend_from_slice(b"\r\n");
         }
         answer.extend_from_slice(b"sec-websocket-accept: ");
-        answer.extend_from_slice(accept(self.key).as_bytes());
+        answer.extend_from_slice(accept(key).as_bytes());
         answer.extend_from_slice(END);
-        answer
+        Some(answer)
     }
+}
+
+/// The key of a handshake.
+fn key_of<'a>(headers: &'a [Header<'a>]) -> Result<&'a [u8], Fault> {
+    if !has_token(headers, "upgrade", "websocket") || !has_token(headers, "connection", "upgrade") {
+        return Err(Fault::NoUpgrade);
+    }
+    if only(headers, "sec-websocket-version") != Some(b"13") {
+        return Err(Fault::Version);
+    }
+    only(headers, "sec-websocket-key").filter(|key| is_key(key)).ok_or(Fault::Key)
 }
 
 /// `Sec-WebSocket-Accept` for a key (section 4.2.2).
@@ -184,11 +200,11 @@ mod tests {
     fn the_example_of_section_1_3_is_accepted_as_it_says() {
         let mut room = Room::default();
         let request = Request::parse(GOOD.as_bytes(), &mut room).unwrap();
-        assert_eq!("s3pPLMBiTxaQ9kYGzzhZRbK+xOo=", accept(request.key));
-        let answer = String::from_utf8(request.accepted(Some("flx.v1"))).unwrap();
+        let answer = |subprotocol| String::from_utf8(request.accepted(subprotocol).unwrap()).unwrap();
+        assert!(request.is_handshake() && !answer(None).contains("protocol:"));
+        let answer = answer(Some("flx.v1"));
         assert!(answer.starts_with("HTTP/1.1 101 ") && answer.ends_with("s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n"));
         assert!(answer.contains("\r\nsec-websocket-protocol: flx.v1\r\n"));
-        assert!(!String::from_utf8(request.accepted(None)).unwrap().contains("protocol:"));
         assert_eq!(("/ws/a", Some("x=1"), "a.example:8001"), (request.path, request.query, request.host));
     }
 
@@ -218,7 +234,6 @@ mod tests {
             ("Host: a.example:8001\r\n", "", Fault::Host),
             ("Host:", "Host: b\r\nHost:", Fault::Host),
             ("Host: a.example", "Host: \u{e9}\u{0}", Fault::Malformed),
-            ("Upgrade: websocket\r\n", "", Fault::NoUpgrade),
             ("Upgrade: websocket", "Upgrade: websockets", Fault::NoUpgrade),
             ("Connection: Upgrade", "Connection: close", Fault::NoUpgrade),
             ("Version: 13", "Version: 8", Fault::Version),
@@ -232,6 +247,20 @@ mod tests {
         ] {
             assert_ne!(GOOD, GOOD.replace(from, to), "{from}");
             assert_eq!(Err(fault), parse(&GOOD.replace(from, to)), "{to}");
+        }
+    }
+
+    #[test]
+    fn what_asks_for_no_upgrade_is_no_handshake() {
+        for method in ["GET", "HEAD", "OPTIONS"] {
+            let head = GOOD.replace("Upgrade: websocket\r\n", "").replace("GET", method);
+            let mut room = Room::default();
+            let request = Request::parse(head.as_bytes(), &mut room).unwrap();
+            assert_eq!((method, false, None), (request.method, request.is_handshake(), request.accepted(None)));
+        }
+        for method in ["POST", "DELETE", "CONNECT"] {
+            let head = GOOD.replace("Upgrade: websocket\r\n", "").replace("GET", method);
+            assert_eq!(Err(Fault::Method), parse(&head));
         }
     }
 
@@ -276,14 +305,14 @@ mod tests {
             prop_assert_eq!(expected, found);
         }
 
-        /// One slip anywhere in a good head: it is refused, or it is a handshake with the same key still.
+        /// One slip anywhere in a good head: it is refused, or no handshake, or one with a key still.
         #[test]
         fn a_slip_makes_no_other_handshake(at in 0..GOOD.len(), byte: u8) {
             let mut head = GOOD.as_bytes().to_vec();
             head[at] = byte;
             let mut room = Room::default();
             if let Ok(request) = Request::parse(&head, &mut room) {
-                prop_assert!(is_key(request.key));
+                prop_assert!(request.key.is_none_or(is_key));
                 prop_assert!(request.headers.len() <= 5 && request.path.starts_with('/'));
             }
         }

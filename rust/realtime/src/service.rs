@@ -20,6 +20,8 @@ pub struct ConnId {
 pub enum Upgrade {
     /// It becomes a WebSocket; with a subprotocol, when one was chosen.
     Accept(Option<&'static str>),
+    /// It becomes a stream of events, of which this is the head of the HTTP answer; its body is chunked.
+    Stream(Vec<u8>),
     /// It gets this HTTP answer, whole, and is closed.
     Refuse(Vec<u8>),
     /// The answer comes later, by [`Handle::answer`](crate::listener::Handle::answer).
@@ -51,14 +53,14 @@ pub enum Closed {
 /// Of a connection is told: its `upgrade`; when that is accepted `opened`, then `message` and `writable`; and at the end
 /// `closed`, once, for every handshake that was not refused.
 pub trait Service: Send + 'static {
-    /// Decides about a handshake that is sound as far as RFC 6455 goes; the rest is not judged yet: path, `Host`, `Origin`,
-    /// subprotocols, credentials.
+    /// Decides about a handshake that is sound as far as RFC 6455 goes, or about a request that asks for no upgrade; the rest
+    /// is not judged yet: path, `Host`, `Origin`, subprotocols, credentials.
     fn upgrade(&mut self, conn: ConnId, request: &Request<'_>, peer: SocketAddr, now_ms: u64) -> Upgrade;
 
     /// The whole HTTP answer to what is no handshake, or comes at the wrong time. It must say `Connection: close`.
     fn refusal(&mut self, fault: Fault, now_ms: u64) -> Vec<u8>;
 
-    /// The connection is a WebSocket now.
+    /// The connection is a WebSocket or a stream now.
     fn opened(&mut self, conn: ConnId, now_ms: u64, out: &mut Outbox<'_>);
 
     /// The client said something.
@@ -67,7 +69,8 @@ pub trait Service: Send + 'static {
     /// The socket has room again, after [`Outbox::frame`] has met a full one.
     fn writable(&mut self, conn: ConnId, now_ms: u64, out: &mut Outbox<'_>);
 
-    /// A Ping was sent: so long nothing may have been heard by a client that sees no Pings.
+    /// A Ping was sent, or would have been if it were no stream: so long nothing may have been heard by a client that sees no
+    /// Pings.
     fn pinged(&mut self, conn: ConnId, now_ms: u64, out: &mut Outbox<'_>);
 
     /// The client is to be told that it should come back in `in_ms`; then it will be closed with 1012.

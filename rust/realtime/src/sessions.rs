@@ -12,7 +12,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use flx_core::hub::{COHORT, ConnKey, Delivery, Frame, Profile, Shard, Turn};
+use flx_core::hub::{COHORT, ConnKey, Delivery, Dialect, Frame, Profile, Shard, Turn};
 use flx_core::ws::close::code;
 
 use crate::desk::{Caller, Desk, Handshake, History, Order, Owner, Question, Refresh};
@@ -29,10 +29,15 @@ use crate::wire::Wire;
 const MESSAGES_PER_S: f32 = 50.0;
 /// Complaints after which a client is sent away.
 const MAX_OFFENCES: u8 = 10;
+/// The one path that is served without an upgrade.
+const EVENTS: &str = "/v1/events";
+/// Milliseconds that the client of a stream that was lost waits: from the first, by so many more.
+const RETRY_MS: (u64, u64) = (500, 2_500);
 /// So long before its token ends a client is told; where less is left than twice that, when half of it is over.
 const WARNING_MS: u64 = 60_000;
 
 const INTERNAL: (u16, &str) = (1011, "something broke on our side");
+const REFUSED: (u16, &str) = (code::POLICY, "the topics may not be heard");
 const TOO_MANY: (u16, &str) = (4429, "too many connections");
 const TOKEN_ENDED: (u16, &str) = (4401, "the token has ended");
 const OFFENSIVE: (u16, &str) = (code::POLICY, "too many messages that are not acceptable");
@@ -44,12 +49,13 @@ pub type Refusals = Box<dyn FnMut(Fault) -> Vec<u8> + Send>;
 struct Session {
     conn: ConnId,
     key: ConnKey,
-    client_id: Arc<str>,
+    client_id: Option<Arc<str>>,
     owner: Arc<Owner>,
     ends_ms: u64,
     heard_ms: u64,
     allowance: f32,
     offences: u8,
+    dialect: Dialect,
     is_fed: bool,
     seat: Seat,
 }
@@ -114,7 +120,7 @@ impl Sessions {
         if session.allowance < 0.0 {
             return Err(protocol::TOO_MANY_MESSAGES);
         }
-        let (key, seat) = (session.key, session.seat.number());
+        let (key, dialect, seat) = (session.key, session.dialect, session.seat.number());
         match protocol::parse(payload)? {
             Asked::Ping => out.message(conn, protocol::pong(wall_us())),
             Asked::Other => out.message(conn, protocol::echo(payload)),
@@ -129,9 +135,9 @@ impl Sessions {
             Asked::Subscribe(pattern, from) => {
                 let subscribed = self.hub().subscribe(key, &pattern, from.as_deref(), now_ms);
                 let subscribed = subscribed.map_err(protocol::refused)?;
-                send(conn, &subscribed.frames, out);
+                send(conn, &subscribed.frames, dialect, out);
                 if let Some(since) = subscribed.history {
-                    let history = History { caller: self.caller(conn), key, pattern: pattern.into(), since };
+                    let history = History { caller: self.caller(conn), key, patterns: vec![pattern.into()], since };
                     self.desk.ask(Question::History(history));
                 }
             }
@@ -192,7 +198,7 @@ impl Sessions {
             let found = self.by_key.get(key.index as usize).filter(|(generation, _)| *generation == key.generation);
             let Some((_, conn)) = found else { continue };
             for (at, frame) in turn.frames.iter().enumerate() {
-                match out.frame(*conn, &Wire::text(Arc::clone(&frame.payload))) {
+                match out.frame(*conn, &protocol::wire(Arc::clone(&frame.payload), turn.dialect)) {
                     Taken::Sent => frames += 1,
                     Taken::Last => {
                         frames += 1;
@@ -225,7 +231,7 @@ impl Sessions {
             if left_ms == 0 {
                 out.close(session.conn, TOKEN_ENDED.0, TOKEN_ENDED.1);
             } else {
-                out.message(session.conn, protocol::expiring(left_ms.div_ceil(1_000)));
+                out.message(session.conn, protocol::expiring(left_ms.div_ceil(1_000), session.dialect));
                 self.ends.set(index, session.ends_ms);
             }
         }
@@ -235,9 +241,14 @@ impl Sessions {
 
 impl Service for Sessions {
     fn upgrade(&mut self, conn: ConnId, request: &Request<'_>, peer: SocketAddr, _: u64) -> Upgrade {
+        if !request.is_handshake() && request.path != EVENTS {
+            return Upgrade::Refuse((self.refusals)(Fault::NoUpgrade));
+        }
+        let method = (!request.is_handshake()).then(|| request.method.to_owned());
         let headers = request.headers.iter().map(|header| (header.name.to_owned(), header.value.to_vec())).collect();
         let query = request.query.unwrap_or_default().to_owned();
-        let handshake = Handshake { caller: self.caller(conn), peer, path: request.path.to_owned(), query, headers };
+        let (caller, path) = (self.caller(conn), request.path.to_owned());
+        let handshake = Handshake { caller, method, peer, path, query, headers };
         self.desk.ask(Question::Handshake(handshake));
         Upgrade::Later
     }
@@ -253,11 +264,14 @@ impl Service for Sessions {
         let (dialect, tenant) = (newcomer.dialect, newcomer.owner.tenant.clone());
         let profile = Profile { shard: self.shard, tenant, rights: newcomer.rights, dialect };
         let Ok(key) = self.hub().connect(profile) else {
-            self.desk.leave(&newcomer.client_id, &newcomer.owner);
+            self.desk.leave(newcomer.client_id.as_deref(), &newcomer.owner);
             return out.close(conn, TOO_MANY.0, TOO_MANY.1);
         };
         newcomer.seat.heard_as(key);
-        out.message(conn, protocol::connected(&newcomer.client_id));
+        match &newcomer.client_id {
+            Some(client_id) => out.message(conn, protocol::connected(client_id)),
+            None => out.message(conn, protocol::retry(RETRY_MS.0 + spread(conn) % RETRY_MS.1)),
+        }
         let (index, of_hub) = (conn.index as usize, key.index as usize);
         if self.table.len() <= index {
             self.table.resize_with(index + 1, || None);
@@ -276,9 +290,21 @@ impl Service for Sessions {
             heard_ms: now_ms,
             allowance: MESSAGES_PER_S,
             offences: 0,
+            dialect,
             is_fed: false,
             seat: newcomer.seat,
         });
+        if dialect == Dialect::EventStream {
+            let topics: Vec<&str> = newcomer.topics.iter().map(|topic| &**topic).collect();
+            let subscribed = self.hub().subscribe_all(key, &topics, newcomer.from.as_deref(), now_ms);
+            // They were judged before the answer began; rights do not grow less in between.
+            let Ok(subscribed) = subscribed else { return out.close(conn, REFUSED.0, REFUSED.1) };
+            send(conn, &subscribed.frames, dialect, out);
+            if let Some(since) = subscribed.history {
+                let history = History { caller: self.caller(conn), key, patterns: newcomer.topics, since };
+                self.desk.ask(Question::History(history));
+            }
+        }
     }
 
     fn message(&mut self, conn: ConnId, message: Message<'_>, now_ms: u64, out: &mut Outbox<'_>) {
@@ -301,16 +327,20 @@ impl Service for Sessions {
     }
 
     fn pinged(&mut self, conn: ConnId, _: u64, out: &mut Outbox<'_>) {
-        out.message(conn, protocol::heartbeat(wall_us()));
+        if let Some(dialect) = self.session(conn).map(|session| session.dialect) {
+            out.message(conn, protocol::heartbeat(wall_us(), dialect));
+        }
     }
 
     fn draining(&mut self, conn: ConnId, in_ms: u64, _: u64, out: &mut Outbox<'_>) {
-        out.message(conn, protocol::reconnect(in_ms));
+        if let Some(dialect) = self.session(conn).map(|session| session.dialect) {
+            out.message(conn, protocol::reconnect(in_ms, dialect));
+        }
     }
 
     fn closed(&mut self, conn: ConnId, why: Closed, _: u64) {
         if let Some(newcomer) = self.desk.newcomer(self.caller(conn)) {
-            self.desk.leave(&newcomer.client_id, &newcomer.owner);
+            self.desk.leave(newcomer.client_id.as_deref(), &newcomer.owner);
         }
         if self.session(conn).is_none() {
             return;
@@ -318,7 +348,7 @@ impl Service for Sessions {
         if let Some(session) = self.table[conn.index as usize].take() {
             self.ends.unset(conn.index);
             self.hub().disconnect(session.key);
-            self.desk.leave(&session.client_id, &session.owner);
+            self.desk.leave(session.client_id.as_deref(), &session.owner);
             self.desk.count_closed(match why {
                 Closed::ByServer(code) => code,
                 Closed::ByClient(_) | Closed::Lost => code::NONE,
@@ -349,15 +379,20 @@ impl Drop for Sessions {
     }
 }
 
-fn send(conn: ConnId, frames: &[Frame], out: &mut Outbox<'_>) {
+fn send(conn: ConnId, frames: &[Frame], dialect: Dialect, out: &mut Outbox<'_>) {
     for frame in frames {
-        out.message(conn, Wire::text(Arc::clone(&frame.payload)));
+        out.message(conn, protocol::wire(Arc::clone(&frame.payload), dialect));
     }
 }
 
 /// When to tell that a token ends.
 fn warns_at(now_ms: u64, ends_ms: u64) -> u64 {
     ends_ms - WARNING_MS.min(ends_ms.saturating_sub(now_ms) / 2)
+}
+
+/// A number that is another one for each connection.
+const fn spread(conn: ConnId) -> u64 {
+    conn.generation.wrapping_mul(0x9e37_79b1) as u64
 }
 
 /// Microseconds since 1970.

@@ -4,6 +4,8 @@
 
 use std::sync::Arc;
 
+use flx_core::hub::position::quote;
+use flx_core::hub::stream_event;
 use flx_core::ws::frame::MAX_SERVER_HEAD;
 use flx_core::ws::{Close, Opcode, frame};
 
@@ -40,6 +42,22 @@ impl Wire {
         Self::raw(bytes)
     }
 
+    /// A piece of a stream of events: a chunk of HTTP/1.1 (RFC 9112 section 7.1), around what the hub has made for it.
+    #[must_use]
+    pub fn chunk(payload: &[u8]) -> Self {
+        Self::raw(in_chunk(payload))
+    }
+
+    /// The last event of a stream, and the end of its chunks: who gets this was not cut off.
+    pub(crate) fn farewell(code: u16, reason: &str) -> Self {
+        let mut json = format!(r#"{{"type":"closed","code":{code},"reason":"#);
+        quote(reason, &mut json);
+        json.push('}');
+        let mut bytes = in_chunk(&stream_event("closed", &json, None));
+        bytes.extend_from_slice(b"0\r\n\r\n");
+        Self::raw(bytes)
+    }
+
     /// Bytes that are no frame, or a whole one: the answer to a handshake.
     pub(crate) fn raw(bytes: Vec<u8>) -> Self {
         Self { head: [0; MAX_SERVER_HEAD], head_len: 0, payload: bytes.into() }
@@ -56,6 +74,13 @@ impl Wire {
         let payload = &self.payload[offset.saturating_sub(head.len()).min(self.payload.len())..];
         [&head[offset.min(head.len())..], payload]
     }
+}
+
+fn in_chunk(payload: &[u8]) -> Vec<u8> {
+    let mut bytes = format!("{:x}\r\n", payload.len()).into_bytes();
+    bytes.extend_from_slice(payload);
+    bytes.extend_from_slice(b"\r\n");
+    bytes
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ use rustix::io::Errno;
 use rustls::{ServerConfig, ServerConnection};
 use slab::Slab;
 
-use crate::connection::{Connection, Kind, State};
+use crate::connection::{Connection, Kind, Protocol, State};
 use crate::listener::{Clock, Control, Handle, Limits, Load};
 use crate::outbox::{Outbox, Table};
 use crate::request::Fault;
@@ -313,7 +313,9 @@ impl<S: Service> Worker<S> {
         for index in first..end {
             let Some(conn) = self.id(index) else { continue };
             let (now_ms, Some(drain)) = (self.table.now_ms, &mut self.drain) else { return };
-            let Some(connection) = self.table.get(conn).filter(|it| matches!(it.state, State::Open)) else { continue };
+            let Some(connection) = self.table.get(conn).filter(|it| matches!(it.state, State::Open(_))) else {
+                continue;
+            };
             let in_ms = drain.within_ms * drain.told.min(drain.total) / drain.total;
             drain.told += 1;
             connection.deadline_ms = now_ms + in_ms;
@@ -348,13 +350,15 @@ impl<S: Service> Worker<S> {
                 self.table.wind_up(conn, Wire::raw(answer));
             }
             State::Closing | State::Lingering => self.table.finished.push(conn),
-            State::Open if connection.stuck_ms(limits.write_ms) <= now_ms => self.table.drop_slow(conn),
-            State::Open if connection.deadline_ms <= now_ms => self.table.close(conn, code::RESTARTING, RESTARTING),
-            State::Open if connection.life_ms <= now_ms => self.table.close(conn, code::TOO_SLOW, TOO_SLOW),
-            State::Open => {
+            State::Open(_) if connection.stuck_ms(limits.write_ms) <= now_ms => self.table.drop_slow(conn),
+            State::Open(_) if connection.deadline_ms <= now_ms => self.table.close(conn, code::RESTARTING, RESTARTING),
+            State::Open(_) if connection.life_ms <= now_ms => self.table.close(conn, code::TOO_SLOW, TOO_SLOW),
+            State::Open(protocol) => {
                 connection.ping_ms = now_ms + limits.ping_ms;
-                connection.life_ms = now_ms + limits.life_ms;
-                self.table.send(conn, Kind::Ping, Wire::frame(Opcode::Ping, Vec::new()));
+                if protocol == Protocol::WebSocket {
+                    connection.life_ms = now_ms + limits.life_ms;
+                    self.table.send(conn, Kind::Ping, Wire::frame(Opcode::Ping, Vec::new()));
+                }
                 self.table.rearm(index);
                 self.service.pinged(conn, now_ms, &mut Outbox(&mut self.table));
             }

@@ -25,6 +25,11 @@ impl<V> Presented<V> {
         };
     }
 
+    /// Whether there is any.
+    pub const fn is_given(&self) -> bool {
+        !matches!(self, Self::Nothing)
+    }
+
     /// The one value, or why there is none.
     pub fn only(&self) -> Result<&V, Reason> {
         match self {
@@ -88,8 +93,9 @@ mod tests {
     #[test]
     fn two_headers_are_the_requests_fault() {
         let mut presented = Presented::Nothing;
-        assert_eq!(Err(Reason::MissingToken), presented.only());
+        assert_eq!((Err(Reason::MissingToken), false), (presented.only(), presented.is_given()));
         presented.take(1);
+        assert!(presented.is_given());
         assert_eq!(Ok(&1), presented.only());
         presented.take(2);
         presented.take(3);

@@ -66,6 +66,8 @@ pub enum Access {
     Probe,
     /// A principal.
     Token,
+    /// A principal, or a ticket that somebody else redeems where there is no token.
+    Ticket,
 }
 
 /// One path template and its methods.

@@ -4,7 +4,7 @@
 //! at once; it remembers the order after each frame, so that a connection that took only some of them goes on from there.
 //!
 //! Rules: what a client sees of an event is the JSON that was published; `s` is the list of numbers, or the first and the last
-//! when there are more than two without a hole; positions are honest after each frame.
+//! when there are more than two without a hole; positions are honest after each frame, and in an event stream after each event.
 
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -15,6 +15,9 @@ use super::reader::Joins;
 use super::rights::PRESENCE;
 use super::store::Store;
 
+/// The `type` of nearly all events, and their name in a stream.
+const EVENT: &str = "event";
+
 /// What frames look like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Dialect {
@@ -22,20 +25,27 @@ pub enum Dialect {
     Plain,
     /// `flx.v1`: events of a topic in batches.
     Batched,
+    /// `text/event-stream`: the objects of `Plain`, as many in a frame as there are, each with its position as its id.
+    EventStream,
 }
 
-/// One text message of the protocol, without the header of a transport.
+/// One text message of the protocol, or a piece of an event stream, without the header of a transport.
 #[derive(Clone, Debug)]
 pub struct Frame {
-    /// JSON in UTF-8.
+    /// JSON in UTF-8; whole events of a stream.
     pub payload: Arc<[u8]>,
     /// Events in it.
     pub events: u32,
 }
 
 impl Frame {
-    pub(super) fn control(text: String) -> Self {
-        Self { payload: text.into_bytes().into(), events: 0 }
+    /// A message that is no event of a topic: its `type`, its JSON, and the position that it stands for.
+    fn control(kind: &str, text: String, pos: Option<&str>, dialect: Dialect) -> Self {
+        let payload = match dialect {
+            Dialect::Plain | Dialect::Batched => text.into_bytes(),
+            Dialect::EventStream => stream_event(kind, &text, pos),
+        };
+        Self { payload: payload.into(), events: 0 }
     }
 }
 
@@ -44,6 +54,8 @@ impl Frame {
 pub struct Turn {
     /// Different for each turn of a hub, for transports that keep something per turn.
     pub number: u64,
+    /// What its frames look like.
+    pub dialect: Dialect,
     /// The messages, in this order.
     pub frames: Vec<Frame>,
     /// The order before the first frame, and after each.
@@ -75,7 +87,7 @@ pub(super) fn frames_of(
     while from < run.to {
         let to = match dialect {
             Dialect::Plain => from + 1,
-            Dialect::Batched => topic.within(from, run.to, frame_bytes),
+            Dialect::Batched | Dialect::EventStream => topic.within(from, run.to, frame_bytes),
         };
         let order = topic.entries[to - 1].order;
         let pos = store.encode_position(order, &topic.tenant);
@@ -83,6 +95,7 @@ pub(super) fn frames_of(
         let bytes = match dialect {
             Dialect::Plain => plain(topic, from, epoch, &pos),
             Dialect::Batched => batch(topic, from, to, epoch, &pos),
+            Dialect::EventStream => stream_of(store, topic, from, to, epoch),
         };
         each(Frame { payload: bytes.into(), events: (to - from) as u32 }, order);
         from = to;
@@ -99,7 +112,7 @@ fn plain(topic: &TopicLog, index: usize, epoch: &str, pos: &str) -> Vec<u8> {
 
 fn plain_head(topic: &str, seq: u64, prev: u64, epoch: &str, ts_us: u64, pos: &str, ephemeral: bool) -> Vec<u8> {
     let mut text = String::with_capacity(256);
-    let kind = if is_presence(topic, ephemeral) { "presence" } else { "event" };
+    let kind = kind_of(topic, ephemeral);
     let _ = write!(text, r#"{{"type":"{kind}","event":"#);
     quote(topic, &mut text);
     write_member("seq", seq, &mut text);
@@ -113,6 +126,50 @@ fn plain_head(topic: &str, seq: u64, prev: u64, epoch: &str, ts_us: u64, pos: &s
     text.push_str(if ephemeral { EPHEMERAL } else { "" });
     text.push_str(r#","data":"#);
     text.into_bytes()
+}
+
+/// One event of a stream (WHATWG HTML section 9.2). A line break in `json`, which may only stand between its tokens, would be
+/// the end of a line of the stream.
+#[must_use]
+pub fn stream_event(kind: &str, json: &str, id: Option<&str>) -> Vec<u8> {
+    let mut out = Vec::with_capacity(json.len() + id.map_or(0, str::len) + kind.len() + 32);
+    let begun = stream_head(kind, id, &mut out);
+    out.extend_from_slice(json.as_bytes());
+    end_stream_event(begun, &mut out);
+    out
+}
+
+/// Begins an event; where its data begins.
+fn stream_head(kind: &str, id: Option<&str>, out: &mut Vec<u8>) -> usize {
+    for (field, value) in [("id: ", id), ("event: ", Some(kind))] {
+        if let Some(value) = value {
+            out.extend_from_slice(field.as_bytes());
+            out.extend_from_slice(value.as_bytes());
+            out.push(b'\n');
+        }
+    }
+    out.extend_from_slice(b"data: ");
+    out.len()
+}
+
+fn end_stream_event(begun: usize, out: &mut Vec<u8>) {
+    for byte in &mut out[begun..] {
+        if matches!(*byte, b'\n' | b'\r') {
+            *byte = b' ';
+        }
+    }
+    out.extend_from_slice(b"\n\n");
+}
+
+fn stream_of(store: &Store, topic: &TopicLog, from: usize, to: usize, epoch: &str) -> Vec<u8> {
+    let mut out = Vec::with_capacity(256 * (to - from) + topic.len_of(from, to));
+    for index in from..to {
+        let pos = store.encode_position(topic.entries[index].order, &topic.tenant);
+        let begun = stream_head(kind_of(&topic.name, is_ephemeral(topic)), Some(&pos), &mut out);
+        out.extend_from_slice(&plain(topic, index, epoch, &pos));
+        end_stream_event(begun, &mut out);
+    }
+    out
 }
 
 fn batch(topic: &TopicLog, from: usize, to: usize, epoch: &str, pos: &str) -> Vec<u8> {
@@ -166,6 +223,11 @@ fn is_presence(topic: &str, ephemeral: bool) -> bool {
     ephemeral && topic.starts_with(PRESENCE)
 }
 
+/// The `type` of an event.
+fn kind_of(topic: &str, ephemeral: bool) -> &'static str {
+    if is_presence(topic, ephemeral) { "presence" } else { EVENT }
+}
+
 fn batch_head(topic: &str, epoch: &str, ephemeral: bool, text: &mut String) {
     text.push_str(if is_presence(topic, ephemeral) { r#"{"type":"presence","t":"# } else { r#"{"t":"# });
     quote(topic, text);
@@ -201,11 +263,13 @@ pub(super) struct Told<'a> {
     pub(super) json: &'a str,
 }
 
-/// The frame of events of one topic that follow one another; in the plain dialect of the only one.
+/// The frame of events of one topic that follow one another; unless they are batched, of the only one.
 pub(super) fn frame_of_told(events: &[Told<'_>], dialect: Dialect, epoch: &str, pos: &str) -> Option<Frame> {
     let (first, last) = (events.first()?, events.last()?);
     let mut out = match dialect {
-        Dialect::Plain => plain_head(last.topic, last.seq, last.prev, epoch, last.ts_us, pos, false),
+        Dialect::Plain | Dialect::EventStream => {
+            plain_head(last.topic, last.seq, last.prev, epoch, last.ts_us, pos, false)
+        }
         Dialect::Batched => {
             let mut text = String::new();
             batch_head(first.topic, epoch, false, &mut text);
@@ -220,18 +284,24 @@ pub(super) fn frame_of_told(events: &[Told<'_>], dialect: Dialect, epoch: &str, 
         }
         out.extend_from_slice(event.json.as_bytes());
     }
-    out.extend_from_slice(if dialect == Dialect::Plain { b"}" } else { b"]}" });
+    out.extend_from_slice(if dialect == Dialect::Batched { b"]}" } else { b"}" });
+    if dialect == Dialect::EventStream {
+        let json = std::mem::take(&mut out);
+        let begun = stream_head(EVENT, Some(pos), &mut out);
+        out.extend_from_slice(&json);
+        end_stream_event(begun, &mut out);
+    }
     Some(Frame { payload: out.into(), events: events.len() as u32 })
 }
 
 /// `subscribed`: what follows begins at `pos`.
-pub(super) fn subscribed(pattern: &str, pos: &str) -> Frame {
+pub(super) fn subscribed(pattern: &str, pos: &str, dialect: Dialect) -> Frame {
     let mut text = String::from(r#"{"type":"subscribed","event":"#);
     quote(pattern, &mut text);
     text.push_str(r#","pos":"#);
     quote(pos, &mut text);
     text.push('}');
-    Frame::control(text)
+    Frame::control("subscribed", text, Some(pos), dialect)
 }
 
 /// What was skipped.
@@ -259,7 +329,8 @@ pub(super) fn gap(gap: &Gap<'_>, dialect: Dialect) -> Frame {
                 quote(topic, &mut text);
             }
         }
-        Dialect::Batched => {
+        // An error of a stream is something else to a browser.
+        Dialect::Batched | Dialect::EventStream => {
             text.push_str(r#"{"type":"gap","t":"#);
             quote(gap.topic.unwrap_or("*"), &mut text);
         }
@@ -278,5 +349,5 @@ pub(super) fn gap(gap: &Gap<'_>, dialect: Dialect) -> Frame {
         quote(&format!("/v1/executions/{execution}/logs?from={}", after + 1), &mut text);
     }
     text.push('}');
-    Frame::control(text)
+    Frame::control("gap", text, gap.pos, dialect)
 }

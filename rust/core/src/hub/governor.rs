@@ -116,7 +116,7 @@ impl Governor {
     pub(super) const fn window_of(&self, dialect: Dialect) -> u64 {
         match dialect {
             Dialect::Plain => self.plain_window_ms,
-            Dialect::Batched => self.window_ms,
+            Dialect::Batched | Dialect::EventStream => self.window_ms,
         }
     }
 

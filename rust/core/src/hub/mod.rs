@@ -39,7 +39,7 @@ mod turn;
 use std::collections::BTreeMap;
 
 use audience::Fleet;
-pub use frame::{Dialect, Frame, Turn};
+pub use frame::{Dialect, Frame, Turn, stream_event};
 pub use position::Position;
 use presence::Presence;
 pub use presence::PresenceChange;
@@ -339,7 +339,7 @@ impl Hub {
     /// Forgets a connection.
     pub fn disconnect(&mut self, conn: ConnKey) {
         if let Some(found) = self.fleet.get(conn) {
-            let held = found.catching.iter().map(|catching| &catching.pattern);
+            let held = found.catching.iter().flat_map(|catching| &catching.patterns);
             for pattern in self.fleet.patterns(conn.index).iter().chain(held) {
                 self.presence.note(&found.profile, pattern, false);
             }

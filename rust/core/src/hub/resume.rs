@@ -29,12 +29,12 @@ const MOST_GAPS: usize = 64;
 pub struct Subscribed {
     /// To be sent at once, in this order, before anything that `take` brings later.
     pub frames: Vec<Frame>,
-    /// Memory does not reach back to here: ask the daemon for this pattern from here on, and feed it to `backfill`. The
+    /// Memory does not reach back to here: ask the daemon for these patterns from here on, and feed it to `backfill`. The
     /// connection gets nothing until then.
     pub history: Option<Position>,
 }
 
-/// A batch of the daemon's Watch stream for one pattern.
+/// A batch of the daemon's Watch stream for the patterns of a subscription.
 #[derive(Debug)]
 pub struct Backfill<'a> {
     /// The epoch it is of.
@@ -54,7 +54,7 @@ pub struct Gone;
 /// A connection that the shell feeds from the daemon.
 #[derive(Debug)]
 pub(super) struct Catching {
-    pub(super) pattern: Box<str>,
+    pub(super) patterns: Vec<Box<str>>,
     position: Position,
     born_from: u64,
     /// Where it began, when there are other subscriptions: they have still to get what came after they were held.
@@ -72,21 +72,50 @@ impl Hub {
         from: Option<&str>,
         now_ms: u64,
     ) -> Result<Subscribed, Refused> {
-        let is_new = !self.subscriptions(conn).iter().any(|other| **other == *pattern);
-        let subscribed = self.join(conn, pattern, from, now_ms)?;
-        if is_new {
-            self.note_presence(conn, pattern, true);
+        self.subscribe_all(conn, &[pattern], from, now_ms)
+    }
+
+    /// Lets a connection hear several topics or patterns, all of them or none. From a position on they catch up together, so
+    /// that each position on the way covers all of them.
+    pub fn subscribe_all(
+        &mut self,
+        conn: ConnKey,
+        patterns: &[&str],
+        from: Option<&str>,
+        now_ms: u64,
+    ) -> Result<Subscribed, Refused> {
+        let has = self.subscriptions(conn);
+        let news: Vec<&str> =
+            patterns.iter().filter(|pattern| !has.iter().any(|other| **other == ***pattern)).copied().collect();
+        let subscribed = self.join(conn, patterns, from, now_ms)?;
+        for (index, pattern) in news.iter().enumerate() {
+            if !news[..index].contains(pattern) {
+                self.note_presence(conn, pattern, true);
+            }
         }
         Ok(subscribed)
     }
 
-    fn join(&mut self, conn: ConnKey, pattern: &str, from: Option<&str>, now_ms: u64) -> Result<Subscribed, Refused> {
+    fn join(
+        &mut self,
+        conn: ConnKey,
+        patterns: &[&str],
+        from: Option<&str>,
+        now_ms: u64,
+    ) -> Result<Subscribed, Refused> {
         let found = self.fleet.get(conn).ok_or(Refused::Unknown)?;
         let (profile, is_catching) = (Arc::clone(&found.profile), found.catching.is_some());
-        profile.rights.check(pattern)?;
+        for pattern in patterns {
+            profile.rights.check(pattern)?;
+        }
         let has = self.fleet.patterns(conn.index);
-        let is_new = !has.iter().any(|other| **other == *pattern);
-        if is_new && has.len() >= self.limits.max_subscriptions {
+        let mut news: Vec<&str> = Vec::new();
+        for pattern in patterns {
+            if !news.contains(pattern) && !has.iter().any(|other| **other == **pattern) {
+                news.push(pattern);
+            }
+        }
+        if !news.is_empty() && has.len() + news.len() > self.limits.max_subscriptions {
             return Err(Refused::TooMany);
         }
         if is_catching {
@@ -97,28 +126,33 @@ impl Hub {
         let Some(position) = position.filter(|position| position.epoch == self.store.epoch) else {
             let (mut frames, here) = self.here(conn, &profile.tenant);
             self.count_gaps(EVICTED, frames.len() as u64);
-            frames.push(frame::subscribed(pattern, &here));
+            frames.extend(patterns.iter().map(|pattern| frame::subscribed(pattern, &here, dialect)));
             if from.is_some() {
-                self.count_gaps("epoch", 1);
-                frames.push(self.pattern_gap(pattern, "epoch", &here, dialect));
+                self.count_gaps("epoch", patterns.len() as u64);
+                frames.extend(patterns.iter().map(|pattern| self.pattern_gap(pattern, "epoch", &here, dialect)));
             }
-            self.add_from_now(conn, pattern, is_new, now_ms);
+            for pattern in news {
+                self.add_from_now(conn, pattern, now_ms);
+            }
             return Ok(Subscribed { frames, history: None });
         };
-        let mut frames = vec![frame::subscribed(pattern, from.unwrap_or_default())];
-        frames.extend(self.local_gaps(&profile, pattern, dialect));
-        self.count_gaps("ephemeral", frames.len() as u64 - 1);
+        let begins = from.unwrap_or_default();
+        let mut frames: Vec<_> = patterns.iter().map(|pattern| frame::subscribed(pattern, begins, dialect)).collect();
+        frames.extend(self.local_gaps(&profile, patterns, dialect));
+        self.count_gaps("ephemeral", (frames.len() - patterns.len()) as u64);
         self.stats.resumes += 1;
         let born_from = position.seq;
         // A position ahead of this process comes from a gateway that has heard more, or from a history that a restored
         // database has lost: the daemon knows.
         let ahead = position.seq > self.store.seq;
-        if !is_local(pattern) && (ahead || self.misses(&profile, pattern, &position, born_from, false)) {
+        let patterns: Vec<Box<str>> = patterns.iter().map(|pattern| (*pattern).into()).collect();
+        let is_local = patterns.iter().all(|pattern| is_local(pattern));
+        if !is_local && (ahead || self.misses(&profile, &patterns, &position, born_from, false)) {
             self.stats.asked += 1;
-            self.hold(conn, pattern, position.clone(), born_from);
+            self.hold(conn, patterns, position.clone(), born_from);
             return Ok(Subscribed { frames, history: Some(position) });
         }
-        self.resume(conn, pattern, position, born_from, now_ms);
+        self.resume(conn, &patterns, &position, born_from, now_ms);
         Ok(Subscribed { frames, history: None })
     }
 
@@ -133,9 +167,14 @@ impl Hub {
 
     fn part(&mut self, conn: ConnKey, pattern: &str, now_ms: u64) -> bool {
         if let Some(found) = self.fleet.get_mut(conn)
-            && found.catching.take_if(|catching| *catching.pattern == *pattern).is_some()
+            && let Some(catching) = &mut found.catching
+            && let Some(at) = catching.patterns.iter().position(|other| **other == *pattern)
         {
-            self.fleet.wake(conn.index, now_ms);
+            catching.patterns.remove(at);
+            if catching.patterns.is_empty() {
+                found.catching = None;
+                self.fleet.wake(conn.index, now_ms);
+            }
             return true;
         }
         let has = self.subscriptions(conn);
@@ -158,10 +197,10 @@ impl Hub {
         let is_over = catching.over || batch.epoch != &*catching.position.epoch;
         let frames = if is_over { Vec::new() } else { catching.tell(batch, &profile, self.limits.frame_bytes) };
         let done = !is_over
-            && !self.misses(&profile, &catching.pattern, &catching.position, catching.born_from, batch.is_last);
+            && !self.misses(&profile, &catching.patterns, &catching.position, catching.born_from, batch.is_last);
         if done {
-            let Catching { pattern, position, born_from, .. } = *catching;
-            self.resume(conn, &pattern, position, born_from, now_ms);
+            let Catching { patterns, position, born_from, .. } = *catching;
+            self.resume(conn, &patterns, &position, born_from, now_ms);
         } else if let Some(found) = self.fleet.get_mut(conn) {
             found.catching = Some(catching);
         }
@@ -178,7 +217,7 @@ impl Hub {
         let (catching, profile) = (found.catching.take()?, Arc::clone(&found.profile));
         let mut patterns = self.fleet.patterns(conn.index).to_vec();
         let reason = if catching.over { &*self.restarted_by.clone() } else { reason };
-        patterns.push(catching.pattern);
+        patterns.extend(catching.patterns);
         let standing = self.fleet.standing(conn.index, self.store.order);
         let standing =
             Standing { cursor: self.store.order, idle: true, served_ms: standing.served_ms, joins: None, reset: false };
@@ -200,10 +239,7 @@ impl Hub {
         self.fleet.wake(index, now_ms);
     }
 
-    fn add_from_now(&mut self, conn: ConnKey, pattern: &str, is_new: bool, now_ms: u64) {
-        if !is_new {
-            return;
-        }
+    fn add_from_now(&mut self, conn: ConnKey, pattern: &str, now_ms: u64) {
         let top = self.store.order;
         let mut standing = self.fleet.standing(conn.index, top);
         let mut patterns = self.fleet.patterns(conn.index).to_vec();
@@ -216,19 +252,21 @@ impl Hub {
         self.settle_in(conn.index, patterns, standing, now_ms);
     }
 
-    /// A pattern begins at a position that the memory joins on to.
-    fn resume(&mut self, conn: ConnKey, pattern: &str, position: Position, born_from: u64, now_ms: u64) {
+    /// Patterns begin at a position that the memory joins on to.
+    fn resume(&mut self, conn: ConnKey, new: &[Box<str>], position: &Position, born_from: u64, now_ms: u64) {
         let top = self.store.order;
         let mut standing = self.fleet.standing(conn.index, top);
         let mut patterns = self.fleet.patterns(conn.index).to_vec();
         let mut joins = joins_of(&standing, &patterns);
         joins.not_before(standing.cursor);
         let Some(profile) = self.fleet.get(conn).map(|found| Arc::clone(&found.profile)) else { return };
-        let start = self.store.order_of(&position, born_from, |topic| wants(&profile, pattern, topic));
-        let since = Since { position, born_from, joined: top, joined_ms: now_ms };
-        joins.set(Join { pattern: pattern.into(), after: 0, since: Some(Arc::new(since)) });
-        if !patterns.iter().any(|other| **other == *pattern) {
-            patterns.push(pattern.into());
+        let start = self.store.order_of(position, born_from, |topic| wants(&profile, new, topic));
+        let since = Arc::new(Since { position: position.clone(), born_from, joined: top, joined_ms: now_ms });
+        for pattern in new {
+            joins.set(Join { pattern: pattern.clone(), after: 0, since: Some(Arc::clone(&since)) });
+            if !patterns.contains(pattern) {
+                patterns.push(pattern.clone());
+            }
         }
         standing.cursor = standing.cursor.min(start);
         (standing.idle, standing.joins) = (false, Some(Arc::new(joins)));
@@ -236,14 +274,13 @@ impl Hub {
     }
 
     /// A connection waits until the daemon has told what the memory has not.
-    fn hold(&mut self, conn: ConnKey, pattern: &str, position: Position, born_from: u64) {
+    fn hold(&mut self, conn: ConnKey, patterns: Vec<Box<str>>, position: Position, born_from: u64) {
         let standing = self.fleet.standing(conn.index, self.store.order);
         let others = !self.fleet.patterns(conn.index).is_empty();
         let began = others.then(|| position.clone());
         self.fleet.part(conn.index, standing);
         if let Some(found) = self.fleet.get_mut(conn) {
-            let pattern = pattern.into();
-            found.catching = Some(Box::new(Catching { pattern, position, born_from, began, over: false }));
+            found.catching = Some(Box::new(Catching { patterns, position, born_from, began, over: false }));
         }
     }
 
@@ -260,12 +297,19 @@ impl Hub {
         (frames, self.store.encode_position(standing.cursor, tenant).into_owned())
     }
 
-    fn misses(&self, profile: &Profile, pattern: &str, position: &Position, born_from: u64, settled: bool) -> bool {
+    fn misses(
+        &self,
+        profile: &Profile,
+        patterns: &[Box<str>],
+        position: &Position,
+        born_from: u64,
+        settled: bool,
+    ) -> bool {
         let wants_log = |execution: &str| {
             let topic = format!("execution.{execution}.log");
-            matches(pattern, &topic) && profile.rights.may_hear(&topic)
+            match_any(patterns, &topic) && profile.rights.may_hear(&topic)
         };
-        self.store.misses(position, born_from, settled, |topic| wants(profile, pattern, topic), wants_log)
+        self.store.misses(position, born_from, settled, |topic| wants(profile, patterns, topic), wants_log)
     }
 
     // --- gaps --------------------------------------------------------------------------------------------------------
@@ -276,8 +320,8 @@ impl Hub {
     }
 
     /// Topics of this process alone are in no position: whoever resumes is told that they begin now.
-    fn local_gaps(&self, profile: &Profile, pattern: &str, dialect: Dialect) -> Vec<Frame> {
-        let wanted = || self.store.locals().filter(|topic| wants(profile, pattern, topic));
+    fn local_gaps(&self, profile: &Profile, patterns: &[&str], dialect: Dialect) -> Vec<Frame> {
+        let wanted = || self.store.locals().filter(|topic| wants(profile, patterns, topic));
         let told = |topic, between, epoch| {
             frame::gap(&Gap { topic, between, epoch, reason: "ephemeral", pos: None, log_of: None }, dialect)
         };
@@ -297,14 +341,14 @@ impl Catching {
         let mut bytes = 0;
         for event in batch.events {
             let is_its = *event.tenant == *profile.tenant && profile.rights.may_hear(event.topic);
-            if !self.is_new(event) || !is_its || !matches(&self.pattern, event.topic) {
+            if !self.is_new(event) || !is_its || !match_any(&self.patterns, event.topic) {
                 continue;
             }
             let told =
                 Told { topic: event.topic, seq: event.seq, prev: event.prev, ts_us: event.ts_us, json: event.json() };
             bytes += told.json.len();
             let joins_on = run.last().is_some_and(|last| last.topic == told.topic) && bytes <= frame_bytes;
-            if !run.is_empty() && (!joins_on || profile.dialect == Dialect::Plain) {
+            if !run.is_empty() && (!joins_on || profile.dialect != Dialect::Batched) {
                 frames.extend(frame::frame_of_told(&run, profile.dialect, batch.epoch, &self.pos()));
                 run.clear();
                 bytes = told.json.len();
@@ -343,8 +387,12 @@ impl Catching {
     }
 }
 
-fn wants(profile: &Profile, pattern: &str, topic: &TopicLog) -> bool {
-    topic.tenant == profile.tenant && matches(pattern, &topic.name) && profile.rights.may_hear(&topic.name)
+fn wants<P: AsRef<str>>(profile: &Profile, patterns: &[P], topic: &TopicLog) -> bool {
+    topic.tenant == profile.tenant && match_any(patterns, &topic.name) && profile.rights.may_hear(&topic.name)
+}
+
+fn match_any<P: AsRef<str>>(patterns: &[P], topic: &str) -> bool {
+    patterns.iter().any(|pattern| matches(pattern.as_ref(), topic))
 }
 
 /// Where the subscriptions of a connection begin.

@@ -237,7 +237,7 @@ impl Hub {
         if reset {
             self.count_gaps(&self.restarted_by.clone(), count);
         }
-        Some(Turn { number: self.stats.turns, frames, start, ends, joins, reset })
+        Some(Turn { number: self.stats.turns, dialect, frames, start, ends, joins, reset })
     }
 
     fn frames_of(&self, run: Run, dialect: Dialect, each: impl FnMut(Frame, u64)) {
