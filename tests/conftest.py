@@ -35,6 +35,8 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """Settings in the developer's own environment must not reach a test."""
     for name in [name for name in os.environ if name.startswith("FLX_") and name not in _OURS]:
         monkeypatch.delenv(name)
+    # Who wants the native listener says so: the default port is one, and tests are many.
+    monkeypatch.setenv("FLX_REALTIME_PORT", "off")
 
 
 @pytest.fixture(scope="session")

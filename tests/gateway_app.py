@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 def settings(**overrides: Any) -> Settings:
     """Settings of a test."""
-    return load({"FLX_JWT_SECRET_KEY": SECRET}, overrides)
+    return load({"FLX_JWT_SECRET_KEY": SECRET, "FLX_REALTIME_PORT": "off"}, overrides)
 
 
 class Running:

@@ -126,6 +126,7 @@ async def running(
     environ |= {
         "FLX_JWT_SECRET_KEY": SECRET,
         "FLX_DATA_DIR": str(data),
+        "FLX_REALTIME_PORT": "off",
         "FLX_INTERNAL_DAEMON_SOCKET": str(daemon_socket),
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         **{f"FLX_{name.upper()}": value for name, value in settings.items()},

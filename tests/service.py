@@ -76,7 +76,7 @@ class Service:
         self.log = project.parent / f"{project.name}-serve.log"
         self._args = args
         # The demo project has a schedule: it must not fire into a test that happens to run at midnight.
-        ours = {"FLX_PROJECT": str(project), "FLX_API_PORT": "0", "FLX_SCHEDULES": "off"}
+        ours = {"FLX_PROJECT": str(project), "FLX_API_PORT": "0", "FLX_SCHEDULES": "off", "FLX_REALTIME_PORT": "0"}
         self._environ = {**os.environ, **ours, **(environ or {})}
         self._http: httpx.Client | None = None
         self._process: subprocess.Popen[bytes] | None = None

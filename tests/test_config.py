@@ -263,3 +263,11 @@ def test_rules_of_topics_come_as_json_or_from_a_file(tmp_path: Path) -> None:
     ]:
         with pytest.raises(StartupError, match=reason):
             config.load({"FLX_TOPICS": text})
+
+
+@pytest.mark.parametrize(
+    ("text", "port"), [(None, 8001), ("", None), ("off", None), ("OFF", None), ("0", 0), ("9001", 9001)]
+)
+def test_the_native_listener_can_be_switched_off(text: str | None, port: int | None) -> None:
+    environ = {} if text is None else {"FLX_REALTIME_PORT": text}
+    assert port == config.load(environ).realtime_port

@@ -82,6 +82,19 @@ def test_port_0_takes_a_free_one_and_a_taken_one_is_named(tmp_path: Path) -> Non
     runtime.listen(_settings(tmp_path, api_port=port)).close()
 
 
+def test_the_native_port_is_held_for_whoever_listens_there(tmp_path: Path) -> None:
+    assert runtime.reserve_realtime(_settings(tmp_path, realtime_port=None)) is None
+    held = runtime.reserve_realtime(_settings(tmp_path, realtime_port=0))
+    assert held is not None
+    address = held.getsockname()
+    with held:
+        # Workers come and go there; another service does not get it while one listens.
+        for _ in range(2):
+            in_use = rf"^FLX_REALTIME_PORT: {address[1]} is in use; .* or off$"
+            with socket.create_server(address), pytest.raises(StartupError, match=in_use):
+                runtime.reserve_realtime(_settings(tmp_path, realtime_port=address[1]))
+
+
 def test_a_host_of_another_machine_is_named(tmp_path: Path) -> None:
     with pytest.raises(StartupError, match=r"^FLX_API_HOST: "):
         runtime.listen(_settings(tmp_path, api_host="192.0.2.1", api_port=0))

@@ -99,7 +99,7 @@ class Demo:
         environ = {name: value for name, value in os.environ.items() if not name.startswith("FLX_")}
         environ |= {"FLX_PROJECT": str(settings.project_dir), "FLX_MELTANO": str(settings.meltano), "FLX_API_PORT": "0"}
         # The demo starts its runs itself: at midnight the project's schedule would come between.
-        environ["FLX_SCHEDULES"] = "off"
+        environ |= {"FLX_SCHEDULES": "off", "FLX_REALTIME_PORT": "0"}
         with self._log.open("wb") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "flx_api", "serve"],

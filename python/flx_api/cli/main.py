@@ -47,9 +47,14 @@ def serve(
     project: ProjectOption = None,
     host: Annotated[str | None, typer.Option(help="The address to listen on (FLX_API_HOST).")] = None,
     port: Annotated[int | None, typer.Option(help="The port; 0 takes any free one (FLX_API_PORT).")] = None,
+    realtime_port: Annotated[
+        str | None, typer.Option(help="The native listener's port; 0 takes any free one, off none (FLX_REALTIME_PORT).")
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Gateway processes (FLX_WORKERS).")] = None,
 ) -> None:
     """Serve a Meltano project until Ctrl-C."""
+    if realtime_port is not None:
+        os.environ["FLX_REALTIME_PORT"] = realtime_port
     entry.serve({"project": project, "api_host": host, "api_port": port, "workers": workers})
 
 

@@ -35,7 +35,9 @@ BACKLOG = 2048
 
 
 class Endpoints(msgspec.Struct, frozen=True):
-    """What a service tells clients on the same machine about itself. `pid` is the supervisor's."""
+    """What a service tells clients on the same machine about itself. `pid` is the supervisor's; `realtime_url` is that
+    of the native listener, empty without one.
+    """
 
     url: str
     ws_url: str
@@ -43,6 +45,7 @@ class Endpoints(msgspec.Struct, frozen=True):
     pid: int
     data_dir: str
     project: str
+    realtime_url: str = ""
 
 
 def endpoints_file(settings: Settings) -> Path:
@@ -153,31 +156,52 @@ def listen(settings: Settings) -> socket.socket:
     Raises:
         StartupError: the port is taken or not allowed, or the host is not an address of this machine.
     """
+    listener = _bound(settings, "FLX_API_PORT", settings.api_port, "name another port, or 0 for any free one")
+    listener.listen(BACKLOG)
+    return listener
+
+
+def reserve_realtime(settings: Settings) -> socket.socket | None:
+    """A socket that holds the native listener's port and does not listen; None without one.
+
+    The gateway's worker that listens there can come and go: beside a socket that is bound and does not listen it may
+    bind as well, and nobody else gets the port meanwhile.
+
+    Raises:
+        StartupError: as `listen`.
+    """
+    if settings.realtime_port is None:
+        return None
+    return _bound(
+        settings, "FLX_REALTIME_PORT", settings.realtime_port, "name another port, 0 for any free one, or off"
+    )
+
+
+def _bound(settings: Settings, setting: str, port: int, remedy: str) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
-            settings.api_host, settings.api_port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            settings.api_host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except OSError:
         msg = f"FLX_API_HOST: {settings.api_host} is not an address"
         raise StartupError(msg) from None
-    listener = socket.socket(family, kind, protocol)
+    found = socket.socket(family, kind, protocol)
     try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(BACKLOG)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(address)
     except OSError as error:
-        listener.close()
+        found.close()
         reasons = {
-            errno.EADDRINUSE: f"FLX_API_PORT: {settings.api_port} is in use; name another port, or 0 for any free one",
-            errno.EACCES: f"FLX_API_PORT: {settings.api_port} needs rights this user does not have",
+            errno.EADDRINUSE: f"{setting}: {port} is in use; {remedy}",
+            errno.EACCES: f"{setting}: {port} needs rights this user does not have",
             errno.EADDRNOTAVAIL: f"FLX_API_HOST: {settings.api_host} is not an address of this machine",
         }
-        raise StartupError(reasons.get(error.errno or 0, f"FLX_API_PORT: cannot listen: {error.strerror}")) from None
-    return listener
+        raise StartupError(reasons.get(error.errno or 0, f"{setting}: cannot listen: {error.strerror}")) from None
+    return found
 
 
 def urls_of(settings: Settings, listener: socket.socket) -> tuple[str, str]:
-    """The HTTP and WebSocket base URLs of a listening socket, as a client on this machine would name them."""
+    """The HTTP and WebSocket base URLs of a bound socket, as a client on this machine would name them."""
     host, port = listener.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared, not bound
     place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -75,6 +75,7 @@ class Supervisor:
         self._signals = -1
         self._runtime_dir: Path
         self._listener: socket
+        self._realtime: socket | None = None
         self._shared: int
         self._environ: dict[str, str]
 
@@ -92,6 +93,9 @@ class Supervisor:
         self._listener = runtime.listen(self._settings)
         with contextlib.ExitStack() as stack:
             stack.callback(self._listener.close)
+            self._realtime = runtime.reserve_realtime(self._settings)
+            if self._realtime is not None:
+                stack.callback(self._realtime.close)
             stack.callback(self._selector.close)
             if self._own_daemon:
                 runtime.check_project(self._settings)
@@ -100,6 +104,8 @@ class Supervisor:
             if self._own_daemon:
                 folder = meltano.ensure(meltano.environment_folder(self._settings), self._say)
             self._environ = environ_of(self._settings, self._overrides, meltano=folder)
+            if self._realtime is not None:
+                self._environ["FLX_REALTIME_PORT"] = str(self._realtime.getsockname()[1])
             self._runtime_dir = runtime.make_runtime_dir(self._settings, self._environ)
             stack.callback(runtime.remove_runtime_dir, self._runtime_dir)
             if self._own_daemon:
@@ -202,6 +208,7 @@ class Supervisor:
             pid=os.getpid(),
             data_dir=str(self._settings.data_path),
             project=str(self._settings.project_dir),
+            realtime_url="" if self._realtime is None else runtime.urls_of(self._settings, self._realtime)[1],
         )
         runtime.write_endpoints(self._settings, endpoints)
         self._say(_banner(endpoints))
@@ -305,6 +312,7 @@ def _banner(endpoints: runtime.Endpoints) -> str:
             f"FLX API serves {endpoints.project}",
             f"  API        {endpoints.url}        documentation: {endpoints.url}/docs",
             f"  WebSocket  {endpoints.ws_url}/ws/{{client_id}}",
+            *([f"  Native     {endpoints.realtime_url}/ws/{{client_id}}"] if endpoints.realtime_url else []),
             f"  Data       {endpoints.data_dir}",
             f"  Token      flx token mint --sub me --role admin --project {endpoints.project}",
             "Ctrl-C stops it.",

@@ -129,7 +129,7 @@ class EventRoute:
 
     def _headers(self, exchange: Exchange) -> Headers:
         """Those of the answer. A proxy that collects a whole answer before it passes it on would never pass on this."""
-        own: Headers = [(b"content-type", MEDIA), (b"cache-control", b"no-store"), (b"x-accel-buffering", b"no")]
+        own: Headers = [(b"content-type", MEDIA), (b"x-accel-buffering", b"no")]
         if self._cors.active:
             own += self._cors.headers(exchange.headers.get(b"origin"))
         return exchange.admitted.headers(own, None)
