@@ -374,7 +374,7 @@ impl Drop for Sessions {
         let mut hub = self.desk.hub();
         for session in self.table.drain(..).flatten() {
             hub.disconnect(session.key);
-            self.desk.leave(&session.client_id, &session.owner);
+            self.desk.leave(session.client_id.as_deref(), &session.owner);
         }
     }
 }
