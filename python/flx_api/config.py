@@ -77,10 +77,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     ] = None
     api_host: Annotated[str, Meta(description="the address the gateway listens on")] = "127.0.0.1"
     api_port: Annotated[Port, Meta(description="the gateway's port; 0 takes any free one")] = 8000
-    realtime_port: Annotated[
-        Port | None,
-        Meta(description="the port of the native listener for live events; 0 takes any free one, `off` none at all"),
-    ] = 8001
+    realtime_port: Annotated[Port | None, Meta(description="of the native listener; 0: any, off: none")] = 8001
     realtime_threads: Annotated[int, Meta(ge=1, le=64, description="threads of the native WebSocket listener")] = 1
     workers: Annotated[int, Meta(ge=1, le=64, description="gateway processes")] = 1
     interface: Annotated[
@@ -304,10 +301,9 @@ def load(environ: Mapping[str, str], overrides: Mapping[str, Any] | None = None)
     values: dict[str, Any] = {}
     for key, text in environ.items():
         name = key.removeprefix("FLX_").lower()
-        if key == "FLX_REALTIME_PORT" and text.lower() in {"", "off"}:
-            values[name] = None
-        elif key.startswith("FLX_") and name in known and text != "":
-            values[name] = _parse(name, text)
+        is_off = name == "realtime_port" and text.lower() in {"", "off"}
+        if key.startswith("FLX_") and name in known and (text != "" or is_off):
+            values[name] = None if is_off else _parse(name, text)
     values.update({name: value for name, value in (overrides or {}).items() if value is not None})
     try:
         settings = msgspec.convert(values, Settings, strict=False)
