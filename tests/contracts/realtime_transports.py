@@ -57,6 +57,7 @@ class Ear:
         self.code: int | None = None
         self.told: list[Told] = []
         self.comments = 0
+        self._kept: list[Told] = []
         self._fresh: asyncio.Queue[Told | None] = asyncio.Queue()
         self._socket: Any = None
         self._reader: asyncio.Task[None] | None = None
@@ -68,17 +69,23 @@ class Ear:
         await self._socket.send(message if isinstance(message, str) else json.dumps(message))
 
     async def next(self, *kinds: str) -> Told:
-        """The next thing that was told, of these kinds: others are passed over.
+        """The next thing that was told, of these kinds: others are passed over, but for events and gaps.
 
         Raises:
             AssertionError: the connection has ended.
         """
+        kept = next((told for told in self._kept if told.kind in kinds), None)
+        if kept is not None:
+            self._kept.remove(kept)
+            return kept
         async with asyncio.timeout(PATIENCE_S):
             while True:
                 told = await self._fresh.get()
                 assert told is not None, f"closed with {self.code}"
-                if not kinds or told.kind in kinds:
+                if told.kind in kinds:
                     return told
+                if told.kind in {"event", "gap"}:
+                    self._kept.append(told)
 
     async def events(self, count: int) -> list[dict[str, Any]]:
         """The next events, one by one; a gap in between is no event."""
