@@ -169,7 +169,8 @@ impl Sessions {
     }
 
     fn send_history(&mut self, conn: ConnId, frames: &[Frame], out: &mut Outbox<'_>) {
-        send(conn, frames, out);
+        let Some(dialect) = self.session(conn).map(|session| session.dialect) else { return };
+        send(conn, frames, dialect, out);
         let has_room = out.has_room(conn);
         if let Some(session) = self.session(conn) {
             session.is_fed = !has_room;
