@@ -397,7 +397,7 @@ def test_a_new_history_is_told_and_a_drain_sends_away(folder: Path, transport: T
                     gap = (await ear.next("gap")).body
                     assert (gap["reason"], gap["epoch"]) == ("epoch", "restored")
                     await restored.publish("app.x", 2)
-                    event = (await ear.events(1))[0]
+                    event = (await ear.next("event")).body
                     assert (event["data"], event["epoch"]) == (2, "restored")
                     drain(gateway)
                     assert await ear.end() == 1012

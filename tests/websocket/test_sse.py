@@ -129,7 +129,7 @@ def test_there_are_only_so_many_and_none_while_it_drains(monkeypatch: pytest.Mon
             async with listening(gateway) as (second, task):
                 await task
                 assert second.start["status"] == 429
-            drain = asyncio.create_task(gateway.parts.manager.drain())
+            drain = asyncio.create_task(gateway.parts.manager.drain(0.01))
             await first.until('"type":"closed","code":1012')
             await drain
         assert first.is_over
