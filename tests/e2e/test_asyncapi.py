@@ -37,7 +37,7 @@ schedules:
 - {name: yearly, interval: '@yearly', job: load}
 """
 # 25 seconds of silence; and the end of a stream of events, which is seen where that is tried.
-TOO_SLOW = {"heartbeat", "closed"}
+TOO_SLOW = {"heartbeat", "expiring", "refreshed", "reconnect", "closed"}
 FLX_V1 = Subprotocol("flx.v1")
 
 

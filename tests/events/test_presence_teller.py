@@ -59,7 +59,7 @@ class Gateway:
         return sorted(subject for _, data in self.told for subject in data["joined"])
 
     def connect(self, subject: str, *topics: str) -> int:
-        conn = self.hub.connect("default", subject, ["app"], batched=False)
+        conn = self.hub.connect("default", subject, ["app"], "plain")
         assert conn is not None
         for topic in topics:
             self.hub.subscribe(conn, topic, None, 1)

@@ -58,12 +58,12 @@ def test_rules_close_topics_to_roles_they_do_not_name() -> None:
     hub = Hub("local")
     granted = protocol.allowed_classes(("viewer",), rules)
     assert ["+app.a.open", "-app.a.*", "+app.*"] == granted[len(plain) :]
-    conn = hub.connect("default", "anna", granted, batched=False)
+    conn = hub.connect("default", "anna", granted, "plain")
     assert conn is not None
     for pattern in ("app.a.open", "app.a.*", "app.b", "presence.app.b", "*"):
-        assert hub.subscribe(conn, pattern, None, 0)[0] is None
+        assert hub.subscribe(conn, [pattern], None, 0)[0] is None
     for pattern in ("app.a.x", "app.a.x.*", "presence.app.a.x"):
-        assert "forbidden" == hub.subscribe(conn, pattern, None, 0)[0]
+        assert "forbidden" == hub.subscribe(conn, [pattern], None, 0)[0]
     for topic in ("app.a.x", "presence.app.a.x"):
         hub.publish("default", topic, 1, b"1", 1)
     hub.append([("default", "app.a.y", 1, 0, 1, b"1")], 1)

@@ -152,7 +152,7 @@ def test_a_token_that_ends_is_told_and_who_takes_nothing_is_cut() -> None:
             manager.look_after(now_s + 31, wall_s + 1001)
             await task
             assert listener.text.endswith(
-                'event: closed\ndata: {"type":"closed","code":4401,"reason":"the token has expired"}\n\n'
+                'event: closed\ndata: {"type":"closed","code":4401,"reason":"the token has ended"}\n\n'
             )
             assert listener.is_over
         async with listening(gateway) as (listener, task):

@@ -28,6 +28,7 @@ _ANSWERS: Final[dict[str, tuple[str, ...]]] = {
     "ping": ("pong",),
     "subscribe": ("subscribed", "error"),
     "unsubscribe": ("unsubscribed", "error"),
+    "refresh": ("refreshed", "error"),
     "other": ("echo", "error"),
 }
 """What each message of a client is answered with."""
@@ -35,7 +36,7 @@ _BATCH, _BATCHED_GAP = "batch", "batchedGap"
 """Messages of those who selected `flx.v1`; a stream has the latter too."""
 _CLOSED: Final = Closed.__struct_config__.tag
 """The last event of a stream."""
-_UNASKED: Final = ("connected", "heartbeat", "presence", GAP, _BATCHED_GAP, _BATCH)
+_UNASKED: Final = ("connected", "heartbeat", "expiring", "reconnect", "presence", GAP, _BATCHED_GAP, _BATCH)
 
 Json = dict[str, Any]
 
@@ -149,7 +150,7 @@ def _channel(messages: Json) -> Json:
 
 def _stream() -> Json:
     """`text/event-stream`: the data of an event is a message, its name the message's type, its id the position."""
-    names = ("subscribed", _BATCHED_GAP, _CLOSED, *(topic.name for topic in TOPICS))
+    names = ("subscribed", "expiring", "reconnect", "presence", _BATCHED_GAP, _CLOSED, *(topic.name for topic in TOPICS))
     return {
         "address": "/v1/events",
         "title": "The stream of events",

@@ -470,10 +470,7 @@ impl Admission {
         let mut known = None;
         if fault.is_some() || access != Some(Access::Probe) {
             let token = match access {
-                Some(Access::Token) if fault.is_none() => Token::Presented(bearer(head)),
-                Some(Access::Ticket) if fault.is_none() && head.authorization.is_given() => {
-                    Token::Presented(bearer(head))
-                }
+                Some(it) if fault.is_none() && it.asks(head.authorization.is_given()) => Token::Presented(bearer(head)),
                 _ => Token::NotNeeded,
             };
             let class = this.class(route, found.as_ref().map(|found| &*found.values).unwrap_or_default());

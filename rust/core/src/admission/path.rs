@@ -70,6 +70,18 @@ pub enum Access {
     Ticket,
 }
 
+impl Access {
+    /// Whether a token is looked at; there may be none.
+    #[must_use]
+    pub const fn asks(self, is_given: bool) -> bool {
+        match self {
+            Self::Public | Self::Probe => false,
+            Self::Token => true,
+            Self::Ticket => is_given,
+        }
+    }
+}
+
 /// One path template and its methods.
 #[derive(Debug)]
 pub struct Route {
