@@ -62,7 +62,7 @@ class Gateway:
         conn = self.hub.connect("default", subject, ["app"], "plain")
         assert conn is not None
         for topic in topics:
-            self.hub.subscribe(conn, topic, None, 1)
+            self.hub.subscribe(conn, [topic], None, 1)
         return conn
 
 
