@@ -921,12 +921,12 @@ class RealtimeListener:
         conn: int,
         head: bytes,
         *,
-        tenant: str,
-        subject: str,
+        principal: Principal,
         classes: Sequence[str],
         topics: Sequence[str],
         from_: str | None,
         ends_in_s: float,
+        since_us: int,
     ) -> str | None:
         """Let in who only listens, to these topics from a position on; `head` begins the answer, whose body is chunked.
 

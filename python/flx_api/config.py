@@ -78,7 +78,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     api_host: Annotated[str, Meta(description="the address the gateway listens on")] = "127.0.0.1"
     api_port: Annotated[Port, Meta(description="the gateway's port; 0 takes any free one")] = 8000
     realtime_port: Annotated[Port | None, Meta(description="of the native listener; 0: any, off: none")] = 8001
-    realtime_port: Annotated[Port | None, Meta(description="of the native listener; 0: any, off: none")] = 8001
     realtime_threads: Annotated[int, Meta(ge=1, le=64, description="threads of the native WebSocket listener")] = 1
     workers: Annotated[int, Meta(ge=1, le=64, description="gateway processes")] = 1
     interface: Annotated[

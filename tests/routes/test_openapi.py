@@ -73,7 +73,10 @@ def test_every_reference_leads_somewhere() -> None:
 def test_tokens_are_asked_for_where_they_are_needed() -> None:
     for route in ROUTES:
         operation = operations()[route.method, route.template]
-        ways = {"token": [{"bearer": []}], "ticket": [{"bearer": []}, {"ticket": []}]}
+        ways: dict[str, list[dict[str, list[str]]]] = {
+            "token": [{"bearer": []}],
+            "ticket": [{"bearer": []}, {"ticket": []}],
+        }
         assert operation["security"] == ways.get(route.access, [])
 
 

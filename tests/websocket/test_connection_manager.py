@@ -94,7 +94,7 @@ class Hub:
 
 def frames(connection: Connection) -> list[dict[str, Any]]:
     """What is queued for a connection."""
-    texts = [text for item in connection._backlog for text in ((item,) if isinstance(item, str) else item)]
+    texts = [text for item in connection._backlog for text in (item if isinstance(item, tuple) else (item,))]
     return [msgspec.json.decode(text) for text in texts]
 
 

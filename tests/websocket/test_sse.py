@@ -89,9 +89,9 @@ def test_a_stream_begins_with_where_it_is_and_goes_on_with_what_happens() -> Non
             assert listener.text.startswith("retry: ")
             await gateway.daemon.publish("app.y", {"n": 1})
             await listener.until('"data":{"n":1}')
-            assert gateway.parts.metrics.connections == 1
+            assert gateway.parts.hub.stats()["connections"] == 1
             assert not listener.is_over
-        assert gateway.parts.metrics.connections == 0
+        assert gateway.parts.hub.stats()["connections"] == 0
 
     run(story, cors_origins=("https://a.example",))
 
@@ -115,7 +115,7 @@ def test_its_head_alone_and_what_is_refused() -> None:
             async with listening(gateway, query, headers=headers) as (listener, task):
                 await task
                 assert (listener.start["status"], msgspec.json.decode(listener.text)["code"]) == (status, code), query
-        assert gateway.parts.metrics.connections == 0
+        assert gateway.parts.hub.stats()["connections"] == 0
 
     run(story)
 

@@ -150,7 +150,8 @@ def _channel(messages: Json) -> Json:
 
 def _stream() -> Json:
     """`text/event-stream`: the data of an event is a message, its name the message's type, its id the position."""
-    names = ("subscribed", "expiring", "reconnect", "presence", _BATCHED_GAP, _CLOSED, *(topic.name for topic in TOPICS))
+    topics = (topic.name for topic in TOPICS)
+    names = ("subscribed", "expiring", "reconnect", "presence", _BATCHED_GAP, _CLOSED, *topics)
     return {
         "address": "/v1/events",
         "title": "The stream of events",
