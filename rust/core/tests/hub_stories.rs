@@ -491,7 +491,7 @@ fn a_loss_is_told_to_who_lags_and_to_who_just_came() {
     hub.publish("t", "app.x", 5, "2", 3);
     hub.writable(slow, 3);
     for delivery in take(&mut hub, 1_000) {
-        let told = texts(&[delivery.clone()]);
+        let told = texts(std::slice::from_ref(&delivery));
         let gaps = told.iter().filter(|text| text.contains("bus_trimmed")).count();
         assert_eq!(usize::from(delivery.conn == slow), gaps, "{told:?}");
         assert!(told.last().unwrap().contains(r#""seq":1,"prev":0,"epoch":"here.1""#), "{told:?}");
@@ -519,7 +519,7 @@ fn whoever_resumes_is_told_that_ephemeral_events_are_missing() {
 fn who_hears_a_topic_is_noted_as_connections_come_and_go() {
     let mut hub = hub();
     hub.note_presence_of(["app.room.*".into()]);
-    let mut changes = move |hub: &mut Hub| -> Vec<String> {
+    let changes = move |hub: &mut Hub| -> Vec<String> {
         let told = hub.presence_changes();
         told.iter()
             .map(|it| format!("{}{} {} {}", if it.here { '+' } else { '-' }, it.tenant, it.topic, it.subject))

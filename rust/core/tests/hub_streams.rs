@@ -118,7 +118,7 @@ proptest! {
         let mut pair = Pair::new(Limits { frame_bytes, ..Limits::default() });
         let (mut seq, mut last, mut position) = (0, [0_u64; TOPICS.len()], None);
         let mut tell = |pair: &mut Pair, topic: usize| {
-            let number = if TOPICS[topic].ends_with(".log") { last[topic] + 1 } else { seq += 1; seq };
+            let number = if TOPICS[topic].starts_with("execution.") { last[topic] + 1 } else { seq += 1; seq };
             let data = format!("{{\"n\":\n {number},\r\n\"s\":\"a\\nb\"}}");
             let event = Event { tenant: "t", topic: TOPICS[topic], seq: number, prev: last[topic], ts_us: 5, data: &data };
             assert!(pair.hub.append(&event, 1));

@@ -8,8 +8,8 @@ use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
+use flx_core::admission::Principal;
 use flx_core::admission::roster::{Face, Guest};
-use flx_core::admission::tokens::Principal;
 use flx_core::hub::{Class, Dialect, Event, Hub, Limits as HubLimits, Rights};
 use flx_realtime::desk::{Desk, Handshake, Newcomer, Owner, Question};
 use flx_realtime::listener::{Clock, Limits, Listener};
