@@ -13,7 +13,7 @@ from tests.routes.references import references
 
 from flx_api._core import Hub
 from flx_api.models.event import PRIVATE_TOPICS, TOPICS
-from flx_api.models.message import ServerMessage
+from flx_api.models.message import PresenceChange, ServerMessage
 from flx_api.routes.asyncapi import CHANNEL, document
 from flx_api.websocket import protocol
 from flx_api.websocket.close_codes import CloseCode
@@ -89,6 +89,9 @@ def test_every_frame_that_the_gateway_builds_is_judged_well() -> None:
     frames["batch"] = '{"t":"app.x","e":"e","s":[1,2],"prev":0,"pos":"p","ts":1,"d":[1,2]}'
     frames["batchedGap"] = '{"type":"gap","t":"*","reason":"epoch","epoch":"e","pos":"p"}'
     frames["closed"] = protocol.frame("closed", code=4401, reason="r")
+    change = PresenceChange(("ann",), (), 1)
+    told = {"event": "presence.app.x", "seq": 1, "prev": 0, "epoch": "e", "ts": 1, "pos": "p", "ephemeral": True}
+    frames["presence"] = protocol.frame("presence", **told, data=change)
     for name, frame in frames.items():
         assert name == judge(document(), msgspec.json.decode(frame))
 

@@ -475,6 +475,8 @@ fn a_loss_is_told_to_whoever_may_miss_something_and_begins_an_epoch() {
     assert_eq!(4, told.len(), "{all}");
     assert_eq!((3, 2), (all.matches(&gap("app.*")).count(), all.matches(&gap("user.*")).count()), "{all}");
     assert_eq!(2, all.matches(r#""e":"here.1","s":[1],"prev":0"#).count(), "{all}");
+    assert_eq!(None, hub.gaps().get("evicted"));
+    assert_eq!(Some(&(all.matches("bus_restarted").count() as u64)), hub.gaps().get("bus_restarted"));
     assert!(take(&mut hub, 2_000).is_empty());
 }
 

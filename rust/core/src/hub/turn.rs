@@ -208,9 +208,9 @@ impl Hub {
             ends.push(start);
         }
         let told = frames.len();
-        self.tell_cuts(audience, start, joins.as_deref(), &mut frames);
+        let lost = self.tell_cuts(audience, start, joins.as_deref(), &mut frames);
         ends.resize(frames.len(), start);
-        let evicted = (frames.len() - told) as u64;
+        let evicted = (frames.len() - told) as u64 - lost;
         let shared = audience.cohorts > 1;
         for run in runs.first.into_iter().chain(runs.rest) {
             let Some(topic) = self.store.topic(run.topic) else { continue };
@@ -234,6 +234,9 @@ impl Hub {
         }
         *ends.last_mut()? = end;
         self.count_gaps(EVICTED, evicted * count);
+        if lost > 0 {
+            self.count_gaps(&self.store.lost_by.clone(), lost * count);
+        }
         if reset {
             self.count_gaps(&self.restarted_by.clone(), count);
         }
@@ -252,17 +255,27 @@ impl Hub {
         frame::gap(&gap, dialect)
     }
 
-    /// Gaps of topics of which something was cut that a reader at this order has not had.
-    pub(super) fn tell_cuts(&self, audience: &Audience, start: u64, joins: Option<&Joins>, frames: &mut Vec<Frame>) {
+    /// Gaps of topics of which something was cut that a reader at this order has not had; how many of these tell that ephemeral
+    /// events were lost on their way.
+    pub(super) fn tell_cuts(
+        &self,
+        audience: &Audience,
+        start: u64,
+        joins: Option<&Joins>,
+        frames: &mut Vec<Frame>,
+    ) -> u64 {
+        let mut lost = 0;
         if self.store.cut_order <= start {
-            return;
+            return lost;
         }
         for topic in audience.topics.iter().filter_map(|id| self.store.topic(*id)) {
             if topic.floor_order > start && joins.is_none_or(|joins| joins.have_lost(topic)) {
                 let after = topic.seq_at(start);
                 frames.push(self.cut_frame(topic, after, EVICTED, audience.key.dialect));
+                lost += u64::from(topic.kind == Kind::Loss);
             }
         }
+        lost
     }
 
     /// Nothing after this number, up to what is here, can be told any more.
