@@ -198,6 +198,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     run_env: Annotated[
         tuple[str, ...], Meta(description="further environment names or globs that runs may see, separated by commas")
     ] = ()
+    run_nice: Annotated[int, Meta(ge=0, le=19, description="steps by which runs yield to all else; see nice(1)")] = 10
     retention: Annotated[Retention, Meta(description="JSON: days, log_mib, journal_rows")] = Retention()
     timezone: Annotated[str, Meta(description="in which schedules of meltano.yml fire, such as Europe/Berlin")] = "UTC"
     schedules: Annotated[

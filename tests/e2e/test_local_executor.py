@@ -66,6 +66,12 @@ def inner_of(run: LocalRun) -> int:
     return int(until(lambda: children.read_text().split(), "Meltano's process")[0])
 
 
+def autogroup_of(pid: int) -> int | None:
+    """The niceness of a process' session, where the kernel has such a thing."""
+    path = Path(f"/proc/{pid}/autogroup")
+    return int(path.read_text().split()[-1]) if path.exists() else None
+
+
 def test_a_run_does_what_meltano_does_and_says_how_it_ended(bench: Bench) -> None:
     async def story() -> None:
         executor = bench.executor()
@@ -353,6 +359,26 @@ def test_our_own_variables_never_reach_a_run(bench: Bench) -> None:
         assert b"over" not in (run.folder / "spec.json").read_bytes().replace(b"overrides", b"").replace(
             b"override_names", b""
         )
+        bench.let_go()
+        await run.wait()
+        await executor.settle(spec.attempt_id, run_started=True)
+
+    bench.run(story())
+
+
+def test_a_run_stands_back_for_everything_else_and_its_keeper_does_not(bench: Bench) -> None:
+    steps, ours = 7, os.getpriority(os.PRIO_PROCESS, 0)
+
+    async def story() -> None:
+        executor = bench.executor(nice=steps)
+        bench.hold()
+        spec = bench.spec()
+        run = await executor.spawn(spec)
+        await run.release()
+        plugin = await asyncio.to_thread(bench.plugin_started)
+        for pid, expected in ((run.identity.pid, ours), (inner_of(run), ours + steps), (plugin, ours + steps)):
+            assert os.getpriority(os.PRIO_PROCESS, pid) == min(expected, 19)
+        assert await asyncio.to_thread(autogroup_of, plugin) in {None, steps}
         bench.let_go()
         await run.wait()
         await executor.settle(spec.attempt_id, run_started=True)

@@ -256,6 +256,7 @@ def _executor(
         database_uri=lambda: _database_uri(projects),
         meter=_meter(),
         use_fork=settings.fork == "auto",
+        nice=settings.run_nice,
     )
 
 

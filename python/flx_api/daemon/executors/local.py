@@ -131,6 +131,7 @@ class LocalExecutor:
             says, or the default.
         meter: put in front of every plugin; None runs unmetered.
         use_fork: fork runs from a warm process where the system can; False starts a fresh one per run.
+        nice: how many steps runs stand back behind everything else on this machine.
     """
 
     def __init__(
@@ -147,6 +148,7 @@ class LocalExecutor:
         database_uri: Callable[[], str | None] = lambda: None,
         meter: MeterCommand | None = None,
         use_fork: bool = True,
+        nice: int = 0,
     ) -> None:
         self._root = project_root
         self._meltano = meltano
@@ -155,6 +157,7 @@ class LocalExecutor:
         self._settings_env_names = settings_env_names
         self._run_env = tuple(run_env)
         self._meter = meter
+        self._nice = nice
         self._shared = project_root / environ.get("MELTANO_SYS_DIR_ROOT", ".meltano")
         self._configured_database = database_uri
         self._folders = RunFolders(data_dir, self._shared)
@@ -275,6 +278,7 @@ class LocalExecutor:
             "cwd": str(self._root),
             "env": self._run_environ(records.system, spec.overrides),
             "folder": str(records.path),
+            "nice": self._nice,
             "meter": self._meter.before_plugins(records.meter) if self._meter else None,
         }
         gate_read, gate_write = os.pipe()
