@@ -29,12 +29,16 @@ _ANSWER_S = 30.0
 
 
 class Target(NamedTuple):
-    """Where a fleet goes: `{}` in the path stands for a client's number; `dialect` as `ws-load` names it."""
+    """Where a fleet goes: `{}` in the path stands for a client's number; `dialect` as `ws-load` names it.
+
+    With `ca`, the file of an authority, it goes there by TLS.
+    """
 
     address: str
     path: str
     dialect: str
     tokens: Sequence[str] = ()
+    ca: str | None = None
 
 
 class Ages(msgspec.Struct):

@@ -158,8 +158,8 @@ class Session:
         self._compare(suite, name, "p99 age", "ms", ages, {BARE: TO_BARE}, rates)
         for one in done:
             if one != OURS:
-                self._faults(suite, f"{name}: {one} at {rates[one]}/s", done[one], judged=False)
-        self._faults(suite, name, done[OURS], judged=True)
+                self.faults(suite, f"{name}: {one} at {rates[one]}/s", done[one], judged=False)
+        self.faults(suite, name, done[OURS], judged=True)
         costs = {
             one: [found.cpu_s / max(1, found.report.events) * 1e6 for found in all_of] for one, all_of in done.items()
         }
@@ -179,7 +179,7 @@ class Session:
         self._compare(suite, name, "p99 age", "ms", ages, {}, {})
         costs = {one: [found.frame_us for found in all_of] for one, all_of in done.items()}
         self._compare(suite, name, "server CPU per frame", "us", costs, {BARE: TO_BARE}, {})
-        self._faults(suite, name, done[OURS], judged=True)
+        self.faults(suite, name, done[OURS], judged=True)
         self._frames(suite, name, [1e6 / found.frame_us for found in done[OURS]])
 
     def lone(self, suite: Suite) -> None:
@@ -253,11 +253,37 @@ class Session:
                 suite.unjudged(name, metric, unit, target="reported", reason=self.reasons[rival])
 
     @staticmethod
-    def _faults(suite: Suite, name: str, done: list[Series], *, judged: bool) -> None:
+    def faults(suite: Suite, name: str, done: list[Series], *, judged: bool) -> None:
         """Holes, repetitions, disorder, losses and gaps of all connections in all rounds."""
         said = next((found.report.told() for found in done if found.report.told()), "")
         total = sum(found.faults for found in done)
         suite.bound(name, f"faults on all connections{said}", "events", total, most=0 if judged else None)
+
+
+def by_tls(suite: Suite, ground: Ground, plan: Plan) -> None:
+    """A shared topic and a topic for each, by TLS; ours alone, and told only."""
+    whole = f"{ground.transport}, {plan.connections:,} connections, TLS, "
+    per_s = plan.connections * OWN_PER_S
+    lines = {
+        f"{whole}{_NAME_SHARED}, {SHARED_PER_S:,} events/s": shared(plan.connections, SHARED_PER_S, plan.seconds),
+        f"{whole}{_NAME_OWN}, {OWN_PER_S} events/s each": (
+            f"unshared {per_s} {plan.seconds} {EVENT_BYTES} {plan.connections}",
+            int(per_s * plan.seconds),
+        ),
+    }
+    try:
+        with (
+            halls.ours(ground, tls=True) as hall,
+            Fleet(ground.folder, hall.target, plan.connections, [SHARED, OWN]) as fleet,
+        ):
+            for name, line in lines.items():
+                done = [series(hall, fleet, *line) for _ in range(plan.rounds + 1)][1:]
+                suite.measure(name, "p99 age", "ms", [found.p99_ms for found in done])
+                suite.measure(name, "server CPU per frame", "us", [found.frame_us for found in done])
+                Session.faults(suite, name, done, judged=False)
+    except Unavailable as reason:
+        for name in lines:
+            suite.unjudged(name, "p99 age", "ms", target="reported", reason=str(reason))
 
 
 def one_client(suite: Suite, ground: Ground, events: int) -> None:

@@ -11,7 +11,6 @@ Rules:
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
 import os
 import signal
@@ -21,6 +20,8 @@ import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tests.certificates import Authority
 
 from benches import native, servers
 from benches.fleet import Target, read_line
@@ -89,8 +90,8 @@ def tokens(role: str = "viewer") -> list[str]:
 
 
 @contextlib.contextmanager
-def ours(ground: Ground, *, port: int = 0) -> Iterator[Hall]:
-    """Our gateway by the transport of the ground: native, asgi or rsgi; on this port, or on any.
+def ours(ground: Ground, *, port: int = 0, tls: bool = False) -> Iterator[Hall]:
+    """Our gateway by the transport of the ground: native, asgi or rsgi; on this port, or on any; by TLS or not.
 
     Raises:
         Unavailable: this version does not have it.
@@ -101,15 +102,23 @@ def ours(ground: Ground, *, port: int = 0) -> Iterator[Hall]:
     if transport == "native":
         realtime_port = port or servers.free_port()
         more["FLX_REALTIME_PORT"] = str(realtime_port)
+    ca = None
+    if tls:
+        authority = Authority(ground.folder / "authority")
+        certificate, key = authority.sign("127.0.0.1")
+        more |= {"FLX_ENABLE_SSL": "true", "FLX_SSL_CERT_FILE": str(certificate), "FLX_SSL_KEY_FILE": str(key)}
+        ca = authority.file
     interface = "asgi" if transport == "native" else transport
     listener_port = 0 if transport == "native" else port
-    with servers.ours(ground.folder, ground.daemon, interface=interface, settings=more, port=listener_port) as server:
+    with servers.ours(
+        ground.folder, ground.daemon, interface=interface, settings=more, port=listener_port, ca=ca
+    ) as server:
         http_address = server.url.removeprefix("http://").partition("/")[0]
         address = f"127.0.0.1:{realtime_port}" if realtime_port else http_address
         _until_listening(address, transport)
-        target = Target(address, "/ws/c-{}", "batched", tokens())
+        target = Target(address, "/ws/c-{}", "batched", tokens(), ca=None if ca is None else str(ca))
         yield Hall(
-            f"ours, {transport}", target, server.pid, lambda line: _publish_here(http_address, line), http_address
+            f"ours, {transport}", target, server.pid, lambda line: _publish_here(http_address, line, ca), http_address
         )
 
 
@@ -210,7 +219,7 @@ def _until_listening(address: str, name: str) -> None:
             return
 
 
-def _publish_here(address: str, line: str) -> None:
+def _publish_here(address: str, line: str, ca: Path | None) -> None:
     """Publish through the product: `event.publish` on a topic of the gateway alone."""
     command = Command.parse(line)
     args: dict[str, Any] = {"topic": SHARED, "data": "x" * max(0, command.size - _HEAD)}
@@ -218,17 +227,17 @@ def _publish_here(address: str, line: str) -> None:
         for number in range(command.count):
             if number:
                 time.sleep(1 / command.per_s)
-            _post(address, "/v1/commands/event.publish", json.dumps(args | {"count": 1}))
+            _post(address, "/v1/commands/event.publish", json.dumps(args | {"count": 1}), ca)
         return
     args |= {"count": command.count, "per_s": command.per_s}
     if command.name == "unshared":
         args["topics"] = command.topics
-    _post(address, "/v1/commands/event.publish", json.dumps(args))
+    _post(address, "/v1/commands/event.publish", json.dumps(args), ca)
 
 
-def _post(address: str, path: str, body: str) -> None:
+def _post(address: str, path: str, body: str, ca: Path | None = None) -> None:
     """Post and wait for the answer; one that does not come in time shows in what the fleet got."""
-    connection = http.client.HTTPConnection(address, timeout=_PUBLISH_S)
+    connection = servers.dial(address, _PUBLISH_S, ca)
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token('publisher', role='admin')}"}
     try:
         connection.request("POST", path, body, headers)

@@ -18,6 +18,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -47,12 +48,18 @@ class Unavailable(Exception):
 
 
 class Server:
-    """A running server: address, what is posted to it (else its path is got), root of its process tree."""
+    """A running server: address, what is posted to it (else its path is got), root of its process tree.
 
-    def __init__(self, name: str, url: str, process: subprocess.Popen[bytes], body: bytes | None = None) -> None:
+    `ca` is the file of who signed its certificate, where it speaks TLS.
+    """
+
+    def __init__(
+        self, name: str, url: str, process: subprocess.Popen[bytes], body: bytes | None = None, ca: Path | None = None
+    ) -> None:
         self.name = name
         self.url = url
         self.body = body
+        self.ca = ca
         self._process = process
 
     @property
@@ -63,7 +70,7 @@ class Server:
     def status(self, bearer: str | None) -> int:
         """What one request is answered with; 0 when nobody answers."""
         host, _, path = self.url.removeprefix("http://").partition("/")
-        connection = http.client.HTTPConnection(host, timeout=5)
+        connection = dial(host, 5, self.ca)
         try:
             headers = {"Content-Type": "application/json"} if self.body is not None else {}
             headers |= {"Authorization": f"Bearer {bearer}"} if bearer else {}
@@ -73,6 +80,13 @@ class Server:
             return 0
         finally:
             connection.close()
+
+
+def dial(address: str, timeout_s: float, ca: Path | None = None) -> http.client.HTTPConnection:
+    """A connection for requests; with `ca` by TLS, and only to whom that authority has signed for."""
+    if ca is None:
+        return http.client.HTTPConnection(address, timeout=timeout_s)
+    return http.client.HTTPSConnection(address, timeout=timeout_s, context=ssl.create_default_context(cafile=ca))
 
 
 def free_port() -> int:
@@ -93,6 +107,7 @@ def running(
     path: str = ROUTE,
     body: bytes | None = None,
     expect: int = 200,
+    ca: Path | None = None,
 ) -> Iterator[Server]:
     """Start a command on the server core until it answers; end it at the end.
 
@@ -109,7 +124,7 @@ def running(
             stderr=out,
             start_new_session=True,
         )
-    server = Server(name, f"http://127.0.0.1:{port}{path}", process, body)
+    server = Server(name, f"http://127.0.0.1:{port}{path}", process, body, ca)
     try:
         deadline = time.monotonic() + _START_S
         status = 0
@@ -165,6 +180,7 @@ def ours(
     body: bytes | None = None,
     settings: Mapping[str, str] | None = None,
     port: int = 0,
+    ca: Path | None = None,
 ) -> Iterator[Server]:
     """Our gateway process with token check, two limits, metrics and request ids.
 
@@ -179,6 +195,7 @@ def ours(
         body: what is posted; without it the path is got.
         settings: more settings.
         port: where it listens; 0: anywhere.
+        ca: who signed its certificate, where the settings say that it speaks TLS.
     """
     data = Path(tempfile.mkdtemp(prefix=f"ours-{interface}-", dir=folder))
     limits = [
@@ -212,6 +229,7 @@ def ours(
             descriptors=[listener.fileno()],
             path=path,
             body=body,
+            ca=ca,
         ) as server:
             # Only the gateway listens now: when it is killed, nobody does.
             listener.close()

@@ -72,9 +72,7 @@ def _parts(suite: Suite, ground: Ground, plan: Plan) -> None:
     if "fanout" in PARTS:
         realtime_fanout.measure(suite, ground, plan)
         realtime_fanout.one_client(suite, ground, _ONE_CLIENT_EVENTS)
-        for row in ("shared topic", "a topic for each"):
-            reason = "the clients of this suite speak no TLS"
-            suite.unjudged(f"{TRANSPORT}, {row}, TLS", "p99 age", "ms", target="reported", reason=reason)
+        realtime_fanout.by_tls(suite, ground, plan)
     if "idle" in PARTS:
         realtime_limits.idle(suite, ground, plan.idle)
     if "stalled" in PARTS:

@@ -36,6 +36,9 @@ pub struct Plan {
     /// The share of clients that can be stalled: their receive buffers are small.
     #[serde(default)]
     pub stallable: f64,
+    /// Who signed the server's certificate, as a file of PEM; without it there is no TLS.
+    #[serde(default)]
+    pub ca: Option<std::path::PathBuf>,
 }
 
 const fn few() -> usize {

@@ -4,4 +4,5 @@ pub mod ages;
 pub mod client;
 pub mod dialect;
 pub mod judge;
+pub mod stream;
 pub mod websocket;

@@ -22,6 +22,7 @@ use std::{
     io::{ErrorKind, Read, Write, stdin},
     net::{Ipv4Addr, SocketAddr, TcpStream},
     os::fd::AsFd,
+    sync::Arc,
     sync::atomic::{AtomicUsize, Ordering},
     time::{Duration, Instant, SystemTime},
 };
@@ -29,10 +30,12 @@ use std::{
 use flx_bench::{
     client::{Client, Figures, Phase, Plan},
     dialect::Reader,
+    stream::{self, Stream},
 };
 use polling::{Event, Events, PollMode, Poller};
+use rustls::ClientConfig;
 use serde_json::{Value, json};
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockRef, Socket, Type};
 
 type Failure = Box<dyn Error>;
 
@@ -49,7 +52,7 @@ const LOST: u16 = 1006;
 
 struct Slot {
     client: Client,
-    socket: Option<TcpStream>,
+    socket: Option<Stream>,
     connected: bool,
     live: bool,
     stalled: bool,
@@ -73,6 +76,7 @@ struct Fleet {
     plan: Plan,
     poller: Poller,
     slots: Vec<Slot>,
+    tls: Option<Arc<ClientConfig>>,
     reader: Reader,
     figures: Figures,
     waiting: VecDeque<usize>,
@@ -102,6 +106,7 @@ impl Fleet {
         Ok(Self {
             poller: Poller::new()?,
             slots: slots.collect(),
+            tls: plan.ca.as_deref().map(stream::trusting).transpose()?,
             reader: Reader::new(plan.dialect),
             figures: Figures::default(),
             waiting: (0..plan.connections).collect(),
@@ -181,8 +186,9 @@ impl Fleet {
             };
             // SAFETY: a socket is taken out of the poller before it is closed (`over`), or lives as long as that.
             unsafe { self.poller.add_with_mode(&socket, Event::all(number), PollMode::Level)? };
+            let stream = Stream::new(socket, self.tls.as_ref(), self.plan.address)?;
             let slot = &mut self.slots[number];
-            (slot.socket, slot.connected) = (Some(socket), false);
+            (slot.socket, slot.connected) = (Some(stream), false);
         }
         Ok(())
     }
@@ -219,8 +225,9 @@ impl Fleet {
     fn turn(&mut self, event: Event) -> Result<(), Failure> {
         let number = event.key;
         let slot = &mut self.slots[number];
-        let Some(socket) = &slot.socket else { return Ok(()) };
+        let Some(stream) = &mut slot.socket else { return Ok(()) };
         if !slot.connected {
+            let socket = stream.socket();
             if socket.take_error()?.is_some() || socket.peer_addr().is_err() {
                 return self.over(number, LOST);
             }
@@ -230,7 +237,7 @@ impl Fleet {
             }
         }
         if event.readable {
-            let size = match (&*socket).read(&mut self.buffer) {
+            let size = match stream.read(&mut self.buffer) {
                 Ok(0) => return self.over(number, LOST),
                 Ok(size) => size,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => 0,
@@ -256,29 +263,28 @@ impl Fleet {
 
     fn write(&mut self, number: usize) -> Result<(), Failure> {
         let slot = &mut self.slots[number];
-        let Some(socket) = &slot.socket else { return Ok(()) };
+        let Some(stream) = &mut slot.socket else { return Ok(()) };
         let out = &mut slot.client.out;
-        while !out.is_empty() {
-            match (&*socket).write(out) {
-                Ok(size) => drop(out.drain(..size)),
-                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                Err(_) => return self.over(number, LOST),
-            }
+        match stream.write(out) {
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(_) => return self.over(number, LOST),
         }
-        let interest = if out.is_empty() { Event::readable(number) } else { Event::all(number) };
-        self.poller.modify_with_mode(socket, interest, PollMode::Level)?;
+        let is_done = out.is_empty() && !stream.wants_write();
+        let interest = if is_done || stream.is_shaking_hands() { Event::readable(number) } else { Event::all(number) };
+        self.poller.modify_with_mode(stream.socket(), interest, PollMode::Level)?;
         Ok(())
     }
 
     /// A connection is closed, or was not let in.
     fn over(&mut self, number: usize, code: u16) -> Result<(), Failure> {
         let slot = &mut self.slots[number];
-        if let Some(socket) = slot.socket.take() {
+        if let Some(stream) = slot.socket.take() {
             if !slot.stalled {
-                self.poller.delete(&socket)?;
+                self.poller.delete(stream.socket())?;
             }
             // Reset, so that no port waits for two minutes.
-            let _ = Socket::from(socket).set_linger(Some(Duration::ZERO));
+            let _ = SockRef::from(stream.socket()).set_linger(Some(Duration::ZERO));
         }
         if std::mem::take(&mut slot.live) {
             self.live -= 1;
@@ -337,10 +343,10 @@ impl Fleet {
             if self.plan.stallable(number)
                 && !slot.stalled
                 && slot.live
-                && let Some(socket) = &slot.socket
+                && let Some(stream) = &slot.socket
             {
                 // Not only without interest: a closed socket would be told over and over.
-                self.poller.delete(socket)?;
+                self.poller.delete(stream.socket())?;
                 slot.stalled = true;
             }
         }
@@ -351,9 +357,9 @@ impl Fleet {
         for (number, slot) in self.slots.iter_mut().enumerate().filter(|(_, slot)| slot.stalled) {
             slot.stalled = false;
             slot.returns = true;
-            if let Some(socket) = &slot.socket {
+            if let Some(stream) = &slot.socket {
                 // SAFETY: as in `connect_some`.
-                unsafe { self.poller.add_with_mode(socket, Event::readable(number), PollMode::Level)? };
+                unsafe { self.poller.add_with_mode(stream.socket(), Event::readable(number), PollMode::Level)? };
             }
         }
         say(&self.told("released"))
