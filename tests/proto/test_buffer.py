@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -141,3 +142,66 @@ def test_nobody_may_ask_for_more_than_a_message() -> None:
         assert b"x" * 10 == await buffer.read(10)
 
     asyncio.run(story())
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.binary(max_size=40), max_size=12), st.data())
+def test_messages_are_those_that_reads_give(messages: list[bytes], data: st.DataObject) -> None:
+    """However the bytes are cut: each within the call that brings its end, and all room is handed back."""
+    wire = b"".join(b"\0" + len(message).to_bytes(4, "big") + message for message in messages)
+    cuts = sorted(data.draw(st.sets(st.integers(0, len(wire)), max_size=12)) | {0, len(wire)})
+    pieces = [wire[start:end] for start, end in pairwise(cuts)]
+    early = data.draw(st.integers(0, len(pieces)))
+
+    async def told() -> None:
+        handed_back: list[int] = []
+        taken: list[bytes] = []
+        buffer = Buffer(handed_back.append)
+        for piece in pieces[:early]:
+            buffer.add(piece, len(piece))
+        task = asyncio.create_task(buffer.messages(taken.append))
+        await asyncio.sleep(0)
+        for count, piece in enumerate(pieces[early:], early + 1):
+            buffer.add(piece, len(piece) + 3)
+            received, expected = cuts[count], []
+            for message in messages:
+                received -= 5 + len(message)
+                if received < 0:
+                    break
+                expected.append(message)
+            assert expected == taken
+        buffer.eof()
+        await task
+        assert messages == taken
+        assert len(wire) + 3 * (len(pieces) - early) == sum(handed_back)
+        assert 0 == buffer.unacked_size()
+
+    asyncio.run(told())
+
+
+def test_what_goes_wrong_with_a_message_is_told_to_who_waits() -> None:
+    def refuse(_message: bytes) -> None:
+        msg = "no"
+        raise ValueError(msg)
+
+    async def told(received: bytes, *, ends: bool = False) -> None:
+        for early in (False, True):
+            buffer = Buffer(lambda _size: None)
+            if early:
+                buffer.add(received, len(received))
+            task = asyncio.create_task(buffer.messages(refuse))
+            await asyncio.sleep(0)
+            if not early:
+                buffer.add(received, len(received))
+            if ends:
+                buffer.eof()
+            await task
+
+    with pytest.raises(ValueError, match="no"):
+        asyncio.run(told(b"\0\0\0\0\1x"))
+    with pytest.raises(ProtocolError):
+        asyncio.run(told(b"\1\0\0\0\1x"))
+    with pytest.raises(ProtocolError):
+        asyncio.run(told(b"\0" + (MAX_MESSAGE_BYTES + 1).to_bytes(4, "big")))
+    with pytest.raises(AssertionError):
+        asyncio.run(told(b"\0\0\0\0\2x", ends=True))

@@ -117,7 +117,7 @@ def test_a_stream_that_has_ended_fails_the_writer() -> None:
 def test_a_message_that_would_have_to_wait_is_not_sent_now() -> None:
     async def story(_daemon: SmallDaemon, stream: Any, _channel: Channel) -> None:
         wire = stream._stream
-        small, large = b"x" * 100, b"x" * (wire._h2_connection.max_outbound_frame_size - 4)
+        small, large = b"x" * 100, b"x" * (wire._h2_connection.outbound_flow_control_window - 4)
         assert not module.send_now(stream, large)
         wire.connection.write_ready.clear()
         assert not module.send_now(stream, small)
@@ -126,6 +126,16 @@ def test_a_message_that_would_have_to_wait_is_not_sent_now() -> None:
         wire._h2_connection.outbound_flow_control_window = 104
         assert not module.send_now(stream, small)
         wire._h2_connection.outbound_flow_control_window = window
+
+    run(story)
+
+
+def test_a_message_of_several_frames_is_sent_now_where_it_fits() -> None:
+    async def story(_daemon: SmallDaemon, stream: Any, _channel: Channel) -> None:
+        most = stream._stream._h2_connection.max_outbound_frame_size
+        for seq, size in enumerate((most, 2 * most, 2 * most + 7, 2), 1):
+            assert module.send_now(stream, CommandBatch(frames=[frame(seq, size)]).SerializeToString())
+            assert [seq] == await replies(stream, 1)
 
     run(story)
 

@@ -48,13 +48,13 @@ _RESERVED: frozenset[str] = frozenset({"connection.list"})
 
 def permits(roles: Iterable[str], permission: str) -> bool:
     """Whether any of the roles grants the permission."""
-    return any(_grants(role, permission) for role in roles)
+    return _grant(tuple(roles), permission)
 
 
 # Asked twice for each command on its way; the answer never changes. Bounded, since role names come from tokens.
 @lru_cache(maxsize=1024)
-def _grants(role: str, permission: str) -> bool:
-    return any(_covers(glob, permission) for glob in ROLES.get(role, ()))
+def _grant(roles: tuple[str, ...], permission: str) -> bool:
+    return any(_covers(glob, permission) for role in roles for glob in ROLES.get(role, ()))
 
 
 def _covers(glob: str, permission: str) -> bool:

@@ -151,7 +151,9 @@ class Edge:
                 raise Unavailable(self._revocations.reason, retry_after_s=1)  # noqa: TRY301 - one place answers all errors
             if admitted.length != 0:
                 exchange.body = await take_body(exchange, self._limit, self._bodies)
-            response = await self._dispatch(exchange)
+            # A method of the route's own, as nearly all have; `_dispatch` is for whatever it may be.
+            handler = exchange.route.serve.get(exchange.method)
+            response = await (self._dispatch(exchange) if handler is None else handler(exchange))
             if response is not None:
                 await self.respond(exchange, response)
         except FlxError as error:

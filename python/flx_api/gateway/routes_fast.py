@@ -14,6 +14,7 @@ from flx_api.commands import find
 from flx_api.errors import ValidationFailed
 from flx_api.gateway.costs import payer
 from flx_api.gateway.options import decoded, no_query, options_of, query, with_key
+from flx_api.gateway.patience import AWAITED
 from flx_api.gateway.responses import JSON
 from flx_api.models import strict_json
 from flx_api.models.envelope import CommandReply, ExecuteRequest, ReplyMeta
@@ -53,7 +54,10 @@ class CommandRoutes:
         request = decoded(exchange, _execute)
         command = find(request.command)
         # Only now it is known which command's limits apply.
-        refused = await self._patience.command(exchange.admitted, payer(command, dry_run=request.dry_run))
+        paying = payer(command, dry_run=request.dry_run)
+        refused = self._patience.at_once(exchange.admitted, paying)
+        if refused is not None and refused[0] == AWAITED:
+            refused = await self._patience.command(exchange.admitted, paying)
         if refused is not None:
             reason, policy, retry_after_s = refused
             raise self._policies.refusal(reason, (policy, retry_after_s))

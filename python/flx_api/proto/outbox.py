@@ -100,14 +100,16 @@ def send_now(stream: Any, message: bytes) -> bool:  # noqa: ANN401 - see above
     """Hand a message to the transport; False, and nothing done, when that needs waiting or the stream is at its end."""
     wire = stream._stream  # noqa: SLF001 - grpclib offers this only as a coroutine
     connection, http2 = wire.connection, wire._h2_connection  # noqa: SLF001
-    size = 5 + len(message)
+    # gRPC over HTTP/2: not compressed, the length, the message.
+    data = b"\0" + len(message).to_bytes(4, "big") + message
+    most: int = http2.max_outbound_frame_size
     try:
         if not connection.write_ready.is_set() or wire._transport.is_closing():  # noqa: SLF001
             return False
-        if size > http2.max_outbound_frame_size or size > http2.local_flow_control_window(wire.id):
+        if len(data) > http2.local_flow_control_window(wire.id):
             return False
-        # gRPC over HTTP/2: not compressed, the length, the message.
-        http2.send_data(wire.id, b"\0" + len(message).to_bytes(4, "big") + message)
+        for start in range(0, len(data), most):
+            http2.send_data(wire.id, data[start : start + most])
     except ProtocolError:
         return False
     wire._transport.write(http2.data_to_send())  # noqa: SLF001

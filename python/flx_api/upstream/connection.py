@@ -26,6 +26,7 @@ from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 
 from flx_api.errors import Unavailable
 from flx_api.proto import http2
+from flx_api.proto.buffer import Buffer
 from flx_api.proto.flx.v1.daemon_grpc import DaemonStub
 from flx_api.proto.flx.v1.daemon_pb2 import CommandBatch, CommandFrame, ReplyBatch, ReplyFrame
 from flx_api.proto.outbox import Outbox
@@ -289,6 +290,16 @@ class Connection:
     async def _read(self, carrier: Carrier, stream: Stream[CommandBatch, ReplyBatch]) -> None:
         loop = asyncio.get_running_loop()
         replies = self._table.replies
+
+        def take(message: bytes) -> None:
+            self.heard_s = loop.time()
+            replies(carrier, ReplyBatch.FromString(message).frames)
+
+        await stream.recv_initial_metadata()
+        buffer: Any = stream._stream.buffer  # noqa: SLF001 - grpclib offers its messages only by a coroutine
+        if isinstance(buffer, Buffer):
+            with stream._wrapper:  # noqa: SLF001 - it tells of a connection that ends
+                await buffer.messages(take)
         while (batch := await stream.recv_message()) is not None:
             self.heard_s = loop.time()
             replies(carrier, batch.frames)
