@@ -518,8 +518,21 @@ fn holes_that_were_found_stay_closed() {
             leave.clone(),
             other(2),
             Deed::Sweep { gateway: 1, after_ms: 5_000 },
-            connect,
+            connect.clone(),
+            leave.clone(),
+        ],
+        // As much as fits into a turn was none of its business, and what came after it was passed over.
+        vec![
+            Deed::Connect { client: 0, gateway: 0, shard: 0 },
+            tell(5, 1),
+            subscribe(2),
             leave,
+            tell(1, 579),
+            tell(0, 9),
+            connect,
+            hear(3),
+            tell(2, 836),
+            subscribe(5),
         ],
     ];
     for story in stories {

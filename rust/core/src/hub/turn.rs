@@ -296,17 +296,16 @@ impl Hub {
         {
             return found;
         }
-        let topics = audience.topics.len();
-        let narrow = topics <= FEW || topics as u64 <= top.saturating_sub(start) / 4;
-        let ring = if narrow { None } else { self.store.ring_after(start) };
-        let (mut picks, mut end) = match ring {
-            Some(ring) => self.picks_along(ring, audience),
-            None => self.picks_within(&audience.topics, start),
-        };
+        let (mut picks, mut end) = self.picks_after(audience, start);
         if let Some(joins) = joins {
-            picks.retain(|(_, id, index)| {
-                self.store.topic(*id).is_some_and(|topic| joins.pass(topic, &topic.entries[*index]))
-            });
+            let pass =
+                |pick: &Pick| self.store.topic(pick.1).is_some_and(|topic| joins.pass(topic, &topic.entries[pick.2]));
+            picks.retain(pass);
+            // A turn's worth of events of which none is for this reader is not the end of what there is.
+            while picks.is_empty() && end < top {
+                (picks, end) = self.picks_after(audience, end);
+                picks.retain(pass);
+            }
         }
         let mut bytes = 0;
         for (count, (_, id, index)) in picks.iter().enumerate() {
@@ -318,6 +317,17 @@ impl Hub {
             }
         }
         (runs_of(&picks), end)
+    }
+
+    /// What an audience hears after an order, about a turn's worth, and the order after it.
+    fn picks_after(&self, audience: &Audience, start: u64) -> (Vec<Pick>, u64) {
+        let topics = audience.topics.len();
+        let narrow = topics <= FEW || topics as u64 <= self.store.order.saturating_sub(start) / 4;
+        let ring = if narrow { None } else { self.store.ring_after(start) };
+        match ring {
+            Some(ring) => self.picks_along(ring, audience),
+            None => self.picks_within(&audience.topics, start),
+        }
     }
 
     /// The run after an order, and the order after it, where only one of a few topics has anything; None otherwise.
