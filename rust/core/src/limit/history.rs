@@ -33,7 +33,7 @@
 //! hands. `returned` holds units given back (a later window refused the same request): a credit that lapses no later than
 //! the charge it belongs to. Two credits become one that lapses with the older, and there is a most that is remembered.
 
-use super::memory::Word;
+use super::memory::{LINE, Word};
 
 /// Limits up to this are remembered unit by unit.
 pub(super) const LOG_LIMIT: u32 = 64;
@@ -160,7 +160,8 @@ impl Shape {
     pub(super) const fn words(self) -> usize {
         match self.form {
             Form::Log { places, .. } => REST + places as usize,
-            Form::Ring => SNAPSHOTS + RING as usize,
+            // Whole cache lines, so that what every look reads lies in one of them.
+            Form::Ring => (SNAPSHOTS + RING as usize).next_multiple_of(LINE),
         }
     }
 

@@ -86,7 +86,7 @@ pub struct Heap<W = AtomicU64> {
 }
 
 /// Words per cache line.
-const LINE: usize = 8;
+pub(super) const LINE: usize = 8;
 
 impl<W: FromZeros> Heap<W> {
     /// None when there is no such memory.
