@@ -76,7 +76,7 @@ def test_key_run_and_events_are_one_transaction(play: Callable[..., None]) -> No
                 made = change(tx)
                 # Others write too (housekeeping); and once only: what is tried at once after it must not take it for a
                 # refusal of the run.
-                if not any(row.topic == "schedule_events" for row in tx._emitted):
+                if not any(row.topic == "schedule_events" for row in tx.emitted):
                     return made
                 stage.journal.write = execute  # type: ignore[method-assign]
                 raise StorageFault

@@ -39,6 +39,7 @@ schedules:
 # 25 seconds of silence; and the end of a stream of events, which is seen where that is tried.
 TOO_SLOW = {"heartbeat", "expiring", "refreshed", "reconnect", "closed"}
 FLX_V1 = Subprotocol("flx.v1")
+TOPICS = '[{"topics": "app.room.*", "presence": true}]'
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def service(tmp_path_factory: pytest.TempPathFactory, meltano_env: Path) -> Iter
     """A service on a project of small scripts."""
     project = make_project(tmp_path_factory.mktemp("asyncapi") / "scripted")
     (project / "meltano.yml").write_text(MELTANO_YML + MORE)
-    made = Service(project, environ={"FLX_MELTANO": str(meltano_env)})
+    made = Service(project, environ={"FLX_MELTANO": str(meltano_env), "FLX_TOPICS": TOPICS})
     try:
         yield made.start()
         made.stop()
@@ -83,6 +84,9 @@ def test_real_frames_are_what_the_document_says(service: Service) -> None:
             await hear("pong", "echo", "error")
             await say(type="subscribe", event="system_events", **{"from": encode(Position("another", 5))})
             await hear("gap")
+            await say(type="subscribe", event="presence.app.room.one")
+            await say(type="subscribe", event="app.room.one")
+            await hear("presence")
             await asyncio.to_thread(_act, service)
             await hear("pipelineEvents", "executionEvents", "executionStatus", "executionMetric", "executionLog")
             await hear("scheduleEvents", "applicationEvents", "userEvents")

@@ -128,8 +128,8 @@ pub enum NotIn {
 /// What a thread is to do with a connection.
 #[derive(Debug)]
 pub(crate) enum Order {
-    /// Send history, and ask for more when that is taken.
-    History(Vec<Frame>),
+    /// Send history, and ask for more when that is taken; whether that is all of it.
+    History(Vec<Frame>, bool),
     /// Send answers; whether they are a complaint.
     Say(Vec<String>, bool),
     /// Its token ends then.
@@ -229,16 +229,15 @@ impl Desk {
         let mut hub = self.hub();
         let (frames, is_done) = hub.backfill(key, batch, self.now_ms()).ok()?;
         // While the hub is held: what comes from its memory must not overtake this.
-        self.papers().order(caller, Order::History(frames));
+        self.papers().order(caller, Order::History(frames, is_done));
         Some(is_done)
     }
 
     /// Tells a connection that the history it waits for cannot be had.
     pub fn give_up(&self, caller: Caller, key: ConnKey, reason: &str) {
         let mut hub = self.hub();
-        if let Some(frame) = hub.give_up(key, reason, self.now_ms()) {
-            self.papers().order(caller, Order::History(vec![frame]));
-        }
+        let frames = hub.give_up(key, reason, self.now_ms()).into_iter().collect();
+        self.papers().order(caller, Order::History(frames, true));
     }
 
     /// Gives a connection the rights of another token, and its end.

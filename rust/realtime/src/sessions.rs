@@ -6,13 +6,15 @@
 //!
 //! Rules:
 //! - frames of history go out before anything that the hub's memory has for the same connection;
-//! - limits of a client's messages, and the answers, are those of the ASGI face.
+//! - limits of a client's messages, and the answers, are those of the ASGI face;
+//! - what a client says while it catches up is heard when that is over, as there: one subscription joins on after the other.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use flx_core::hub::{COHORT, ConnKey, Delivery, Dialect, Frame, Profile, Shard, Turn};
+use flx_core::hub::{COHORT, ConnKey, Delivery, Dialect, Frame, Profile, Refused, Shard, Turn};
 use flx_core::ws::close::code;
 
 use crate::desk::{Caller, Desk, Handshake, History, Order, Owner, Question, Refresh};
@@ -27,6 +29,9 @@ use crate::wire::Wire;
 
 /// Messages of a client in a second, and at once.
 const MESSAGES_PER_S: f32 = 50.0;
+/// What a client may say while it catches up: messages, and bytes of them.
+const MAX_WAITING: usize = 256;
+const MAX_WAITING_BYTES: usize = 64 * 1024;
 /// Complaints after which a client is sent away.
 const MAX_OFFENCES: u8 = 10;
 /// The one path that is served without an upgrade.
@@ -58,7 +63,12 @@ struct Session {
     dialect: Dialect,
     is_fed: bool,
     seat: Seat,
+    /// What was said since it catches up; none when it does not.
+    waiting: Option<Box<Waiting>>,
 }
+
+/// Messages that wait.
+type Waiting = VecDeque<Box<[u8]>>;
 
 /// The sessions of a listener's thread.
 pub struct Sessions {
@@ -74,6 +84,8 @@ pub struct Sessions {
     ends: Wheel,
     due: Vec<u32>,
     deliveries: Vec<Delivery>,
+    /// Who has caught up and may go on speaking.
+    heard_out: Vec<ConnId>,
 }
 
 impl Sessions {
@@ -92,6 +104,7 @@ impl Sessions {
             ends: Wheel::new(now_ms),
             due: Vec::new(),
             deliveries: Vec::new(),
+            heard_out: Vec::new(),
         }
     }
 
@@ -111,8 +124,8 @@ impl Sessions {
         (session.conn == conn).then_some(session)
     }
 
-    /// Does what a message asks for; a complaint when it cannot be.
-    fn handle(&mut self, conn: ConnId, payload: &[u8], now_ms: u64, out: &mut Outbox<'_>) -> Result<(), Complaint> {
+    /// Hears a message, now or when the client has caught up; a complaint when it is not acceptable.
+    fn hear(&mut self, conn: ConnId, payload: &[u8], now_ms: u64, out: &mut Outbox<'_>) -> Result<(), Complaint> {
         let Some(session) = self.session(conn) else { return Ok(()) };
         let passed_s = now_ms.saturating_sub(session.heard_ms) as f32 / 1_000.0;
         session.heard_ms = now_ms;
@@ -120,6 +133,18 @@ impl Sessions {
         if session.allowance < 0.0 {
             return Err(protocol::TOO_MANY_MESSAGES);
         }
+        let Some(waiting) = &mut session.waiting else { return self.handle(conn, payload, now_ms, out) };
+        let bytes: usize = waiting.iter().map(|message| message.len()).sum();
+        if waiting.len() >= MAX_WAITING || bytes + payload.len() > MAX_WAITING_BYTES {
+            return Err(protocol::refused(Refused::Busy));
+        }
+        waiting.push_back(payload.into());
+        Ok(())
+    }
+
+    /// Does what a message asks for; a complaint when it cannot be.
+    fn handle(&mut self, conn: ConnId, payload: &[u8], now_ms: u64, out: &mut Outbox<'_>) -> Result<(), Complaint> {
+        let Some(session) = self.session(conn) else { return Ok(()) };
         let (key, dialect, seat) = (session.key, session.dialect, session.seat.number());
         match protocol::parse(payload)? {
             Asked::Ping => out.message(conn, protocol::pong(wall_us())),
@@ -139,17 +164,48 @@ impl Sessions {
                 if let Some(since) = subscribed.history {
                     let history = History { caller: self.caller(conn), key, patterns: vec![pattern.into()], since };
                     self.desk.ask(Question::History(history));
+                    if let Some(session) = self.session(conn) {
+                        session.waiting = Some(Box::default());
+                    }
                 }
             }
         }
         Ok(())
     }
 
+    /// Hears what those have said meanwhile who have caught up; when there is more to do. After what was taken from the hub is
+    /// written: the answers' positions cover it.
+    fn hear_waiting(&mut self, now_ms: u64, out: &mut Outbox<'_>) -> Option<u64> {
+        for conn in std::mem::take(&mut self.heard_out) {
+            let Some(mut waiting) = self.session(conn).and_then(|session| session.waiting.take()) else { continue };
+            while let Some(payload) = waiting.pop_front() {
+                if let Err(complaint) = self.handle(conn, &payload, now_ms, out) {
+                    self.complain(conn, complaint, out);
+                }
+                if let Some(again) = self.session(conn).and_then(|session| session.waiting.as_mut()) {
+                    *again = waiting;
+                    break;
+                }
+            }
+        }
+        self.desk.hub().wakes_at(self.shard)
+    }
+
+    fn complain(&mut self, conn: ConnId, complaint: Complaint, out: &mut Outbox<'_>) {
+        out.message(conn, protocol::error(complaint));
+        self.offended(conn, out);
+    }
+
     /// Sends what others have for connections here.
     fn send_orders(&mut self, orders: Vec<(ConnId, Order)>, now_ms: u64, out: &mut Outbox<'_>) {
         for (conn, order) in orders {
             match order {
-                Order::History(frames) => self.send_history(conn, &frames, out),
+                Order::History(frames, is_all) => {
+                    self.send_history(conn, &frames, out);
+                    if is_all {
+                        self.heard_out.push(conn);
+                    }
+                }
                 Order::Say(messages, is_complaint) => {
                     for message in messages {
                         out.message(conn, Wire::text(message.as_bytes()));
@@ -294,6 +350,7 @@ impl Service for Sessions {
             dialect,
             is_fed: false,
             seat: newcomer.seat,
+            waiting: None,
         });
         if dialect == Dialect::EventStream {
             let topics: Vec<&str> = newcomer.topics.iter().map(|topic| &**topic).collect();
@@ -313,9 +370,9 @@ impl Service for Sessions {
             Message::Text(text) => text.as_bytes(),
             Message::Binary(bytes) => bytes,
         };
-        let Err(complaint) = self.handle(conn, payload, now_ms, out) else { return };
-        out.message(conn, protocol::error(complaint));
-        self.offended(conn, out);
+        if let Err(complaint) = self.hear(conn, payload, now_ms, out) {
+            self.complain(conn, complaint, out);
+        }
     }
 
     fn writable(&mut self, conn: ConnId, now_ms: u64, _: &mut Outbox<'_>) {
@@ -364,7 +421,10 @@ impl Service for Sessions {
         hub.take(self.shard, now_ms, COHORT, &mut self.deliveries);
         drop(hub);
         self.send_orders(orders, now_ms, out);
-        let next = self.deliver(out);
+        let mut next = self.deliver(out);
+        if !self.heard_out.is_empty() {
+            next = self.hear_waiting(now_ms, out);
+        }
         next.into_iter().chain(self.ends.wakes_at()).min()
     }
 }

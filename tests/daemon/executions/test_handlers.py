@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 from sqlalchemy import select
 from tests.daemon.executions.fake_runs import ALICE, MALLORY, Stage, over, until
 
