@@ -121,6 +121,9 @@ ARGUMENTS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "connection.disconnect": st.sampled_from(
         [{"subject": "eve"}, {"client_id": "c"}, {"id": "0123abcd-1"}, {"id": "x"}]
     ),
+    "presence.list": st.sampled_from(
+        [{"topic": "app.x"}, {"topic": "app.x", "limit": 1}, {"topic": "execution_events"}]
+    ),
     "auth.login": st.fixed_dictionaries({"username": _USERS, "password": st.sampled_from(["secret-1", "secret-2"])}),
     "auth.logout": st.sampled_from([{}, {"everywhere": True}]),
     "token.revoke": st.sampled_from(
