@@ -24,7 +24,7 @@ mod flx {
 }
 use flx::{
     BatchFrame, CommandBatch, CommandFrame, EventBatch, LogBatch, LogRequest, ReplyBatch, ReplyFrame, RevocationBatch,
-    RevocationsRequest, WatchRequest,
+    RevocationsRequest, TellReply, TellRequest, WatchRequest,
     daemon_server::{Daemon, DaemonServer},
 };
 
@@ -111,6 +111,10 @@ impl Daemon for Echo {
     async fn watch(&self, _request: Request<WatchRequest>) -> Result<Response<Out<EventBatch>>, Status> {
         let first = EventBatch { epoch: "bench".into(), ..EventBatch::default() };
         Ok(Response::new(Box::pin(tokio_stream::once(Ok(first)).chain(tokio_stream::pending()))))
+    }
+
+    async fn tell(&self, _request: Request<TellRequest>) -> Result<Response<TellReply>, Status> {
+        Err(Status::unimplemented("nothing ephemeral is told here"))
     }
 
     type LogsStream = Out<LogBatch>;
