@@ -538,8 +538,10 @@ def _type_name(kind: msgspec.inspect.Type) -> str:
 
 
 def _plain(value: object) -> str:
-    if value is None or isinstance(value, bool):
-        return "" if value is None else str(value).lower()
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
     if isinstance(value, (str, int, float)):
         return str(value)
     return msgspec.json.encode(value).decode()

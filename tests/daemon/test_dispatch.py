@@ -5,15 +5,10 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-import pytest
 from tests.daemon.daemon_parts import ADMIN, parts, turn
 
-from flx_api.commands import COMMANDS
-from flx_api.daemon.dispatch import arguments
 from flx_api.daemon.handlers import Accepted
 from flx_api.daemon.trust import Gateway
-from flx_api.errors import ValidationFailed
 from flx_api.models.pipeline import Deleted
 from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame, Principal, ReplyFrame
 
@@ -23,33 +18,6 @@ if TYPE_CHECKING:
     from flx_api.daemon.handlers import Context
 
 VIEWER = Principal(subject="v", tenant="default", roles=["viewer"])
-
-
-def errors_of(command: str, raw: bytes) -> list[tuple[str, str]]:
-    with pytest.raises(ValidationFailed) as refused:
-        arguments(COMMANDS[command].args, raw)
-    return [(error.field, error.code) for error in refused.value.errors]
-
-
-def test_all_fields_at_fault_are_named_at_once() -> None:
-    raw = b'{"name": "UPPER", "tasks": [["ok", 7]], "is_admin": true, "description": null}'
-    assert errors_of("pipeline.create", raw) == [
-        ("args.name", "invalid"),
-        ("args.description", "invalid"),
-        ("args.tasks[0][1]", "invalid"),
-        ("args.is_admin", "unknown"),
-    ]
-    assert errors_of("pipeline.get", b"{}") == [("args.id", "missing")]
-    assert errors_of("pipeline.get", b"[]") == [("args", "invalid")]
-    assert errors_of("pipeline.get", b"null") == [("args", "invalid")]
-    # A name that is no name is not echoed.
-    assert errors_of("command.list", b'{"<script>": 1}') == [("args", "unknown")]
-
-
-@pytest.mark.parametrize("name", ["-h", "--version", "a;id", "$(id)", "`id`", "a\nb", "a\0", "../x", "x" * 300, ""])
-def test_names_that_are_no_names(name: str) -> None:
-    raw = msgspec.json.encode({"name": name, "tasks": [["tap-a"]]})
-    assert errors_of("pipeline.create", raw) == [("args.name", "invalid")]
 
 
 def test_refusals_before_the_handler(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flx_api.events.presence import ALIVE_S, EXPIRE_S, RETURN_S, Roster, Tidings
+from flx_api.events.presence import ALIVE_S, EXPIRE_S, RETURN_S, Presence, Tidings
 
 TURN_S = 0.25
 SUBJECTS, TOPICS, GATEWAYS = ("ann", "bert"), ("app.a", "app.b"), 3
@@ -24,7 +24,7 @@ class World:
     def __init__(self) -> None:
         self.now_s = 100.0
         self.made = 0
-        self.rosters: dict[int, Roster] = {}
+        self.rosters: dict[int, Presence] = {}
         self.told: dict[int, dict[tuple[str, str], set[str]]] = {}
         self.truth: dict[int, Counter[tuple[str, str]]] = {}
         self.waiting: dict[int, list[tuple[str, str, str, bool]]] = {}
@@ -36,7 +36,7 @@ class World:
     def begin(self, gateway: int) -> None:
         if gateway not in self.rosters:
             self.made += 1
-            self.rosters[gateway] = Roster(f"g{self.made}")
+            self.rosters[gateway] = Presence(f"g{self.made}")
             self.told[gateway], self.truth[gateway], self.waiting[gateway] = {}, Counter(), []
 
     def die(self, gateway: int) -> None:

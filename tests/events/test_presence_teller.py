@@ -13,6 +13,8 @@ from flx_api.errors import FlxError, Unavailable
 from flx_api.events.bus import Delivery
 from flx_api.events.ephemeral_log import EphemeralEvent
 from flx_api.events.presence_teller import PresenceTeller
+from flx_api.models.arguments import arguments
+from flx_api.models.presence import PresenceListArgs
 from flx_api.models.topic_rules import TopicRule
 
 if TYPE_CHECKING:
@@ -75,7 +77,8 @@ async def until(what: Callable[[], bool]) -> None:
 def listed(gateway: Gateway, topic: str, *roles: str, **more: Any) -> Any:
     principal = Principal(subject="x", tenant="default", roles=roles or ("viewer",))
     body = msgspec.json.encode({"topic": topic, **more})
-    return msgspec.json.decode(gateway.presence.listed(principal, body))
+    found = gateway.presence.listed(principal, arguments(PresenceListArgs, body))
+    return msgspec.json.decode(msgspec.json.encode(found))
 
 
 def test_who_comes_and_goes_is_told_at_every_gateway_and_listed() -> None:

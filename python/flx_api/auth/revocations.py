@@ -145,6 +145,15 @@ class RevocationFollower:
             return f"the daemon has been silent for more than {self._max_staleness_s:g} s: revocations may be missing"
         return ""
 
+    def require(self) -> None:
+        """Hold that tokens may be believed now.
+
+        Raises:
+            Unavailable: what is revoked is not known well enough.
+        """
+        if self.stale_refuses:
+            raise Unavailable(self.reason, retry_after_s=1)
+
     # --- what the follower of the stream tells ------------------------------------------------------------------------
 
     def batch(self, events: Iterable[Event], *, anew: bool) -> None:

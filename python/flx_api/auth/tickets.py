@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from flx_api._core import Principal
+from flx_api.errors import TokenRejected
+from flx_api.observability.metrics import UNKNOWN_TICKET
 
 if TYPE_CHECKING:
     from flx_api._core import Revocations
@@ -103,6 +105,17 @@ class Tickets:
             issued_at=content.issued_at,
             key_id=content.key_id,
         )
+
+    def admit(self, ticket: str | None, now_s: float) -> Principal:
+        """Whom a ticket lets in: its token is good still.
+
+        Raises:
+            TokenRejected: there is none, or it is not good.
+        """
+        principal = None if ticket is None else self.redeem(ticket, now_s)
+        if principal is None or principal.expires_at <= now_s:
+            raise TokenRejected(UNKNOWN_TICKET)
+        return principal
 
     def _revokes(self, content: _Content) -> bool:
         return self._revocations is not None and self._revocations.revokes(

@@ -37,12 +37,11 @@ def payload(args: PublishArgs, rules: Iterable[TopicRule], roles: Collection[str
         detail = "Only some roles may publish to this topic"
         raise Forbidden(detail)
     if rule is not None and rule.events != "any" and args.ephemeral != (rule.events == "ephemeral"):
-        wanted = (
-            "must be true: events of this topic are ephemeral"
-            if rule.events == "ephemeral"
-            else ("must be false: events of this topic are in the journal")
-        )
-        raise ValidationFailed.field("args.ephemeral", wanted)
+        if rule.events == "ephemeral":
+            reason = "must be true: events of this topic are ephemeral"
+        else:
+            reason = "must be false: events of this topic are in the journal"
+        raise ValidationFailed.field("args.ephemeral", reason)
     data = msgspec.json.encode(args.data)
     most = MAX_DATA_BYTES if rule is None else rule.max_bytes
     if len(data) > most:

@@ -235,7 +235,7 @@ async def _send_all(stream: Stream[Any, Any], batches: AsyncIterator[Any], calle
 def _may_see(rules: Iterable[TopicRule], roles: frozenset[str], topic: str) -> bool:
     """Whether rules leave a topic open to these roles."""
     rule = rule_of(rules, topic)
-    return rule is None or rule.subscribe is None or not roles.isdisjoint(rule.subscribe)
+    return rule is None or not rule.is_closed_to(roles)
 
 
 def _revocation(found: KnownRevocation) -> Revocation:

@@ -29,6 +29,7 @@ from flx_api.errors import Unavailable
 from flx_api.events.ephemeral_log import EphemeralEvent
 from flx_api.events.position import Position, execution_of_log
 from flx_api.models.event import PRIVATE_TOPICS
+from flx_api.models.tenant import tenant_of
 from flx_api.proto.flx.v1.daemon_pb2 import EventBatch, LogPosition, WatchRequest
 
 if TYPE_CHECKING:
@@ -45,7 +46,6 @@ _PAUSE_S: Final = 0.1
 # Bounds of a batch; they are the daemon's own (`flx_api.daemon.watch`).
 _FULL_EVENTS: Final = 256
 _FULL_BYTES: Final = 64 * 1024
-DEFAULT_TENANT: Final = "default"
 _OVER: Final = frozenset({"succeeded", "succeeded_with_warnings", "failed", "cancelled", "timed_out", "crashed"})
 
 
@@ -240,11 +240,6 @@ def past(batch: EventBatch) -> Past:
     size = batch.ByteSize()
     is_last = len(batch.events) < _FULL_EVENTS and size < _FULL_BYTES
     return Past(batch.epoch, told(batch.events), batch.journal_seq, is_last, batch.gap_reason, size)
-
-
-def tenant_of(event: Event) -> str:
-    """Whose topic an event is of."""
-    return event.tenant or DEFAULT_TENANT
 
 
 def told(events: Iterable[Event]) -> list[Told]:

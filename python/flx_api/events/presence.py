@@ -78,7 +78,7 @@ class _Gateway:
         self.collected: set[Key] | None = None
 
 
-class Roster:
+class Presence:
     """All that one gateway knows.
 
     Args:

@@ -19,27 +19,27 @@ import structlog
 
 from flx_api.commands.permissions import permits
 from flx_api.errors import FlxError, Forbidden, ValidationFailed
-from flx_api.events.presence import Roster, Tidings
+from flx_api.events.presence import Presence, Tidings
 from flx_api.models.event import PRESENCE_EVENTS
 from flx_api.models.message import PresenceChange
-from flx_api.models.presence import PresenceList, PresenceListArgs
-from flx_api.models.topic_rules import closed_to, rule_of
+from flx_api.models.presence import PresenceList
+from flx_api.models.tenant import tenant_of
+from flx_api.models.topic_rules import rule_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from flx_api._core import Hub, Principal
     from flx_api.events.bus import Bus
+    from flx_api.models.presence import PresenceListArgs
     from flx_api.models.topic_rules import TopicRule
 
 TURN_S: Final = 0.25
 PREFIX: Final = "presence."
 _BYE_S: Final = 0.5
-_DEFAULT_TENANT: Final = "default"
 _HEAR: Final = "event.get"
 
 _tidings = msgspec.json.Decoder(Tidings)
-_args = msgspec.json.Decoder(PresenceListArgs)
 _log = structlog.get_logger("flx.events")
 
 
@@ -66,7 +66,7 @@ class PresenceTeller:
         self._hub = hub
         self._bus = bus
         self._tell = tell
-        self._roster = Roster(me)
+        self._presence = Presence(me)
         self._task: asyncio.Task[None] | None = None
         hub.note_presence_of([rule.topics for rule in rules if rule.presence])
 
@@ -83,40 +83,34 @@ class PresenceTeller:
         await asyncio.gather(self._task, return_exceptions=True)
         try:
             async with asyncio.timeout(_BYE_S):
-                await self._publish(self._roster.bye())
+                await self._publish(self._presence.bye())
         except TimeoutError:
             pass  # the others find out by themselves
 
     def take(self, data: bytes) -> None:
         """A gateway told something."""
-        self._roster.take(_tidings.decode(data), time.monotonic())
+        self._presence.take(_tidings.decode(data), time.monotonic())
 
     def lose(self) -> None:
         """What gateways told may be missing."""
-        self._roster.lose()
+        self._presence.lose()
 
-    def listed(self, principal: Principal | None, raw: bytes) -> bytes:
-        """Answer `presence.list`.
+    def listed(self, principal: Principal | None, args: PresenceListArgs) -> PresenceList:
+        """The result of `presence.list`.
 
         Raises:
-            ValidationFailed: the arguments are not acceptable, or the presence of this topic is not told.
+            ValidationFailed: the presence of this topic is not told.
             Forbidden: the principal may not hear the topic.
         """
-        try:
-            args = _args.decode(raw)
-        except msgspec.ValidationError:
-            raise ValidationFailed.field("args.topic", "is a topic of an application") from None
         roles = principal.roles if principal is not None else ()
         rule = rule_of(self._rules, args.topic)
         if rule is None or not rule.presence:
             raise ValidationFailed.field("args.topic", "is not one whose presence is told")
-        if not permits(roles, _HEAR) or dict(closed_to([rule], roles))[rule.topics]:
+        if not permits(roles, _HEAR) or rule.is_closed_to(roles):
             detail = "The token does not permit to hear this topic"
             raise Forbidden(detail)
-        tenant = (principal.tenant if principal is not None else None) or _DEFAULT_TENANT
-        members = sorted(self._roster.members(tenant, args.topic))
-        found = PresenceList(args.topic, tuple(members[: args.limit]), len(members), self._roster.is_whole)
-        return msgspec.json.encode(found)
+        members = sorted(self._presence.members(tenant_of(principal), args.topic))
+        return PresenceList(args.topic, tuple(members[: args.limit]), len(members), self._presence.is_whole)
 
     async def _run(self) -> None:
         while True:
@@ -127,12 +121,12 @@ class PresenceTeller:
             await asyncio.sleep(TURN_S)
 
     async def _turn(self) -> None:
-        roster = self._roster
-        for tidings in list(roster.note(self._hub.presence_changes(), time.monotonic())):
+        presence = self._presence
+        for tidings in list(presence.note(self._hub.presence_changes(), time.monotonic())):
             await self._publish(tidings)
         now_s, now_us = time.monotonic(), time.time_ns() // 1000
-        roster.expire(now_s)
-        for change in roster.news(now_s):
+        presence.expire(now_s)
+        for change in presence.news(now_s):
             data = msgspec.json.encode(PresenceChange(change.joined, change.left, change.present))
             self._tell(change.tenant, PREFIX + change.topic, now_us, data)
 

@@ -31,13 +31,11 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 import structlog
-from redis.asyncio.connection import ConnectionPool
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from flx_api.errors import Unavailable
 from flx_api.events.ephemeral_log import EphemeralEvent
+from flx_api.proto.redis import pool_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -106,15 +104,7 @@ class RedisBus:
         self.entries = 0
         self._receiver = receiver
         self._now_us = now_us
-        self._pool = ConnectionPool.from_url(
-            url,
-            protocol=3,
-            socket_timeout=None,
-            socket_connect_timeout=_CONNECT_S,
-            retry=Retry(NoBackoff(), 0),
-            health_check_interval=0,
-            legacy_responses=False,
-        )
+        self._pool = pool_of(url, _CONNECT_S)
         self._places = [_Place() for _ in range(PARTITIONS)]
         self._has_begun = False
         # How often a connection was lost.

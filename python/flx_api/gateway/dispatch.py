@@ -15,7 +15,7 @@ import asyncio
 import os
 import time
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 
@@ -25,6 +25,7 @@ from flx_api.commands.publishing import PUBLISH
 from flx_api.errors import ErrorBody, FlxError
 from flx_api.gateway.alarms import Alarms
 from flx_api.gateway.intake import ClientGone
+from flx_api.models.arguments import arguments
 from flx_api.models.envelope import MADE_KEY, CommandOptions
 from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame, ReplyFrame
 from flx_api.proto.flx.v1.daemon_pb2 import Principal as FramePrincipal
@@ -81,7 +82,7 @@ class Dispatcher:
         costs: what commands cost, for plans.
         metrics: where it is told what was shared.
         publishers: what publishes in the daemon's place; the first that has the event does.
-        own: commands that a gateway answers by itself.
+        own: commands that a gateway answers by itself, out of the arguments as the command's struct.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class Dispatcher:
         metrics: Metrics,
         *,
         publishers: Sequence[Publisher] = (),
-        own: Mapping[str, Callable[[Principal | None, bytes], bytes]] | None = None,
+        own: Mapping[str, Callable[[Principal | None, Any], msgspec.Struct]] | None = None,
     ) -> None:
         self._upstream = upstream
         self._flights = Flights(partial(upstream.call, read=True), metrics)
@@ -124,7 +125,7 @@ class Dispatcher:
         own = None if options.dry_run else self._own.get(command.name)
         if own is not None:
             exchange.passed("dispatch")
-            return ReplyFrame(result=own(principal, args))
+            return ReplyFrame(result=msgspec.json.encode(own(principal, arguments(command.args, args or b"{}"))))
         frame, deadline_s = self.frame(frame_of(exchange), command, args, options)
         exchange.passed("dispatch")
         with self.watch(exchange):

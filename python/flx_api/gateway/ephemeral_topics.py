@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from flx_api.commands.publishing import payload
-from flx_api.gateway.local_topics import DEFAULT_TENANT
 from flx_api.gateway.options import validation_failed
 from flx_api.models.event import PublishArgs, Published
+from flx_api.models.tenant import tenant_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,7 +66,6 @@ class EphemeralTopics:
         except msgspec.ValidationError as error:
             raise validation_failed(error) from None
         data = payload(wanted, self._rules, principal.roles if principal is not None else ())
-        tenant = (principal.tenant if principal is not None else None) or DEFAULT_TENANT
         began_us = time.time_ns() // 1000
-        await self._bus.publish(tenant, wanted.topic, data)
+        await self._bus.publish(tenant_of(principal), wanted.topic, data)
         return msgspec.json.encode(Published(1, time.time_ns() // 1000 - began_us))

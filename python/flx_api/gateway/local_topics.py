@@ -20,16 +20,15 @@ import msgspec
 from flx_api.errors import ValidationFailed
 from flx_api.gateway.options import validation_failed
 from flx_api.models.event import PublishArgs, Published
+from flx_api.models.tenant import tenant_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from flx_api._core import Principal
-
-    LocalEvent = tuple[str, str, int, int, int, bytes]
+    from flx_api.events.follower import Told
 
 _PREFIX: Final = "bench."
-DEFAULT_TENANT: Final = "default"
 _TURN_S: Final = 0.001
 # So many are published before others have their turn.
 _BURST: Final = 100
@@ -53,7 +52,7 @@ class LocalTopics:
         now_us: microseconds since 1970.
     """
 
-    def __init__(self, tell: Callable[[list[LocalEvent]], None], now_us: Callable[[], int]) -> None:
+    def __init__(self, tell: Callable[[list[Told]], None], now_us: Callable[[], int]) -> None:
         self._tell = tell
         self._now_us = now_us
         self._numbers: dict[tuple[str, str], int] = {}
@@ -76,7 +75,7 @@ class LocalTopics:
             wanted = _args.decode(args)
         except msgspec.ValidationError as error:
             raise validation_failed(error) from None
-        tenant = (principal.tenant if principal is not None else None) or DEFAULT_TENANT
+        tenant = tenant_of(principal)
         data = msgspec.json.encode(wanted.data)
         began_us = self._now_us()
         if wanted.count is not None:
@@ -109,7 +108,7 @@ class LocalTopics:
             # Otherwise only others' turn.
             await asyncio.sleep(_TURN_S if caught_up and done < count else 0)
 
-    def _numbered(self, tenant: str, topic: str, at_us: int, data: bytes) -> LocalEvent:
+    def _numbered(self, tenant: str, topic: str, at_us: int, data: bytes) -> Told:
         number = self._numbers.get((tenant, topic), 0)
         self._numbers[tenant, topic] = number + 1
         return tenant, topic, 0, 0, at_us, b'{"at":%d,"n":%d,"data":%b}' % (at_us, number, data)

@@ -23,10 +23,9 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
-from redis.asyncio.connection import ConnectionPool
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisError, ResponseError
+
+from flx_api.proto.redis import pool_of
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -77,15 +76,7 @@ class Leases:
         self._deadline_s = deadline_s
         self._gap_s = gap_s
         self._wait_s = wait_s
-        self._pool = ConnectionPool.from_url(
-            url,
-            protocol=3,
-            socket_timeout=None,
-            socket_connect_timeout=_CONNECT_S,
-            retry=Retry(NoBackoff(), 0),
-            health_check_interval=0,
-            legacy_responses=False,
-        )
+        self._pool = pool_of(url, _CONNECT_S)
         self._connection: AbstractConnection | None = None
         self._task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()

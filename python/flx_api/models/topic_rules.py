@@ -38,6 +38,10 @@ class TopicRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Whether it is about this topic."""
         return topic.startswith(self.topics[:-1]) if self.topics.endswith(".*") else topic == self.topics
 
+    def is_closed_to(self, roles: Iterable[str]) -> bool:
+        """Whether it keeps a principal with these roles from hearing its topics."""
+        return self.subscribe is not None and set(self.subscribe).isdisjoint(roles)
+
 
 def rule_of(rules: Iterable[TopicRule], topic: str) -> TopicRule | None:
     """The rule of a topic."""
@@ -46,5 +50,5 @@ def rule_of(rules: Iterable[TopicRule], topic: str) -> TopicRule | None:
 
 def closed_to(rules: Iterable[TopicRule], roles: Iterable[str]) -> list[tuple[str, bool]]:
     """The patterns of the rules in their order, and whether they keep a principal with these roles from hearing."""
-    granted = set(roles)
-    return [(rule.topics, rule.subscribe is not None and granted.isdisjoint(rule.subscribe)) for rule in rules]
+    granted = tuple(roles)
+    return [(rule.topics, rule.is_closed_to(granted)) for rule in rules]

@@ -16,7 +16,7 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
-from flx_api.events.follower import DEFAULT_TENANT
+from flx_api.models.tenant import tenant_of
 from flx_api.websocket import protocol
 from flx_api.websocket.close_codes import CloseCode
 
@@ -62,7 +62,7 @@ class Connection:
     ) -> None:
         self.client_id = client_id
         self.principal = principal
-        self.tenant = principal.tenant or DEFAULT_TENANT
+        self.tenant = tenant_of(principal)
         self.dialect = dialect
         # The hub's name for it, and whom to tell that a turn is written.
         self.handle = -1

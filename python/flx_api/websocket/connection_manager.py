@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from flx_api._core import Hub, Principal, Roster
-    from flx_api.events.follower import Past
+    from flx_api.events.follower import Past, Told
     from flx_api.models.topic_rules import TopicRule
     from flx_api.observability.metrics import Metrics
     from flx_api.websocket.connection import Connection
@@ -136,8 +136,7 @@ class ConnectionManager:
             raise Unavailable(code="shutting_down", retry_after_s=1)
         owner = owner_of(principal)
         if len(self._connections) >= MAX_CONNECTIONS or self._per_owner.get(owner, 0) >= MAX_PER_SUBJECT:
-            detail = "There are too many connections"
-            raise RateLimited(detail, retry_after_s=5)
+            raise too_many()
         if client_id is None:
             return
         holders = self._by_client.get(client_id)
@@ -153,8 +152,7 @@ class ConnectionManager:
         classes = protocol.allowed_classes(principal.roles, self._rules)
         handle = self._hub.connect(connection.tenant, principal.subject, classes, connection.dialect)
         if handle is None:
-            detail = "There are too many connections"
-            raise RateLimited(detail, retry_after_s=5)
+            raise too_many()
         connection.handle, connection.written = handle, self._written
         self._by_handle[handle] = connection
         now_s = self._wall()
@@ -218,7 +216,7 @@ class ConnectionManager:
         for connection in self._connections:
             connection.send(frame)
 
-    def publish_local(self, events: list[tuple[str, str, int, int, int, bytes]]) -> None:
+    def publish_local(self, events: list[Told]) -> None:
         """Tell events of topics that are this process's alone."""
         self._hub.append(events, self._now_ms())
         self.news()
@@ -381,6 +379,11 @@ class _Held:
         gap = self._hub.give_up(self._connection.handle, reason, self._now_ms())
         if gap is not None:
             self._connection.pass_on(gap)
+
+
+def too_many() -> RateLimited:
+    """Why nobody more is let in now."""
+    return RateLimited("There are too many connections", retry_after_s=5)
 
 
 def warning_s(principal: Principal, now_s: float) -> float:

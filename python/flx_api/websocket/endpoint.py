@@ -25,11 +25,11 @@ from urllib.parse import parse_qs
 import structlog
 
 from flx_api._core import negotiate, origin_allowed, segments
-from flx_api.errors import FlxError, Forbidden, InvalidRequest, NotFound, RateLimited, TokenRejected, Unavailable
+from flx_api.errors import FlxError, Forbidden, InvalidRequest, NotFound, RateLimited, TokenRejected
 from flx_api.gateway.exchange import Exchange
 from flx_api.gateway.paths import Route
 from flx_api.gateway.responses import problem, unexpected
-from flx_api.observability.metrics import UNKNOWN_TICKET, WEBSOCKET
+from flx_api.observability.metrics import WEBSOCKET
 from flx_api.websocket import protocol
 from flx_api.websocket.close_codes import CloseCode
 from flx_api.websocket.connection import Connection
@@ -150,14 +150,10 @@ class Endpoint:
 
     def _principal(self, exchange: Exchange, offer: Offer) -> Principal:
         """Who connects, if it may."""
-        if self._revocations.stale_refuses:
-            raise Unavailable(self._revocations.reason, retry_after_s=1)
-        now_s = time.time()
+        self._revocations.require()
         principal = exchange.principal
         if principal is None:
-            principal = self._tickets.redeem(offer.ticket, now_s) if offer.ticket is not None else None
-            if principal is None or principal.expires_at <= now_s:
-                raise TokenRejected(UNKNOWN_TICKET)
+            principal = self._tickets.admit(offer.ticket, time.time())
         origin, host = _text(exchange.headers.get(b"origin")), _text(exchange.headers.get(b"host"))
         if not origin_allowed(origin, host, self._origins):
             raise Forbidden(code="origin_not_allowed")

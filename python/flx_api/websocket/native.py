@@ -23,11 +23,11 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 
 from flx_api._core import RealtimeListener
-from flx_api.errors import Conflict, FlxError, InvalidRequest, NotFound, RateLimited, StartupError, Unavailable
+from flx_api.errors import Conflict, FlxError, InvalidRequest, NotFound, StartupError, Unavailable
 from flx_api.events.position import Position
 from flx_api.gateway.responses import problem
 from flx_api.websocket import protocol
-from flx_api.websocket.connection_manager import MAX_CONNECTIONS, MAX_PER_SUBJECT
+from flx_api.websocket.connection_manager import MAX_CONNECTIONS, MAX_PER_SUBJECT, too_many
 from flx_api.websocket.endpoint import chosen_of
 from flx_api.websocket.history import catch_up
 from flx_api.websocket.sse import NATIVE
@@ -226,8 +226,7 @@ class NativeFace:
             )
             answer.is_given = refused is None or refused == "gone"
             if refused == "full":
-                detail = "There are too many connections"
-                raise RateLimited(detail, retry_after_s=5)
+                raise too_many()
             if not answer.is_given:
                 raise protocol.refused(refused or "unknown")
 
@@ -253,8 +252,7 @@ class NativeFace:
             if refused == "taken":
                 raise Conflict(code="client_id_taken")
             if refused == "full":
-                detail = "There are too many connections"
-                raise RateLimited(detail, retry_after_s=5)
+                raise too_many()
 
         found = await self._endpoint.admit(scope, _nothing, answer.send, seat)
         if found is None:
@@ -379,7 +377,7 @@ def _refusals() -> dict[str, bytes]:
         ),
         "version": (InvalidRequest("Sec-WebSocket-Version must be 13"), [(b"sec-websocket-version", b"13")]),
         "key": (InvalidRequest("Sec-WebSocket-Key is not 16 bytes in base64"), []),
-        "full": (RateLimited("There are too many connections", retry_after_s=5), []),
+        "full": (too_many(), []),
         "draining": (Unavailable(code="shutting_down", retry_after_s=1), []),
     }
     answers = {}

@@ -21,10 +21,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 import msgspec
 from msgspec import Meta
 
-from flx_api.errors import InvalidRequest, TokenRejected, Unauthenticated, Unavailable
+from flx_api.errors import InvalidRequest, Unauthenticated
 from flx_api.gateway.exchange import StreamCut
 from flx_api.gateway.options import convert, known, query
-from flx_api.observability.metrics import UNKNOWN_TICKET
 from flx_api.websocket import protocol
 from flx_api.websocket.close_codes import CloseCode
 from flx_api.websocket.connection import Connection
@@ -119,13 +118,8 @@ class EventRoute:
             return exchange.principal
         if ticket is None:
             raise Unauthenticated
-        if self._revocations.stale_refuses:
-            raise Unavailable(self._revocations.reason, retry_after_s=1)
-        now_s = time.time()
-        principal = self._tickets.redeem(ticket, now_s)
-        if principal is None or principal.expires_at <= now_s:
-            raise TokenRejected(UNKNOWN_TICKET)
-        return principal
+        self._revocations.require()
+        return self._tickets.admit(ticket, time.time())
 
     def _headers(self, exchange: Exchange) -> Headers:
         """Those of the answer. A proxy that collects a whole answer before it passes it on would never pass on this."""

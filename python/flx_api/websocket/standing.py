@@ -21,19 +21,11 @@ import msgspec
 import structlog
 
 from flx_api._core import Roster
-from flx_api.errors import Forbidden, TokenRejected, Unavailable, ValidationFailed
-from flx_api.events.follower import DEFAULT_TENANT
-from flx_api.gateway.options import validation_failed
-from flx_api.models.connection import (
-    Connection,
-    ConnectionListArgs,
-    ConnectionPage,
-    ConnectionSlowestArgs,
-    SlowConnection,
-    SlowConnections,
-)
+from flx_api.errors import Forbidden, TokenRejected, ValidationFailed
+from flx_api.models.connection import Connection, ConnectionPage, SlowConnection, SlowConnections
 from flx_api.models.event import CONNECTION_EVENTS, ConnectionEvent
 from flx_api.models.listing import decode_cursor, encode_cursor
+from flx_api.models.tenant import tenant_of
 from flx_api.websocket.close_codes import CloseCode
 
 if TYPE_CHECKING:
@@ -41,6 +33,7 @@ if TYPE_CHECKING:
 
     from flx_api._core import Admission, Hub, Principal, Revocations
     from flx_api.auth.revocations import RevocationFollower
+    from flx_api.models.connection import ConnectionListArgs, ConnectionSlowestArgs
     from flx_api.proto.flx.v1.daemon_pb2 import Event
 
 _PAUSE_S: Final = 0.02
@@ -51,8 +44,6 @@ _LISTENERS: Final[dict[bool, Literal["main", "native"]]] = {False: "main", True:
 Place = tuple[bool, int]
 """Whether the native listener has a connection, and its number there."""
 
-_args = msgspec.json.Decoder(ConnectionListArgs)
-_slowest_args = msgspec.json.Decoder(ConnectionSlowestArgs)
 _event = msgspec.json.Decoder(ConnectionEvent)
 _log = structlog.get_logger("flx.websocket")
 
@@ -119,39 +110,27 @@ class Standing:
 
     # --- for those who run the service --------------------------------------------------------------------------------
 
-    def listed(self, principal: Principal | None, args: bytes) -> bytes:
+    def listed(self, principal: Principal | None, wanted: ConnectionListArgs) -> ConnectionPage:
         """The result of `connection.list`.
 
         Raises:
-            ValidationFailed: the arguments are not acceptable.
+            ValidationFailed: the cursor is not acceptable.
         """
-        try:
-            wanted = _args.decode(args or b"{}")
-        except msgspec.ValidationError as error:
-            raise validation_failed(error) from None
         after = decode_cursor(wanted.cursor) or "0"
         if not after.isdecimal() or len(after) > _MOST_DIGITS:
             raise ValidationFailed.field("cursor", "is not one that this service made")
-        found = self.roster.page(_tenant_of(principal), wanted.subject, int(after), wanted.limit + 1)
+        found = self.roster.page(tenant_of(principal), wanted.subject, int(after), wanted.limit + 1)
         items = tuple(self._shown(line) for line in found[: wanted.limit])
         more = encode_cursor(str(found[wanted.limit - 1][0])) if len(found) > wanted.limit else None
-        return msgspec.json.encode(ConnectionPage(items, more))
+        return ConnectionPage(items, more)
 
-    def slowest(self, principal: Principal | None, args: bytes) -> bytes:
-        """The result of `connection.slowest`.
-
-        Raises:
-            ValidationFailed: the arguments are not acceptable.
-        """
-        try:
-            wanted = _slowest_args.decode(args or b"{}")
-        except msgspec.ValidationError as error:
-            raise validation_failed(error) from None
+    def slowest(self, principal: Principal | None, wanted: ConnectionSlowestArgs) -> SlowConnections:
+        """The result of `connection.slowest`."""
         behind = dict(self._hub.laggards(_MOST_LAGGARDS))
-        found = self.roster.known_as(_tenant_of(principal), set(behind))
+        found = self.roster.known_as(tenant_of(principal), set(behind))
         items = [SlowConnection(behind[handle], self._shown(line)) for handle, line in found]
         items.sort(key=lambda item: item.behind, reverse=True)
-        return msgspec.json.encode(SlowConnections(tuple(items[: wanted.limit])))
+        return SlowConnections(tuple(items[: wanted.limit]))
 
     def _shown(self, line: tuple[int, str, str, bool, int, int]) -> Connection:
         number, client_id, subject, is_native, since_us, expires_at = line
@@ -188,8 +167,7 @@ class Standing:
             TokenRejected: the token is not acceptable.
             Forbidden: it is of somebody else.
         """
-        if self._revocations.stale_refuses:
-            raise Unavailable(self._revocations.reason, retry_after_s=1)
+        self._revocations.require()
         reason, principal = self._admission.check_token(token)
         if principal is None or principal.expires_at <= time.time():
             raise TokenRejected(reason or "expired")
@@ -199,10 +177,6 @@ class Standing:
         return principal
 
 
-def _tenant_of(principal: Principal | None) -> str:
-    return (principal.tenant if principal is not None else None) or DEFAULT_TENANT
-
-
 def owner_of(principal: Principal) -> tuple[str, str]:
     """Tenant and subject: two tenants may each have an anna, and they are not the same one."""
-    return principal.tenant or DEFAULT_TENANT, principal.subject
+    return tenant_of(principal), principal.subject

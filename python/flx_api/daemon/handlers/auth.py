@@ -75,13 +75,8 @@ async def restore(context: Context, args: RevocationIdArgs) -> Revocation:
 async def add_user(context: Context, args: UserAddArgs) -> User:
     """Make a user of the caller's tenant."""
     check_roles(args.roles, tuple(ROLES))
-    users = context.services.users
-    if context.idempotency_key is not None:
-        # The arguments hold a password, so what is kept of them must be as hard to guess from as a password's hash.
-        digest = await users.digest(context.raw_args, context.idempotency_key)
-        context = msgspec.structs.replace(context, body_hash=digest)
-    once = partial(idempotency.once, context, ADD_USER)
-    return await users.add(args.username, args.password, args.roles, context.principal.tenant, once)
+    once = partial(idempotency.once, await _guarded(context), ADD_USER)
+    return await context.services.users.add(args.username, args.password, args.roles, context.principal.tenant, once)
 
 
 async def update_user(context: Context, args: UserUpdateArgs) -> User:
@@ -89,11 +84,9 @@ async def update_user(context: Context, args: UserUpdateArgs) -> User:
     if args.roles is not None:
         check_roles(args.roles, tuple(ROLES))
     services, tenant = context.services, context.principal.tenant
-    if context.idempotency_key is not None and args.password is not None:
-        digest = await services.users.digest(context.raw_args, context.idempotency_key)
-        context = msgspec.structs.replace(context, body_hash=digest)
     password_hash = await services.users.hashed(args.password)
-    once = partial(idempotency.once, context, UPDATE_USER)
+    kept = context if args.password is None else await _guarded(context)
+    once = partial(idempotency.once, kept, UPDATE_USER)
 
     def changed(tx: Tx) -> User:
         return change(tx, args, password_hash, tenant)
@@ -101,6 +94,14 @@ async def update_user(context: Context, args: UserUpdateArgs) -> User:
     if args.roles is None and args.password is None and args.disabled is False:
         return await services.journal.write(once(changed))
     return await services.revocations.with_change(args.username, context.principal, changed, once)
+
+
+async def _guarded(context: Context) -> Context:
+    """A command whose arguments hold a password: what is kept of them is as hard to guess from as a password's hash."""
+    if context.idempotency_key is None:
+        return context
+    digest = await context.services.users.digest(context.raw_args, context.idempotency_key)
+    return msgspec.structs.replace(context, body_hash=digest)
 
 
 HANDLERS: Mapping[str, Handler] = {
