@@ -1,7 +1,7 @@
 """A fleet of real processes on a real Redis under load, with faults in mid-run, judged by every admission's true time.
 
 Strategy: each node is a process with a `LeaseBook` and its `Leases`, and no HTTP. It asks on an open loop (as many
-requests as its share of the plan says, whatever the answers) and writes every admission into a mapped file, so that
+requests as its share of the plan says, whatever the answers, from when all nodes are ready) and writes every admission into a mapped file, so that
 nothing is lost when it is killed. CLOCK_MONOTONIC is one clock for all processes of a machine.
 
 `main()` runs one plan and returns its figures; `python -m tests.faults.lease_load --help` prints them.
@@ -74,11 +74,10 @@ class Plan:
 class Node:
     """One process."""
 
-    def __init__(self, plan: Plan, number: int, folder: Path, begin_ns: int) -> None:
+    def __init__(self, plan: Plan, number: int, folder: Path) -> None:
         self.plan = plan
         self.book = LeaseBook([("load", plan.limit, int(plan.window_s * 1000), plan.mode)])
         self.leases = Leases(self.book, f"unix://{folder / 'redis.sock'}", deadline_s=plan.deadline_s)
-        self.begin_ns = begin_ns
         self.verdicts = [0, 0, 0, 0]
         self.asked = [0] * plan.keys
         self.waits: list[int] = []
@@ -111,16 +110,20 @@ class Node:
         self.waits.append(time.monotonic_ns() - began)
 
     async def run(self) -> dict[str, Any]:
-        """Ask until the plan is over."""
+        """Say when leases can be had, hear when to begin, and ask until the plan is over."""
         plan, draw = self.plan, self.draw
         self.leases.start()
-        end = self.begin_ns + int(plan.windows * plan.window_s * S)
+        while not self.leases.ready:
+            await asyncio.sleep(STEP_S)
+        print("ready", flush=True)  # noqa: T201 - what the parent reads
+        begin_ns = int(await asyncio.to_thread(sys.stdin.readline))
+        end = begin_ns + int(plan.windows * plan.window_s * S)
         weights = [plan.factor(key) for key in range(plan.keys)]
         rate = sum(weights) * plan.limit / plan.window_s / plan.nodes
-        await asyncio.sleep(max(0.0, (self.begin_ns - time.monotonic_ns()) / S))
+        await asyncio.sleep(max(0.0, (begin_ns - time.monotonic_ns()) / S))
         done, keys = 0, range(plan.keys)
         while (now := time.monotonic_ns()) < end:
-            owing = int((now - self.begin_ns) / S * rate) - done
+            owing = int((now - begin_ns) / S * rate) - done
             done += owing
             for key in draw.choices(keys, weights, k=owing):
                 self.asked[key] += 1
@@ -196,19 +199,35 @@ def main(plan: Plan) -> dict[str, Any]:
 
 
 def _run(plan: Plan, folder: Path, server: RedisServer) -> dict[str, Any]:
-    # Time for the interpreters to start and for a new fleet's grace.
-    begin_ns = time.monotonic_ns() + 4 * S
     command = [sys.executable, "-m", "tests.faults.lease_load", "--node"]
     processes = []
     for number in range(plan.nodes):
-        job = json.dumps({"plan": asdict(plan), "number": number, "folder": str(folder), "begin_ns": begin_ns})
-        processes.append(subprocess.Popen([*command, job], cwd=ROOT, stdout=subprocess.PIPE))
+        job = json.dumps({"plan": asdict(plan), "number": number, "folder": str(folder)})
+        pipe = subprocess.PIPE
+        processes.append(subprocess.Popen([*command, job], cwd=ROOT, stdin=pipe, stdout=pipe))
     try:
+        begin_ns = _begin(processes)
         return _judge(plan, folder, begin_ns, _tell(plan, server, processes, begin_ns))
     finally:
         for process in processes:
             process.kill()
             process.wait()
+
+
+def _begin(processes: list[subprocess.Popen[bytes]]) -> int:
+    """Wait for all nodes, however long their interpreters and a new fleet's grace take, and let them begin together.
+
+    In the grace each node admits its share: it has bounds of its own, and is not what a plan is about.
+    """
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+    begin_ns = time.monotonic_ns() + S // 4
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write(b"%d\n" % begin_ns)
+        process.stdin.flush()
+    return begin_ns
 
 
 def _tell(
@@ -303,7 +322,7 @@ def _command_line() -> None:
         return
     structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     job = json.loads(node)
-    process = Node(Plan(**job["plan"]), job["number"], Path(job["folder"]), job["begin_ns"])
+    process = Node(Plan(**job["plan"]), job["number"], Path(job["folder"]))
     print(json.dumps(asyncio.run(process.run())))  # noqa: T201 - what the parent reads
 
 

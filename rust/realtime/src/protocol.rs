@@ -172,19 +172,20 @@ pub fn error(complaint: Complaint) -> Wire {
 /// Tells a client that its token ends.
 #[must_use]
 pub fn expiring(in_s: u64, dialect: Dialect) -> Wire {
-    let json = format!(r#"{{"type":"expiring","in_s":{in_s}}}"#);
-    match dialect {
-        Dialect::EventStream => Wire::chunk(&stream_event("expiring", &json, None)),
-        _ => Wire::text(json.into_bytes()),
-    }
+    notice("expiring", "in_s", in_s, dialect)
 }
 
 /// Tells a client when it should come back.
 #[must_use]
 pub fn reconnect(in_ms: u64, dialect: Dialect) -> Wire {
-    let json = format!(r#"{{"type":"reconnect","in_ms":{in_ms}}}"#);
+    notice("reconnect", "in_ms", in_ms, dialect)
+}
+
+/// A message of ours that is no answer, with one number.
+fn notice(kind: &str, member: &str, value: u64, dialect: Dialect) -> Wire {
+    let json = format!(r#"{{"type":"{kind}","{member}":{value}}}"#);
     match dialect {
-        Dialect::EventStream => Wire::chunk(&stream_event("reconnect", &json, None)),
+        Dialect::EventStream => Wire::chunk(&stream_event(kind, &json, None)),
         _ => Wire::text(json.into_bytes()),
     }
 }

@@ -155,7 +155,9 @@ def test_whoever_rests_holds_nothing_and_can_be_cancelled(play: Callable[..., No
             assert (rests.finished_us, rests.exit_code) == (None, 3)
             assert rests.retry_at_us is not None
             assert 1_800_000_000 <= rests.retry_at_us - stage.clock() + 1000 <= 3_600_001_000
-            assert (executions.counts(), executions.waiting()) == ((0, 0), {accepted.id: 0})
+            # Its slot is free a moment after the row is written.
+            await until(lambda: executions.counts() == (0, 0), "the free slot")
+            assert executions.waiting() == {accepted.id: 0}
             with pytest.raises(Conflict) as running:
                 await submit(executions, "later")
             assert running.value.code == "already_running"

@@ -85,21 +85,25 @@ impl Hub {
         now_ms: u64,
     ) -> Result<Subscribed, Refused> {
         let has = self.subscriptions(conn);
-        let news: Vec<&str> =
-            patterns.iter().filter(|pattern| !has.iter().any(|other| **other == ***pattern)).copied().collect();
-        let subscribed = self.join(conn, patterns, from, now_ms)?;
-        for (index, pattern) in news.iter().enumerate() {
-            if !news[..index].contains(pattern) {
-                self.note_presence(conn, pattern, true);
+        let mut news: Vec<&str> = Vec::new();
+        for pattern in patterns {
+            if !news.contains(pattern) && !has.iter().any(|other| **other == **pattern) {
+                news.push(pattern);
             }
+        }
+        let subscribed = self.join(conn, patterns, &news, from, now_ms)?;
+        for pattern in news {
+            self.note_presence(conn, pattern, true);
         }
         Ok(subscribed)
     }
 
+    /// Lets a connection hear patterns, of which these are new to it.
     fn join(
         &mut self,
         conn: ConnKey,
         patterns: &[&str],
+        news: &[&str],
         from: Option<&str>,
         now_ms: u64,
     ) -> Result<Subscribed, Refused> {
@@ -108,14 +112,7 @@ impl Hub {
         for pattern in patterns {
             profile.rights.check(pattern)?;
         }
-        let has = self.fleet.patterns(conn.index);
-        let mut news: Vec<&str> = Vec::new();
-        for pattern in patterns {
-            if !news.contains(pattern) && !has.iter().any(|other| **other == **pattern) {
-                news.push(pattern);
-            }
-        }
-        if !news.is_empty() && has.len() + news.len() > self.limits.max_subscriptions {
+        if !news.is_empty() && self.fleet.patterns(conn.index).len() + news.len() > self.limits.max_subscriptions {
             return Err(Refused::TooMany);
         }
         if is_catching {
