@@ -116,7 +116,9 @@ def ours(ground: Ground, *, port: int = 0, tls: bool = False) -> Iterator[Hall]:
         http_address = server.url.removeprefix("http://").partition("/")[0]
         address = f"127.0.0.1:{realtime_port}" if realtime_port else http_address
         _until_listening(address, transport)
-        target = Target(address, "/ws/c-{}", "batched", tokens(), ca=None if ca is None else str(ca))
+        # RSGI cannot tell a subprotocol, so batches are asked for by the query.
+        path = "/ws/c-{}?protocol=flx.v1" if transport == "rsgi" else "/ws/c-{}"
+        target = Target(address, path, "batched", tokens(), ca=None if ca is None else str(ca))
         yield Hall(
             f"ours, {transport}", target, server.pid, lambda line: _publish_here(http_address, line, ca), http_address
         )

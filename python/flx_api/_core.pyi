@@ -907,13 +907,16 @@ class RealtimeListener:
         principal: Principal,
         classes: Sequence[str],
         subprotocol: str | None,
+        dialect: str,
         ends_in_s: float,
         since_us: int,
     ) -> str | None:
         """Let a handshake in; why not, when not: `taken` (the client id, by somebody else), `full`, or `gone`.
 
+        `subprotocol` is what the answer says, `dialect` how events are written (as for `Hub.connect`).
+
         Raises:
-            ValueError: There is no such class of topics, or no such subprotocol.
+            ValueError: There is no such class of topics, no such subprotocol, or no such dialect.
         """
 
     def accept_stream(

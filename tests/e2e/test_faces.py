@@ -429,6 +429,13 @@ def test_a_session_over_a_websocket(folder: Path, face: Face) -> None:
             async with connect(gateway, "s", additional_headers={}, subprotocols=offered) as other:
                 assert (None if face.speaks_rsgi else "flx.plain") == other.subprotocol
                 assert "s" == (await hear(other))["client_id"]
+            # The way to batches where no subprotocol can be told.
+            async with connect(gateway, "q?protocol=flx.v1") as other:
+                await hear(other)
+                assert "subscribed" == (await say(other, type="subscribe", event="pipeline_events"))["type"]
+                await daemon.publish("pipeline_events", {"n": 2})
+                batch = await hear(other)
+                assert ("pipeline_events", [{"n": 2}]) == (batch["t"], batch["d"])
 
     asyncio.run(story())
 

@@ -148,6 +148,17 @@ def test_batches_are_for_those_who_ask_for_them() -> None:
         named = [websockets.Subprotocol("flx.plain")]
         async with connect(gateway.parts, "b", subprotocols=named) as other:
             assert other.subprotocol == "flx.plain"
+        # The query goes before the subprotocol, and needs none.
+        for query, subprotocols, expected in (
+            ("?protocol=flx.v1", None, "t"),
+            ("?protocol=flx.plain", [websockets.Subprotocol("flx.v1")], "event"),
+        ):
+            async with connect(gateway.parts, f"c{query}", subprotocols=subprotocols) as asking:
+                await hear(asking)
+                await say(asking, type="subscribe", event="bench.x")
+                gateway.parts.manager.publish_local([("default", "bench.x", 0, 0, 7, b'{"n":1}')])
+                assert expected in await hear(asking)
+        assert await refusal(gateway.parts, "d?protocol=flx.v9", bearer()) == (400, "invalid_request")
 
     run(story)
 

@@ -19,7 +19,7 @@ import msgspec
 from flx_api.models.event import TOPICS, Topic
 from flx_api.models.message import GAP, Batch, ClientMessage, Closed, Error, Event, Gap, ServerMessage
 from flx_api.websocket.close_codes import CloseCode
-from flx_api.websocket.protocol import MAX_MESSAGE_BYTES, PLAIN
+from flx_api.websocket.protocol import BATCHED, MAX_MESSAGE_BYTES, PLAIN
 
 CHANNEL: Final = "realtime"
 STREAM: Final = "stream"
@@ -140,7 +140,10 @@ def _channel(messages: Json) -> Json:
         "bindings": {
             "ws": {
                 "method": "GET",
-                "query": {"type": "object", "properties": {"ticket": {"type": "string"}}},
+                "query": {
+                    "type": "object",
+                    "properties": {"ticket": {"type": "string"}, "protocol": {"enum": [BATCHED, PLAIN]}},
+                },
                 "bindingVersion": "0.1.0",
             }
         },

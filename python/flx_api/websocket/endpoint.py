@@ -163,7 +163,7 @@ class Endpoint:
     def _seat(self, exchange: Exchange, offer: Offer, principal: Principal) -> tuple[Connection, str | None]:
         """A connection for who connects, and the subprotocol to answer with."""
         chosen = chosen_of(exchange.scope, offer)
-        dialect: protocol.Dialect = "batched" if chosen == protocol.BATCHED else "plain"
+        dialect = dialect_of(chosen, offer)
         connection = Connection(offer.client_id, principal, exchange.send, time.monotonic(), dialect=dialect)
         self._manager.connect(connection)
         return connection, chosen
@@ -281,6 +281,8 @@ class Offer:
     def __init__(self) -> None:
         self.client_id = ""
         self.protocols = b""
+        # The protocol that the query names, for servers and clients that cannot tell a subprotocol.
+        self.wanted: str | None = None
         self.token: bytes | None = None
         self.ticket: str | None = None
         self.needs_token = True
@@ -292,6 +294,11 @@ def chosen_of(scope: Scope, offer: Offer) -> str | None:
     if names is None:
         names = [name.strip().decode("latin-1") for name in offer.protocols.split(b",")]
     return next((name for name in (protocol.BATCHED, protocol.PLAIN) if name in names), None)
+
+
+def dialect_of(chosen: str | None, offer: Offer) -> protocol.Dialect:
+    """How events are written: as the query says, or else as the subprotocol that was chosen."""
+    return "batched" if (offer.wanted or chosen) == protocol.BATCHED else "plain"
 
 
 def _offer_of(scope: Scope) -> tuple[Offer, FlxError | None]:
@@ -333,6 +340,10 @@ def _read(scope: Scope, offer: Offer) -> None:
     except ValueError:
         detail = "The query parameters cannot be read"
         raise InvalidRequest(detail) from None
+    wanted = query.get("protocol", [])
+    if not {protocol.BATCHED, protocol.PLAIN}.issuperset(wanted):
+        raise InvalidRequest.field("protocol", f"is {protocol.BATCHED} or {protocol.PLAIN}")
+    offer.wanted = wanted[0] if wanted else None
     # `Authorization` is believed before anything else; a ticket only where there is no token.
     if b"authorization" not in headers:
         offer.token = token

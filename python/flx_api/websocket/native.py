@@ -28,7 +28,7 @@ from flx_api.events.position import Position
 from flx_api.gateway.responses import problem
 from flx_api.websocket import protocol
 from flx_api.websocket.connection_manager import MAX_CONNECTIONS, MAX_PER_SUBJECT, too_many
-from flx_api.websocket.endpoint import chosen_of
+from flx_api.websocket.endpoint import chosen_of, dialect_of
 from flx_api.websocket.history import catch_up
 from flx_api.websocket.sse import NATIVE
 
@@ -240,12 +240,14 @@ class NativeFace:
         answer = _Answer()
 
         def seat(_: Exchange, offer: Offer, principal: Principal) -> None:
+            chosen = chosen_of(scope, offer)
             refused = listener.accept(
                 conn,
                 offer.client_id,
                 principal=principal,
                 classes=protocol.allowed_classes(principal.roles, self._rules),
-                subprotocol=chosen_of(scope, offer),
+                subprotocol=chosen,
+                dialect=dialect_of(chosen, offer),
                 ends_in_s=principal.expires_at - time.time(),
                 since_us=time.time_ns() // 1000,
             )

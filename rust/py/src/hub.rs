@@ -153,12 +153,7 @@ impl Hub {
         dialect: &str,
     ) -> PyResult<Option<u64>> {
         let rights = rights(subject, classes.iter().map(String::as_str))?;
-        let dialect = match dialect {
-            "plain" => Dialect::Plain,
-            "batched" => Dialect::Batched,
-            "stream" => Dialect::EventStream,
-            _ => return Err(PyValueError::new_err("no such dialect")),
-        };
+        let dialect = self::dialect(dialect)?;
         let profile = Profile { shard: Shard::FIRST, tenant: tenant.into(), rights, dialect };
         let conn = self.lock(py).connect(profile);
         Ok(conn.ok().map(handle))
@@ -318,6 +313,16 @@ impl Hub {
     /// Gaps that were told, by reason.
     fn gaps(&self, py: Python<'_>) -> HashMap<String, u64> {
         self.lock(py).gaps().iter().map(|(reason, count)| ((**reason).into(), *count)).collect()
+    }
+}
+
+/// How events are written, by its name.
+pub(crate) fn dialect(name: &str) -> PyResult<Dialect> {
+    match name {
+        "plain" => Ok(Dialect::Plain),
+        "batched" => Ok(Dialect::Batched),
+        "stream" => Ok(Dialect::EventStream),
+        _ => Err(PyValueError::new_err("no such dialect")),
     }
 }
 

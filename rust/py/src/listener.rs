@@ -128,7 +128,7 @@ impl RealtimeListener {
     }
 
     /// Lets a handshake in; why not, when not.
-    #[pyo3(signature = (conn, client_id, *, principal, classes, subprotocol, ends_in_s, since_us))]
+    #[pyo3(signature = (conn, client_id, *, principal, classes, subprotocol, dialect, ends_in_s, since_us))]
     #[expect(clippy::too_many_arguments, clippy::needless_pass_by_value, reason = "they are keywords in Python")]
     fn accept(
         &self,
@@ -137,16 +137,18 @@ impl RealtimeListener {
         principal: &Principal,
         classes: Vec<PyBackedStr>,
         subprotocol: Option<&str>,
+        dialect: &str,
         ends_in_s: f64,
         since_us: u64,
     ) -> PyResult<Option<&'static str>> {
         let rights = rights(&principal.core.subject, classes.iter().map(|name| &**name))?;
-        let (subprotocol, dialect) = match subprotocol {
-            None => (None, Dialect::Plain),
-            Some(PLAIN) => (Some(PLAIN), Dialect::Plain),
-            Some(SUBPROTOCOL) => (Some(SUBPROTOCOL), Dialect::Batched),
+        let subprotocol = match subprotocol {
+            None => None,
+            Some(PLAIN) => Some(PLAIN),
+            Some(SUBPROTOCOL) => Some(SUBPROTOCOL),
             Some(_) => return Err(PyValueError::new_err("no such subprotocol")),
         };
+        let dialect = hub::dialect(dialect)?;
         let guest = guest(principal, client_id, conn, since_us);
         let (tenant, subject) = (guest.tenant(), &*principal.core.subject);
         let newcomer = Newcomer {
