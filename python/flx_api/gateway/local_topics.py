@@ -55,7 +55,8 @@ class LocalTopics:
     def __init__(self, tell: Callable[[list[Told]], None], now_us: Callable[[], int]) -> None:
         self._tell = tell
         self._now_us = now_us
-        self._numbers: dict[tuple[str, str], int] = {}
+        # By tenant and topic.
+        self._numbers: dict[str, dict[str, int]] = {}
 
     @staticmethod
     def has(args: bytes) -> bool:
@@ -88,8 +89,11 @@ class LocalTopics:
 
     async def _series(self, tenant: str, wanted: PublishArgs, data: bytes, began_us: int) -> None:
         names = _names(wanted)
-        if len(self._numbers) + (wanted.topics or 1) > _MOST_TOPICS:
+        if sum(map(len, self._numbers.values())) + (wanted.topics or 1) > _MOST_TOPICS:
             raise ValidationFailed.field("topics", "are more than this gateway keeps numbers of")
+        numbers = self._numbers.setdefault(tenant, {})
+        # Without a rate an event is due when its turn begins.
+        step_us = 0.0 if wanted.per_s is None else 1e6 / wanted.per_s
         count, done = wanted.count or 1, 0
         while done < count:
             most = min(count, done + _BURST)
@@ -97,21 +101,18 @@ class LocalTopics:
                 # A wall clock may be set back.
                 most = max(done, min(most, due(self._now_us() - began_us, wanted.per_s)))
             # Together: what an event costs is mostly the way to the hub and the waking of those who serve it.
-            events = []
-            for number in range(done, most):
-                at_us = self._now_us() if wanted.per_s is None else began_us + int(number / wanted.per_s * 1e6)
-                events.append(self._numbered(tenant, next(names), at_us, data))
+            events, from_us = [], began_us if step_us else self._now_us()
+            for place, topic in zip(range(done, most), names, strict=False):
+                number = numbers.get(topic, 0)
+                numbers[topic] = number + 1
+                at_us = from_us + int(place * step_us)
+                events.append((tenant, topic, 0, 0, at_us, b'{"at":%d,"n":%d,"data":%b}' % (at_us, number, data)))
             if events:
                 self._tell(events)
             caught_up = wanted.per_s is not None and most < done + _BURST
             done = most
             # Otherwise only others' turn.
             await asyncio.sleep(_TURN_S if caught_up and done < count else 0)
-
-    def _numbered(self, tenant: str, topic: str, at_us: int, data: bytes) -> Told:
-        number = self._numbers.get((tenant, topic), 0)
-        self._numbers[tenant, topic] = number + 1
-        return tenant, topic, 0, 0, at_us, b'{"at":%d,"n":%d,"data":%b}' % (at_us, number, data)
 
 
 def due(elapsed_us: int, per_s: float) -> int:

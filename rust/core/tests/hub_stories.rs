@@ -415,6 +415,25 @@ fn old_events_and_topics_without_readers_are_forgotten() {
     assert!(hub.subscribe(conn, "app.0", Some(&pos(0, &[])), 1_020).unwrap().history.is_some());
 }
 
+/// What has to go for want of room is old: nobody who keeps up loses an event that has only just come, in however small a topic.
+#[test]
+fn room_is_made_by_what_is_old() {
+    let mut hub = with(Limits { total_bytes: 150 << 10, ..Limits::default() });
+    let topics: Vec<String> = (0..100).map(|number| format!("bench.{number}")).collect();
+    for topic in &topics {
+        connect(&mut hub, Dialect::Batched, &[topic]);
+    }
+    let data = format!("\"{}\"", "x".repeat(100));
+    for round in 0..100 {
+        for topic in &topics {
+            assert!(hub.append(&event(topic, 0, 0, &data), round));
+        }
+        let told = texts(&take(&mut hub, round * 1000));
+        assert_eq!((100, 0), (told.len(), told.iter().filter(|text| text.contains("gap")).count()), "{round}");
+    }
+    assert!(hub.stats().bytes <= 150 << 10);
+}
+
 #[test]
 fn an_ephemeral_event_has_a_chain_of_its_own_beside_the_journal() {
     let mut hub = hub();

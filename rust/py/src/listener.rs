@@ -152,7 +152,7 @@ impl RealtimeListener {
         let guest = guest(principal, client_id, conn, since_us);
         let (tenant, subject) = (guest.tenant(), &*principal.core.subject);
         let newcomer = Newcomer {
-            client_id: Some(client_id.into()),
+            client_id: Some(Arc::clone(&guest.client_id)),
             owner: Arc::new(Owner { tenant: tenant.into(), subject: subject.into() }),
             rights,
             dialect,

@@ -9,6 +9,9 @@ use std::net::Shutdown;
 use mio::net::TcpStream;
 use rustls::ServerConnection;
 
+/// Frames up to so many bytes are put together before they are sent: the kernel's way for several pieces costs more than the copy.
+const SMALL: usize = 2048;
+
 pub(crate) enum Stream {
     Plain(TcpStream),
     Tls(Box<Tls>),
@@ -47,7 +50,16 @@ impl Stream {
     /// Hands over as much as there is room for.
     pub(crate) fn write(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
         match self {
-            Self::Plain(socket) => socket.write_vectored(parts),
+            Self::Plain(socket) => match parts {
+                [head, rest] if !head.is_empty() && head.len() + rest.len() <= SMALL => {
+                    let mut whole = [0; SMALL];
+                    whole[..head.len()].copy_from_slice(head);
+                    whole[head.len()..head.len() + rest.len()].copy_from_slice(rest);
+                    socket.write(&whole[..head.len() + rest.len()])
+                }
+                [head, rest] if head.is_empty() => socket.write(rest),
+                _ => socket.write_vectored(parts),
+            },
             Self::Tls(tls) => {
                 tls.flush()?;
                 let taken = tls.session.writer().write_vectored(parts)?;

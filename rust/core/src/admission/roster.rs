@@ -1,13 +1,11 @@
 //! The open connections of a process, and on whose token each was let in: what ends a token must end what it has opened.
 //!
-//! Strategy: a map by number, in the order in which they came. After a change all are judged again in one pass
+//! Strategy: a list in the order in which they came, which is that of their numbers. After a change all are judged again in one pass
 //! ([`Roster::revoked`]): twenty thousand cost a few milliseconds, and changes that come together cost one pass. The shell knows
 //! how to reach a connection; here it is a face and a number of that face's own.
 //!
 //! Rules: a number is never used again. Pure; who asks holds the lock.
 
-use std::collections::BTreeMap;
-use std::ops::Bound;
 use std::sync::Arc;
 
 use super::{InForce, Principal};
@@ -29,7 +27,7 @@ pub struct Guest {
     /// Who, by the token that is in force for it.
     pub principal: Arc<Principal>,
     /// What it calls itself.
-    pub client_id: Box<str>,
+    pub client_id: Arc<str>,
     /// Who holds it.
     pub face: Face,
     /// Its number there.
@@ -51,7 +49,9 @@ impl Guest {
 /// Who is here.
 #[derive(Debug, Default)]
 pub struct Roster {
-    guests: BTreeMap<u64, Guest>,
+    /// In the order of their numbers. Who has left leaves a hole; holes are closed when they are more than the guests.
+    seats: Vec<(u64, Option<Guest>)>,
+    here: usize,
     last: u64,
 }
 
@@ -59,23 +59,31 @@ impl Roster {
     /// Somebody comes; its number.
     pub fn enter(&mut self, guest: Guest) -> u64 {
         self.last += 1;
-        self.guests.insert(self.last, guest);
+        self.seats.push((self.last, Some(guest)));
+        self.here += 1;
         self.last
     }
 
     /// Somebody leaves.
     pub fn leave(&mut self, number: u64) {
-        self.guests.remove(&number);
+        if self.seat(number).and_then(Option::take).is_none() {
+            return;
+        }
+        self.here -= 1;
+        if self.seats.len() > 2 * self.here {
+            self.seats.retain(|(_, guest)| guest.is_some());
+            self.seats.shrink_to(2 * self.here);
+        }
     }
 
     /// Another token is in force for a connection; false when it has left.
     pub fn renew(&mut self, number: u64, principal: Arc<Principal>) -> bool {
-        self.guests.get_mut(&number).map(|guest| guest.principal = principal).is_some()
+        self.seat(number).and_then(Option::as_mut).map(|guest| guest.principal = principal).is_some()
     }
 
     /// The hub knows a connection by this.
     pub fn heard_as(&mut self, number: u64, key: ConnKey) {
-        if let Some(guest) = self.guests.get_mut(&number) {
+        if let Some(Some(guest)) = self.seat(number) {
             guest.key = Some(key);
         }
     }
@@ -83,32 +91,37 @@ impl Roster {
     /// One of them.
     #[must_use]
     pub fn get(&self, number: u64) -> Option<&Guest> {
-        self.guests.get(&number)
+        self.after(number.checked_sub(1)?).next().filter(|(found, _)| *found == number).map(|(_, guest)| guest)
     }
 
     /// How many there are.
     #[must_use]
-    pub fn len(&self) -> usize {
-        self.guests.len()
+    pub const fn len(&self) -> usize {
+        self.here
     }
 
     /// Whether nobody is here.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.guests.is_empty()
+    pub const fn is_empty(&self) -> bool {
+        self.here == 0
     }
 
     /// Those whose tokens were revoked.
     #[must_use]
     pub fn revoked(&self, revocations: &dyn InForce) -> Vec<(Face, u64)> {
-        let hit = self.guests.values().filter(|guest| revocations.revokes(&guest.principal));
-        hit.map(|guest| (guest.face, guest.handle)).collect()
+        let hit = self.after(0).filter(|(_, guest)| revocations.revokes(&guest.principal));
+        hit.map(|(_, guest)| (guest.face, guest.handle)).collect()
     }
 
     /// All that came after a number, in the order in which they came.
     pub fn after(&self, number: u64) -> impl Iterator<Item = (u64, &Guest)> {
-        let range = (Bound::Excluded(number), Bound::Unbounded);
-        self.guests.range::<u64, _>(range).map(|(number, guest)| (*number, guest))
+        let first = self.seats.partition_point(|(other, _)| *other <= number);
+        self.seats[first..].iter().filter_map(|(number, guest)| Some((*number, guest.as_ref()?)))
+    }
+
+    fn seat(&mut self, number: u64) -> Option<&mut Option<Guest>> {
+        let place = self.seats.binary_search_by_key(&number, |(other, _)| *other).ok()?;
+        self.seats.get_mut(place).map(|(_, guest)| guest)
     }
 }
 

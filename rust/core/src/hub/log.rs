@@ -2,7 +2,7 @@
 //!
 //! Strategy: events lie comma-joined in slabs, in one space of byte offsets, so that any range of them is copied into the
 //! list of a frame as it stands. An entry per event keeps its place in the hub's order, its number and where it ends. The old
-//! end is cut by whole slabs.
+//! end is cut by whole slabs; of the only slab, where room has to be made for others, the older half.
 //!
 //! Rules: the numbers of a topic grow. What is cut is remembered by `floor_seq` (the number before the first event here) and
 //! `floor_order` (readers that have not come so far have lost something).
@@ -129,17 +129,37 @@ impl TopicLog {
     pub(super) fn cut(&mut self) {
         let Some(slab) = self.slabs.pop_front() else { return };
         self.bytes -= slab.bytes.capacity();
-        let end = slab.start + slab.bytes.len() as u64;
+        self.drop_before(slab.start + slab.bytes.len() as u64);
+        if self.slabs.is_empty() {
+            self.next_slab = FIRST_SLAB;
+            self.entries.shrink_to_fit();
+        }
+    }
+
+    /// Makes room for others: cuts the oldest slab, but of the only one, which has what came just now, the older half.
+    pub(super) fn give_way(&mut self) {
+        let middle = self.entries.len() / 2;
+        let start = self.start(middle);
+        match self.slabs.make_contiguous() {
+            [slab] if middle > 0 => {
+                let kept = slab.bytes[(start - slab.start) as usize..].to_vec();
+                self.bytes = self.bytes - slab.bytes.capacity() + kept.capacity();
+                (slab.start, slab.bytes) = (start, kept);
+                self.drop_before(start);
+                self.next_slab = FIRST_SLAB;
+            }
+            _ => self.cut(),
+        }
+    }
+
+    /// Forgets the entries that end before an offset.
+    fn drop_before(&mut self, end: u64) {
         while let Some(entry) = self.entries.front().copied().filter(|entry| entry.end < end) {
             self.entries.pop_front();
             self.bytes -= size_of::<Entry>();
             (self.floor_order, self.floor_seq) = (entry.order, entry.seq);
         }
         self.note_cut();
-        if self.slabs.is_empty() {
-            self.next_slab = FIRST_SLAB;
-            self.entries.shrink_to_fit();
-        }
     }
 
     /// What comes next does not join on: everything before it is gone for who has not had it yet, and so is what is missing.
@@ -253,14 +273,21 @@ mod tests {
         /// Any range of what is left, copied, is what was pushed; after any cuts.
         #[test]
         fn a_range_is_what_was_pushed(sizes in prop::collection::vec(prop_oneof![1..200_usize, 60_000..70_000_usize], 1..80),
-                                      cuts in 0..4_usize, ends in any::<(u16, u16)>(), bytes in 1..100_000_usize) {
+                                      cuts in prop::collection::vec(any::<bool>(), 0..6), ends in any::<(u16, u16)>(), bytes in 1..100_000_usize) {
             let mut log = TopicLog::new("t", "x", Kind::Journal, 0);
             let events: Vec<Vec<u8>> = sizes.iter().enumerate().map(|(index, size)| vec![b'a' + (index % 26) as u8; *size]).collect();
             for (index, event) in events.iter().enumerate() {
                 log.push(2 * index as u64 + 1, 3 * index as u64 + 1, 0, event, 0);
             }
-            for _ in 0..cuts {
-                log.cut();
+            for is_whole in cuts {
+                if is_whole {
+                    log.cut();
+                    continue;
+                }
+                let (before, bytes) = (log.entries.len(), log.bytes);
+                log.give_way();
+                prop_assert!(log.bytes < bytes || before == 0);
+                prop_assert!(before < 2 || !log.entries.is_empty(), "the newest is here");
             }
             let here = log.entries.len();
             let left = &events[events.len() - here..];

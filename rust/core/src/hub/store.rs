@@ -337,10 +337,10 @@ impl Store {
 
     // --- bounds ------------------------------------------------------------------------------------------------------
 
-    fn cut(&mut self, id: u32) {
+    fn cut(&mut self, id: u32, way: impl Fn(&mut TopicLog)) {
         let Some(topic) = self.topics[id as usize].as_mut() else { return };
         let before = topic.bytes;
-        topic.cut();
+        way(topic);
         self.cut_order = self.cut_order.max(topic.floor_order);
         if topic.kind == Kind::Journal {
             self.cut_seq = self.cut_seq.max(topic.floor_seq);
@@ -350,7 +350,7 @@ impl Store {
 
     fn cut_until(&mut self, id: u32, bytes: usize) {
         while self.topic(id).is_some_and(|topic| topic.bytes > bytes && topic.slab_count() > 1) {
-            self.cut(id);
+            self.cut(id, TopicLog::cut);
         }
         self.trim();
     }
@@ -359,7 +359,7 @@ impl Store {
         self.trim();
         while self.bytes > self.limits.total_bytes || self.ring.len() > RING {
             let Some(id) = self.ring.front().copied() else { return };
-            self.cut(id);
+            self.cut(id, TopicLog::give_way);
             self.trim();
         }
     }
@@ -384,7 +384,7 @@ impl Store {
         let Some(by_ms) = now_ms.checked_sub(self.limits.topic_ttl_ms) else { return };
         for id in 0..self.topics.len() as u32 {
             while self.topic(id).is_some_and(|topic| topic.is_stale(by_ms)) {
-                self.cut(id);
+                self.cut(id, TopicLog::cut);
             }
             let is_over = |topic: &TopicLog| {
                 topic.entries.is_empty() && topic.audiences.is_empty() && topic.floor_order <= behind && !topic.listed
