@@ -34,9 +34,12 @@ impl<S: Service> Worker<S> {
     /// Reads what there is; `to_the_end` when a short read does not mean that this was all.
     pub(crate) fn read(&mut self, conn: ConnId, to_the_end: bool) {
         for _ in 0..READS {
+            let may_decide = self.table.may_decide();
             let Some(connection) = self.table.get(conn) else { return };
-            if matches!(connection.state, State::Waiting(..)) {
-                return;
+            match connection.state {
+                State::Waiting(..) => return,
+                State::Head(_) if !may_decide => return self.held_back.push_back(conn),
+                _ => {}
             }
             let mut buffer = mem::take(&mut self.buffer);
             let goes_on = match connection.stream.read(&mut buffer) {
@@ -99,6 +102,7 @@ impl<S: Service> Worker<S> {
             Upgrade::Later => {
                 if let Some(connection) = self.table.get(conn) {
                     connection.state = State::Waiting(handshake, end);
+                    self.table.deciding += 1;
                 }
             }
             decided => self.carry_out(conn, decided, &handshake, end),
@@ -137,6 +141,7 @@ impl<S: Service> Worker<S> {
             return self.refuse(conn, fault);
         }
         let State::Waiting(handshake, end) = mem::replace(&mut connection.state, State::Lingering) else { return };
+        self.table.deciding -= 1;
         self.carry_out(conn, upgrade, &handshake, end);
         // What came meanwhile was left in the socket, and is not told again.
         self.read(conn, true);

@@ -28,6 +28,8 @@ pub struct Limits {
     pub connections: usize,
     /// Connections of each thread that are not WebSockets, or not any more; more wait to be accepted.
     pub strangers: usize,
+    /// Handshakes of each thread that the service is deciding about; those behind them are not read yet.
+    pub deciding: usize,
     /// Of inbound messages.
     pub inbound: Bounds,
     /// Bytes of messages that wait for room in a socket.
@@ -52,6 +54,7 @@ impl Default for Limits {
         Self {
             connections: 20_000,
             strangers: 1_024,
+            deciding: 128,
             inbound: Bounds::default(),
             backlog_bytes: 64 * 1024,
             send_buffer_bytes: 128 * 1024,

@@ -32,6 +32,8 @@ pub(crate) struct Table {
     pub(crate) limits: Limits,
     /// WebSockets and streams among the connections.
     pub(crate) open: usize,
+    /// Handshakes that the service is deciding about.
+    pub(crate) deciding: usize,
     pub(crate) now_ms: u64,
     /// Ends that the service has not been told of.
     pub(crate) partings: Vec<(ConnId, Closed)>,
@@ -151,11 +153,17 @@ impl Table {
         self.finished.push(conn);
     }
 
+    /// Whether more handshakes may be read.
+    pub(crate) fn may_decide(&self) -> bool {
+        self.deciding < self.limits.deciding
+    }
+
     /// Goes over to what follows; the service is to be told of the end, if it has heard of the connection.
     pub(crate) fn part(&mut self, conn: ConnId, why: Closed, next: State) {
         let Some(connection) = self.get(conn) else { return };
         let before = std::mem::replace(&mut connection.state, next);
         self.open -= usize::from(matches!(before, State::Open(_)));
+        self.deciding -= usize::from(matches!(before, State::Waiting(..)));
         if matches!(before, State::Open(_) | State::Waiting(..)) {
             self.partings.push((conn, why));
         }

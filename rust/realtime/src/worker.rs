@@ -6,6 +6,7 @@
 //! - one buffer for all that is received; nothing is kept of what was read whole;
 //! - between two calls of the service what it has ended is settled, so that it hears of every end exactly once.
 
+use std::collections::VecDeque;
 use std::io;
 use std::mem;
 use std::net::SocketAddr;
@@ -83,6 +84,8 @@ pub(crate) struct Worker<S> {
     accepts_at_ms: u64,
     /// Connections that had more to read than their share.
     pub(crate) again: Vec<ConnId>,
+    /// Connections whose heads are read when others have been decided about.
+    pub(crate) held_back: VecDeque<ConnId>,
     drain: Option<Drain>,
     /// When everything must be over, once it was told to stop.
     stops_ms: Option<u64>,
@@ -104,6 +107,7 @@ impl<S: Service> Worker<S> {
             wheel: Wheel::new(now_ms),
             limits,
             open: 0,
+            deciding: 0,
             now_ms,
             partings: Vec::new(),
             finished: Vec::new(),
@@ -124,6 +128,7 @@ impl<S: Service> Worker<S> {
             may_accept: false,
             accepts_at_ms: 0,
             again: Vec::new(),
+            held_back: VecDeque::new(),
             drain: None,
             stops_ms: None,
         }
@@ -169,6 +174,11 @@ impl<S: Service> Worker<S> {
             while let Ok(control) = self.inbox.try_recv() {
                 self.obey(control);
             }
+            while self.table.may_decide()
+                && let Some(conn) = self.held_back.pop_front()
+            {
+                self.read(conn, true);
+            }
             self.accept();
             self.farewells();
             self.table.wheel.expire(self.table.now_ms, &mut due);
@@ -190,7 +200,8 @@ impl<S: Service> Worker<S> {
     fn timeout(&self, turn_ms: Option<u64>) -> Option<Duration> {
         let accepts_ms = self.may_accept.then_some(self.accepts_at_ms);
         let farewell_ms = self.drain.as_ref().and_then(|drain| drain.next).map(|_| 0);
-        let again_ms = (!self.again.is_empty()).then_some(0);
+        let goes_on = !self.again.is_empty() || (self.table.may_decide() && !self.held_back.is_empty());
+        let again_ms = goes_on.then_some(0);
         let due = [turn_ms, accepts_ms, farewell_ms, again_ms, self.table.wheel.wakes_at(), self.stops_ms];
         let first = due.into_iter().flatten().min()?;
         Some(Duration::from_millis(first.saturating_sub(self.clock.now_ms())))

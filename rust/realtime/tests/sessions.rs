@@ -3,6 +3,7 @@
 
 mod parts;
 
+use std::collections::VecDeque;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -12,7 +13,7 @@ use flx_core::admission::Principal;
 use flx_core::admission::roster::{Face, Guest};
 use flx_core::hub::{Backfill, COHORT, Class, Dialect, Event, Hub, Limits as HubLimits, Profile, Rights, Shard};
 use flx_core::jwt::revocation::{DEFAULT_TENANT, Kind, Revocation, Revocations};
-use flx_realtime::desk::{Caller, Desk, History, Newcomer, NotIn, Owner, Question, Refresh};
+use flx_realtime::desk::{Caller, Desk, Handshake, History, Newcomer, NotIn, Owner, Question, Refresh};
 use flx_realtime::listener::{Clock, Limits, Listener};
 use flx_realtime::seat::{Seat, SharedRoster};
 use flx_realtime::service::ConnId;
@@ -30,6 +31,7 @@ struct Process {
     listener: Listener,
     desk: Arc<Desk>,
     history: Receiver<History>,
+    held: Receiver<Handshake>,
     roster: SharedRoster,
     refreshes: Receiver<Refresh>,
 }
@@ -51,6 +53,7 @@ fn process_of(threads: usize, hub: HubLimits, limits: Limits) -> Process {
     let desk = Arc::new(Desk::new(hub, 3, clock, Box::new(ring)));
     let (asked, history) = mpsc::channel();
     let (offered, refreshes) = mpsc::channel();
+    let (hold, held) = mpsc::channel();
     let sessions = Arc::clone(&desk);
     let listener = Listener::start(([127, 0, 0, 1], 0).into(), threads, limits, None, clock, move |_, thread| {
         let refusals = Box::new(|fault| format!("HTTP/1.1 400 {fault:?}\r\n\r\n").into_bytes());
@@ -63,6 +66,7 @@ fn process_of(threads: usize, hub: HubLimits, limits: Limits) -> Process {
         while bell.recv().is_ok() {
             for question in outside.questions() {
                 match question {
+                    Question::Handshake(handshake) if handshake.query.ends_with("&held") => drop(hold.send(handshake)),
                     Question::Handshake(handshake) => decide(&outside, &guests, &handshake),
                     Question::History(history) => drop(asked.send(history)),
                     Question::Refresh(refresh) => drop(offered.send(refresh)),
@@ -71,10 +75,10 @@ fn process_of(threads: usize, hub: HubLimits, limits: Limits) -> Process {
             }
         }
     });
-    Process { listener: listener.unwrap(), desk, history, roster, refreshes }
+    Process { listener: listener.unwrap(), desk, history, held, roster, refreshes }
 }
 
-fn decide(desk: &Desk, roster: &SharedRoster, handshake: &flx_realtime::desk::Handshake) {
+fn decide(desk: &Desk, roster: &SharedRoster, handshake: &Handshake) {
     let client_id = handshake.path.strip_prefix("/ws/").unwrap();
     let (subject, how) = handshake.query.split_once('&').unwrap_or((&handshake.query, ""));
     let dialect = if how.ends_with("batched") { Dialect::Batched } else { Dialect::Plain };
@@ -134,6 +138,30 @@ impl Process {
     fn tell(&self, topic: &str, seq: u64, prev: u64, data: &str) {
         let event = Event { tenant: "default", topic, seq, prev, ts_us: 5, data };
         assert!(self.desk.hub().append(&event, self.desk.now_ms()));
+    }
+}
+
+/// A storm of clients is decided about a few at a time, and everybody has a turn.
+#[test]
+fn handshakes_wait_unread_while_others_are_decided_about() {
+    let process = process(HubLimits::default(), Limits { deciding: 2, ..Limits::default() });
+    let connect = |number: usize| {
+        let mut client = Client::tcp(&process.listener);
+        client.send(head(&format!("/ws/c{number}?s{number}&held")).as_bytes());
+        client
+    };
+    let mut clients: Vec<_> = (0..6).map(connect).collect();
+    let next = || process.held.recv_timeout(PATIENCE).unwrap();
+    let mut deciding = VecDeque::from([next(), next()]);
+    for decided in 1..=clients.len() {
+        assert!(process.held.try_recv().is_err(), "more than two at a time");
+        let handshake = deciding.pop_front().unwrap();
+        decide(&process.desk, &process.roster, &handshake);
+        let number: usize = handshake.path["/ws/c".len()..].parse().unwrap();
+        assert!(clients[number].http().starts_with("HTTP/1.1 101 "));
+        if decided + deciding.len() < clients.len() {
+            deciding.push_back(next());
+        }
     }
 }
 
