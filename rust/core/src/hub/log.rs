@@ -146,10 +146,11 @@ impl TopicLog {
                 self.bytes = self.bytes - slab.bytes.capacity() + kept.capacity();
                 (slab.start, slab.bytes) = (start, kept);
                 self.drop_before(start);
-                self.next_slab = FIRST_SLAB;
             }
             _ => self.cut(),
         }
+        // Where room is short, slabs that are far larger than what is kept of a topic would hold others' room empty.
+        self.next_slab = (self.next_slab / 2).max(FIRST_SLAB);
     }
 
     /// Forgets the entries that end before an offset.
