@@ -49,7 +49,11 @@ _STORM_LIMIT_S = 60.0
 
 
 def idle(suite: Suite, ground: Ground, connections: int) -> None:
-    """Memory of a connection that is subscribed and hears nothing."""
+    """Memory of a connection that is subscribed and hears nothing.
+
+    What is kept of a token and of its subject's limits is there once for all its connections, and no rival has it: each
+    token is shown to ours before, and what that costs is a row of its own.
+    """
     name = f"{connections:,} idle subscribed connections"
     everybody: dict[str, Callable[[], AbstractContextManager[Hall]]] = {
         f"{OURS}, {ground.transport}": lambda: halls.ours(ground),
@@ -65,6 +69,8 @@ def idle(suite: Suite, ground: Ground, connections: int) -> None:
                 # The first connections bring what is there once.
                 with Fleet(ground.folder, hall.target, 10, [SHARED]):
                     pass
+                empty = hall.rss_kib()
+                known = _introduce(hall)
                 before, slab = hall.rss_kib(), _slab_kib()
                 with Fleet(ground.folder, hall.target, connections, [SHARED]):
                     user, kernel = hall.rss_kib() - before, _slab_kib() - slab
@@ -73,7 +79,24 @@ def idle(suite: Suite, ground: Ground, connections: int) -> None:
             suite.unjudged(f"{name}, {who}", "user memory each", "KiB", target=target, reason=str(reason))
             continue
         suite.bound(f"{name}, {who}", "user memory each", "KiB", user / connections, most=most)
+        if known:
+            suite.bound(f"{name}, {who}", "user memory of each subject", "KiB", (before - empty) / known)
         suite.bound(f"{name}, {who}", "kernel memory each, both ends", "KiB", kernel / connections)
+
+
+def _introduce(hall: Hall) -> int:
+    """Let the gateway judge every token of the fleet once; how many there are."""
+    if not hall.target.tokens or hall.http is None:
+        return 0
+    connection = servers.dial(hall.http, 10.0)
+    for one in hall.target.tokens:
+        connection.request("GET", "/v1/auth/whoami", headers={"Authorization": f"Bearer {one}"})
+        answer = connection.getresponse()
+        answer.read()
+        if answer.status != 200:
+            raise Unavailable(f"a token was answered with {answer.status}")
+    connection.close()
+    return len(hall.target.tokens)
 
 
 def stalled(suite: Suite, ground: Ground, connections: int, stall_s: float) -> None:
