@@ -21,6 +21,8 @@ pub(crate) const NEVER: u64 = u64::MAX;
 /// A head that has not come as a whole, or whose answer has not.
 pub(crate) struct Handshake {
     pub(crate) received: Vec<u8>,
+    /// Where its head ends, once that is whole.
+    pub(crate) end: usize,
     pub(crate) peer: SocketAddr,
 }
 
@@ -37,8 +39,8 @@ pub(crate) enum Protocol {
 pub(crate) enum State {
     /// Its head is read.
     Head(Box<Handshake>),
-    /// Its head is whole up to this byte; the service has not decided.
-    Waiting(Box<Handshake>, usize),
+    /// Its head is whole; the service has not decided.
+    Waiting(Box<Handshake>),
     /// It says and hears what its protocol has.
     Open(Protocol),
     /// Our Close is sent or on its way; the client's is awaited.
@@ -114,7 +116,7 @@ impl Connection {
     pub(crate) fn new(generation: u32, stream: Stream, peer: SocketAddr, deadline_ms: u64) -> Self {
         Self {
             generation,
-            state: State::Head(Box::new(Handshake { received: Vec::new(), peer })),
+            state: State::Head(Box::new(Handshake { received: Vec::new(), end: 0, peer })),
             stream,
             decoder: Decoder::default(),
             backlog: None,

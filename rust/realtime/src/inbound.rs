@@ -89,7 +89,7 @@ impl<S: Service> Worker<S> {
     /// Answers a handshake, whose head ends at `end`, or lets the service do so later.
     fn decide(&mut self, conn: ConnId, end: usize) {
         let Some(connection) = self.table.get(conn) else { return };
-        let State::Head(handshake) = mem::replace(&mut connection.state, State::Lingering) else { return };
+        let State::Head(mut handshake) = mem::replace(&mut connection.state, State::Lingering) else { return };
         let mut room = Room::default();
         let request = match Request::parse(&handshake.received[..end], &mut room) {
             Ok(request) => request,
@@ -100,8 +100,9 @@ impl<S: Service> Worker<S> {
         }
         match self.service.upgrade(conn, &request, handshake.peer, self.table.now_ms) {
             Upgrade::Later => {
+                handshake.end = end;
                 if let Some(connection) = self.table.get(conn) {
-                    connection.state = State::Waiting(handshake, end);
+                    connection.state = State::Waiting(handshake);
                     self.table.deciding += 1;
                 }
             }
@@ -140,9 +141,9 @@ impl<S: Service> Worker<S> {
             self.table.part(conn, Closed::Lost, State::Lingering);
             return self.refuse(conn, fault);
         }
-        let State::Waiting(handshake, end) = mem::replace(&mut connection.state, State::Lingering) else { return };
+        let State::Waiting(handshake) = mem::replace(&mut connection.state, State::Lingering) else { return };
         self.table.deciding -= 1;
-        self.carry_out(conn, upgrade, &handshake, end);
+        self.carry_out(conn, upgrade, &handshake, handshake.end);
         // What came meanwhile was left in the socket, and is not told again.
         self.read(conn, true);
     }

@@ -54,7 +54,7 @@ impl Default for Limits {
         Self {
             connections: 20_000,
             strangers: 1_024,
-            deciding: 128,
+            deciding: 64,
             inbound: Bounds::default(),
             backlog_bytes: 64 * 1024,
             send_buffer_bytes: 128 * 1024,

@@ -14,15 +14,20 @@ const NOBODY: u32 = u32::MAX;
 
 #[derive(Clone, Copy, Debug)]
 struct Record {
-    due_ms: u64,
+    /// The slot in which it is due, counted from the beginning of time; [`NEVER`] when it has no deadline.
+    due: u32,
     previous: u32,
     next: u32,
-    /// The slot whose list it is in; [`NOWHERE`] when it has no deadline.
-    slot: u16,
 }
 
-const NOWHERE: u16 = SLOTS as u16;
-const UNSET: Record = Record { due_ms: 0, previous: NOBODY, next: NOBODY, slot: NOWHERE };
+const NEVER: u32 = u32::MAX;
+const UNSET: Record = Record { due: NEVER, previous: NOBODY, next: NOBODY };
+
+impl Record {
+    const fn head(self) -> usize {
+        self.due as usize % SLOTS
+    }
+}
 
 /// The deadlines of connections, by their index.
 #[derive(Debug)]
@@ -30,7 +35,7 @@ pub struct Wheel {
     heads: [u32; SLOTS],
     records: Vec<Record>,
     /// The first slot, counted from the beginning of time, that has not been walked.
-    front: u64,
+    front: u32,
     count: usize,
 }
 
@@ -38,7 +43,7 @@ impl Wheel {
     /// No deadlines yet; `now_ms` is when time begins.
     #[must_use]
     pub fn new(now_ms: u64) -> Self {
-        Self { heads: [NOBODY; SLOTS], records: Vec::new(), front: now_ms / SLOT_MS, count: 0 }
+        Self { heads: [NOBODY; SLOTS], records: Vec::new(), front: slot_of(now_ms), count: 0 }
     }
 
     /// Sets the deadline, in place of the one there was.
@@ -49,40 +54,41 @@ impl Wheel {
             self.records.resize(at + 1, UNSET);
         }
         // What is due already is found by the next walk.
-        let slot = self.front.max(due_ms / SLOT_MS) % SLOTS as u64;
-        let next = self.heads[slot as usize];
-        if let Some(next) = self.records.get_mut(next as usize) {
+        let mut record = Record { due: self.front.max(slot_of(due_ms)), ..UNSET };
+        record.next = self.heads[record.head()];
+        if let Some(next) = self.records.get_mut(record.next as usize) {
             next.previous = index;
         }
-        self.records[at] = Record { due_ms, previous: NOBODY, next, slot: slot as u16 };
-        self.heads[slot as usize] = index;
+        self.heads[record.head()] = index;
+        self.records[at] = record;
         self.count += 1;
     }
 
     /// Takes the deadline away, if there is one.
     pub fn unset(&mut self, index: u32) {
-        let Some(record) = self.records.get_mut(index as usize).filter(|record| record.slot != NOWHERE) else { return };
-        let Record { previous, next, slot, .. } = std::mem::replace(record, UNSET);
+        let Some(record) = self.records.get_mut(index as usize).filter(|record| record.due != NEVER) else { return };
+        let record = std::mem::replace(record, UNSET);
+        let Record { previous, next, .. } = record;
         if let Some(next) = self.records.get_mut(next as usize) {
             next.previous = previous;
         }
         match self.records.get_mut(previous as usize) {
             Some(previous) => previous.next = next,
-            None => self.heads[usize::from(slot)] = next,
+            None => self.heads[record.head()] = next,
         }
         self.count -= 1;
     }
 
     /// Takes away what is due and appends it to `due`.
     pub fn expire(&mut self, now_ms: u64, due: &mut Vec<u32>) {
-        let end = now_ms / SLOT_MS;
+        let end = slot_of(now_ms);
         // After a long sleep every slot is walked once, not more.
-        self.front = self.front.max(end.saturating_sub(SLOTS as u64));
+        self.front = self.front.max(end.saturating_sub(SLOTS as u32));
         while self.front < end {
-            let mut index = self.heads[(self.front % SLOTS as u64) as usize];
+            let mut index = self.heads[self.front as usize % SLOTS];
             self.front += 1;
             while let Some(&record) = self.records.get(index as usize) {
-                if record.due_ms < self.front * SLOT_MS {
+                if record.due < self.front {
                     self.unset(index);
                     due.push(index);
                 }
@@ -97,9 +103,8 @@ impl Wheel {
         if self.count == 0 {
             return None;
         }
-        let ahead =
-            (0..SLOTS as u64).find(|ahead| self.heads[((self.front + ahead) % SLOTS as u64) as usize] != NOBODY);
-        ahead.map(|ahead| (self.front + ahead + 1) * SLOT_MS)
+        let ahead = (0..SLOTS).find(|ahead| self.heads[(self.front as usize + ahead) % SLOTS] != NOBODY);
+        ahead.map(|ahead| (u64::from(self.front) + ahead as u64 + 1) * SLOT_MS)
     }
 
     /// Bytes of the records.
@@ -107,6 +112,11 @@ impl Wheel {
     pub fn bytes(&self) -> usize {
         self.records.capacity() * size_of::<Record>()
     }
+}
+
+/// The slot of a time; those beyond some seventeen years are the last one.
+fn slot_of(ms: u64) -> u32 {
+    u32::try_from(ms / SLOT_MS).map_or(NEVER - 1, |slot| slot.min(NEVER - 1))
 }
 
 #[cfg(test)]
@@ -173,6 +183,6 @@ mod tests {
 
     #[test]
     fn a_record_is_small() {
-        assert_eq!(24, size_of::<Record>());
+        assert_eq!(12, size_of::<Record>());
     }
 }
