@@ -148,7 +148,8 @@ struct Papers {
     questions: Vec<Question>,
     /// Handshakes that are not over; with a newcomer, once that is accepted.
     waiting: HashMap<Caller, Option<Newcomer>>,
-    clients: HashMap<Arc<str>, (Arc<Owner>, usize)>,
+    /// A tree: a table of as many ids would be half empty, and be copied as a whole each time that it grows.
+    clients: BTreeMap<Arc<str>, (Arc<Owner>, usize)>,
     owners: HashMap<Arc<Owner>, usize>,
     /// Connections that have ended, by code.
     closed: BTreeMap<u16, u64>,

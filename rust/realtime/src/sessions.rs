@@ -52,12 +52,14 @@ pub type Refusals = Box<dyn FnMut(Fault) -> Vec<u8> + Send>;
 
 #[derive(Debug)]
 struct Session {
-    conn: ConnId,
+    /// Of its connection, whose index is its place in the table.
+    generation: u32,
     key: ConnKey,
     client_id: Option<Arc<str>>,
     owner: Arc<Owner>,
     ends_ms: u64,
-    heard_ms: u64,
+    /// The lower half of the milliseconds.
+    heard_ms: u32,
     allowance: f32,
     offences: u8,
     dialect: Dialect,
@@ -121,14 +123,14 @@ impl Sessions {
 
     fn session(&mut self, conn: ConnId) -> Option<&mut Session> {
         let session = self.table.get_mut(conn.index as usize)?.as_mut()?;
-        (session.conn == conn).then_some(session)
+        (session.generation == conn.generation).then_some(session)
     }
 
     /// Hears a message, now or when the client has caught up; a complaint when it is not acceptable.
     fn hear(&mut self, conn: ConnId, payload: &[u8], now_ms: u64, out: &mut Outbox<'_>) -> Result<(), Complaint> {
         let Some(session) = self.session(conn) else { return Ok(()) };
-        let passed_s = now_ms.saturating_sub(session.heard_ms) as f32 / 1_000.0;
-        session.heard_ms = now_ms;
+        let passed_s = (now_ms as u32).wrapping_sub(session.heard_ms) as f32 / 1_000.0;
+        session.heard_ms = now_ms as u32;
         session.allowance = (session.allowance.max(0.0) + passed_s * MESSAGES_PER_S).min(MESSAGES_PER_S) - 1.0;
         if session.allowance < 0.0 {
             return Err(protocol::TOO_MANY_MESSAGES);
@@ -284,11 +286,12 @@ impl Sessions {
         self.ends.expire(now_ms, &mut due);
         for index in due.drain(..) {
             let Some(Some(session)) = self.table.get(index as usize) else { continue };
+            let conn = ConnId { index, generation: session.generation };
             let left_ms = session.ends_ms.saturating_sub(now_ms);
             if left_ms == 0 {
-                out.close(session.conn, TOKEN_ENDED.0, TOKEN_ENDED.1);
+                out.close(conn, TOKEN_ENDED.0, TOKEN_ENDED.1);
             } else {
-                out.message(session.conn, protocol::expiring(left_ms.div_ceil(1_000), session.dialect));
+                out.message(conn, protocol::expiring(left_ms.div_ceil(1_000), session.dialect));
                 self.ends.set(index, session.ends_ms);
             }
         }
@@ -339,12 +342,12 @@ impl Service for Sessions {
         self.by_key[of_hub] = (key.generation, conn);
         self.ends.set(conn.index, warns_at(now_ms, newcomer.ends_ms));
         self.table[index] = Some(Session {
-            conn,
+            generation: conn.generation,
             key,
             client_id: newcomer.client_id,
             owner: newcomer.owner,
             ends_ms: newcomer.ends_ms,
-            heard_ms: now_ms,
+            heard_ms: now_ms as u32,
             allowance: MESSAGES_PER_S,
             offences: 0,
             dialect,
