@@ -829,9 +829,9 @@ class Roster:
         """A tenant's connections that came no later than `until_us` and of which all that is given is true."""
 
     def page(
-        self, tenant: str, subject: str | None, after: int, limit: int
+        self, tenant: str, subject: str | None, after: tuple[int, int], limit: int
     ) -> list[tuple[int, str, str, bool, int, int]]:
-        """A tenant's connections (of a subject) behind a number, as they came.
+        """A tenant's connections (of a subject) behind a moment and a number, in the order of both.
 
         Number, client id, subject, whether the native listener has it, since when (microseconds), `exp` of its token.
         """

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import time
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ from flx_api.events.daemon_bus import DaemonBus
 from flx_api.events.follower import Follower
 from flx_api.events.histories import Histories
 from flx_api.events.presence_teller import PresenceTeller
+from flx_api.events.survey import Survey
 from flx_api.gateway.batch import BatchRoute
 from flx_api.gateway.cors import Cors
 from flx_api.gateway.costs import Costs
@@ -38,6 +40,8 @@ from flx_api.gateway.patience import Patience
 from flx_api.gateway.responses import PolicyRefusals, common_headers, not_allowed
 from flx_api.gateway.routes_fast import CommandRoutes
 from flx_api.limits.policies import lanes
+from flx_api.models.connection import GatewayProcess
+from flx_api.models.event import PRESENCE_EVENTS, SURVEY_EVENTS
 from flx_api.observability.health import Health
 from flx_api.observability.metrics import Metrics, RealtimeState
 from flx_api.routes.application import framework, native_routes, paths
@@ -46,6 +50,7 @@ from flx_api.routes.resources import ResourceController
 from flx_api.upstream.channel import Upstream
 from flx_api.websocket.connection_manager import ConnectionManager
 from flx_api.websocket.endpoint import Endpoint
+from flx_api.websocket.fleet import DISCONNECT, LIST, SLOWEST, FleetConnections, answerers
 from flx_api.websocket.native import NativeFace
 from flx_api.websocket.protocol import MAX_SUBSCRIPTIONS
 from flx_api.websocket.sse import EventRoute
@@ -54,13 +59,14 @@ from flx_api.websocket.standing import Standing
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from flx_api._core import SharedMemory
+    from flx_api._core import Principal, SharedMemory
     from flx_api.auth.jwks import KeyFollower
     from flx_api.config import Settings
     from flx_api.events.redis_bus import RedisBus
     from flx_api.gateway.dispatch import Publisher
     from flx_api.limits.policies import Lanes
     from flx_api.limits.redis import Leases
+    from flx_api.models.presence import PresenceList, PresenceListArgs
     from flx_api.routes.application import NativeRoutes
     from flx_api.upstream.endpoints import Daemons
 
@@ -106,7 +112,8 @@ class Parts:
         )
         self.health.register("revocations", lambda: self.revocations.reason)
         self.hub = Hub(f"local-{os.urandom(8).hex()}", max_subscriptions=MAX_SUBSCRIPTIONS)
-        self.standing = Standing(self.hub, self.revoked, self.revocations, self.admission)
+        me = GatewayProcess(os.urandom(4).hex(), socket.gethostname(), os.getpid())
+        self.standing = Standing(self.hub, self.revoked, self.revocations, self.admission, me.id)
         self.manager = ConnectionManager(
             self.hub, self.standing.roster, self.metrics, time.monotonic, time.time, rules=settings.topics
         )
@@ -124,14 +131,7 @@ class Parts:
         self.manager.history = self.histories.of
 
         self.bus = _redis_bus(settings, self)
-        self.presence = PresenceTeller(
-            settings.topics,
-            self.hub,
-            self.bus or DaemonBus(self.upstream),
-            self.manager.publish,
-            os.urandom(8).hex(),
-        )
-        self.delivery.presence = self.presence
+        fleet = self._fleet(me)
         costs = Costs(drawn, known.classes, known.named)
         self.dispatcher = Dispatcher(
             self.upstream,
@@ -139,11 +139,8 @@ class Parts:
             costs,
             self.metrics,
             publishers=tuple(self._publishers()),
-            own={
-                "connection.list": self.standing.listed,
-                "connection.slowest": self.standing.slowest,
-                "presence.list": self.presence.listed,
-            },
+            own={LIST: fleet.listed, SLOWEST: fleet.slowest, "presence.list": self._present},
+            completes={DISCONNECT: fleet.disconnected},
         )
         self.commands = CommandRoutes(self.dispatcher, self.patience, self.policies)
         self.batches = BatchRoute(
@@ -201,6 +198,21 @@ class Parts:
         """What is counted about realtime, in both faces."""
         return RealtimeState(self.hub.stats(), self.hub.gaps(), self.native.closed())
 
+    def _fleet(self, me: GatewayProcess) -> FleetConnections:
+        """What gateways tell one another, and what all of them together know."""
+        between = self.bus or DaemonBus(self.upstream)
+        topics = self.settings.topics
+        self.presence = PresenceTeller(topics, self.hub, between, self.manager.publish, os.urandom(8).hex())
+        self.survey = Survey(between, me, answerers(self.standing, me.id))
+        self.delivery.private = {PRESENCE_EVENTS: self.presence, SURVEY_EVENTS: self.survey}
+        fleet = FleetConnections(self.survey)
+        if self.bus is not None:
+            self.standing.on_disconnect = fleet.pass_on
+        return fleet
+
+    async def _present(self, principal: Principal | None, wanted: PresenceListArgs) -> PresenceList:
+        return self.presence.listed(principal, wanted)
+
     def _publishers(self) -> Iterator[Publisher]:
         """What answers `event.publish` in the daemon's place."""
         if self.settings.environment == "development":
@@ -221,6 +233,7 @@ class Parts:
         if self.bus is not None:
             self.bus.start()
         self.presence.start()
+        self.survey.start()
         self.manager.startup()
         await self.native.start()
 
@@ -240,6 +253,7 @@ class Parts:
         await self.native.close()
         await self.manager.shutdown()
         await self.histories.close()
+        await self.survey.close()
         await self.presence.close()
         if self.bus is not None:
             await self.bus.close()

@@ -14,6 +14,7 @@ from flx_api.events.bus import Delivery
 from flx_api.events.ephemeral_log import EphemeralEvent
 from flx_api.events.presence_teller import PresenceTeller
 from flx_api.models.arguments import arguments
+from flx_api.models.event import PRESENCE_EVENTS
 from flx_api.models.presence import PresenceListArgs
 from flx_api.models.topic_rules import TopicRule
 
@@ -49,7 +50,7 @@ class Gateway:
         self.told: list[tuple[str, Any]] = []
         self.presence = PresenceTeller(RULES, self.hub, bus, self.tell, name)
         delivery = Delivery(self.tell, lambda _: None)
-        delivery.presence = self.presence
+        delivery.private[PRESENCE_EVENTS] = self.presence
         bus.receivers.append(delivery)
 
     def tell(self, tenant: str, topic: str, ts_us: int, data: bytes) -> None:

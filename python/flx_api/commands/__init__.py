@@ -200,7 +200,7 @@ COMMANDS: dict[str, Command] = _table(
         connection.ConnectionPage,
         "read",
         "unary",
-        "Live connections to the gateway process that is asked.",
+        "Live connections, to all gateways.",
     ),
     Command(
         "connection.slowest",
@@ -208,7 +208,7 @@ COMMANDS: dict[str, Command] = _table(
         connection.SlowConnections,
         "read",
         "unary",
-        "Those connections to the gateway process that is asked which are furthest behind.",
+        "Those connections, to all gateways, which are furthest behind.",
     ),
     Command(
         "connection.disconnect",

@@ -13,12 +13,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from flx_api.models.event import PRESENCE_EVENTS
+import msgspec
+import structlog
+
+from flx_api.models.event import PRIVATE_TOPICS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from flx_api.events.ephemeral_log import EphemeralEvent
+
+_log = structlog.get_logger("flx.events")
 
 
 class Receiver(Protocol):
@@ -33,11 +38,11 @@ class Receiver(Protocol):
         ...
 
 
-class PresenceReceiver(Protocol):
-    """Who takes what gateways tell one another about presence."""
+class PrivateReceiver(Protocol):
+    """Who takes what gateways tell one another on a topic of theirs."""
 
     def take(self, data: bytes) -> None:
-        """A gateway told something."""
+        """A gateway told something. Raises MsgspecError when it cannot be read."""
         ...
 
     def lose(self) -> None:
@@ -58,7 +63,9 @@ class Bus(Protocol):
 
 
 class Delivery:
-    """The receiver of one gateway: events of clients go to its hub, those of gateways to its presence.
+    """The receiver of one gateway: events of clients go to its hub, those of gateways to whoever has their topic.
+
+    What a gateway of another version says and this one cannot read is left out: others must be heard all the same.
 
     Args:
         tell: takes tenant, topic, microseconds since 1970, and JSON.
@@ -68,19 +75,22 @@ class Delivery:
     def __init__(self, tell: Callable[[str, str, int, bytes], None], lose: Callable[[str], None]) -> None:
         self._tell = tell
         self._lose = lose
-        # Takes what gateways tell one another.
-        self.presence: PresenceReceiver | None = None
+        # Who takes what gateways tell one another, by topic.
+        self.private: dict[str, PrivateReceiver] = {}
 
     def hear(self, events: Sequence[EphemeralEvent]) -> None:
         """These events came, in this order."""
         for event in events:
-            if event.topic != PRESENCE_EVENTS:
+            if event.topic not in PRIVATE_TOPICS:
                 self._tell(*event)
-            elif self.presence is not None:
-                self.presence.take(event.data)
+            elif (private := self.private.get(event.topic)) is not None:
+                try:
+                    private.take(event.data)
+                except msgspec.MsgspecError:
+                    _log.warning("bus.unreadable", topic=event.topic)
 
     def lose(self, reason: str) -> None:
         """Events were lost on their way here."""
         self._lose(reason)
-        if self.presence is not None:
-            self.presence.lose()
+        for private in self.private.values():
+            private.lose()

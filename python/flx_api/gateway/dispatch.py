@@ -32,7 +32,7 @@ from flx_api.proto.flx.v1.daemon_pb2 import Principal as FramePrincipal
 from flx_api.upstream.flights import Flights, Question
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
     from types import TracebackType
 
     from flx_api._core import Principal
@@ -83,6 +83,7 @@ class Dispatcher:
         metrics: where it is told what was shared.
         publishers: what publishes in the daemon's place; the first that has the event does.
         own: commands that a gateway answers by itself, out of the arguments as the command's struct.
+        completes: commands whose result of the daemon a gateway completes, out of the same and that result.
     """
 
     def __init__(
@@ -93,7 +94,8 @@ class Dispatcher:
         metrics: Metrics,
         *,
         publishers: Sequence[Publisher] = (),
-        own: Mapping[str, Callable[[Principal | None, Any], msgspec.Struct]] | None = None,
+        own: Mapping[str, Callable[[Principal | None, Any], Awaitable[msgspec.Struct]]] | None = None,
+        completes: Mapping[str, Callable[[Principal | None, Any, bytes], Awaitable[msgspec.Struct]]] | None = None,
     ) -> None:
         self._upstream = upstream
         self._flights = Flights(partial(upstream.call, read=True), metrics)
@@ -101,6 +103,7 @@ class Dispatcher:
         self._alarms = Alarms(_WATCH_AFTER_S)
         self._publishers = publishers
         self._own = own or {}
+        self._completes = completes or {}
         self.costs = costs
 
     async def run(
@@ -125,7 +128,9 @@ class Dispatcher:
         own = None if options.dry_run else self._own.get(command.name)
         if own is not None:
             exchange.passed("dispatch")
-            return ReplyFrame(result=msgspec.json.encode(own(principal, arguments(command.args, args or b"{}"))))
+            with self.watch(exchange):
+                found = await own(principal, arguments(command.args, args or b"{}"))
+            return ReplyFrame(result=msgspec.json.encode(found))
         frame, deadline_s = self.frame(frame_of(exchange), command, args, options)
         exchange.passed("dispatch")
         with self.watch(exchange):
@@ -137,8 +142,12 @@ class Dispatcher:
         exchange.passed("upstream")
         if reply.code:
             raise error_of(reply)
+        complete = self._completes.get(command.name)
         if options.dry_run:
             reply.result = self.costs.told(reply.result, exchange.admitted.route, command.name)
+        elif complete is not None:
+            whole = await complete(principal, arguments(command.args, args or b"{}"), reply.result)
+            reply.result = msgspec.json.encode(whole)
         return reply
 
     def watch(self, exchange: Exchange) -> Watch:

@@ -14,10 +14,16 @@ ConnectionId = Annotated[str, Meta(pattern=r"^[0-9a-f]{8}-[1-9][0-9]{0,18}$(?!\n
 ClientId = Annotated[str, Meta(pattern=r"^[A-Za-z0-9._:@-]{1,128}$(?!\n)")]
 
 
+class GatewayProcess(msgspec.Struct, frozen=True):
+    """A gateway process of the fleet. The ids of its connections begin with its own."""
+
+    id: str
+    host: str
+    pid: int
+
+
 class ConnectionListArgs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A page of the tenant's connections to the gateway process that is asked, oldest first; those of one subject with
-    `subject`.
-    """
+    """A page of the tenant's connections to all gateways, oldest first; those of one subject with `subject`."""
 
     limit: Limit = 50
     cursor: str | None = None
@@ -38,29 +44,37 @@ class Connection(msgspec.Struct, frozen=True):
 
 
 class ConnectionPage(msgspec.Struct, frozen=True):
-    """A page of connections; `next_cursor` is None on the last."""
+    """A page of connections; `next_cursor` is None on the last.
+
+    `silent` are gateways that did not answer in time: theirs are missing. `whole` says that all answered, as far as it
+    is known which there are.
+    """
 
     items: tuple[Connection, ...]
     next_cursor: str | None
+    whole: bool
+    silent: tuple[GatewayProcess, ...]
 
 
 class ConnectionSlowestArgs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The tenant's connections to the gateway process that is asked which are furthest behind, at most so many."""
+    """The tenant's connections, to all gateways, which are furthest behind, at most so many."""
 
     limit: Limit = 20
 
 
 class SlowConnection(msgspec.Struct, frozen=True):
-    """A connection, and how many events its process has heard since where it is: at least those it has still to get."""
+    """A connection, and how many events its gateway has heard since where it is: at least those it has still to get."""
 
     behind: int
     connection: Connection
 
 
 class SlowConnections(msgspec.Struct, frozen=True):
-    """The furthest behind first; who has all is not among them."""
+    """The furthest behind first; who has all is not among them. `whole` and `silent` as in `connection.list`."""
 
     items: tuple[SlowConnection, ...]
+    whole: bool
+    silent: tuple[GatewayProcess, ...]
 
 
 class ConnectionDisconnectArgs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -77,7 +91,15 @@ class ConnectionDisconnectArgs(msgspec.Struct, frozen=True, forbid_unknown_field
             raise ValueError(msg)
 
 
-class Disconnected(msgspec.Struct, frozen=True):
-    """All gateways were told; `seq` is the journal's number of that. How many connections it ended is in no answer."""
+class Disconnected(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Connections that came until `at_us` end; `seq` is the journal's number of that.
+
+    `ended` is how many there were at the gateways that have said so. `whole` says that all have, `silent` names those
+    that have not: they end theirs when they hear of it. A batch, and the daemon itself, tell none of the three.
+    """
 
     seq: int
+    at_us: int
+    ended: int | None = None
+    whole: bool | None = None
+    silent: tuple[GatewayProcess, ...] | None = None

@@ -15,7 +15,8 @@ PUBLISHED_PREFIXES: Final = ("app.", "user.")
 """Topics that clients publish to, by `event.publish`."""
 PRESENCE_EVENTS: Final = "presence_events"
 CONNECTION_EVENTS: Final = "connection_events"
-PRIVATE_TOPICS: Final = frozenset({REVOCATION_EVENTS, PRESENCE_EVENTS, CONNECTION_EVENTS})
+SURVEY_EVENTS: Final = "survey_events"
+PRIVATE_TOPICS: Final = frozenset({REVOCATION_EVENTS, PRESENCE_EVENTS, CONNECTION_EVENTS, SURVEY_EVENTS})
 """Topics between daemon and gateways: never delivered to a client, whatever it subscribed to."""
 
 

@@ -13,7 +13,6 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -21,10 +20,9 @@ import msgspec
 import structlog
 
 from flx_api._core import Roster
-from flx_api.errors import Forbidden, TokenRejected, ValidationFailed
-from flx_api.models.connection import Connection, ConnectionPage, SlowConnection, SlowConnections
+from flx_api.errors import Forbidden, TokenRejected
+from flx_api.models.connection import Connection, SlowConnection
 from flx_api.models.event import CONNECTION_EVENTS, ConnectionEvent
-from flx_api.models.listing import decode_cursor, encode_cursor
 from flx_api.models.tenant import tenant_of
 from flx_api.websocket.close_codes import CloseCode
 
@@ -33,11 +31,10 @@ if TYPE_CHECKING:
 
     from flx_api._core import Admission, Hub, Principal, Revocations
     from flx_api.auth.revocations import RevocationFollower
-    from flx_api.models.connection import ConnectionListArgs, ConnectionSlowestArgs
     from flx_api.proto.flx.v1.daemon_pb2 import Event
 
 _PAUSE_S: Final = 0.02
-_MOST_DIGITS: Final = 18
+_REMEMBERED: Final = 64
 _MOST_LAGGARDS: Final = 20_000
 _LISTENERS: Final[dict[bool, Literal["main", "native"]]] = {False: "main", True: "native"}
 
@@ -56,21 +53,26 @@ class Standing:
         revoked: what is in force against tokens.
         revocations: whether that can be believed.
         admission: what verifies tokens.
+        me: the id of this gateway: numbers of the roster mean nothing in another process.
     """
 
-    def __init__(self, hub: Hub, revoked: Revocations, revocations: RevocationFollower, admission: Admission) -> None:
+    def __init__(
+        self, hub: Hub, revoked: Revocations, revocations: RevocationFollower, admission: Admission, me: str
+    ) -> None:
         self._hub = hub
         # Who is here, on either face.
         self.roster = Roster()
         self._revoked = revoked
         self._revocations = revocations
         self._admission = admission
-        # Numbers of the roster mean nothing in another process.
-        self._process = os.urandom(4).hex()
+        self._me = me
         self._next_s = 0.0
         self._due: asyncio.TimerHandle | None = None
         # How each face ends connections.
         self.ends: dict[bool, Callable[[list[int], CloseCode], None]] = {}
+        # Told of what came from the daemon: gateways of other daemons have not heard it.
+        self.on_disconnect: Callable[[str, ConnectionEvent, int], None] = lambda *_: None
+        self._ended: dict[tuple[str, ConnectionEvent, int], set[Place]] = {}
         revocations.changed = self.changed
 
     def changed(self) -> None:
@@ -86,55 +88,55 @@ class Standing:
         del anew  # what was asked of connections that are gone is over
         for event in events:
             if event.topic == CONNECTION_EVENTS:
-                self._disconnect(event)
+                self._told(event)
 
     def lost(self) -> None:
         """The stream ended; nothing is to be done about it here."""
 
-    def _disconnect(self, event: Event) -> None:
+    def _told(self, event: Event) -> None:
         try:
             told = _event.decode(event.data)
         except msgspec.DecodeError:
             _log.warning("connections.unreadable", seq=event.seq)
             return
+        self.disconnect(event.tenant, told, event.ts_us)
+        self.on_disconnect(event.tenant, told, event.ts_us)
+
+    # --- for those who run the service (`flx_api.websocket.fleet`) ----------------------------------------------------
+
+    def disconnect(self, tenant: str, wanted: ConnectionEvent, until_us: int) -> int:
+        """End connections that were there until then, and may have been ended before for the same; how many."""
         number = None
-        if told.id is not None:
-            process, _, text = told.id.partition("-")
-            if process != self._process:
-                return
+        if wanted.id is not None:
+            gateway, _, text = wanted.id.partition("-")
+            if gateway != self._me:
+                return 0
             number = int(text)
         hit = self.roster.find(
-            event.tenant, number=number, subject=told.subject, client_id=told.client_id, until_us=event.ts_us
+            tenant, number=number, subject=wanted.subject, client_id=wanted.client_id, until_us=until_us
         )
-        self.end(hit, CloseCode.NOT_ALLOWED)
+        ended = self._ended.setdefault((tenant, wanted, until_us), set())
+        if len(self._ended) > _REMEMBERED:
+            del self._ended[next(iter(self._ended))]
+        self.end([place for place in hit if place not in ended], CloseCode.NOT_ALLOWED)
+        ended.update(hit)
+        return len(ended)
 
-    # --- for those who run the service --------------------------------------------------------------------------------
+    def page(self, tenant: str, subject: str | None, after: tuple[int, int], limit: int) -> tuple[Connection, ...]:
+        """Connections to this gateway behind a moment (microseconds since 1970) and a number, in the order of both."""
+        return tuple(self._shown(line) for line in self.roster.page(tenant, subject, after, limit))
 
-    def listed(self, principal: Principal | None, wanted: ConnectionListArgs) -> ConnectionPage:
-        """The result of `connection.list`.
-
-        Raises:
-            ValidationFailed: the cursor is not acceptable.
-        """
-        after = decode_cursor(wanted.cursor) or "0"
-        if not after.isdecimal() or len(after) > _MOST_DIGITS:
-            raise ValidationFailed.field("cursor", "is not one that this service made")
-        found = self.roster.page(tenant_of(principal), wanted.subject, int(after), wanted.limit + 1)
-        items = tuple(self._shown(line) for line in found[: wanted.limit])
-        more = encode_cursor(str(found[wanted.limit - 1][0])) if len(found) > wanted.limit else None
-        return ConnectionPage(items, more)
-
-    def slowest(self, principal: Principal | None, wanted: ConnectionSlowestArgs) -> SlowConnections:
-        """The result of `connection.slowest`."""
+    def slowest(self, tenant: str, limit: int) -> tuple[SlowConnection, ...]:
+        """Connections to this gateway that are furthest behind, the furthest first."""
         behind = dict(self._hub.laggards(_MOST_LAGGARDS))
-        found = self.roster.known_as(tenant_of(principal), set(behind))
+        found = self.roster.known_as(tenant, set(behind))
         items = [SlowConnection(behind[handle], self._shown(line)) for handle, line in found]
         items.sort(key=lambda item: item.behind, reverse=True)
-        return SlowConnections(tuple(items[: wanted.limit]))
+        return tuple(items[:limit])
 
     def _shown(self, line: tuple[int, str, str, bool, int, int]) -> Connection:
         number, client_id, subject, is_native, since_us, expires_at = line
-        return Connection(f"{self._process}-{number}", client_id, subject, _LISTENERS[is_native], since_us, expires_at)
+        return Connection(f"{self._me}-{number}", client_id, subject, _LISTENERS[is_native], since_us, expires_at)
 
     def close(self) -> None:
         """Judge no more."""

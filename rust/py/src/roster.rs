@@ -84,13 +84,13 @@ impl Roster {
         found.map(|(_, guest)| place((guest.face, guest.handle))).collect()
     }
 
-    /// A tenant's connections behind a number.
-    fn page(&self, tenant: &str, subject: Option<&str>, after: u64, limit: usize) -> Vec<Line> {
+    /// A tenant's connections behind a moment and a number.
+    fn page(&self, tenant: &str, subject: Option<&str>, after: (u64, u64), limit: usize) -> Vec<Line> {
         let core = self.core();
-        let found = core.after(after).filter(|(_, guest)| {
+        let found = core.page(after, limit, |guest| {
             guest.tenant() == tenant && subject.is_none_or(|subject| subject == guest.principal.subject)
         });
-        found.take(limit).map(line).collect()
+        found.into_iter().map(line).collect()
     }
 
     /// A tenant's connections that a hub knows by these handles.

@@ -1,7 +1,8 @@
 """`connection.*`: live connections, which gateways have and the daemon has not.
 
 Strategy: to end connections travels to all gateways as an event between daemon and gateways; each ends what it has. A
-list is answered by the gateway that is asked (`flx_api.websocket.standing`); what comes here came another way.
+list is answered by the gateway that is asked, which asks the others (`flx_api.websocket.fleet`); what comes here came
+another way.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     )
 
 DISCONNECT: Final = "connection.disconnect"
-_ELSEWHERE: Final = "A gateway tells of its connections; ask one, and not in a batch"
+_ELSEWHERE: Final = "Gateways tell of their connections; ask one of them, and not in a batch"
 
 
 async def disconnect(context: Context, args: ConnectionDisconnectArgs) -> Disconnected:
@@ -35,7 +36,7 @@ async def disconnect(context: Context, args: ConnectionDisconnectArgs) -> Discon
     event = ConnectionEvent("disconnect", args.id, args.subject, args.client_id)
 
     def change(tx: Tx) -> Disconnected:
-        return Disconnected(tx.emit(CONNECTION_EVENTS, event, tenant=context.principal.tenant))
+        return Disconnected(tx.emit(CONNECTION_EVENTS, event, tenant=context.principal.tenant), tx.now_us)
 
     return await context.services.journal.write(idempotency.once(context, DISCONNECT, change))
 

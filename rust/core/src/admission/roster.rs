@@ -123,6 +123,19 @@ impl Roster {
         let place = self.seats.binary_search_by_key(&number, |(other, _)| *other).ok()?;
         self.seats.get_mut(place).map(|(_, guest)| guest)
     }
+
+    /// The first of those that are wanted behind a moment and a number, in the order of both: the same at all gateways, while
+    /// numbers are each one's own.
+    pub fn page(&self, after: (u64, u64), limit: usize, wanted: impl Fn(&Guest) -> bool) -> Vec<(u64, &Guest)> {
+        let order = |(number, guest): &(u64, &Guest)| (guest.since_us, *number);
+        let mut found: Vec<_> = self.after(0).filter(|it| order(it) > after && wanted(it.1)).collect();
+        if limit > 0 && limit < found.len() {
+            found.select_nth_unstable_by_key(limit - 1, order);
+        }
+        found.truncate(limit);
+        found.sort_unstable_by_key(order);
+        found
+    }
 }
 
 #[cfg(test)]
@@ -165,6 +178,30 @@ mod tests {
     }
 
     proptest! {
+        /// The twin sorts all of them, and pages through the whole.
+        #[test]
+        fn pages_are_the_whole_in_its_order(moments in prop::collection::vec((0_u64..5, 0_u8..2), 0..30), limit in 1_usize..5) {
+            let mut roster = Roster::default();
+            for (since_us, who) in &moments {
+                let (principal, face) = (principal(*who, 0, None), Face::Asgi);
+                roster.enter(Guest { principal, client_id: "c".into(), face, handle: 0, key: None, since_us: *since_us });
+            }
+            let mut expected: Vec<_> = roster.after(0).map(|(number, guest)| (guest.since_us, number)).collect();
+            expected.retain(|(_, number)| moments[*number as usize - 1].1 == 1);
+            expected.sort_unstable();
+            let (mut found, mut after) = (Vec::new(), (0, 0));
+            loop {
+                let page = roster.page(after, limit, |guest| guest.principal.subject == "s1");
+                prop_assert!(page.len() <= limit);
+                found.extend(page.iter().map(|(number, guest)| (guest.since_us, *number)));
+                match found.last() {
+                    Some(last) if !page.is_empty() => after = *last,
+                    _ => break,
+                }
+            }
+            prop_assert_eq!(expected, found);
+        }
+
         /// The twin is a list that is asked one by one.
         #[test]
         fn who_was_revoked_is_found_and_nobody_else(steps in steps()) {
