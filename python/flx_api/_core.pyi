@@ -719,6 +719,17 @@ class Hub:
     def gaps(self) -> dict[str, int]:
         """Gaps that connections were told, by reason."""
 
+    def ages(self) -> tuple[list[int], float]:
+        """Frames by how long their oldest event was here before they were given to a connection.
+
+        Cumulative counts by `age_bounds` (the last is all of them), and the sum in seconds. What a connection gets of
+        the past that it asked for is not in it; a frame that it did not take counts again when it is given again.
+        """
+
+    @staticmethod
+    def age_bounds() -> list[float]:
+        """The upper bounds, in seconds."""
+
 @final
 class LeaseBook:
     """A node's leases: what it may spend of limits that all nodes of a fleet share (docs/decisions/0005).

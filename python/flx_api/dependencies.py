@@ -196,7 +196,7 @@ class Parts:
 
     def _realtime(self) -> RealtimeState:
         """What is counted about realtime, in both faces."""
-        return RealtimeState(self.hub.stats(), self.hub.gaps(), self.native.closed())
+        return RealtimeState(self.hub.stats(), self.hub.gaps(), self.native.closed(), self.hub.ages())
 
     def _fleet(self, me: GatewayProcess) -> FleetConnections:
         """What gateways tell one another, and what all of them together know."""

@@ -18,7 +18,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
-from flx_api._core import Counters, reasons
+from flx_api._core import Counters, Hub, reasons
 from flx_api.errors import CODES
 
 if TYPE_CHECKING:
@@ -70,11 +70,14 @@ class UpstreamState(NamedTuple):
 
 
 class RealtimeState(NamedTuple):
-    """What the hub of this process and the native listener have counted: `hub` as `Hub.stats` has it."""
+    """What the hub of this process and the native listener have counted: `hub` as `Hub.stats` has it, `ages` as
+    `Hub.ages`.
+    """
 
     hub: Mapping[str, int] = {}
     gaps: Mapping[str, int] = {}
     closed: Mapping[int, int] = {}
+    ages: tuple[list[int], float] = ([], 0.0)
 
 
 class Metrics(Collector):
@@ -204,6 +207,12 @@ def _of_realtime(state: RealtimeState, closed: Mapping[int, int]) -> Iterator[Me
         ("flx_ws_bytes", "sent_bytes", "Bytes of frames given to connections."),
     ):
         yield CounterMetricFamily(name, text, value=state.hub.get(of, 0))
+    yield _histogram(
+        "flx_ws_lag_seconds",
+        "How long the oldest event of a frame was at the gateway before the frame was given to a connection.",
+        state.ages,
+        Hub.age_bounds(),
+    )
     asked = state.hub.get("asked", 0)
     resumes = {"memory": state.hub.get("resumes", 0) - asked, "daemon": asked}
     yield _counts("flx_ws_resumes", "Subscriptions from a position, by where its history came from.", "source", resumes)
@@ -260,6 +269,14 @@ def _counts(name: str, sentence: str, label: str, counts: dict[str, int]) -> Cou
     for key, count in counts.items():
         family.add_metric((key,), count)
     return family
+
+
+def _histogram(name: str, sentence: str, found: tuple[list[int], float], bounds: list[float]) -> HistogramMetricFamily:
+    """One without labels. `found`: cumulative counts, the last of all of them, and the sum."""
+    names, (counts, total) = [*map(str, bounds), "+Inf"], found
+    return HistogramMetricFamily(
+        name, sentence, buckets=list(zip(names, counts or [0] * len(names), strict=True)), sum_value=total
+    )
 
 
 def _histograms(

@@ -310,6 +310,23 @@ impl Hub {
         ])
     }
 
+    /// Frames by how long their oldest event was here: cumulative counts (the last is all of them), and the sum in seconds.
+    fn ages(&self, py: Python<'_>) -> (Vec<u64>, f64) {
+        let ages = *self.lock(py).ages();
+        let mut sum = 0;
+        let cumulative = ages.counts.iter().map(|count| {
+            sum += count;
+            sum
+        });
+        (cumulative.collect(), ages.sum_ms as f64 / 1e3)
+    }
+
+    /// The upper bounds of these counts, in seconds.
+    #[staticmethod]
+    fn age_bounds() -> Vec<f64> {
+        core::LAG_BOUNDS_MS.iter().map(|bound| *bound as f64 / 1e3).collect()
+    }
+
     /// Gaps that were told, by reason.
     fn gaps(&self, py: Python<'_>) -> HashMap<String, u64> {
         self.lock(py).gaps().iter().map(|(reason, count)| ((**reason).into(), *count)).collect()

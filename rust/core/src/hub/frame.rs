@@ -80,7 +80,7 @@ pub(super) fn frames_of(
     run: Run,
     dialect: Dialect,
     frame_bytes: usize,
-    mut each: impl FnMut(Frame, u64),
+    mut each: impl FnMut(Frame, u64, u64),
 ) {
     let Some(topic) = store.topic(run.topic) else { return };
     let mut from = run.from;
@@ -97,7 +97,7 @@ pub(super) fn frames_of(
             Dialect::Batched => batch(topic, from, to, epoch, &pos),
             Dialect::EventStream => stream_of(store, topic, from, to, epoch),
         };
-        each(Frame { payload: bytes.into(), events: (to - from) as u32 }, order);
+        each(Frame { payload: bytes.into(), events: (to - from) as u32 }, topic.entries[from].order, order);
         from = to;
     }
 }

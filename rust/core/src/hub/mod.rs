@@ -25,6 +25,7 @@
 mod audience;
 mod frame;
 mod governor;
+mod lag;
 mod log;
 pub mod position;
 mod presence;
@@ -40,6 +41,8 @@ use std::collections::BTreeMap;
 
 use audience::Fleet;
 pub use frame::{Dialect, Frame, Turn, stream_event};
+use lag::Lag;
+pub use lag::{Ages, LAG_BOUNDS_MS};
 pub use position::Position;
 use presence::Presence;
 pub use presence::PresenceChange;
@@ -200,6 +203,7 @@ pub struct Hub {
     restarted_by: Box<str>,
     presence: Presence,
     stats: Stats,
+    lag: Lag,
     /// Gaps told to connections, by reason.
     gaps: BTreeMap<Box<str>, u64>,
 }
@@ -211,8 +215,8 @@ impl Hub {
     pub fn new(limits: Limits, seed: u64, local_epoch: &str) -> Self {
         let store = Store::new(limits.clone(), seed, local_epoch);
         let fleet = Fleet::default();
-        let (stats, gaps, presence) = (Stats::default(), BTreeMap::new(), Presence::default());
-        let mut hub = Self { store, fleet, restarted_by: "".into(), presence, stats, gaps, limits };
+        let (stats, lag, gaps, presence) = (Stats::default(), Lag::default(), BTreeMap::new(), Presence::default());
+        let mut hub = Self { store, fleet, restarted_by: "".into(), presence, stats, lag, gaps, limits };
         hub.add_shard();
         hub
     }
@@ -234,6 +238,7 @@ impl Hub {
     fn hear(&mut self, event: &Event<'_>, ephemeral: bool, now_ms: u64) -> Option<u32> {
         let (topic, made) = self.store.append(event, ephemeral, now_ms)?;
         self.stats.events += 1;
+        self.lag.heard(self.store.order, now_ms);
         for made in made.into_iter().flatten() {
             self.fleet.link_topic(&mut self.store, made);
         }
@@ -390,6 +395,13 @@ impl Hub {
     #[must_use]
     pub const fn gaps(&self) -> &BTreeMap<Box<str>, u64> {
         &self.gaps
+    }
+
+    /// Frames by how long their oldest event was here before they were given to a connection. What a connection gets of the
+    /// past that it asked for is not in it; a frame that was put back counts again when it is given again.
+    #[must_use]
+    pub const fn ages(&self) -> &Ages {
+        &self.lag.ages
     }
 
     /// So many connections are told a gap.

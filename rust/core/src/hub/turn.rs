@@ -14,6 +14,7 @@ use hashbrown::HashMap;
 
 use super::audience::{Audience, Standing, State};
 use super::frame::{self, Frame, Gap, Run, Turn};
+use super::lag::Ages;
 use super::log::{Kind, TopicLog};
 use super::reader::Joins;
 use super::{ConnKey, Dialect, Hub, Shard};
@@ -33,8 +34,8 @@ pub struct Delivery {
     pub turn: Arc<Turn>,
 }
 
-/// Frames of this `take`: by topic, first and last order, and dialect.
-type Built = HashMap<(u32, u64, u64, Dialect), Arc<[(Frame, u64)]>>;
+/// Frames of this `take`, each with the orders of its first and last event: by topic, first and last order, and dialect.
+type Built = HashMap<(u32, u64, u64, Dialect), Arc<[(Frame, u64, u64)]>>;
 
 /// An event that is to be told: its order, topic, and index there.
 type Pick = (u64, u32, usize);
@@ -124,7 +125,7 @@ impl Hub {
         if let Some(audience) = audience {
             self.store.remember_position(&audience.key.tenant);
         }
-        let Some(turn) = self.build(id, built) else {
+        let Some(turn) = self.build(id, now_ms, built) else {
             if let Some(cohort) = self.fleet.cohort_mut(id) {
                 cohort.cursor = top;
             }
@@ -195,7 +196,7 @@ impl Hub {
 
     // --- what a cohort gets ------------------------------------------------------------------------------------------
 
-    fn build(&mut self, id: u32, built: &mut Built) -> Option<Turn> {
+    fn build(&mut self, id: u32, now_ms: u64, built: &mut Built) -> Option<Turn> {
         let cohort = self.fleet.cohort(id)?;
         let audience = self.fleet.audience(cohort.audience)?;
         let (dialect, start, reset, joins) = (audience.key.dialect, cohort.cursor, cohort.reset, cohort.joins.clone());
@@ -211,28 +212,33 @@ impl Hub {
         let lost = self.tell_cuts(audience, start, joins.as_deref(), &mut frames);
         ends.resize(frames.len(), start);
         let evicted = (frames.len() - told) as u64 - lost;
-        let shared = audience.cohorts > 1;
+        let (shared, mut ages) = (audience.cohorts > 1, Ages::default());
         for run in runs.first.into_iter().chain(runs.rest) {
             let Some(topic) = self.store.topic(run.topic) else { continue };
             if !shared && topic.audiences.len() == 1 {
-                self.frames_of(run, dialect, |frame, order| {
+                self.frames_of(run, dialect, |frame, first, last| {
                     frames.push(frame);
-                    ends.push(order);
+                    ends.push(last);
+                    ages.note(self.lag.age_ms(first, now_ms));
                 });
                 continue;
             }
             let key = (run.topic, topic.entries[run.from].order, topic.entries[run.to - 1].order, dialect);
             let ready = built.entry(key).or_insert_with(|| {
                 let mut made = Vec::new();
-                self.frames_of(run, dialect, |frame, order| made.push((frame, order)));
+                self.frames_of(run, dialect, |frame, first, last| made.push((frame, first, last)));
                 made.into()
             });
-            for (frame, order) in ready.iter() {
+            for (frame, first, last) in ready.iter() {
                 frames.push(frame.clone());
-                ends.push(*order);
+                ends.push(*last);
+                ages.note(self.lag.age_ms(*first, now_ms));
             }
         }
         *ends.last_mut()? = end;
+        if joins.is_none() {
+            self.lag.given(&ages, count);
+        }
         self.count_gaps(EVICTED, evicted * count);
         if lost > 0 {
             self.count_gaps(&self.store.lost_by.clone(), lost * count);
@@ -243,7 +249,7 @@ impl Hub {
         Some(Turn { number: self.stats.turns, dialect, frames, start, ends, joins, reset })
     }
 
-    fn frames_of(&self, run: Run, dialect: Dialect, each: impl FnMut(Frame, u64)) {
+    fn frames_of(&self, run: Run, dialect: Dialect, each: impl FnMut(Frame, u64, u64)) {
         frame::frames_of(&self.store, run, dialect, self.limits.frame_bytes, each);
     }
 
