@@ -7,13 +7,15 @@
  *
  * Strategy: as flx_api.client in Python, which has the same parts and names. `Progress` decides what to ask for, what was
  * heard already and what is missing; `EventStream` connects, and comes again from the last position after a pause with
- * jitter. The protocol is described in docs/protocol.md.
+ * jitter. Connections are WebSockets; where these do not get through, event streams over HTTP (`StreamSocket`, which looks
+ * like a WebSocket from outside). The protocol is described in docs/protocol.md.
  *
  * Rules:
  * - A browser cannot set headers on a WebSocket, so the token goes as a subprotocol.
  * - A browser is not told why a handshake was refused, so that is asked for over HTTP.
  * - A WebSocket here cannot be read more slowly than it is sent to: beyond a bound of messages the connection is given up,
  *   and made again from the last position when they have been handed out.
+ * - The browser's own `EventSource` is not used: it can send no token, and comes again by itself.
  *
  * Node before 22 has its WebSocket behind a flag: node --experimental-websocket.
  */
@@ -36,6 +38,10 @@ const TOKEN_ENDED = 4401;
 const REFRESH_MS = 10_000;
 // A code of our own for connections that we give up; never sent by the service.
 const GIVEN_UP = 4000;
+// Statuses that say "not now": of the service, or of a proxy before it.
+const NOT_NOW = new Set([408, 425, 429, 500, 502, 503, 504]);
+const MAX_ASKED_MS = 60_000;
+const ONE_POSITION = "start: an event stream begins all its topics at one position";
 
 /** The stream is over, or a topic was refused: `code` is an error code of the service, a close code, or our own word. */
 export class RealtimeError extends Error {
@@ -53,10 +59,10 @@ export class Backoff {
     Object.assign(this, { firstMs, longestMs, chance, failures: 0 });
   }
 
-  pauseMs() {
+  pauseMs(askedMs = 0) {
     const bound = Math.min(this.longestMs, this.firstMs * 2 ** this.failures);
     this.failures += 1;
-    return this.chance() * bound;
+    return askedMs + this.chance() * bound;
   }
 
   reset() {
@@ -81,8 +87,25 @@ export class Progress {
     this.answered = null;
     this.pings = 0;
     this.level = false;
+    this.together = false;
     this.heard = new Map();
     this.chain = 0;
+  }
+
+  /** From where all topics go on together. Throws where they begin at different positions. */
+  get position() {
+    const found = new Set([...this.topics].map((topic) => this.positions[topic]));
+    if (found.size > 1) throw new RangeError(ONE_POSITION);
+    return found.values().next().value;
+  }
+
+  /** A new connection brings all topics together, and every position on it covers all. */
+  beginTogether() {
+    this.asked = [];
+    this.answered = null;
+    this.pings = 0;
+    this.level = this.together = true;
+    return [];
   }
 
   /** What to send on a new connection. */
@@ -90,6 +113,7 @@ export class Progress {
     this.asked = [];
     this.answered = null;
     this.pings = 0;
+    this.together = false;
     this.level = this.topics.size === 1;
     return this.#request([...this.topics].map((topic) => subscription(topic, this.positions[topic])));
   }
@@ -132,6 +156,10 @@ export class Progress {
         if (message.of) return []; // no answer to what is asked for here
         return message.code === "gap" ? this.#takeGap(message) : this.#takeRefusal(message);
       case "subscribed":
+        if (this.together) {
+          this.#reach(message.pos);
+          return [];
+        }
         this.asked.shift();
         this.answered = message.pos;
         if (this.topics.has(message.event) && !(message.event in this.positions)) {
@@ -203,6 +231,80 @@ export class Progress {
   }
 }
 
+/** Reads an event stream (WHATWG HTML, section 9.2): pieces of text in, `{kind, data}` out. */
+export class EventStreamDecoder {
+  #rest = "";
+  #kind = "";
+  #data = [];
+
+  feed(text) {
+    const whole = this.#rest + text;
+    const lines = whole.split(/\r\n|\n|\r/);
+    this.#rest = lines.pop();
+    if (whole.endsWith("\r")) this.#rest = `${lines.pop()}\r`; // it may be half of a CR LF
+    const found = [];
+    for (const line of lines) {
+      if (line === "") {
+        if (this.#data.length) found.push({ kind: this.#kind || "message", data: this.#data.join("\n") });
+        this.#kind = "";
+        this.#data = [];
+        continue;
+      }
+      const [, field, value] = /^([^:]*):? ?(.*)$/s.exec(line);
+      if (field === "event") this.#kind = value;
+      else if (field === "data") this.#data.push(value);
+    }
+    return found;
+  }
+}
+
+const IN_STREAMS = new Set(["event", "presence", "subscribed", "unsubscribed", "heartbeat", "expiring", "reconnect"]);
+
+/** `GET /v1/events` as something that looks like a WebSocket, and can only be listened to. */
+class StreamSocket {
+  isStream = true;
+  #abort = new AbortController();
+
+  constructor(url, headers) {
+    this.#read(url, headers);
+  }
+
+  close() {
+    this.#abort.abort();
+  }
+
+  async #read(url, headers) {
+    try {
+      const answer = await fetch(url, { headers, cache: "no-store", signal: this.#abort.signal });
+      if (answer.status !== 200 || !answer.headers.get("content-type")?.startsWith("text/event-stream")) {
+        const { code, detail } = await answer.json().catch(() => ({}));
+        const after = Number(answer.headers.get("retry-after"));
+        return this.onrefused?.({ status: answer.status, code, detail, afterMs: after > 0 ? after * 1000 : 0 });
+      }
+      this.onopen?.();
+      const [decoder, bytes] = [new EventStreamDecoder(), new TextDecoder()];
+      for (const reader = answer.body.getReader(); ; ) {
+        const { done, value } = await reader.read();
+        if (done) break;
+        this.onalive?.();
+        for (const { kind, data } of decoder.feed(bytes.decode(value, { stream: true }))) this.#tell(kind, data);
+      }
+    } catch {
+      // unreachable, lost, or closed by us
+    }
+    this.onclose?.({ code: 1006, reason: "" });
+  }
+
+  #tell(kind, data) {
+    if (kind === "closed") this.onclose?.(JSON.parse(data));
+    else if (kind === "gap") {
+      const { t, ...gap } = JSON.parse(data);
+      const message = { ...gap, type: "error", code: "gap", message: "", ...(t === "*" ? {} : { event: t }) };
+      this.onmessage?.({ data: JSON.stringify(message) });
+    } else if (IN_STREAMS.has(kind)) this.onmessage?.({ data });
+  }
+}
+
 /** Events of topics, each once and in order; gaps are told. */
 export class EventStream {
   #base;
@@ -223,6 +325,8 @@ export class EventStream {
   #refused = false;
   #refreshing = false;
   #renewal = null;
+  #transport;
+  #nextToken = null;
 
   /**
    * @param {string} url the service's base URL: http, https, ws or wss
@@ -237,6 +341,9 @@ export class EventStream {
    * @param {number} [options.attempts] after so many failures in a row it gives up; by default never
    * @param {Backoff} [options.backoff] the pauses between attempts
    * @param {typeof WebSocket} [options.WebSocket] another implementation than the global one
+   * @param {"auto" | "websocket" | "sse"} [options.transport] `auto`: a WebSocket, and an event stream where that does not
+   *   get through to the service, or there is none here; or one of them alone. An event stream begins all topics at one
+   *   position, and is made again for a topic more
    */
   constructor(url, topics, options = {}) {
     const parts = /^(?:http|ws)(s?):\/\/(.*?)\/*$/.exec(url);
@@ -244,9 +351,16 @@ export class EventStream {
     const clientId = options.clientId ?? `js-${Math.random().toString(36).slice(2, 14)}`;
     this.#base = `http${parts[1]}://${parts[2]}`;
     this.#url = `ws${parts[1]}://${parts[2]}/ws/${clientId}`;
-    this.#options = { attempts: Infinity, backoff: new Backoff(), WebSocket: globalThis.WebSocket, ...options };
-    if (!this.#options.WebSocket) throw new TypeError("no WebSocket here: Node before 22 needs --experimental-websocket");
+    const usual = { attempts: Infinity, backoff: new Backoff(), WebSocket: globalThis.WebSocket, transport: "auto" };
+    this.#options = { ...usual, ...options };
+    this.#transport = this.#options.transport;
+    if (!["auto", "websocket", "sse"].includes(this.#transport)) throw new TypeError("transport: auto, websocket or sse");
+    if (!this.#options.WebSocket && this.#transport === "websocket") {
+      throw new TypeError("no WebSocket here: Node before 22 needs --experimental-websocket");
+    }
+    if (!this.#options.WebSocket) this.#transport = "sse";
     this.#progress = new Progress(topics, options.start);
+    if (this.#transport === "sse") this.#progress.position; // it throws where there is none
     this.#before = this.#progress.positions;
   }
 
@@ -255,7 +369,13 @@ export class EventStream {
     return { ...(this.#due.length ? this.#before : this.#progress.positions) };
   }
 
+  /** Hear another topic, from now or from a position on. An event stream goes on with all from where it is. */
   subscribe(topic, from) {
+    if (this.#transport === "sse") {
+      const { position } = this.#progress;
+      if (from !== undefined && from !== position) throw new RangeError(ONE_POSITION);
+      from = position;
+    }
     this.#post(this.#progress.subscribe(topic, from));
   }
 
@@ -297,7 +417,7 @@ export class EventStream {
 
   async #take(text) {
     const message = JSON.parse(text);
-    if (message.type === "pong") this.#options.backoff.reset();
+    if (message.type === "pong" || (message.type === "subscribed" && this.#socket?.isStream)) this.#options.backoff.reset();
     else if (message.type === "expiring") await this.#offerToken();
     else if (message.type === "refreshed") this.#refreshing = false;
     else if (message.type === "error" && message.of === "refresh") this.#giveUp(GIVEN_UP); // to come again with another one
@@ -320,9 +440,28 @@ export class EventStream {
   }
 
   async #connect() {
-    const token = await this.#newToken();
-    const protocols = token ? ["flx.plain", `bearer.${token}`] : ["flx.plain"];
-    const socket = new this.#options.WebSocket(this.#url, protocols);
+    const token = this.#nextToken ?? (await this.#newToken());
+    if (this.#nextToken !== null) this.#expiry = null; // it is new, though it was asked for before
+    this.#nextToken = null;
+    await this.#open(token, this.#transport === "sse" ? this.#stream(token) : this.#webSocket(token));
+  }
+
+  #webSocket(token) {
+    return new this.#options.WebSocket(this.#url, token ? ["flx.plain", `bearer.${token}`] : ["flx.plain"]);
+  }
+
+  #stream(token) {
+    const { topics, position } = this.#progress;
+    if (!topics.size) throw new RangeError("topics: an event stream has at least one");
+    const headers = { Accept: "text/event-stream" };
+    if (token) headers.Authorization = `Bearer ${token}`;
+    if (position !== undefined) headers["Last-Event-ID"] = position;
+    return new StreamSocket(`${this.#base}/v1/events?topics=${encodeURIComponent([...topics].join(","))}`, headers);
+  }
+
+  /** Go on with a connection when it is open; otherwise find out why it is not. */
+  async #open(token, socket) {
+    let refusal = null;
     const current = () => this.#socket === socket;
     let silence = null;
     const alive = () => {
@@ -351,21 +490,37 @@ export class EventStream {
         this.#end ??= { code, reason };
         this.#rouse();
       };
+      socket.onalive = () => current() && alive();
+      socket.onrefused = (why) => ((refusal = why), ended(1006, ""));
       socket.onclose = ({ code, reason }) => ended(code, reason);
       // Node 20 tells of some connections that break by this alone.
       socket.onerror = () => ended(1006, "");
     });
     if (!current()) {
       silenced(socket).close();
-      if (!opened && !this.#closed) await this.#askWhy(token);
+      if (opened || this.#closed) return;
+      if (socket.isStream) await this.#takeRefusal(refusal);
+      else await this.#askWhy(token);
       return;
     }
     this.#refused = false;
+    this.#transport = socket.isStream ? "sse" : "websocket";
     alive();
     this.#renewLater(token, current);
     this.#outbox = [];
     this.#free = 0;
-    this.#post(this.#progress.begin());
+    if (socket.isStream) this.#progress.beginTogether();
+    else this.#post(this.#progress.begin());
+  }
+
+  /** An event stream was answered with a status, or not at all. */
+  async #takeRefusal(refusal) {
+    if (refusal === null || NOT_NOW.has(refusal.status)) {
+      return this.#pause(`${this.#base} cannot be reached`, Math.min(refusal?.afterMs ?? 0, MAX_ASKED_MS));
+    }
+    const { status, code = status, detail = `the service answered ${status}` } = refusal;
+    if (status !== 401 || typeof this.#options.token !== "function" || this.#refused) throw new RealtimeError(code, detail);
+    this.#refused = true; // it may have ended on its way; a second refusal is meant
   }
 
   /** Leave a connection whose end nobody else tells; what came before is still handed out. */
@@ -405,13 +560,24 @@ export class EventStream {
       this.#refused = true; // it may have ended on its way; a second refusal is meant
       return;
     }
+    // The service is there and takes the token, but no WebSocket gets through to it.
+    if (status === 200 && this.#transport === "auto" && this.#canStream()) return this.#open(token, this.#stream(token));
     await this.#pause(`${this.#url} cannot be opened`);
   }
 
-  async #pause(why) {
+  #canStream() {
+    try {
+      this.#progress.position;
+      return this.#progress.topics.size > 0;
+    } catch {
+      return false;
+    }
+  }
+
+  async #pause(why, askedMs = 0) {
     const { backoff, attempts } = this.#options;
     if (backoff.failures >= attempts) throw new RealtimeError("unreachable", why);
-    const ms = backoff.pauseMs();
+    const ms = backoff.pauseMs(askedMs);
     await new Promise((wake) => ((this.#wake = wake), this.#later(ms, () => this.#rouse())));
   }
 
@@ -450,7 +616,11 @@ export class EventStream {
     }
     if (!current()) return;
     if (token === null) return this.#giveUp(GIVEN_UP);
-    if (!this.#renewLater(token, current)) return;
+    if (!this.#renewLater(token, current)) return void (this.#refreshing = false);
+    if (socket.isStream) {
+      this.#nextToken = token;
+      return this.#giveUp(GIVEN_UP);
+    }
     this.#refreshing = true;
     this.#later(REFRESH_MS, () => current() && this.#refreshing && this.#giveUp(GIVEN_UP));
     this.#post([{ type: "refresh", token }]);
@@ -458,6 +628,7 @@ export class EventStream {
 
   #post(messages) {
     if (!this.#socket) return; // `begin` asks for it on the next connection
+    if (this.#socket.isStream) return this.#giveUp(GIVEN_UP); // it is asked for everything at its beginning
     this.#outbox.push(...messages);
     this.#flush();
   }
@@ -494,7 +665,7 @@ export class EventStream {
 }
 
 function silenced(socket) {
-  socket.onopen = socket.onmessage = socket.onclose = socket.onerror = null;
+  socket.onopen = socket.onmessage = socket.onclose = socket.onerror = socket.onalive = socket.onrefused = null;
   return socket;
 }
 

@@ -267,20 +267,6 @@ def test_topics_are_added_and_refused_on_the_way() -> None:
     asyncio.run(story())
 
 
-def test_many_topics_are_asked_for_no_faster_than_they_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flx_api.client.stream._BURST_S", 0.25)
-    topics = [f"app.{number}" for number in range(85)]
-
-    async def story() -> None:
-        async with serving(Script(says(event_frame("app.1", 1)))) as script, EventStream(script.url, topics) as events:
-            begin = asyncio.get_running_loop().time()
-            await events.receive()
-            assert asyncio.get_running_loop().time() - begin >= 0.5
-        assert topics == list(script.asked[0])
-
-    asyncio.run(story())
-
-
 @pytest.mark.parametrize("url", ["", "example.com", "ftp://example.com"])
 def test_an_address_of_another_kind_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match=r"^url: "):

@@ -1,7 +1,8 @@
 """The clients against a real gateway that they lose again and again: each event once, or a declared gap.
 
 Strategy: `flx watch` (the client of flx_api.client) and examples/clients/watch.mjs print the same lines, so one test
-holds both. Between client and gateway stands a proxy that cuts connections in the middle of what they carry.
+holds both, over WebSockets and over event streams. Between client and gateway stands a proxy that cuts connections in
+the middle of what they carry.
 """
 
 from __future__ import annotations
@@ -39,7 +40,14 @@ CLIENTS = {
     # Node 20 has its WebSocket behind this flag; newer versions take it for granted.
     "javascript": [NODE or "", "--experimental-websocket", "--no-warnings", str(ROOT / "examples/clients/watch.mjs")],
 }
-clients = pytest.mark.parametrize("client", ["python", pytest.param("javascript", marks=_no_node)])
+clients = pytest.mark.parametrize(
+    ("client", "transport"),
+    [
+        pytest.param(client, transport, marks=_no_node if client == "javascript" else (), id=f"{client}-{transport}")
+        for client in CLIENTS
+        for transport in ("websocket", "sse")
+    ],
+)
 
 
 @pytest.fixture
@@ -78,10 +86,16 @@ class Watcher:
 
 
 @contextlib.asynccontextmanager
-async def watching(client: str, url: str, *args: str, access: str = "") -> AsyncIterator[Watcher]:
+async def watching(client: str, transport: str, url: str, *args: str, access: str = "") -> AsyncIterator[Watcher]:
     environ = {**os.environ, "FLX_URL": url, "FLX_TOKEN": access or token()}
     process = await asyncio.create_subprocess_exec(
-        *CLIENTS[client], *args, env=environ, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        *CLIENTS[client],
+        *args,
+        "--transport",
+        transport,
+        env=environ,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
     )
     try:
         yield Watcher(process)
@@ -107,9 +121,9 @@ async def happen(daemon: SmallDaemon, count: int) -> dict[str, list[int]]:
 
 
 @clients
-def test_each_event_comes_once_however_often_the_connection_is_lost(folder: Path, client: str) -> None:
+def test_each_event_comes_once_however_often_the_connection_is_lost(folder: Path, client: str, transport: str) -> None:
     async def story() -> None:
-        daemon, chance = SmallDaemon(), random.Random(client)
+        daemon, chance = SmallDaemon(), random.Random(client + transport)
         budgets = [chance.randint(200, 9_000) for _ in range(7)]
         async with contextlib.AsyncExitStack() as rest:
             await rest.enter_async_context(serving(daemon, folder / "d.sock"))
@@ -117,7 +131,7 @@ def test_each_event_comes_once_however_often_the_connection_is_lost(folder: Path
             proxy = await rest.enter_async_context(cutting(first.port, budgets))
             # Of the log too: the small daemon tells no status of its execution, by which a real one knows new logs.
             begin = encode(Position("e1", 0, {"x": 0}))
-            watcher = await rest.enter_async_context(watching(client, proxy.url, *TOPICS, "--from", begin))
+            watcher = await rest.enter_async_context(watching(client, transport, proxy.url, *TOPICS, "--from", begin))
             writing = asyncio.create_task(happen(daemon, EVENTS))
             await watcher.until(lambda: len(watcher.lines) >= EVENTS)
             written = await writing
@@ -138,7 +152,7 @@ def test_each_event_comes_once_however_often_the_connection_is_lost(folder: Path
 
 
 @clients
-def test_what_cannot_be_had_any_more_is_a_declared_gap(folder: Path, client: str) -> None:
+def test_what_cannot_be_had_any_more_is_a_declared_gap(folder: Path, client: str, transport: str) -> None:
     async def story() -> None:
         daemon = SmallDaemon()
         async with contextlib.AsyncExitStack() as rest:
@@ -146,7 +160,7 @@ def test_what_cannot_be_had_any_more_is_a_declared_gap(folder: Path, client: str
             gateway = await rest.enter_async_context(running(folder / "d.sock", folder))
             proxy = await rest.enter_async_context(cutting(gateway.port))
             begin = encode(Position("e1", 0))
-            watcher = await rest.enter_async_context(watching(client, proxy.url, "*", "--from", begin))
+            watcher = await rest.enter_async_context(watching(client, transport, proxy.url, "*", "--from", begin))
             await daemon.publish("pipeline_events", {"n": 1})
             await watcher.until(lambda: bool(watcher.heard("pipeline_events")))
             # A restored database: the same numbers, but another history.
@@ -161,7 +175,7 @@ def test_what_cannot_be_had_any_more_is_a_declared_gap(folder: Path, client: str
             assert ["epoch"] == watcher.gaps
             assert ["e1", "e2"] == [line["epoch"] for line in watcher.lines if line["type"] == "event"]
             # Before the daemon: it would be asked for a new connection while it closes.
-            await gateway.end()
+            await gateway.kill()
 
     asyncio.run(story())
 
@@ -177,11 +191,11 @@ HOPELESS: list[tuple[str, dict[str, Any], str]] = [
 
 
 @clients
-def test_what_does_not_help_is_not_tried_again(folder: Path, client: str) -> None:
+def test_what_does_not_help_is_not_tried_again(folder: Path, client: str, transport: str) -> None:
     """A token that is no good or has ended, a topic that is none or that may not be heard: one line, exit code 1."""
 
     async def said(url: str, topic: str, claims: dict[str, Any]) -> str:
-        async with watching(client, url, topic, access=token(**claims)) as watcher, asyncio.timeout(30):
+        async with watching(client, transport, url, topic, access=token(**claims)) as watcher, asyncio.timeout(30):
             out, err = await watcher.process.communicate()
         assert (1, b"", 1) == (watcher.process.returncode, out, err.count(b"\n"))
         return err.decode().lower()

@@ -17,7 +17,7 @@ from flx_api.client import Backoff, EventStream, RealtimeError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from flx_api.client import Event, Gap
+    from flx_api.client import Event, Gap, Transport
 
 # Some fifteen seconds in all: a service that is started again is back by then.
 _ATTEMPTS: Final = 12
@@ -32,6 +32,7 @@ def events(
     idle_s: float | None = None,
     start: str | None = None,
     on_gap: Callable[[Gap], None] = lambda _: None,
+    transport: Transport = "auto",
 ) -> Iterator[Event | None]:
     """Events of the topics as they come. With `idle_s`, None after each silence of that length.
 
@@ -41,6 +42,7 @@ def events(
         idle_s: how long a silence may be.
         start: a position to begin from.
         on_gap: told of events that cannot be had any more.
+        transport: over what.
 
     Raises:
         CommandFailed: the service refuses, or is gone for good.
@@ -54,6 +56,7 @@ def events(
         client_id=f"cli-{uuid.uuid4().hex[:12]}",
         attempts=_ATTEMPTS,
         backoff=Backoff(_FIRST_PAUSE_S, _LONGEST_PAUSE_S),
+        transport=transport,
     )
     steps = _Steps(stream)
     with asyncio.Runner() as runner:

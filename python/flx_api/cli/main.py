@@ -151,15 +151,24 @@ def watch(
     start: Annotated[
         str | None, typer.Option("--from", help="The `pos` of an event: what came after it first.")
     ] = None,
+    transport: Annotated[
+        str, typer.Option(help="websocket, sse, or auto: a WebSocket, and sse where that does not get through.")
+    ] = "auto",
     project: ProjectOption = None,
     url: UrlOption = None,
     token: TokenOption = None,
 ) -> None:
     """Print events as they happen, one JSON object a line, until Ctrl-C; `gap` lines say where some are missing."""
     from flx_api.cli.show import print_events  # noqa: PLC0415
+    from flx_api.client.stream import transport_of  # noqa: PLC0415
 
+    try:
+        found = transport_of(transport)
+    except ValueError as error:
+        msg = f"--{error}"
+        raise StartupError(msg) from None
     with _client(project, url, token) as client:
-        print_events(client, topics, start=start)
+        print_events(client, topics, start=start, transport=found)
 
 
 @token_app.command("mint")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from flx_api.cli.client import Client
-    from flx_api.client import Gap
+    from flx_api.client import Gap, Transport
 
 _PAGE = 1000
 
@@ -42,9 +42,11 @@ def follow_log(client: Client, execution: str) -> None:
             print(log_line(event.data), flush=True)
 
 
-def print_events(client: Client, topics: Sequence[str], *, start: str | None = None) -> None:
+def print_events(
+    client: Client, topics: Sequence[str], *, start: str | None = None, transport: Transport = "auto"
+) -> None:
     """Print events and gaps as lines of JSON, until interrupted."""
-    for event in events(client, topics, start=start, on_gap=_print_gap):
+    for event in events(client, topics, start=start, on_gap=_print_gap, transport=transport):
         print(msgspec.json.encode(event).decode(), flush=True)
 
 

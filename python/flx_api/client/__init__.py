@@ -7,6 +7,7 @@
             print(event.event, event.data)
 
 It connects again when a connection is lost, goes on where it was, tells each event once, and says what was skipped.
+Where no WebSocket gets through to the service it reads an event stream over HTTP.
 The protocol itself is described in docs/protocol.md.
 """
 
@@ -21,7 +22,7 @@ from flx_api.client.errors import (
     Unreachable,
 )
 from flx_api.client.progress import Gap
-from flx_api.client.stream import EventStream
+from flx_api.client.stream import EventStream, Transport
 from flx_api.models.message import Event
 
 __all__ = [
@@ -35,5 +36,6 @@ __all__ = [
     "Refused",
     "SubscriptionRefused",
     "TokenEnded",
+    "Transport",
     "Unreachable",
 ]

@@ -70,7 +70,7 @@ class Progress:
         self._asked: deque[ClientMessage] = deque()
         self._answered: str | None = None
         self._pings = 0
-        self.level = False
+        self.level = self._together = False
         # By topic, and whether it was ephemeral: epoch and number of the last event, and in which chain it was heard.
         self._heard: dict[tuple[str, bool], tuple[str, int, int]] = {}
         self._chain = 0
@@ -87,10 +87,30 @@ class Progress:
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
+    @property
+    def position(self) -> str | None:
+        """From where all topics go on together.
+
+        Raises:
+            ValueError: there is no such position: they begin at different ones.
+        """
+        found = {self._begins.get(topic) for topic in self._topics}
+        if len(found) > 1:
+            msg = "start: an event stream begins all its topics at one position"
+            raise ValueError(msg)
+        return next(iter(found), None)
+
+    def begin_together(self) -> None:
+        """A new connection brings all topics together, and every position on it covers all."""
+        self._asked.clear()
+        self._answered, self._pings = None, 0
+        self.level = self._together = True
+
     def begin(self) -> list[ClientMessage]:
         """What to send on a new connection."""
         self._asked.clear()
         self._answered, self._pings = None, 0
+        self._together = False
         # One topic has nobody to be ahead of.
         self.level = len(self._topics) == 1
         return self._request(*(Subscribe(topic, self._begins.get(topic)) for topic in self._topics))
@@ -134,11 +154,7 @@ class Progress:
             case Error(of=None):
                 self._take_refusal(message)
             case Subscribed():
-                self._answer()
-                # The position of the moment of the answer: whoever began without one began here.
-                self._answered = message.pos
-                if message.event in self._topics and message.event not in self._begins:
-                    self._begins = {**self._begins, message.event: message.pos}
+                self._take_subscribed(message)
             case Unsubscribed(reason=None):
                 self._answer()
             case Unsubscribed(event=topic, reason=reason) if topic in self._topics:
@@ -157,6 +173,16 @@ class Progress:
 
     def _answer(self) -> ClientMessage | None:
         return self._asked.popleft() if self._asked else None
+
+    def _take_subscribed(self, message: Subscribed) -> None:
+        if self._together:
+            self._reach(message.pos)
+            return
+        self._answer()
+        # The position of the moment of the answer: whoever began without one began here.
+        self._answered = message.pos
+        if message.event in self._topics and message.event not in self._begins:
+            self._begins = {**self._begins, message.event: message.pos}
 
     def _take_refusal(self, error: Error) -> None:
         asked = self._answer()

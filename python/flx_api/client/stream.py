@@ -2,13 +2,16 @@
 
 Strategy: `Progress` decides; this shell connects, sends what it asks for, and hands out what it finds. A connection
 that ends is made again from the last position after a pause that grows with failures. Before a token ends, a new one is
-asked for and offered on the connection; where that is refused the connection is made again with it.
+asked for and offered on the connection; where that is refused, or nothing can be offered, the connection is made again
+with it. Connections are WebSockets; where these do not get through, event streams over HTTP.
 
 Rules:
 - `receive` may be cancelled at any moment: what came is handed out at the next call.
 - Nothing is read before what was read last is handed out: a reader that is too slow is told so by the service, and
   resumes.
 - Positions move with what was handed out, never ahead of it.
+- What the service itself says about a WebSocket is believed: only where somebody else answers, or nobody understands,
+  is an event stream tried.
 """
 
 from __future__ import annotations
@@ -18,17 +21,15 @@ import inspect
 import time
 import uuid
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final, Self, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
-import msgspec
-from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
-
+from flx_api.client import websocket
 from flx_api.client.backoff import Backoff
+from flx_api.client.connection import GIVEN_UP, Closed, Denied, NotMade
 from flx_api.client.errors import Ended, EventsSkipped, Refused, TokenEnded, Unreachable
 from flx_api.client.progress import Gap, Progress
 from flx_api.client.tokens import expiry_of, renewal_in_s
-from flx_api.models.message import ClientMessage, Error, Event, Expiring, Pong, Refresh, Refreshed, ServerMessage
+from flx_api.models.message import Error, Event, Expiring, Pong, Refresh, Refreshed, Subscribed
 from flx_api.websocket.close_codes import advice
 
 if TYPE_CHECKING:
@@ -36,13 +37,11 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
     from types import TracebackType
 
-_OPEN_TIMEOUT_S: Final = 10.0
-# A log line has no bound of its own; the gateway sends it whole.
-_MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
-# The service takes 50 messages a second of a connection, and says so to the 51st.
-_BURST: Final = 40
-_BURST_S: Final = 1.0
-_LOST: Final = 1006
+    from flx_api.client.connection import Connection
+    from flx_api.models.message import ServerMessage
+
+Transport = Literal["auto", "websocket", "sse"]
+
 _UNAUTHORIZED: Final = 401
 # Statuses that say "not now": of the service, or of a proxy before it.
 _NOT_NOW: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -50,16 +49,6 @@ _MAX_ASKED_S: Final = 60.0
 # For the answer to a token that was offered.
 _REFRESH_S: Final = 10.0
 _REFRESH: Final = "refresh"
-
-_read = msgspec.json.Decoder(ServerMessage)
-_KNOWN: Final = frozenset(kind.__struct_config__.tag for kind in get_args(ServerMessage))
-
-
-class _Kind(msgspec.Struct):
-    type: str = ""
-
-
-_kind = msgspec.json.Decoder(_Kind)
 
 
 class EventStream:
@@ -76,6 +65,11 @@ class EventStream:
         attempts: after so many failures in a row it gives up; None: never.
         backoff: the pauses between attempts.
         tls: how to check the service's certificate; None: as Python does by default.
+        transport: `auto`: a WebSocket, and an event stream where that does not get through to the service; `websocket`
+            or `sse`: that alone. An event stream begins all topics at one position, and is made again for a topic more.
+
+    Raises:
+        ValueError: `url` or `transport` is none, or an event stream cannot begin like that.
     """
 
     def __init__(
@@ -90,20 +84,25 @@ class EventStream:
         attempts: int | None = None,
         backoff: Backoff | None = None,
         tls: ssl.SSLContext | None = None,
+        transport: Transport = "auto",
     ) -> None:
         self.client_id = client_id or f"py-{uuid.uuid4().hex[:12]}"
-        self._url = f"{_websocket_url(url)}/ws/{self.client_id}"
+        is_safe, base = _base_of(url)
+        self._url = f"{'wss' if is_safe else 'ws'}://{base}/ws/{self.client_id}"
+        self._stream_url = f"{'https' if is_safe else 'http'}://{base}/v1/events"
+        self._transport = transport_of(transport)
         self._token = token
         self._on_gap = on_gap
         self._attempts = attempts
         self._backoff = backoff or Backoff()
-        self._options: dict[str, Any] = {"ssl": tls} if tls is not None else {}
+        self._tls = tls
         self._progress = Progress(topics, start)
+        if transport == "sse":
+            _ = self._progress.position  # it raises when there is none
         self._positions = self._progress.positions
         self._due: deque[Event | Gap] = deque()
-        self._socket: ClientConnection | None = None
-        self._sender: asyncio.Task[None] | None = None
-        self._outbox: asyncio.Queue[ClientMessage] = asyncio.Queue()
+        self._connection: Connection | None = None
+        self._next_token: str | None = None
         self._pause_s = 0.0
         self._expiry_s: float | None = None
         self._renew_at: float | None = None
@@ -131,16 +130,26 @@ class EventStream:
         return dict(self._positions if self._due else self._progress.positions)
 
     def subscribe(self, topic: str, start: str | None = None) -> None:
-        """Hear another topic, from now or from a position on."""
+        """Hear another topic, from now or from a position on. An event stream goes on with all from where it is.
+
+        Raises:
+            ValueError: an event stream cannot begin a topic elsewhere.
+        """
+        if self._transport == "sse":
+            present = self._progress.position
+            if start not in {None, present}:
+                msg = "start: an event stream begins all its topics at one position"
+                raise ValueError(msg)
+            start = present
         requests = self._progress.subscribe(topic, start)
-        if self._socket is not None:
-            self._post(requests)
+        if self._connection is not None:
+            self._connection.ask(requests)
 
     def unsubscribe(self, topic: str) -> None:
         """Hear a topic no more. Events of it that are on their way still come."""
         requests = self._progress.unsubscribe(topic)
-        if self._socket is not None:
-            self._post(requests)
+        if self._connection is not None:
+            self._connection.ask(requests)
 
     async def receive(self) -> Event:
         """The next event.
@@ -160,38 +169,33 @@ class EventStream:
                     return found
                 if self._on_gap is None:
                     raise EventsSkipped(found)
-            socket = self._socket or await self._connected()
+            connection = self._connection or await self._connected()
             try:
                 async with asyncio.timeout_at(self._renew_at):
-                    text = await socket.recv()
+                    message = await connection.receive()
             except TimeoutError:
                 await self._renew()
-            except ConnectionClosed as closed:
+            except Closed as closed:
                 await self.close()
                 self._take_end(closed)
             else:
-                await self._take(text)
+                if message is not None:
+                    await self._take(message, connection)
 
     async def close(self) -> None:
         """Close the connection; the next `receive` opens a new one and goes on."""
-        socket, self._socket = self._socket, None
-        sender, self._sender = self._sender, None
-        if sender is not None:
-            sender.cancel()
-            await asyncio.gather(sender, return_exceptions=True)
-        if socket is not None:
-            await socket.close()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
 
     # --- messages ----------------------------------------------------------------------------------------------------
 
-    async def _take(self, text: str | bytes) -> None:
-        # A later version may send what this one does not know.
-        if _kind.decode(text).type not in _KNOWN:
-            return
-        message = _read.decode(text)
+    async def _take(self, message: ServerMessage, connection: Connection) -> None:
         match message:
             case Pong():
                 # It answered everything that was asked of it, so the connection is a good one.
+                self._backoff.reset()
+            case Subscribed() if not connection.asks:
                 self._backoff.reset()
             case Expiring() if callable(self._token) and not self._refreshing:
                 await self._renew()
@@ -206,14 +210,15 @@ class EventStream:
         self._positions = self._progress.positions
         self._due.extend(self._progress.take(message))
 
-    def _take_end(self, closed: ConnectionClosed) -> None:
+    def _take_end(self, closed: Closed) -> None:
         """Decide what the end of a connection means.
 
         Raises:
             TokenEnded, Ended, Unreachable: the end of the stream.
         """
-        code, reason = (closed.rcvd.code, closed.rcvd.reason) if closed.rcvd is not None else (_LOST, "")
-        match advice(code):
+        if closed.code == GIVEN_UP:
+            return
+        match advice(closed.code):
             case "resume":
                 self._failed(closed)
             case "new_token" if callable(self._token):
@@ -221,28 +226,11 @@ class EventStream:
             case "new_token":
                 raise TokenEnded
             case "stop":
-                raise Ended(code, reason)
-
-    def _post(self, messages: Sequence[ClientMessage]) -> None:
-        for message in messages:
-            self._outbox.put_nowait(message)
-
-    async def _send(self, socket: ClientConnection, outbox: asyncio.Queue[ClientMessage]) -> None:
-        """Send what is asked for, not faster than it is taken."""
-        sent = 0
-        while True:
-            message = await outbox.get()
-            try:
-                await socket.send(msgspec.json.encode(message).decode())
-            except ConnectionClosed:
-                return  # whoever receives finds out why
-            sent += 1
-            if sent % _BURST == 0:
-                await asyncio.sleep(_BURST_S)
+                raise Ended(closed.code, closed.reason)
 
     # --- connections -------------------------------------------------------------------------------------------------
 
-    async def _connected(self) -> ClientConnection:
+    async def _connected(self) -> Connection:
         """A new connection, as soon as there can be one.
 
         Raises:
@@ -251,27 +239,48 @@ class EventStream:
         while True:
             pause_s, self._pause_s = self._pause_s, 0.0
             await asyncio.sleep(pause_s)
-            token = await self._new_token()
-            headers = {"Authorization": f"Bearer {token}"} if token else {}
+            token, self._next_token = self._next_token or await self._new_token(), None
             try:
-                socket = await connect(
-                    self._url,
-                    additional_headers=headers,
-                    open_timeout=_OPEN_TIMEOUT_S,
-                    max_size=_MAX_MESSAGE_BYTES,
-                    proxy=None,
-                    **self._options,
-                )
-            except InvalidStatus as error:
-                self._take_refusal(error)
-            except (OSError, TimeoutError, InvalidHandshake) as error:
+                connection = await self._opened(token)
+            except Denied as denied:
+                self._take_refusal(denied)
+            except NotMade as error:
                 self._failed(error)
             else:
-                self._socket, self._refused_token = socket, False
-                self._outbox = asyncio.Queue()
-                self._sender = asyncio.create_task(self._send(socket, self._outbox), name="event-stream-sender")
-                self._post(self._progress.begin())
-                return socket
+                self._connection, self._refused_token = connection, False
+                if connection.asks:
+                    connection.ask(self._progress.begin())
+                else:
+                    self._progress.begin_together()
+                return connection
+
+    async def _opened(self, token: str | None) -> Connection:
+        if self._transport == "sse":
+            return await self._opened_stream(token)
+        try:
+            connection = await websocket.opened(self._url, token, self._tls)
+        except (Denied, NotMade) as error:
+            if self._transport != "auto" or not _is_of_somebody_else(error):
+                raise
+            try:
+                stream = await self._opened_stream(token)
+            except (Denied, NotMade, ValueError) as other:
+                if isinstance(other, Denied) and other.code:
+                    raise
+                raise error from None
+            self._transport = "sse"
+            return stream
+        self._transport = "websocket"
+        return connection
+
+    async def _opened_stream(self, token: str | None) -> Connection:
+        from flx_api.client import sse  # noqa: PLC0415 - an HTTP client costs a tenth of a second, and few need it
+
+        progress = self._progress
+        if not progress.topics:
+            msg = "topics: an event stream has at least one"
+            raise ValueError(msg)
+        return await sse.opened(self._stream_url, progress.topics, progress.position, token, self._tls)
 
     async def _new_token(self) -> str | None:
         self._refreshing = False
@@ -289,30 +298,32 @@ class EventStream:
         return asyncio.get_running_loop().time() + renewal_in_s(self._expiry_s, time.time())
 
     async def _renew(self) -> None:
-        """Offer a new token on the connection; make that again when nobody has answered."""
+        """Offer a new token on the connection; make that again when nobody has answered, or nothing can be offered."""
         if self._refreshing:
             await self.close()
             return
-        known_s = self._expiry_s
+        known_s, connection = self._expiry_s, self._connection
         token = await self._new_token()
-        if token is not None and self._expiry_s != known_s and self._socket is not None:
-            self._refreshing = True
-            self._renew_at = asyncio.get_running_loop().time() + _REFRESH_S
-            self._post([Refresh(token)])
-
-    def _take_refusal(self, error: InvalidStatus) -> None:
-        response = error.response
-        status = response.status_code
-        if status in _NOT_NOW:
-            asked = response.headers.get("Retry-After", "")
-            self._failed(error, min(float(asked), _MAX_ASKED_S) if asked.isdecimal() else 0.0)
+        if token is None or self._expiry_s == known_s or connection is None:
             return
-        if status == _UNAUTHORIZED and callable(self._token) and not self._refused_token:
+        if not connection.asks:
+            self._next_token = token
+            await self.close()
+            return
+        self._refreshing = True
+        self._renew_at = asyncio.get_running_loop().time() + _REFRESH_S
+        connection.ask([Refresh(token)])
+
+    def _take_refusal(self, denied: Denied) -> None:
+        if denied.status in _NOT_NOW:
+            asked = denied.retry_after
+            self._failed(denied, min(float(asked), _MAX_ASKED_S) if asked.isdecimal() else 0.0)
+            return
+        if denied.status == _UNAUTHORIZED and callable(self._token) and not self._refused_token:
             # It may have ended on its way; a second refusal is meant.
             self._refused_token = True
             return
-        code, detail = _problem(bytes(response.body or b""))
-        raise Refused(status, code, detail or f"the service answered {status}") from None
+        raise Refused(denied.status, denied.code, denied.detail or str(denied)) from None
 
     def _failed(self, error: Exception, asked_s: float = 0.0) -> None:
         """Count a failure and set the pause before the next attempt.
@@ -330,23 +341,30 @@ async def _settled(value: Any) -> Any:  # noqa: ANN401 - what a function of the 
     return await value if inspect.isawaitable(value) else value
 
 
-def _websocket_url(url: str) -> str:
+def _is_of_somebody_else(error: Denied | NotMade) -> bool:
+    """Whether it may be that WebSockets do not get through to the service."""
+    if isinstance(error, Denied):
+        return not error.code and error.status not in _NOT_NOW and error.status != _UNAUTHORIZED
+    return error.speaks
+
+
+def transport_of(name: str) -> Transport:
+    """The transport of this name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    found: dict[str, Transport] = {"auto": "auto", "websocket": "websocket", "sse": "sse"}
+    if name not in found:
+        msg = "transport: is auto, websocket or sse"
+        raise ValueError(msg)
+    return found[name]
+
+
+def _base_of(url: str) -> tuple[bool, str]:
+    """Whether with TLS, and where."""
     scheme, separator, rest = url.rstrip("/").partition("://")
     if not separator or scheme not in {"http", "https", "ws", "wss"}:
         msg = "url: begins with http://, https://, ws:// or wss://"
         raise ValueError(msg)
-    return f"{'wss' if scheme in {'https', 'wss'} else 'ws'}://{rest}"
-
-
-class _Problem(msgspec.Struct):
-    code: str = ""
-    detail: str = ""
-
-
-def _problem(body: bytes) -> tuple[str, str]:
-    """Code and sentence of a problem document; empty for anything else."""
-    try:
-        problem = msgspec.json.decode(body, type=_Problem)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return "", ""
-    return problem.code, problem.detail
+    return scheme in {"https", "wss"}, rest

@@ -10,7 +10,9 @@ from __future__ import annotations
 from typing import Final
 
 _EXPOSED: Final = b"etag, location, ratelimit, ratelimit-policy, retry-after, x-request-id"
-_ACCEPTED: Final = b"authorization, content-type, idempotency-key, if-match, if-none-match, traceparent, x-request-id"
+_ACCEPTED: Final = (
+    b"authorization, content-type, idempotency-key, if-match, if-none-match, last-event-id, traceparent, x-request-id"
+)
 
 
 class Cors:
