@@ -32,7 +32,7 @@ const SILENCE_MS = 60_000;
 const MARGIN_MS = 30_000;
 const OPEN_TIMEOUT_MS = 10_000;
 // Browsers give the code 1005 to a Close frame without one, and 1006 to a connection that ended without.
-const RESUME = new Set([1001, 1005, 1006, 1011, 1012, 4408]);
+const RESUME = new Set([1001, 1005, 1006, 1011, 1012, 4408, 4429]);
 const TOKEN_ENDED = 4401;
 // For the answer to a token that was offered.
 const REFRESH_MS = 10_000;

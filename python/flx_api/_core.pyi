@@ -41,6 +41,7 @@ __all__ = [
     "become_subreaper",
     "build_profile",
     "check_json",
+    "close_codes",
     "die_with_parent",
     "negotiate",
     "origin_allowed",
@@ -1066,6 +1067,9 @@ def negotiate(protocol_header: str | None) -> tuple[Literal["flx.v1"] | None, by
     Raises:
         ValueError: The list is malformed (empty entries, an entry twice, two tokens, over 16 entries or 9 KiB).
     """
+
+def close_codes() -> dict[int, str]:
+    """The close codes of the native listener, and what its Close frames say."""
 
 def origin_allowed(origin: str | None, host: str | None, allowed: Sequence[str]) -> bool:
     """Whether a WebSocket handshake from `origin`, sent to `host` (the Host header), may go on.

@@ -16,7 +16,10 @@ Advice = Literal["resume", "new_token", "stop"]
 class CloseCode(IntEnum):
     """A close code; `reason` is what the Close frame says."""
 
+    BYE = 1000
+    PROTOCOL = 1002
     GONE = 1005
+    NOT_TEXT = 1007
     POLICY = 1008
     TOO_LARGE = 1009
     INTERNAL = 1011
@@ -33,7 +36,10 @@ class CloseCode(IntEnum):
 
 
 _REASONS: dict[CloseCode, str] = {
+    CloseCode.BYE: "bye",
+    CloseCode.PROTOCOL: "a frame that may not be",
     CloseCode.GONE: "the peer went away",
+    CloseCode.NOT_TEXT: "text that is not UTF-8",
     CloseCode.POLICY: "too many messages that are not acceptable",
     CloseCode.TOO_LARGE: "a message is longer than 64 KiB",
     CloseCode.INTERNAL: "something broke on our side",
@@ -45,7 +51,17 @@ _REASONS: dict[CloseCode, str] = {
 }
 
 # 1001 is a proxy's or the server's farewell, 1006 stands for a connection that ended without a Close frame.
-_RESUME: Final = frozenset({1001, 1006, CloseCode.GONE, CloseCode.INTERNAL, CloseCode.RESTARTING, CloseCode.TOO_SLOW})
+_RESUME: Final = frozenset(
+    {
+        1001,
+        1006,
+        CloseCode.GONE,
+        CloseCode.INTERNAL,
+        CloseCode.RESTARTING,
+        CloseCode.TOO_SLOW,
+        CloseCode.TOO_MANY,
+    }
+)
 
 
 def advice(code: int) -> Advice:

@@ -63,7 +63,7 @@ mod _core {
     #[pymodule_export]
     use crate::process::{become_subreaper, build_profile, die_with_parent};
     #[pymodule_export]
-    use crate::realtime::{negotiate, origin_allowed};
+    use crate::realtime::{close_codes, negotiate, origin_allowed};
     #[pymodule_export]
     use crate::revocation::Revocations;
     #[pymodule_export]

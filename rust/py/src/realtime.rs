@@ -1,5 +1,8 @@
 //! The realtime decisions that Python shells ask for.
 
+use std::collections::BTreeMap;
+
+use flx_core::ws::close::code;
 use flx_realtime::handshake;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
@@ -10,6 +13,12 @@ pub(crate) fn negotiate(protocol_header: Option<&str>) -> PyResult<(Option<&'sta
     let offer = handshake::negotiate(protocol_header)
         .map_err(|handshake::MalformedList| PyValueError::new_err("malformed list of subprotocols"))?;
     Ok((offer.subprotocol, offer.token.map(str::as_bytes)))
+}
+
+/// Close codes, and what they say.
+#[pyfunction]
+pub(crate) fn close_codes() -> BTreeMap<u16, &'static str> {
+    code::REASONS.into()
 }
 
 /// Whether a handshake from `origin`, sent to `host`, may go on.

@@ -41,11 +41,7 @@ const RETRY_MS: (u64, u64) = (500, 2_500);
 /// So long before its token ends a client is told; where less is left than twice that, when half of it is over.
 const WARNING_MS: u64 = 60_000;
 
-const INTERNAL: (u16, &str) = (1011, "something broke on our side");
-const REFUSED: (u16, &str) = (code::POLICY, "the topics may not be heard");
-const TOO_MANY: (u16, &str) = (4429, "too many connections");
-const TOKEN_ENDED: (u16, &str) = (4401, "the token has ended");
-const OFFENSIVE: (u16, &str) = (code::POLICY, "too many messages that are not acceptable");
+const REFUSED: &str = "the topics may not be heard";
 
 /// What there is to say to a handshake without asking anybody.
 pub type Refusals = Box<dyn FnMut(Fault) -> Vec<u8> + Send>;
@@ -243,7 +239,7 @@ impl Sessions {
         if let Some(session) = self.session(conn) {
             session.offences += 1;
             if session.offences > MAX_OFFENCES {
-                out.close(conn, OFFENSIVE.0, OFFENSIVE.1);
+                out.close(conn, code::POLICY, code::reason(code::POLICY));
             }
         }
     }
@@ -289,7 +285,7 @@ impl Sessions {
             let conn = ConnId { index, generation: session.generation };
             let left_ms = session.ends_ms.saturating_sub(now_ms);
             if left_ms == 0 {
-                out.close(conn, TOKEN_ENDED.0, TOKEN_ENDED.1);
+                out.close(conn, code::TOKEN_ENDED, code::reason(code::TOKEN_ENDED));
             } else {
                 out.message(conn, protocol::expiring(left_ms.div_ceil(1_000), session.dialect));
                 self.ends.set(index, session.ends_ms);
@@ -319,13 +315,13 @@ impl Service for Sessions {
 
     fn opened(&mut self, conn: ConnId, now_ms: u64, out: &mut Outbox<'_>) {
         let Some(newcomer) = self.desk.newcomer(self.caller(conn)) else {
-            return out.close(conn, INTERNAL.0, INTERNAL.1);
+            return out.close(conn, code::INTERNAL, code::reason(code::INTERNAL));
         };
         let (dialect, tenant) = (newcomer.dialect, newcomer.owner.tenant.clone());
         let profile = Profile { shard: self.shard, tenant, rights: newcomer.rights, dialect };
         let Ok(key) = self.hub().connect(profile) else {
             self.desk.leave(newcomer.client_id.as_deref(), &newcomer.owner);
-            return out.close(conn, TOO_MANY.0, TOO_MANY.1);
+            return out.close(conn, code::TOO_MANY, code::reason(code::TOO_MANY));
         };
         newcomer.seat.heard_as(key);
         match &newcomer.client_id {
@@ -359,7 +355,7 @@ impl Service for Sessions {
             let topics: Vec<&str> = newcomer.topics.iter().map(|topic| &**topic).collect();
             let subscribed = self.hub().subscribe_all(key, &topics, newcomer.from.as_deref(), now_ms);
             // They were judged before the answer began; rights do not grow less in between.
-            let Ok(subscribed) = subscribed else { return out.close(conn, REFUSED.0, REFUSED.1) };
+            let Ok(subscribed) = subscribed else { return out.close(conn, code::POLICY, REFUSED) };
             send(conn, &subscribed.frames, dialect, out);
             if let Some(since) = subscribed.history {
                 let history = History { caller: self.caller(conn), key, patterns: newcomer.topics, since };

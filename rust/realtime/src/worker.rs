@@ -45,9 +45,6 @@ const PAUSE_MS: u64 = 100;
 /// Bytes of plain text that TLS may keep of what its socket does not take.
 const TLS_BYTES: usize = 64 * 1024;
 
-const RESTARTING: &str = "restarting; come back and resume";
-const TOO_SLOW: &str = "too slow; come back and resume";
-
 /// Sending everybody away.
 struct Drain {
     within_ms: u64,
@@ -305,7 +302,7 @@ impl<S: Service> Worker<S> {
                 let all: Vec<_> = all.map(|(index, it)| (index, it.generation)).collect();
                 for (index, generation) in all {
                     let conn = ConnId { index: index as u32, generation };
-                    self.table.close(conn, code::RESTARTING, RESTARTING);
+                    self.table.close(conn, code::RESTARTING, code::reason(code::RESTARTING));
                     if self.table.get(conn).is_some_and(|it| matches!(it.state, State::Head(_) | State::Waiting(..))) {
                         self.table.lost(conn);
                     }
@@ -362,8 +359,12 @@ impl<S: Service> Worker<S> {
             }
             State::Closing | State::Lingering => self.table.finished.push(conn),
             State::Open(_) if connection.stuck_ms(limits.write_ms) <= now_ms => self.table.drop_slow(conn),
-            State::Open(_) if connection.deadline_ms <= now_ms => self.table.close(conn, code::RESTARTING, RESTARTING),
-            State::Open(_) if connection.life_ms <= now_ms => self.table.close(conn, code::TOO_SLOW, TOO_SLOW),
+            State::Open(_) if connection.deadline_ms <= now_ms => {
+                self.table.close(conn, code::RESTARTING, code::reason(code::RESTARTING));
+            }
+            State::Open(_) if connection.life_ms <= now_ms => {
+                self.table.close(conn, code::TOO_SLOW, code::reason(code::TOO_SLOW));
+            }
             State::Open(protocol) => {
                 connection.ping_ms = now_ms + limits.ping_ms;
                 if protocol == Protocol::WebSocket {

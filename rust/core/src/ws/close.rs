@@ -3,9 +3,10 @@
 use super::Violation;
 use super::frame::{self, CONTROL_BYTES, Opcode};
 
-/// The codes that this side gives for what happened to the transport; those of the protocol above are its own.
+/// The codes that this side gives; those from 4000 on are ours, by the HTTP status they resemble. Python's list of them
+/// (`flx_api.websocket.close_codes`) is held to be the same by its test.
 pub mod code {
-    /// It was done.
+    /// It was done: the answer to a client's own.
     pub const NORMAL: u16 = 1000;
     /// A frame that may not be.
     pub const PROTOCOL: u16 = 1002;
@@ -17,10 +18,40 @@ pub mod code {
     pub const POLICY: u16 = 1008;
     /// A message of more bytes than are taken.
     pub const TOO_LARGE: u16 = 1009;
+    /// Something broke on this side.
+    pub const INTERNAL: u16 = 1011;
     /// The server restarts (IANA's registry of close codes).
     pub const RESTARTING: u16 = 1012;
-    /// Not fast enough; come back and resume. Ours, by the HTTP status it resembles.
+    /// The token has ended.
+    pub const TOKEN_ENDED: u16 = 4401;
+    /// Somebody who runs the service has ended it.
+    pub const NOT_ALLOWED: u16 = 4403;
+    /// Not fast enough; come back and resume.
     pub const TOO_SLOW: u16 = 4408;
+    /// There is no room.
+    pub const TOO_MANY: u16 = 4429;
+
+    /// All of them, and what a Close frame says when there is nothing more exact to say.
+    pub const REASONS: [(u16, &str); 12] = [
+        (NORMAL, "bye"),
+        (PROTOCOL, "a frame that may not be"),
+        (NONE, "the peer went away"),
+        (INVALID_PAYLOAD, "text that is not UTF-8"),
+        (POLICY, "too many messages that are not acceptable"),
+        (TOO_LARGE, "a message is longer than 64 KiB"),
+        (INTERNAL, "something broke on our side"),
+        (RESTARTING, "restarting; come back and resume"),
+        (TOKEN_ENDED, "the token has ended"),
+        (NOT_ALLOWED, "no longer allowed"),
+        (TOO_SLOW, "too slow; come back and resume"),
+        (TOO_MANY, "too many connections"),
+    ];
+
+    /// What a Close frame with this code says.
+    #[must_use]
+    pub fn reason(code: u16) -> &'static str {
+        REASONS.iter().find(|(known, _)| *known == code).map_or("", |(_, reason)| reason)
+    }
 }
 
 /// What a Close frame says.
@@ -86,6 +117,14 @@ mod tests {
         for bad in [0, 999, 1004, 1005, 1006, 1015, 1016, 1100, 2000, 2999, 5000, 65535] {
             assert!(!may_be_sent(bad), "{bad}");
         }
+    }
+
+    #[test]
+    fn every_reason_fits_a_frame() {
+        for (code, reason) in code::REASONS {
+            assert!(reason.len() <= CONTROL_BYTES - 2 && reason == code::reason(code), "{code}");
+        }
+        assert_eq!("", code::reason(4999));
     }
 
     #[test]
