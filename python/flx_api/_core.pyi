@@ -873,6 +873,7 @@ class RealtimeListener:
         refusals: Whole HTTP answers to what is no handshake, by fault; sixteen zeros in one become a request id.
         connections: WebSockets at most.
         per_subject: WebSockets of one subject (of its tenant) at most.
+        ping_ms: Milliseconds between two signs of life.
         tls: Certificate chain and private key, PEM; None listens without TLS.
 
     Raises:
@@ -896,6 +897,7 @@ class RealtimeListener:
         refusals: dict[str, bytes],
         connections: int,
         per_subject: int,
+        ping_ms: int = 25_000,
         tls: tuple[bytes, bytes] | None = None,
     ) -> RealtimeListener: ...
     def fileno(self) -> int:

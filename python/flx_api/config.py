@@ -218,6 +218,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     log_level: Annotated[Literal["debug", "info", "warning", "error"], Meta(description="of our own log")] = "info"
     metrics: Annotated[Literal["public", "token", "off"], Meta(description="who may read /metrics")] = "public"
     drain_s: Annotated[float, Meta(ge=0, le=300, description="seconds over which a stop sends WebSockets away")] = 1.0
+    heartbeat_s: Annotated[
+        float,
+        Meta(ge=1, le=30, description="seconds after which a live connection that is told nothing gets a sign of life"),
+    ] = 25.0
     deadline_ms: Annotated[int, Meta(ge=1, le=3_600_000, description="of a command that names none")] = 30_000
     body_limit: Annotated[
         # A frame has 4 MiB (`flx_api.proto.buffer`), and its other fields come out of headers of 64 KiB.

@@ -115,7 +115,13 @@ class Parts:
         me = GatewayProcess(os.urandom(4).hex(), socket.gethostname(), os.getpid())
         self.standing = Standing(self.hub, self.revoked, self.revocations, self.admission, me.id)
         self.manager = ConnectionManager(
-            self.hub, self.standing.roster, self.metrics, time.monotonic, time.time, rules=settings.topics
+            self.hub,
+            self.standing.roster,
+            self.metrics,
+            time.monotonic,
+            time.time,
+            rules=settings.topics,
+            heartbeat_s=settings.heartbeat_s,
         )
         self.delivery = Delivery(self.manager.publish, self.manager.lose)
         self.follower = Follower(

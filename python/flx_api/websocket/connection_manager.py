@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 MAX_CONNECTIONS: Final = 20_000
 MAX_PER_SUBJECT: Final = 5_000
-HEARTBEAT_S: Final = 25.0
 STUCK_S: Final = 10.0
 _TICK_S: Final = 1.0
 # So many connections are served before others have their turn.
@@ -57,6 +56,7 @@ class ConnectionManager:
         clock: monotonic seconds.
         wall: seconds since the epoch, for token expiry.
         rules: of topics.
+        heartbeat_s: after so long without anything a connection gets a sign of life.
     """
 
     def __init__(
@@ -68,8 +68,10 @@ class ConnectionManager:
         wall: Callable[[], float],
         *,
         rules: Sequence[TopicRule] = (),
+        heartbeat_s: float = 25.0,
     ) -> None:
         self._hub = hub
+        self._heartbeat_s = heartbeat_s
         self._roster = roster
         self._rules = rules
         self._metrics = metrics
@@ -348,7 +350,7 @@ class ConnectionManager:
                 connection.warns_s = None
                 left_s = math.ceil(connection.principal.expires_at - wall_s)
                 connection.send(protocol.frame("expiring", in_s=left_s))
-            elif connection.sending_since_s is None and now_s - connection.last_sent_s > HEARTBEAT_S:
+            elif connection.sending_since_s is None and now_s - connection.last_sent_s > self._heartbeat_s:
                 connection.send(heartbeat)
 
 

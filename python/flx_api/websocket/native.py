@@ -75,6 +75,7 @@ class NativeFace:
         self._host = settings.api_host
         self._port = settings.realtime_port
         self._threads = settings.realtime_threads
+        self._heartbeat_s = settings.heartbeat_s
         self._tls = _tls(settings)
         self._hub = hub
         self._rules = settings.topics
@@ -146,6 +147,7 @@ class NativeFace:
                 refusals=_refusals(),
                 connections=MAX_CONNECTIONS,
                 per_subject=MAX_PER_SUBJECT,
+                ping_ms=int(self._heartbeat_s * 1000),
                 tls=self._tls,
             )
         except OSError as error:

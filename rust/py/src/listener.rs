@@ -52,7 +52,7 @@ pub(crate) struct RealtimeListener {
 #[pymethods]
 impl RealtimeListener {
     #[new]
-    #[pyo3(signature = (hub, host, port, *, threads, clock, roster, refusals, connections, per_subject, tls=None))]
+    #[pyo3(signature = (hub, host, port, *, threads, clock, roster, refusals, connections, per_subject, ping_ms=25_000, tls=None))]
     #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
     fn new(
         hub: &Hub,
@@ -64,6 +64,7 @@ impl RealtimeListener {
         refusals: HashMap<String, Vec<u8>>,
         connections: usize,
         per_subject: usize,
+        ping_ms: u64,
         tls: Option<(Vec<u8>, Vec<u8>)>,
     ) -> PyResult<Self> {
         let address: IpAddr = host.parse().map_err(|_| PyValueError::new_err("the host is an IP address"))?;
@@ -78,7 +79,7 @@ impl RealtimeListener {
         let ring = Box::new(move || drop((&ring).write(&[1])));
         let desk = Arc::new(Desk::new(Arc::clone(&hub.shared), per_subject, clock, ring));
         let connections = connections.div_ceil(threads.max(1));
-        let limits = Limits { connections, backlog_bytes: 1 << 20, ..Limits::default() };
+        let limits = Limits { connections, backlog_bytes: 1 << 20, ping_ms, ..Limits::default() };
         let shared = Arc::clone(&desk);
         let address = SocketAddr::new(address, port);
         let listener = Listener::start(address, threads, limits, config.as_ref(), clock, |_, thread| {

@@ -368,7 +368,8 @@ impl<S: Service> Worker<S> {
             State::Open(protocol) => {
                 connection.ping_ms = now_ms + limits.ping_ms;
                 if protocol == Protocol::WebSocket {
-                    connection.life_ms = now_ms + limits.life_ms;
+                    // From the first Ping that was not answered on.
+                    connection.life_ms = connection.life_ms.min(now_ms + limits.life_ms);
                     self.table.send(conn, Kind::Ping, Wire::frame(Opcode::Ping, Vec::new()));
                 }
                 self.table.rearm(index);

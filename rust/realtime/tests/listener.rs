@@ -205,6 +205,22 @@ fn a_client_without_a_sign_of_life_is_closed_and_any_sign_will_do() {
 }
 
 #[test]
+fn pings_that_come_before_the_time_for_an_answer_is_up_do_not_begin_it_anew() {
+    let (listener, told) = listen(Limits { ping_ms: 100, life_ms: 350, ..Limits::default() });
+    let mut dead = Client::open(&listener);
+    let mut pings = 0;
+    let last = loop {
+        match dead.frame() {
+            Some((PING, _)) => pings += 1,
+            other => break other,
+        }
+    };
+    assert_eq!(Some(reason(4408, "too slow; come back and resume")), last);
+    assert!((2..=6).contains(&pings), "{pings}");
+    assert_eq!(Closed::ByServer(4408), closed(&told));
+}
+
+#[test]
 fn no_more_are_let_in_than_there_may_be() {
     let (listener, told) = listen(Limits { connections: 2, ..Limits::default() });
     let _first = Client::open(&listener);
