@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.e2e.ledger_runs import shorten
 from tests.e2e.scripted_project import BLOCKS, Bench, make_project, until
 
 from flx_api.daemon.executors import ExitRecord, ProcessIdentity
@@ -26,7 +27,7 @@ from flx_api.errors import Conflict, DeadlineExceeded
 pytestmark = pytest.mark.e2e
 
 GRACE_S = 10.0
-FLIGHTS_RECORDS = 30_911
+FLIGHTS_RECORDS, WEATHER_RECORDS = 30_911, 26_115
 LINE_S = 0.15
 MEASUREMENTS = 10  # one good one is enough: others may be using the machine
 
@@ -541,7 +542,8 @@ def test_real_plugins_and_a_catalogue_that_is_discovered_once(flights: Bench) ->
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_four_runs_of_one_tap_at_once(flights: Bench) -> None:
-    """Plain Meltano fails four of four here: they share one catalogue file."""
+    """Plain Meltano fails four of four here: they share one catalogue file. Few rows do: it is about the beginning."""
+    shorten(flights.project, "weather", 1_000)
 
     async def story() -> None:
         executor = flights.executor()
@@ -558,7 +560,7 @@ def test_four_runs_of_one_tap_at_once(flights: Bench) -> None:
         assert [record.code for _, record in ended if record] == [0, 0, 0, 0]
         for n in range(4):
             loaded = [path.read_text().count("\n") for path in (flights.project / "output" / str(n)).glob("*.jsonl")]
-            assert sum(loaded) == FLIGHTS_RECORDS
+            assert sum(loaded) == FLIGHTS_RECORDS - WEATHER_RECORDS + 1_000
 
     flights.run(story())
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
+from tests.e2e.ledger_runs import shorten
 from tests.gated_tap import RECORDS, GatedTap
 from websockets.sync.client import ClientConnection, connect
 
@@ -138,9 +139,14 @@ def test_wait_and_timeout(start_service: Callable[..., Service], nyc_project: An
 
 
 def test_four_parallel_runs_of_one_tap(start_service: Callable[..., Service], nyc_project: Any) -> None:
-    """Where plain Meltano fails 4 of 4, four loaders fed by one tap at the same time all end verified."""
+    """Where plain Meltano fails 4 of 4, four loaders fed by one tap at the same time all end verified.
+
+    With fewer rows than the whole: it is about runs that begin together, and the whole is counted above.
+    """
     from ruamel.yaml import YAML
 
+    shorten(nyc_project, "weather", 1_000)
+    total = TOTAL - STREAMS["weather"] + 1_000
     yaml, file = YAML(), nyc_project / "meltano.yml"
     document = yaml.load(file)
     for number in range(4):
@@ -159,7 +165,7 @@ def test_four_parallel_runs_of_one_tap(start_service: Callable[..., Service], ny
         assert 201 == service.http.post("/v1/pipelines", json=body).status_code
         executions.append(run(service, f"parallel-{number}", refresh="full"))
     ends = [service.wait(execution) for execution in executions]
-    assert [("succeeded", "verified", TOTAL)] * 4 == [(e["status"], e["verdict"], e["records"]) for e in ends], ends
+    assert [("succeeded", "verified", total)] * 4 == [(e["status"], e["verdict"], e["records"]) for e in ends], ends
 
 
 def _until_records(service: Service, execution: str, at_least: int = RECORDS // 2, timeout_s: float = 30) -> None:

@@ -1,7 +1,8 @@
 """Schedules through the real service: Meltano runs in both forms, firings survive kills, each happens once.
 
-Strategy: schedules of every minute, on the machine's own clock. Whatever is waited for is an event, the end of an
-execution or the moment itself. What happened is read from the journal afterwards: it must tell of each minute once.
+Strategy: schedules of every minute, on a wall clock that is put forward to a few seconds before the next one. Whatever
+is waited for is an event, the end of an execution or the moment itself. What happened is read from the journal
+afterwards: it must tell of each minute once.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import websockets
 from tests.e2e.scripted_project import MELTANO_YML, make_project
+from tests.e2e.wall_clock import MINUTE_S, WallClock
 from tests.service import Service
 
 if TYPE_CHECKING:
@@ -27,7 +29,8 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
-MINUTE_S, MINUTE_US = 60, 60_000_000
+MINUTE_US = MINUTE_S * 1_000_000
+LEFT_S = 3.0
 SCHEDULES = """
 jobs:
 - {name: load, tasks: [tap-scripted target-scripted]}
@@ -55,9 +58,15 @@ def project(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def service(project: Path, meltano_env: Path) -> Iterator[Service]:
+def clock(tmp_path: Path) -> WallClock:
+    """The service's clock."""
+    return WallClock(tmp_path)
+
+
+@pytest.fixture
+def service(project: Path, meltano_env: Path, clock: WallClock) -> Iterator[Service]:
     """A service on it, not started."""
-    ours = {"FLX_SCHEDULES": "on", "FLX_TIMEZONE": "America/New_York"}
+    ours = {"FLX_SCHEDULES": "on", "FLX_TIMEZONE": "America/New_York", **clock.environ}
     made = Service(project, environ={"FLX_MELTANO": str(meltano_env), **ours})
     try:
         yield made
@@ -66,12 +75,15 @@ def service(project: Path, meltano_env: Path) -> Iterator[Service]:
         made.kill_all()
 
 
-async def fired(service: Service, count: int) -> list[dict[str, Any]]:
-    """The next so many events of type `fired`, as a WebSocket hears them."""
+async def fired(service: Service, clock: WallClock, count: int) -> list[dict[str, Any]]:
+    """The next so many events of type `fired`, as a WebSocket hears them; soon, by this clock."""
     found: list[dict[str, Any]] = []
     headers = {"Authorization": f"Bearer {service.token('viewer')}"}
     async with websockets.connect(f"{service.ws_url}/ws/schedules", additional_headers=headers) as socket:
         await socket.send(json.dumps({"type": "subscribe", "event": "schedule_events"}))
+        while json.loads(await asyncio.wait_for(socket.recv(), 10))["type"] != "subscribed":
+            pass
+        await asyncio.to_thread(clock.approach_minute, LEFT_S)
         while len(found) < count:
             message = json.loads(await asyncio.wait_for(socket.recv(), 2 * MINUTE_S))
             if message["type"] == "event" and message["data"]["type"] == "fired":
@@ -86,13 +98,13 @@ def journalled(service: Service, kind: str) -> list[dict[str, Any]]:
     return [event for (data,) in rows if (event := json.loads(data))["type"] == kind]
 
 
-def test_both_forms_fire_and_run(service: Service) -> None:
+def test_both_forms_fire_and_run(service: Service, clock: WallClock) -> None:
     """A job, and an extractor with a loader, whose state is kept under the schedule's name."""
     service.start()
     listed = service.http.get("/v1/schedules", params={"coming": 2}).json()
     assert ("America/New_York", True) == (listed["timezone"], listed["firing"])
     assert [2, 2] == [len(item["next_us"]) for item in listed["items"]]
-    events = asyncio.run(fired(service, 2))
+    events = asyncio.run(fired(service, clock, 2))
     by_name = {event["schedule"]: event for event in events}
     assert {"every", "old"} == by_name.keys()
     for name, pipeline, states in (
@@ -175,17 +187,20 @@ def test_runs_of_the_old_form_end_like_any_other(service: Service) -> None:
     assert "of-old" == max(service.project.glob("word-*"), key=lambda file: file.stat().st_mtime_ns).read_text()
 
 
-def test_kills_around_the_moment_of_firing(service: Service) -> None:
+def test_kills_around_the_moment_of_firing(service: Service, clock: WallClock) -> None:
     """Kill -9 of the daemon right before it is time, and as soon as it has fired: each minute is told of once."""
     service.start()
+    killed = 0
     for early_s in (0.4, 0.05):
-        boundary = (int(time.time()) // MINUTE_S + 1) * MINUTE_S
-        while time.time() < boundary - early_s:
+        service.until(partial(is_ready, service, but_not=killed), "the service is ready before it is time")
+        boundary = clock.approach_minute(LEFT_S)
+        while clock.now_s() < boundary - early_s:
             time.sleep(0.005)
         os.kill(service.child("daemon_process"), signal.SIGKILL)
         service.until(partial(are_told, service, boundary * 1_000_000), f"both schedules have fired for {boundary}")
-        os.kill(service.child("daemon_process"), signal.SIGKILL)
-    service.until(lambda: service.http.get("/ready").status_code == 200, "the service is ready again")
+        killed = service.child("daemon_process")
+        os.kill(killed, signal.SIGKILL)
+    service.until(partial(is_ready, service, but_not=killed), "the service is ready again")
     for name in ("every", "old"):
         minutes = [event["fire_us"] for event in told(service) if event["schedule"] == name]
         assert len(minutes) >= 2
@@ -195,6 +210,14 @@ def test_kills_around_the_moment_of_firing(service: Service) -> None:
         keys = connection.execute("select key from idempotency where tenant = ''").fetchall()
     assert sorted(event["execution"] for event in journalled(service, "fired")) == sorted(key for (key,) in began)
     assert len(keys) == len(told(service))
+
+
+def is_ready(service: Service, but_not: int) -> bool:
+    """Whether it says so, and with another daemon than this process."""
+    try:
+        return service.child("daemon_process") != but_not and service.http.get("/ready").status_code == 200
+    except (OSError, ValueError):
+        return False  # there is none just now
 
 
 def are_told(service: Service, fire_us: int) -> bool:
