@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from flx_api.events.bus import Delivery
 from flx_api.events.ephemeral_log import EphemeralEvent
 
@@ -15,3 +17,29 @@ def test_events_are_told_in_their_order_and_so_are_losses() -> None:
     delivery.lose("epoch")
     assert [tuple(event) for event in events] == told
     assert ["epoch"] == losses
+
+
+class Private:
+    """Takes what gateways tell one another, as far as it is a number."""
+
+    def __init__(self) -> None:
+        self.took: list[int] = []
+        self.losses = 0
+
+    def take(self, data: bytes) -> None:
+        self.took.append(msgspec.json.decode(data, type=int))
+
+    def lose(self) -> None:
+        self.losses += 1
+
+
+def test_what_is_between_gateways_goes_to_nobody_else_and_what_cannot_be_read_stops_nothing() -> None:
+    told: list[str] = []
+    delivery, private = Delivery(lambda _tenant, topic, *_: told.append(topic), lambda _: None), Private()
+    delivery.private["survey_events"] = private
+    topics = [("survey_events", b"1"), ("survey_events", b"{"), ("of_a_later_version", b"2"), ("presence_events", b"3")]
+    delivery.hear([EphemeralEvent("", topic, 1, data) for topic, data in (*topics, ("app.x", b"4"), ("user.a", b"5"))])
+    delivery.hear([EphemeralEvent("", "survey_events", 1, b"6")])
+    delivery.lose("epoch")
+    assert ([1, 6], 1) == (private.took, private.losses)
+    assert ["app.x", "user.a"] == told

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 import structlog
 
-from flx_api.models.event import PRIVATE_TOPICS
+from flx_api.models.event import PUBLISHED_PREFIXES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -81,7 +81,7 @@ class Delivery:
     def hear(self, events: Sequence[EphemeralEvent]) -> None:
         """These events came, in this order."""
         for event in events:
-            if event.topic not in PRIVATE_TOPICS:
+            if event.topic.startswith(PUBLISHED_PREFIXES):
                 self._tell(*event)
             elif (private := self.private.get(event.topic)) is not None:
                 try:
