@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may stop at the first surprise")]
 
 use flx_core::hub::{
-    Backfill, COHORT, Class, ConnKey, Delivery, Dialect, Event, Full, Gone, Hub, LAG_BOUNDS_MS, Limits, Position,
-    Profile, Refused, Rights, Shard,
+    Backfill, COHORT, Class, ConnKey, Delivery, Dialect, Event, Full, Gone, Hub, Limits, Position, Profile, Refused,
+    Rights, Shard,
 };
 
 const ALL: [Class; 6] = [Class::Pipeline, Class::Execution, Class::Log, Class::Schedule, Class::System, Class::App];
@@ -49,38 +49,6 @@ fn texts(deliveries: &[Delivery]) -> Vec<String> {
 fn pos(seq: u64, logs: &[(&str, u64)]) -> String {
     let logs = logs.iter().map(|(execution, line)| ((*execution).into(), *line)).collect();
     Position { epoch: "e".into(), seq, logs }.encode()
-}
-
-#[test]
-fn how_late_frames_leave_is_counted() {
-    let mut hub = hub();
-    let conns = [(); 3].map(|()| connect(&mut hub, Dialect::Batched, &["pipeline_events"]));
-    let plain = connect(&mut hub, Dialect::Plain, &["pipeline_events"]);
-    hub.append(&event("pipeline_events", 1, 0, "1"), 10);
-    hub.append(&event("pipeline_events", 2, 1, "2"), 40);
-    let given = take(&mut hub, 50);
-    assert_eq!(4, given.len());
-    // The frame for three is as old as its first event; the one who gets each alone has one of 40 and one of 10.
-    let counted = |hub: &Hub| {
-        let found = LAG_BOUNDS_MS.iter().zip(hub.ages().counts);
-        found.filter(|(_, count)| *count > 0).map(|(bound, count)| (*bound, count)).collect::<Vec<_>>()
-    };
-    assert_eq!(vec![(10, 1), (50, 4)], counted(&hub));
-    assert_eq!(3 * 40 + 40 + 10, hub.ages().sum_ms);
-
-    // What did not go out is late when it does.
-    let delivery = given.iter().find(|delivery| delivery.conn == plain).unwrap();
-    hub.put_back(plain, &delivery.turn, 1);
-    hub.writable(plain, 300);
-    assert_eq!(1, take(&mut hub, 300).len());
-    assert_eq!(vec![(10, 1), (50, 4), (300, 1)], counted(&hub));
-
-    // The past that is asked for is no delay.
-    hub.disconnect(conns[0]);
-    let back = hub.connect(profile(Dialect::Plain)).unwrap();
-    hub.subscribe(back, "pipeline_events", Some(&pos(0, &[])), 5_000).unwrap();
-    assert_eq!(2, texts(&take(&mut hub, 5_000)).len());
-    assert_eq!(6, hub.ages().counts.iter().sum::<u64>());
 }
 
 #[test]
