@@ -1,8 +1,9 @@
 """A fleet of real processes on a real Redis under load, with faults in mid-run, judged by every admission's true time.
 
 Strategy: each node is a process with a `LeaseBook` and its `Leases`, and no HTTP. It asks on an open loop (as many
-requests as its share of the plan says, whatever the answers, from when all nodes are ready) and writes every admission into a mapped file, so that
-nothing is lost when it is killed. CLOCK_MONOTONIC is one clock for all processes of a machine.
+requests as its share of the plan says, whatever the answers, from when all nodes are ready) and writes every admission
+into a mapped file, so that nothing is lost when it is killed. CLOCK_MONOTONIC is one clock for all processes of a
+machine.
 
 `main()` runs one plan and returns its figures; `python -m tests.faults.lease_load --help` prints them.
 """
@@ -113,7 +114,7 @@ class Node:
         """Say when leases can be had, hear when to begin, and ask until the plan is over."""
         plan, draw = self.plan, self.draw
         self.leases.start()
-        while not self.leases.ready:
+        while not self.leases.ready:  # noqa: ASYNC110 - a flag, not an event
             await asyncio.sleep(STEP_S)
         print("ready", flush=True)  # noqa: T201 - what the parent reads
         begin_ns = int(await asyncio.to_thread(sys.stdin.readline))
