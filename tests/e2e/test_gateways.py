@@ -1,6 +1,7 @@
 """Two gateways and one daemon, all real: what is said at one reaches who is at the other, and each knows of all.
 
-By the daemon's stream, and with Redis. Clients of the second gateway are on both of its faces.
+By the daemon's stream, and with Redis, which may also carry it between gateways of two daemons. Clients of the second
+gateway are on both of its faces.
 """
 
 from __future__ import annotations
@@ -56,21 +57,19 @@ class Fleet:
 
 
 @contextlib.asynccontextmanager
-async def fleet(folder: Path, carrier: str) -> AsyncIterator[Fleet]:
+async def fleet(folder: Path, carrier: str, *, daemons: int = 1) -> AsyncIterator[Fleet]:
     async with contextlib.AsyncExitStack() as rest:
-        daemon = await rest.enter_async_context(daemon_process.running(folder / "d"))
-        settings = {
-            "grpc_daemon_host": f"127.0.0.1:{daemon.port}",
-            "grpc_token_file": str(folder / "d" / "token"),
-        }
+        own = [await rest.enter_async_context(daemon_process.running(folder / f"d{n}")) for n in range(daemons)]
+        settings = {"grpc_token_file": str(folder / "d0" / "token")}
         if carrier == "redis":
             redis = RedisServer(folder)
             redis.start()
             rest.callback(redis.kill)
             settings["redis_url"] = redis.url
         port, nowhere = free_port(), folder / "nowhere"
-        first = await rest.enter_async_context(gateway_process.running(nowhere, folder, settings))
-        more = {**settings, "realtime_port": str(port)}
+        of_one, of_other = ({"grpc_daemon_host": f"127.0.0.1:{daemon.port}"} for daemon in (own[0], own[-1]))
+        first = await rest.enter_async_context(gateway_process.running(nowhere, folder, settings | of_one))
+        more = {**settings, **of_other, "realtime_port": str(port)}
         second = await rest.enter_async_context(gateway_process.running(nowhere, folder, more))
         yield Fleet(first, second, port)
 
@@ -231,6 +230,39 @@ def test_connections_of_all_gateways_are_listed_and_ended_at_any_of_them(folder:
             assert [4403] * 6 == [await one.closed() for one in clients]
             async with asyncio.timeout(20):
                 await (await stranger.socket.ping())
+
+    asyncio.run(story())
+
+
+def test_gateways_of_two_daemons_that_share_redis_are_one_fleet(folder: Path) -> None:
+    async def story() -> None:
+        async with fleet(folder, "redis", daemons=2) as gateways, contextlib.AsyncExitStack() as rest:
+            text = token("dora")
+            for number in range(2):
+                away = [
+                    await rest.enter_async_context(client(base, f"{face}-{number}", text, "*"))
+                    for face, base in gateways.faces.items()
+                ]
+
+                async def are_listed(count: int = len(away)) -> bool:
+                    found = await gateways.ask(gateways.first, "connection.list", {"subject": "dora"})
+                    return len(found["items"]) == count and bool(found["whole"])
+
+                await at_last(are_listed)
+                if number == 0:
+                    answer = await gateways.ask(gateways.first, "connection.disconnect", {"subject": "dora"})
+                    assert (2, True, []) == (answer["ended"], answer["whole"], answer["silent"])
+                else:
+                    # A batch goes by the daemon, whose journal the gateways of the other one do not hear.
+                    operation = {"command": "connection.disconnect", "args": {"subject": "dora"}}
+                    async with httpx.AsyncClient(timeout=20) as http:
+                        done = await http.post(
+                            f"{gateways.first.url}/v1/batch",
+                            json={"mode": "parallel", "operations": [operation]},
+                            headers={"Authorization": f"Bearer {token('boss')}"},
+                        )
+                    assert done.status_code == 200, done.text
+                assert [4403, 4403] == [await one.closed() for one in away]
 
     asyncio.run(story())
 
