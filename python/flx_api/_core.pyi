@@ -875,6 +875,7 @@ class RealtimeListener:
         per_subject: WebSockets of one subject (of its tenant) at most.
         ping_ms: Milliseconds between two signs of life.
         tls: Certificate chain and private key, PEM; None listens without TLS.
+        deflate: Whether messages are compressed for clients that offer it (RFC 7692).
 
     Raises:
         OSError: The address cannot be listened on.
@@ -899,6 +900,7 @@ class RealtimeListener:
         per_subject: int,
         ping_ms: int = 25_000,
         tls: tuple[bytes, bytes] | None = None,
+        deflate: bool = False,
     ) -> RealtimeListener: ...
     def fileno(self) -> int:
         """The descriptor that is readable when there are questions."""
@@ -990,6 +992,9 @@ class RealtimeListener:
 
     def closed(self) -> dict[int, int]:
         """Connections that have ended, by close code: 1005 when the client left, whatever it said."""
+
+    def deflated(self) -> tuple[int, int, int]:
+        """Frames that were compressed, their bytes times connections that got them so, and what these were sent."""
 
     def drain(self, within_ms: int) -> None:
         """Send everybody away, spread over some time, and refuse who comes."""

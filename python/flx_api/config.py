@@ -79,6 +79,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     api_port: Annotated[Port, Meta(description="the gateway's port; 0 takes any free one")] = 8000
     realtime_port: Annotated[Port | None, Meta(description="of the native listener; 0: any, off: none")] = 8001
     realtime_threads: Annotated[int, Meta(ge=1, le=64, description="threads of the native WebSocket listener")] = 1
+    realtime_deflate: Annotated[
+        bool,
+        Meta(
+            description="compress messages for WebSocket clients of the native listener that offer permessage-deflate"
+        ),
+    ] = False
     workers: Annotated[int, Meta(ge=1, le=64, description="gateway processes")] = 1
     interface: Annotated[
         Literal["asgi", "rsgi", "lane"],

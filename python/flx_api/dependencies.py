@@ -202,7 +202,8 @@ class Parts:
 
     def _realtime(self) -> RealtimeState:
         """What is counted about realtime, in both faces."""
-        return RealtimeState(self.hub.stats(), self.hub.gaps(), self.native.closed(), self.hub.ages())
+        hub, native = self.hub, self.native
+        return RealtimeState(hub.stats(), hub.gaps(), native.closed(), hub.ages(), native.deflated())
 
     def _fleet(self, me: GatewayProcess) -> FleetConnections:
         """What gateways tell one another, and what all of them together know."""

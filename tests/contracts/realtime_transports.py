@@ -23,6 +23,8 @@ class Transport(NamedTuple):
 
     port: Literal["main", "native"]
     speaks: Literal["plain", "flx.v1", "sse"]
+    # What is compressed (RFC 7692), which the main port cannot.
+    packs: Literal["", "deflate"] = ""
 
     @property
     def is_stream(self) -> bool:
@@ -31,6 +33,7 @@ class Transport(NamedTuple):
 
 
 TRANSPORTS = [Transport(port, speaks) for port in ("main", "native") for speaks in ("plain", "flx.v1", "sse")]
+TRANSPORTS += [Transport("native", speaks, "deflate") for speaks in ("plain", "flx.v1")]
 
 
 class Told(NamedTuple):
@@ -118,11 +121,18 @@ class Ear:
         headers = {name: value for name, value in headers.items() if name != "origin"}
         try:
             self._socket = await websockets.connect(
-                url, additional_headers=headers, subprotocols=offered, origin=origin, max_size=None
+                url,
+                additional_headers=headers,
+                subprotocols=offered,
+                origin=origin,
+                max_size=None,
+                compression=self.transport.packs or None,
             )
         except websockets.InvalidStatus as error:
             refusal = error.response
             raise _NotIn(refusal.status_code, dict(refusal.headers), bytes(refusal.body or b"")) from None
+        extensions = self._socket.response.headers.get("sec-websocket-extensions", "")
+        assert extensions.startswith("permessage-deflate") == bool(self.transport.packs)
         self._reader = asyncio.create_task(self._read_socket())
         await self.next("connected")
         for topic in topics:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 
 pytestmark = pytest.mark.e2e
-transports = pytest.mark.parametrize("transport", TRANSPORTS, ids=["-".join(one) for one in TRANSPORTS])
+transports = pytest.mark.parametrize("transport", TRANSPORTS, ids=["-".join(filter(None, one)) for one in TRANSPORTS])
 
 HOST = "127.0.0.1"
 # So many events were in the journal before the gateway began: only the daemon can tell of them.
@@ -54,7 +54,9 @@ async def stack(folder: Path, **settings: str) -> AsyncIterator[Stack]:
         await daemon.publish("app.before", {"n": number})
     async with (
         serving(daemon, folder / "d.sock"),
-        running(folder / "d.sock", folder, {"realtime_port": str(native), **settings}) as gateway,
+        running(
+            folder / "d.sock", folder, {"realtime_port": str(native), "realtime_deflate": "true", **settings}
+        ) as gateway,
     ):
         yield Stack(daemon, gateway, Ports(gateway.port, native))
 
@@ -86,7 +88,7 @@ def folder() -> Iterator[Path]:
 
 def name_of(transport: Transport) -> str:
     """A word for topics and executions, which have no dot in it."""
-    return "-".join(transport).replace(".", "")
+    return "-".join(filter(None, transport)).replace(".", "")
 
 
 def seqs(events: list[dict[str, Any]], topic: str) -> list[int]:
@@ -386,7 +388,8 @@ def test_a_new_history_is_told_and_a_drain_sends_away(folder: Path, transport: T
         native = free_port()
         server = serving(daemon, folder / "d.sock")
         first = await server.__aenter__()
-        async with running(folder / "d.sock", folder, {"realtime_port": str(native)}) as gateway:
+        settings = {"realtime_port": str(native), "realtime_deflate": "true"}
+        async with running(folder / "d.sock", folder, settings) as gateway:
             ports = Ports(gateway.port, native)
             async with ports.hearing(transport, "app.x") as ear:
                 await daemon.publish("app.x", 1)

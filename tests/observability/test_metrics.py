@@ -17,7 +17,7 @@ def test_everything_is_exposed() -> None:
     metrics.phase("admit", 10_000)
     hub = {"connections": 1, "subscriptions": 2, "window_ms": 40, "resumes": 5, "asked": 2, "frames": 7}
     ages = [0, 3, *[4] * (len(Hub.age_bounds()) - 1)], 0.5
-    metrics.realtime = lambda: RealtimeState(hub, {"epoch": 1}, {4408: 2, 1005: 1}, ages)
+    metrics.realtime = lambda: RealtimeState(hub, {"epoch": 1}, {4408: 2, 1005: 1}, ages, (3, 900, 200))
     metrics.upstream = lambda: UpstreamState(3)
     samples = {
         (sample.name, tuple(sample.labels[name] for name in sorted(sample.labels))): sample.value
@@ -35,6 +35,9 @@ def test_everything_is_exposed() -> None:
     assert (samples["flx_ws_window_seconds", ()], samples["flx_ws_frames_total", ()]) == (0.04, 7)
     assert (samples["flx_ws_lag_seconds_count", ()], samples["flx_ws_lag_seconds_sum", ()]) == (4, 0.5)
     assert [0, 3, 4] == [samples["flx_ws_lag_seconds_bucket", (bound,)] for bound in ("0.001", "0.002", "+Inf")]
+    assert samples["flx_ws_deflated_frames_total", ()] == 3
+    assert samples["flx_ws_deflated_bytes_total", ("before",)] == 900
+    assert samples["flx_ws_deflated_bytes_total", ("sent",)] == 200
     assert samples["flx_ws_resumes_total", ("memory",)] == 3
     assert samples["flx_ws_resumes_total", ("daemon",)] == 2
     assert samples["flx_upstream_in_flight", ()] == 3

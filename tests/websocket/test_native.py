@@ -14,6 +14,7 @@ import pytest
 import websockets
 from tests.gateway_app import Running, running
 from tests.gateway_process import bearer, token
+from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
 
 from flx_api._core import Principal
 from flx_api.config import load
@@ -161,6 +162,63 @@ def test_batches_are_for_those_who_ask_for_them() -> None:
         assert await refusal(gateway.parts, "d?protocol=flx.v9", bearer()) == (400, "invalid_request")
 
     run(story)
+
+
+def test_messages_are_compressed_for_those_who_agree() -> None:
+    async def story(gateway: Running) -> None:
+        parts, listener = gateway.parts, gateway.parts.native.listener
+        assert listener is not None
+        narrow = ClientPerMessageDeflateFactory(server_max_window_bits=10)
+        async with contextlib.AsyncExitStack() as stack:
+            packed = [await stack.enter_async_context(connect(parts, f"p{number}")) for number in range(3)]
+            small = await stack.enter_async_context(connect(parts, "s", extensions=[narrow], compression=None))
+            bare = await stack.enter_async_context(connect(parts, "b", compression=None))
+            agreed = "permessage-deflate; server_no_context_takeover; client_no_context_takeover"
+            assert packed[0].response.headers["sec-websocket-extensions"] == agreed
+            assert small.response.headers["sec-websocket-extensions"] == f"{agreed}; server_max_window_bits=10"
+            assert "sec-websocket-extensions" not in bare.response.headers
+            clients = [*packed, small, bare]
+            for client in clients:
+                await hear(client)
+                # The library compresses whatever it sends.
+                assert (await say(client, type="subscribe", event="pipeline_events"))["type"] == "subscribed"
+            data = {"words": ["again and again"] * 400}
+            await gateway.daemon.publish("pipeline_events", data)
+            told = [await hear(client) for client in clients]
+            assert [event["data"] for event in told] == [data] * 5
+            assert [event["seq"] for event in told] == [told[0]["seq"]] * 5
+            long = {"type": "long", "text": "x" * 65_000}
+            assert await say(packed[0], **long) == {"type": "echo", "data": long}
+            await packed[1].send("x" * 65_537)
+            assert await code_of(packed[1]) == 1009
+        async with asyncio.timeout(10):
+            # Counted when a thread's turn is over: the event once for each window, and the echo.
+            while (made := listener.deflated())[0] < 3:  # noqa: ASYNC110 - its thread tells nobody
+                await asyncio.sleep(0.01)
+        assert made[0] == 3
+        assert made[1] > 20 * made[2]
+        assert "flx_ws_deflated_frames_total 3.0" in (await gateway.client.get("/metrics")).text
+
+    run(story, realtime_deflate=True)
+
+
+def test_nothing_is_compressed_unless_it_is_asked_for() -> None:
+    async def story(gateway: Running) -> None:
+        async with connect(gateway.parts) as one:
+            assert "sec-websocket-extensions" not in one.response.headers
+        malformed = {**bearer(), "sec-websocket-extensions": "a;;b"}
+        async with connect(gateway.parts, additional_headers=malformed, compression=None) as one:
+            assert (await hear(one))["type"] == "connected"
+
+    async def strict(gateway: Running) -> None:
+        malformed = {**bearer(), "sec-websocket-extensions": "a;;b"}
+        with pytest.raises(websockets.InvalidStatus) as caught:
+            await connect(gateway.parts, additional_headers=malformed, compression=None)
+        assert caught.value.response.status_code == 400
+        assert b"Sec-WebSocket-Extensions" in bytes(caught.value.response.body or b"")
+
+    run(story)
+    run(strict, realtime_deflate=True)
 
 
 def test_connections_are_refused_before_they_begin() -> None:

@@ -70,14 +70,16 @@ class UpstreamState(NamedTuple):
 
 
 class RealtimeState(NamedTuple):
-    """What the hub of this process and the native listener have counted: `hub` as `Hub.stats` has it, `ages` as
-    `Hub.ages`.
+    """What the hub of this process and the native listener have counted.
+
+    `hub` is as `Hub.stats` has it, `ages` as `Hub.ages`, `deflated` as `RealtimeListener.deflated`.
     """
 
     hub: Mapping[str, int] = {}
     gaps: Mapping[str, int] = {}
     closed: Mapping[int, int] = {}
     ages: tuple[list[int], float] = ([], 0.0)
+    deflated: tuple[int, int, int] = (0, 0, 0)
 
 
 class Metrics(Collector):
@@ -212,6 +214,16 @@ def _of_realtime(state: RealtimeState, closed: Mapping[int, int]) -> Iterator[Me
         "How long the oldest event of a frame was at the gateway before the frame was given to a connection.",
         state.ages,
         Hub.age_bounds(),
+    )
+    made, before, after = state.deflated
+    yield CounterMetricFamily(
+        "flx_ws_deflated_frames", "Frames that were compressed, each once for all who got it.", value=made
+    )
+    yield _counts(
+        "flx_ws_deflated_bytes",
+        "Bytes of frames given to connections that got them compressed: before, and as they were sent.",
+        "stage",
+        {"before": before, "sent": after},
     )
     asked = state.hub.get("asked", 0)
     resumes = {"memory": state.hub.get("resumes", 0) - asked, "daemon": asked}

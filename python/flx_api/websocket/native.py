@@ -76,6 +76,7 @@ class NativeFace:
         self._port = settings.realtime_port
         self._threads = settings.realtime_threads
         self._heartbeat_s = settings.heartbeat_s
+        self._deflate = settings.realtime_deflate
         self._tls = _tls(settings)
         self._hub = hub
         self._rules = settings.topics
@@ -97,6 +98,10 @@ class NativeFace:
     def closed(self) -> dict[int, int]:
         """Its connections that have ended, by close code."""
         return {} if self.listener is None else self.listener.closed()
+
+    def deflated(self) -> tuple[int, int, int]:
+        """Frames that it compressed, their bytes times connections that got them so, and what these were sent."""
+        return (0, 0, 0) if self.listener is None else self.listener.deflated()
 
     # --- lifecycle ---------------------------------------------------------------------------------------------------
 
@@ -149,6 +154,7 @@ class NativeFace:
                 per_subject=MAX_PER_SUBJECT,
                 ping_ms=int(self._heartbeat_s * 1000),
                 tls=self._tls,
+                deflate=self._deflate,
             )
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
@@ -381,6 +387,7 @@ def _refusals() -> dict[str, bytes]:
         ),
         "version": (InvalidRequest("Sec-WebSocket-Version must be 13"), [(b"sec-websocket-version", b"13")]),
         "key": (InvalidRequest("Sec-WebSocket-Key is not 16 bytes in base64"), []),
+        "extensions": (InvalidRequest("Sec-WebSocket-Extensions is not a list of extensions"), []),
         "full": (too_many(), []),
         "draining": (Unavailable(code="shutting_down", retry_after_s=1), []),
     }

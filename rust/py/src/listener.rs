@@ -34,8 +34,20 @@ use crate::window::seed;
 /// What stands for the request id in a prepared answer: as long as the ids that are put in its place.
 const ID_GAP: &[u8; 16] = b"0000000000000000";
 /// The faults for which an answer must be prepared.
-const FAULTS: [&str; 11] =
-    ["malformed", "body", "too_large", "timeout", "method", "host", "no_upgrade", "version", "key", "full", "draining"];
+const FAULTS: [&str; 12] = [
+    "malformed",
+    "body",
+    "too_large",
+    "timeout",
+    "method",
+    "host",
+    "no_upgrade",
+    "version",
+    "key",
+    "extensions",
+    "full",
+    "draining",
+];
 
 /// The listener; see the stub.
 #[pyclass(frozen, module = "flx_api._core")]
@@ -52,7 +64,8 @@ pub(crate) struct RealtimeListener {
 #[pymethods]
 impl RealtimeListener {
     #[new]
-    #[pyo3(signature = (hub, host, port, *, threads, clock, roster, refusals, connections, per_subject, ping_ms=25_000, tls=None))]
+    #[pyo3(signature = (hub, host, port, *, threads, clock, roster, refusals, connections, per_subject, ping_ms=25_000,
+        tls=None, deflate=false))]
     #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
     fn new(
         hub: &Hub,
@@ -66,6 +79,7 @@ impl RealtimeListener {
         per_subject: usize,
         ping_ms: u64,
         tls: Option<(Vec<u8>, Vec<u8>)>,
+        deflate: bool,
     ) -> PyResult<Self> {
         let address: IpAddr = host.parse().map_err(|_| PyValueError::new_err("the host is an IP address"))?;
         let config = tls.map(|(chain, key)| tls::server(&chain, &key)).transpose();
@@ -79,7 +93,7 @@ impl RealtimeListener {
         let ring = Box::new(move || drop((&ring).write(&[1])));
         let desk = Arc::new(Desk::new(Arc::clone(&hub.shared), per_subject, clock, ring));
         let connections = connections.div_ceil(threads.max(1));
-        let limits = Limits { connections, backlog_bytes: 1 << 20, ping_ms, ..Limits::default() };
+        let limits = Limits { connections, backlog_bytes: 1 << 20, ping_ms, deflate, ..Limits::default() };
         let shared = Arc::clone(&desk);
         let address = SocketAddr::new(address, port);
         let listener = Listener::start(address, threads, limits, config.as_ref(), clock, |_, thread| {
@@ -275,6 +289,13 @@ impl RealtimeListener {
         self.desk.closed()
     }
 
+    /// Frames that were compressed, their bytes times connections that got them so, and the bytes that these were sent.
+    fn deflated(&self) -> (u64, u64, u64) {
+        let listener = self.listener.lock().unwrap_or_else(PoisonError::into_inner);
+        let counts = listener.as_ref().map(Listener::deflated).unwrap_or_default();
+        (counts.made, counts.bytes, counts.sent_bytes)
+    }
+
     /// Sends everybody away, spread over some time, and refuses who comes.
     fn drain(&self, within_ms: u64) {
         if let Some(listener) = &*self.listener.lock().unwrap_or_else(PoisonError::into_inner) {
@@ -375,6 +396,7 @@ fn name_of_fault(fault: Fault) -> &'static str {
         Fault::NoUpgrade => "no_upgrade",
         Fault::Version => "version",
         Fault::Key => "key",
+        Fault::Extensions => "extensions",
         Fault::Full => "full",
         Fault::Draining(_) => "draining",
     }

@@ -12,6 +12,7 @@ use std::net::SocketAddr;
 
 use flx_core::ws::Decoder;
 
+use crate::extensions::{Deflate, WindowBits};
 use crate::stream::Stream;
 use crate::wire::Wire;
 
@@ -24,6 +25,8 @@ pub(crate) struct Handshake {
     /// Where its head ends, once that is whole.
     pub(crate) end: usize,
     pub(crate) peer: SocketAddr,
+    /// What was taken of the extensions that it offers.
+    pub(crate) deflate: Option<Deflate>,
 }
 
 /// What an open connection speaks.
@@ -100,6 +103,8 @@ pub(crate) enum Written {
 
 pub(crate) struct Connection {
     pub(crate) generation: u32,
+    /// Whether messages may be compressed, and how far back ours may refer.
+    pub(crate) deflate: Option<WindowBits>,
     pub(crate) state: State,
     pub(crate) stream: Stream,
     pub(crate) decoder: Decoder,
@@ -116,7 +121,8 @@ impl Connection {
     pub(crate) fn new(generation: u32, stream: Stream, peer: SocketAddr, deadline_ms: u64) -> Self {
         Self {
             generation,
-            state: State::Head(Box::new(Handshake { received: Vec::new(), end: 0, peer })),
+            deflate: None,
+            state: State::Head(Box::new(Handshake { received: Vec::new(), end: 0, peer, deflate: None })),
             stream,
             decoder: Decoder::default(),
             backlog: None,

@@ -3,10 +3,11 @@
 use std::io;
 use std::mem;
 
-use flx_core::ws::{Event, Opcode};
+use flx_core::ws::{Bounds, Event, Opcode};
 use rustix::net::sockopt::set_tcp_user_timeout;
 
 use crate::connection::{Handshake, Kind, NEVER, Protocol, State};
+use crate::extensions;
 use crate::outbox::Outbox;
 use crate::request::{Fault, MAX_HEAD_BYTES, Request, Room, end_of_head};
 use crate::service::{Closed, ConnId, Message, Service, Upgrade};
@@ -98,6 +99,12 @@ impl<S: Service> Worker<S> {
         if let Some(fault) = self.fault_of_the_hour() {
             return self.refuse(conn, fault);
         }
+        if self.table.limits.deflate && request.is_handshake() {
+            match extensions::negotiate(request.values("sec-websocket-extensions")) {
+                Ok(taken) => handshake.deflate = taken,
+                Err(extensions::MalformedOffers) => return self.refuse(conn, Fault::Extensions),
+            }
+        }
         match self.service.upgrade(conn, &request, handshake.peer, self.table.now_ms) {
             Upgrade::Later => {
                 handshake.end = end;
@@ -115,9 +122,12 @@ impl<S: Service> Worker<S> {
             Upgrade::Accept(subprotocol) => {
                 let mut room = Room::default();
                 let request = Request::parse(&handshake.received[..end], &mut room);
-                let Ok(Some(answer)) = request.map(|request| request.accepted(subprotocol)) else {
-                    return self.refuse(conn, Fault::NoUpgrade);
-                };
+                let extensions = handshake.deflate.map(|taken| taken.answer());
+                let answer = request.map(|request| request.accepted(subprotocol, extensions.as_deref()));
+                let Ok(Some(answer)) = answer else { return self.refuse(conn, Fault::NoUpgrade) };
+                if let Some(connection) = self.table.get(conn) {
+                    connection.deflate = handshake.deflate.map(|taken| taken.window_bits);
+                }
                 self.open(conn, Protocol::WebSocket, answer);
                 // Who speaks before the answer is heard all the same.
                 if end < handshake.received.len() {
@@ -181,6 +191,7 @@ impl<S: Service> Worker<S> {
     fn frames(&mut self, conn: ConnId, bytes: &mut [u8]) {
         let (now_ms, bounds) = (self.table.now_ms, self.table.limits.inbound);
         let Some(connection) = self.table.get(conn) else { return };
+        let bounds = Bounds { deflate: connection.deflate.is_some(), ..bounds };
         // Whatever comes is a sign of life.
         connection.life_ms = NEVER;
         let mut decoder = mem::take(&mut connection.decoder);
@@ -188,8 +199,11 @@ impl<S: Service> Worker<S> {
         loop {
             let is_open = self.table.get(conn).is_some_and(|connection| matches!(connection.state, State::Open(_)));
             let message = match decoder.next(bytes, &mut at, bounds) {
-                Ok(Some(Event::Text(text))) => Message::Text(text),
-                Ok(Some(Event::Binary(bytes))) => Message::Binary(bytes),
+                Ok(Some(Event::Text(text))) => Ok(Message::Text(text)),
+                Ok(Some(Event::Binary(bytes))) => Ok(Message::Binary(bytes)),
+                Ok(Some(Event::Deflated { is_text, payload })) => {
+                    self.inflater.message(is_text, payload, bounds.message_bytes)
+                }
                 Ok(Some(Event::Ping(payload))) => {
                     if is_open {
                         self.table.send(conn, Kind::Pong, Wire::frame(Opcode::Pong, payload));
@@ -203,14 +217,16 @@ impl<S: Service> Worker<S> {
                     break;
                 }
                 Ok(None) => break,
+                Err(violation) => Err(violation),
+            };
+            match message {
+                Ok(message) if is_open => self.service.message(conn, message, now_ms, &mut Outbox(&mut self.table)),
+                Ok(_) => {}
                 Err(violation) => {
                     let code = violation.close_code();
                     self.goodbye(conn, is_open, Closed::ByServer(code), code, violation.reason());
                     break;
                 }
-            };
-            if is_open {
-                self.service.message(conn, message, now_ms, &mut Outbox(&mut self.table));
             }
         }
         if let Some(connection) = self.table.get(conn) {

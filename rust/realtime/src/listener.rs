@@ -7,7 +7,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, SendError, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -18,6 +18,7 @@ use mio::{Poll, Waker};
 use rustix::net::sockopt::set_socket_send_buffer_size;
 use rustls::ServerConfig;
 
+use crate::deflate::Deflated;
 use crate::service::{ConnId, Service, Upgrade};
 use crate::worker::{WAKER, Worker};
 
@@ -32,6 +33,8 @@ pub struct Limits {
     pub deciding: usize,
     /// Of inbound messages.
     pub inbound: Bounds,
+    /// Whether messages are compressed for clients that offer it (RFC 7692).
+    pub deflate: bool,
     /// Bytes of messages that wait for room in a socket.
     pub backlog_bytes: usize,
     /// Bytes that the kernel keeps of what a client does not read: it bounds the memory of a stalled client, and how far it
@@ -56,6 +59,7 @@ impl Default for Limits {
             strangers: 1_024,
             deciding: 64,
             inbound: Bounds::default(),
+            deflate: false,
             backlog_bytes: 64 * 1024,
             send_buffer_bytes: 128 * 1024,
             handshake_ms: 10_000,
@@ -120,6 +124,7 @@ pub(crate) struct Load {
     open: AtomicUsize,
     /// Connections that it was given and has not looked at yet.
     coming: AtomicUsize,
+    deflated: [AtomicU64; 3],
 }
 
 impl Load {
@@ -129,6 +134,20 @@ impl Load {
         // Counted twice for a moment rather than not at all.
         self.all.store(all, Ordering::Release);
         self.coming.fetch_sub(came, Ordering::Release);
+    }
+
+    /// So much more was compressed.
+    pub(crate) fn has_deflated(&self, more: Deflated) {
+        for (count, more) in self.deflated.iter().zip([more.made, more.bytes, more.sent_bytes]) {
+            if more > 0 {
+                count.fetch_add(more, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn deflated(&self) -> Deflated {
+        let [made, bytes, sent_bytes] = self.deflated.each_ref().map(|count| count.load(Ordering::Relaxed));
+        Deflated { made, bytes, sent_bytes }
     }
 
     /// Connections, and those among them that are no WebSockets.
@@ -230,6 +249,12 @@ impl Listener {
     #[must_use]
     pub fn connections(&self) -> Vec<usize> {
         self.handles.iter().map(|handle| handle.load.count().0).collect()
+    }
+
+    /// What was compressed since it began.
+    #[must_use]
+    pub fn deflated(&self) -> Deflated {
+        self.handles.iter().map(|handle| handle.load.deflated()).fold(Deflated::default(), Deflated::and)
     }
 
     /// Whether all threads are at work; one ends early only by a bug.

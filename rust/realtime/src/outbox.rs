@@ -7,6 +7,7 @@ use flx_core::ws::close::code;
 use slab::Slab;
 
 use crate::connection::{Connection, Kind, NEVER, Protocol, State, Written};
+use crate::deflate::Deflater;
 use crate::listener::Limits;
 use crate::service::{Closed, ConnId};
 use crate::wheel::Wheel;
@@ -39,6 +40,7 @@ pub(crate) struct Table {
     pub(crate) partings: Vec<(ConnId, Closed)>,
     /// Connections to be forgotten.
     pub(crate) finished: Vec<ConnId>,
+    pub(crate) deflater: Deflater,
 }
 
 /// What a service sends through.
@@ -48,8 +50,13 @@ impl Outbox<'_> {
     /// Sends a frame of which the client may as well be told later, or in other words: a full socket does not take it.
     pub fn frame(&mut self, conn: ConnId, wire: &Wire) -> Taken {
         let now_ms = self.0.now_ms;
+        let deflate = self.0.get(conn).and_then(|connection| connection.deflate);
+        let deflated = deflate.and_then(|window| self.0.deflater.shared(wire, window));
         let Some(connection) = self.0.open(conn) else { return Taken::Gone };
-        let written = connection.frame(wire, now_ms);
+        let written = connection.frame(deflated.as_ref().unwrap_or(wire), now_ms);
+        if let (Some(deflated), Ok(Written::All | Written::Part)) = (&deflated, &written) {
+            self.0.deflater.sent(wire, deflated);
+        }
         match written {
             Ok(Written::All) => return Taken::Sent,
             Ok(_) => self.0.rearm(conn.index),
@@ -64,9 +71,12 @@ impl Outbox<'_> {
 
     /// Sends a message that must not be left out: an answer. A client that lets too many of them wait is closed as too slow.
     pub fn message(&mut self, conn: ConnId, wire: Wire) {
-        if self.0.open(conn).is_some() {
-            self.0.send(conn, Kind::Message, wire);
+        let Some(deflate) = self.0.open(conn).map(|connection| connection.deflate) else { return };
+        let deflated = deflate.and_then(|window| self.0.deflater.once(&wire, window));
+        if let Some(deflated) = &deflated {
+            self.0.deflater.sent(&wire, deflated);
         }
+        self.0.send(conn, Kind::Message, deflated.unwrap_or(wire));
     }
 
     /// Whether nothing waits for room in this connection's socket; if something does, `writable` will follow.

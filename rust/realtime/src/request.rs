@@ -40,6 +40,8 @@ pub enum Fault {
     Version,
     /// `Sec-WebSocket-Key` is not 16 bytes in base64.
     Key,
+    /// `Sec-WebSocket-Extensions` is no list of extensions; looked at where one of them may be taken.
+    Extensions,
     /// As many connections as there may be.
     Full,
     /// The listener drains or stops; come back in so many seconds, elsewhere.
@@ -126,14 +128,16 @@ impl<'a> Request<'a> {
 
     /// The answer that makes a handshake a WebSocket.
     #[must_use]
-    pub fn accepted(&self, protocol: Option<&str>) -> Option<Vec<u8>> {
+    pub fn accepted(&self, protocol: Option<&str>, extensions: Option<&str>) -> Option<Vec<u8>> {
         let key = self.key?;
         let mut answer = Vec::with_capacity(192);
         answer.extend_from_slice(b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: Upgrade\r\n");
-        if let Some(protocol) = protocol {
-            answer.extend_from_slice(b"sec-websocket-protocol: ");
-            answer.extend_from_slice(protocol.as_bytes());
-            answer.extend_from_slice(b"\r\n");
+        for (name, value) in [("sec-websocket-protocol: ", protocol), ("sec-websocket-extensions: ", extensions)] {
+            if let Some(value) = value {
+                for part in [name, value, "\r\n"] {
+                    answer.extend_from_slice(part.as_bytes());
+                }
+            }
         }
         answer.extend_from_slice(b"sec-websocket-accept: ");
         answer.extend_from_slice(accept(key).as_bytes());
@@ -200,11 +204,11 @@ mod tests {
     fn the_example_of_section_1_3_is_accepted_as_it_says() {
         let mut room = Room::default();
         let request = Request::parse(GOOD.as_bytes(), &mut room).unwrap();
-        let answer = |subprotocol| String::from_utf8(request.accepted(subprotocol).unwrap()).unwrap();
-        assert!(request.is_handshake() && !answer(None).contains("protocol:"));
+        let answer = |subprotocol| String::from_utf8(request.accepted(subprotocol, subprotocol).unwrap()).unwrap();
+        assert!(request.is_handshake() && !answer(None).contains("protocol:") && !answer(None).contains("extensions:"));
         let answer = answer(Some("flx.v1"));
         assert!(answer.starts_with("HTTP/1.1 101 ") && answer.ends_with("s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n"));
-        assert!(answer.contains("\r\nsec-websocket-protocol: flx.v1\r\n"));
+        assert!(answer.contains("\r\nsec-websocket-protocol: flx.v1\r\nsec-websocket-extensions: flx.v1\r\n"));
         assert_eq!(("/ws/a", Some("x=1"), "a.example:8001"), (request.path, request.query, request.host));
     }
 
@@ -256,7 +260,7 @@ mod tests {
             let head = GOOD.replace("Upgrade: websocket\r\n", "").replace("GET", method);
             let mut room = Room::default();
             let request = Request::parse(head.as_bytes(), &mut room).unwrap();
-            assert_eq!((method, false, None), (request.method, request.is_handshake(), request.accepted(None)));
+            assert_eq!((method, false, None), (request.method, request.is_handshake(), request.accepted(None, None)));
         }
         for method in ["POST", "DELETE", "CONNECT"] {
             let head = GOOD.replace("Upgrade: websocket\r\n", "").replace("GET", method);

@@ -6,8 +6,12 @@ use std::sync::Arc;
 
 use flx_core::hub::position::quote;
 use flx_core::hub::stream_event;
-use flx_core::ws::frame::MAX_SERVER_HEAD;
+use flx_core::ws::frame::{DEFLATED, MAX_SERVER_HEAD};
 use flx_core::ws::{Close, Opcode, frame};
+
+/// The first octets of whole messages.
+const TEXT: u8 = 0x80 | Opcode::Text as u8;
+const BINARY: u8 = 0x80 | Opcode::Binary as u8;
 
 /// A whole frame, head and payload.
 #[derive(Clone, Debug)]
@@ -61,6 +65,24 @@ impl Wire {
     /// Bytes that are no frame, or a whole one: the answer to a handshake.
     pub(crate) fn raw(bytes: Vec<u8>) -> Self {
         Self { head: [0; MAX_SERVER_HEAD], head_len: 0, payload: bytes.into() }
+    }
+
+    /// The same message, compressed to this (RFC 7692 section 7.2.1).
+    pub(crate) fn deflated(&self, payload: &[u8]) -> Self {
+        let opcode = if self.head[0] == BINARY { Opcode::Binary } else { Opcode::Text };
+        let mut wire = Self::frame(opcode, payload);
+        wire.head[0] |= DEFLATED;
+        wire
+    }
+
+    /// The payload, where it is a message that is not compressed.
+    pub(crate) fn message(&self) -> Option<&[u8]> {
+        (self.head_len > 0 && matches!(self.head[0], TEXT | BINARY)).then_some(&self.payload)
+    }
+
+    /// What no other message has for as long as this one is there: where the payload lies, and what it is.
+    pub(crate) fn identity(&self) -> (usize, u8) {
+        (self.payload.as_ptr().addr(), self.head[0])
     }
 
     /// How many bytes it has.

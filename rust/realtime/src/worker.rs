@@ -24,6 +24,7 @@ use rustls::{ServerConfig, ServerConnection};
 use slab::Slab;
 
 use crate::connection::{Connection, Kind, Protocol, State};
+use crate::deflate::{Deflater, Inflater};
 use crate::listener::{Clock, Control, Handle, Limits, Load};
 use crate::outbox::{Outbox, Table};
 use crate::request::Fault;
@@ -76,6 +77,7 @@ pub(crate) struct Worker<S> {
     pub(crate) service: S,
     pub(crate) table: Table,
     pub(crate) buffer: Vec<u8>,
+    pub(crate) inflater: Inflater,
     next_generation: u32,
     may_accept: bool,
     accepts_at_ms: u64,
@@ -108,6 +110,7 @@ impl<S: Service> Worker<S> {
             now_ms,
             partings: Vec::new(),
             finished: Vec::new(),
+            deflater: Deflater::default(),
         };
         Self {
             poll,
@@ -121,6 +124,7 @@ impl<S: Service> Worker<S> {
             service,
             table,
             buffer: vec![0; BUFFER_BYTES],
+            inflater: Inflater::default(),
             next_generation: 0,
             may_accept: false,
             accepts_at_ms: 0,
@@ -186,6 +190,8 @@ impl<S: Service> Worker<S> {
             turn_ms = self.service.turn(self.table.now_ms, &mut Outbox(&mut self.table));
             self.settle();
             self.load.is(self.table.connections.len(), self.table.open, mem::take(&mut self.came));
+            self.table.deflater.forget();
+            self.load.has_deflated(mem::take(&mut self.table.deflater.counts));
         }
     }
 

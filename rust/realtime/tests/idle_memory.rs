@@ -6,7 +6,7 @@ mod parts;
 use std::fs;
 
 use flx_realtime::listener::Limits;
-use parts::{Client, Told, listen, next};
+use parts::{Client, Told, head, listen, next};
 
 const CONNECTIONS: usize = 4_000;
 const MOST_BYTES: usize = 512;
@@ -27,11 +27,16 @@ fn an_idle_websocket_costs_half_a_kibibyte_at_most() {
     setrlimit(Resource::Nofile, limit).unwrap();
     // Both ends are this process's.
     let count = limit.maximum.map_or(CONNECTIONS, |most| CONNECTIONS.min(most as usize / 2 - 100));
-    let (listener, told) = listen(Limits::default());
+    let (listener, told) = listen(Limits { deflate: true, ..Limits::default() });
     let mut clients = Vec::with_capacity(count);
+    let offering = head("/").replace("\r\n\r\n", "\r\nSec-WebSocket-Extensions: permessage-deflate\r\n\r\n");
     let mut connect = |count: usize| {
         for _ in 0..count {
-            clients.push(Client::open(&listener));
+            // That it may compress costs nothing as long as it is idle.
+            let mut client = Client::tcp(&listener);
+            client.send(offering.as_bytes());
+            assert!(client.http().contains("permessage-deflate"));
+            clients.push(client);
             next(&told, |told| matches!(told, Told::Opened(_)).then_some(()));
         }
     };

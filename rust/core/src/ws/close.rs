@@ -12,7 +12,7 @@ pub mod code {
     pub const PROTOCOL: u16 = 1002;
     /// In place of a code, where a Close frame has none; never sent.
     pub const NONE: u16 = 1005;
-    /// Text that is not UTF-8.
+    /// Text that is not UTF-8, or what cannot be inflated.
     pub const INVALID_PAYLOAD: u16 = 1007;
     /// Too often what is not acceptable.
     pub const POLICY: u16 = 1008;

@@ -9,18 +9,27 @@ use super::frame::{Head, MAX_HEAD, Opcode};
 use super::utf8::{self, Utf8};
 use super::{Close, Violation, mask};
 
-/// How large a message may be.
+/// How large a message may be, and whether it may be compressed.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
     /// Bytes of a message, its fragments together.
     pub message_bytes: usize,
     /// Fragments of a message.
     pub fragments: u32,
+    /// Whether messages may be compressed. Such a one is lent out as it came, and whoever inflates it holds it to the bound.
+    pub deflate: bool,
+}
+
+impl Bounds {
+    /// Bytes of a message as it comes: one that compression cannot shorten is a little longer than what is in it.
+    const fn received_bytes(self, is_deflated: bool) -> usize {
+        if is_deflated { self.message_bytes + self.message_bytes / 64 + 64 } else { self.message_bytes }
+    }
 }
 
 impl Default for Bounds {
     fn default() -> Self {
-        Self { message_bytes: 65_536, fragments: 1024 }
+        Self { message_bytes: 65_536, fragments: 1024, deflate: false }
     }
 }
 
@@ -31,6 +40,13 @@ pub enum Event<'a> {
     Text(&'a str),
     /// A whole binary message.
     Binary(&'a [u8]),
+    /// A whole message that is compressed, without the four octets at the end that say nothing (RFC 7692 section 7.2.1).
+    Deflated {
+        /// Whether text is in it.
+        is_text: bool,
+        /// What came.
+        payload: &'a [u8],
+    },
     /// To be answered with a Pong of the same payload.
     Ping(&'a [u8]),
     /// An answer, or a sign of life that nobody asked for.
@@ -50,6 +66,7 @@ struct Current {
 #[derive(Debug, Default)]
 struct Message {
     is_text: bool,
+    is_deflated: bool,
     fragments: u32,
     bytes: Vec<u8>,
     utf8: Utf8,
@@ -77,6 +94,13 @@ enum Place {
     Message,
 }
 
+/// What is whole.
+struct Found {
+    opcode: Opcode,
+    is_deflated: bool,
+    place: Place,
+}
+
 /// The state of one connection's inbound side.
 #[derive(Debug, Default)]
 pub struct Decoder {
@@ -101,7 +125,7 @@ impl Decoder {
         let found = self.step(bytes, at, bounds);
         let Self { torn, is_over } = self;
         let event = match found {
-            Ok(Some((opcode, place))) => lend(torn.as_deref(), opcode, place, bytes).map(Some),
+            Ok(Some(found)) => lend(torn.as_deref(), &found, bytes).map(Some),
             Ok(None) => Ok(None),
             Err(violation) => Err(violation),
         };
@@ -128,7 +152,7 @@ impl Decoder {
         }
     }
 
-    fn step(&mut self, bytes: &mut [u8], at: &mut usize, bounds: Bounds) -> Result<Option<(Opcode, Place)>, Violation> {
+    fn step(&mut self, bytes: &mut [u8], at: &mut usize, bounds: Bounds) -> Result<Option<Found>, Violation> {
         loop {
             if let Some(torn) = &mut self.torn
                 && torn.current.is_some()
@@ -138,33 +162,35 @@ impl Decoder {
                     return Ok(found);
                 }
             }
-            let Some(head) = self.head(&bytes[*at..], at)? else { return Ok(None) };
+            let Some(head) = self.head(&bytes[*at..], at, bounds.deflate)? else { return Ok(None) };
             let length = self.admit(&head, bounds)?;
             let is_alone = head.opcode.is_control() || (head.is_final && head.opcode != Opcode::Continuation);
             if is_alone && length <= bytes.len() - *at {
                 let range = *at..*at + length;
                 mask::apply(&mut bytes[range.clone()], head.mask, 0);
                 *at = range.end;
-                return Ok(Some((head.opcode, Place::Fed(range))));
+                let Head { opcode, is_deflated, .. } = head;
+                return Ok(Some(Found { opcode, is_deflated, place: Place::Fed(range) }));
             }
             let torn = self.torn.get_or_insert_default();
             torn.current = Some(Current { head, taken: 0 });
             if !head.opcode.is_control() {
                 let message = torn.message.get_or_insert_default();
                 message.is_text |= head.opcode == Opcode::Text;
+                message.is_deflated |= head.is_deflated;
                 message.fragments += 1;
             }
         }
     }
 
     /// The next head, put together where it is torn.
-    fn head(&mut self, bytes: &[u8], at: &mut usize) -> Result<Option<Head>, Violation> {
+    fn head(&mut self, bytes: &[u8], at: &mut usize, deflate: bool) -> Result<Option<Head>, Violation> {
         if bytes.is_empty() {
             return Ok(None);
         }
         let had = self.torn.as_ref().map_or(0, |torn| torn.head_len);
         if had == 0
-            && let Some(head) = Head::parse(bytes)?
+            && let Some(head) = Head::parse(bytes, deflate)?
         {
             *at += head.size;
             return Ok(Some(head));
@@ -172,7 +198,7 @@ impl Decoder {
         let torn = self.torn.get_or_insert_default();
         let end = MAX_HEAD.min(had + bytes.len());
         torn.head[had..end].copy_from_slice(&bytes[..end - had]);
-        if let Some(head) = Head::parse(&torn.head[..end])? {
+        if let Some(head) = Head::parse(&torn.head[..end], deflate)? {
             torn.head_len = 0;
             *at += head.size - had;
             return Ok(Some(head));
@@ -192,7 +218,8 @@ impl Decoder {
             return Err(Violation::Sequence);
         }
         let (collected, fragments) = message.map_or((0, 0), |message| (message.bytes.len(), message.fragments));
-        if head.length > (bounds.message_bytes - collected) as u64 {
+        let is_deflated = message.map_or(head.is_deflated, |message| message.is_deflated);
+        if head.length > (bounds.received_bytes(is_deflated) - collected) as u64 {
             return Err(Violation::TooLarge);
         }
         if fragments >= bounds.fragments {
@@ -203,13 +230,16 @@ impl Decoder {
 }
 
 /// Turns the place of a payload into the payload.
-fn lend<'a>(torn: Option<&'a Torn>, opcode: Opcode, place: Place, bytes: &'a [u8]) -> Result<Event<'a>, Violation> {
-    let payload = match place {
-        Place::Fed(range) => &bytes[range],
+fn lend<'a>(torn: Option<&'a Torn>, found: &Found, bytes: &'a [u8]) -> Result<Event<'a>, Violation> {
+    let payload = match &found.place {
+        Place::Fed(range) => &bytes[range.clone()],
         Place::Control => torn.map_or(&[][..], |torn| &torn.control),
         Place::Message => torn.and_then(|torn| torn.lent.as_ref()).map_or(&[][..], |message| &message.bytes),
     };
-    Ok(match opcode {
+    if found.is_deflated {
+        return Ok(Event::Deflated { is_text: found.opcode == Opcode::Text, payload });
+    }
+    Ok(match found.opcode {
         Opcode::Text => Event::Text(str::from_utf8(payload).map_err(|_| Violation::Utf8)?),
         Opcode::Ping => Event::Ping(payload),
         Opcode::Pong => Event::Pong(payload),
@@ -224,7 +254,7 @@ impl Torn {
     }
 
     /// Takes more of the current frame; what is whole with it.
-    fn collect(&mut self, bytes: &mut [u8], at: &mut usize) -> Result<Option<(Opcode, Place)>, Violation> {
+    fn collect(&mut self, bytes: &mut [u8], at: &mut usize) -> Result<Option<Found>, Violation> {
         let Some(Current { head, taken }) = self.current else { return Ok(None) };
         let missing = head.length as usize - taken;
         let piece = &mut bytes[*at..];
@@ -235,10 +265,11 @@ impl Torn {
         self.current = (end < missing).then_some(Current { head, taken: taken + end });
         if head.opcode.is_control() {
             self.control.extend_from_slice(piece);
-            return Ok(self.current.is_none().then_some((head.opcode, Place::Control)));
+            let found = Found { opcode: head.opcode, is_deflated: false, place: Place::Control };
+            return Ok(self.current.is_none().then_some(found));
         }
         let Some(message) = &mut self.message else { return Ok(None) };
-        if message.is_text {
+        if message.is_text && !message.is_deflated {
             message.utf8.feed(piece).map_err(|utf8::NotUtf8| Violation::Utf8)?;
         }
         message.bytes.extend_from_slice(piece);
@@ -249,8 +280,9 @@ impl Torn {
             return Err(Violation::Utf8);
         }
         let opcode = if message.is_text { Opcode::Text } else { Opcode::Binary };
+        let is_deflated = message.is_deflated;
         self.lent = self.message.take();
-        Ok(Some((opcode, Place::Message)))
+        Ok(Some(Found { opcode, is_deflated, place: Place::Message }))
     }
 }
 

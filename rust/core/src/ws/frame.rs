@@ -6,6 +6,8 @@ use super::Violation;
 pub const MAX_HEAD: usize = 14;
 /// Bytes of the longest payload of a control frame.
 pub const CONTROL_BYTES: usize = 125;
+/// The bit of the first octet (RSV1) that says that a message is compressed.
+pub const DEFLATED: u8 = 0x40;
 
 /// What a frame is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +50,8 @@ impl Opcode {
 /// The head of a client's frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Head {
+    /// Whether the message that begins with it is compressed (RFC 7692 section 6).
+    pub is_deflated: bool,
     /// Whether the message ends with it.
     pub is_final: bool,
     /// What it is.
@@ -62,12 +66,17 @@ pub struct Head {
 
 impl Head {
     /// Reads the head at the beginning of `bytes`; None when it is not whole. What is there is refused as soon as it is seen.
-    pub fn parse(bytes: &[u8]) -> Result<Option<Self>, Violation> {
+    /// `deflate`: it was negotiated that messages may be compressed.
+    pub fn parse(bytes: &[u8], deflate: bool) -> Result<Option<Self>, Violation> {
         let Some(&first) = bytes.first() else { return Ok(None) };
-        if first & 0x70 != 0 {
+        let is_deflated = first & DEFLATED != 0;
+        if first & 0x30 != 0 || (is_deflated && !deflate) {
             return Err(Violation::ReservedBits);
         }
         let opcode = Opcode::of(first).ok_or(Violation::UnknownOpcode)?;
+        if is_deflated && !matches!(opcode, Opcode::Text | Opcode::Binary) {
+            return Err(Violation::ReservedBits);
+        }
         let is_final = first & 0x80 != 0;
         if opcode.is_control() && !is_final {
             return Err(Violation::Control);
@@ -95,7 +104,7 @@ impl Head {
             return Err(Violation::Length);
         }
         let mask = bytes[after..].first_chunk::<4>();
-        Ok(mask.map(|&mask| Self { is_final, opcode, mask, length, size: after + 4 }))
+        Ok(mask.map(|&mask| Self { is_deflated, is_final, opcode, mask, length, size: after + 4 }))
     }
 }
 
@@ -137,7 +146,7 @@ mod tests {
     use super::*;
 
     fn parse(bytes: &[u8]) -> Result<Option<Head>, Violation> {
-        Head::parse(bytes)
+        Head::parse(bytes, false)
     }
 
     #[test]
@@ -154,8 +163,8 @@ mod tests {
             for cut in 0..whole.len() {
                 assert_eq!(Ok(None), parse(&whole[..cut]), "{cut} bytes of {whole:?}");
             }
-            let expected =
-                Head { is_final: true, opcode: Opcode::Binary, mask: [1, 2, 3, 4], length, size: whole.len() };
+            let (opcode, mask, size) = (Opcode::Binary, [1, 2, 3, 4], whole.len());
+            let expected = Head { is_deflated: false, is_final: true, opcode, mask, length, size };
             assert_eq!(Ok(Some(expected)), parse(&whole));
         }
         for head in [
@@ -180,6 +189,18 @@ mod tests {
             assert_eq!(Err(Violation::Control), parse(&[0x80 | opcode, 0xfe]));
         }
         assert_eq!(Err(Violation::Unmasked), parse(&[0x81, 5]));
+    }
+
+    #[test]
+    fn only_the_first_frame_of_a_message_says_that_it_is_compressed() {
+        for first in [0xc1, 0xc2, 0x41, 0x42] {
+            let head = Head::parse(&[first, 0x80, 1, 2, 3, 4], true).unwrap().unwrap();
+            assert!(head.is_deflated && head.is_final == (first & 0x80 != 0));
+            assert!(!Head::parse(&[first & !DEFLATED, 0x80, 1, 2, 3, 4], true).unwrap().unwrap().is_deflated);
+        }
+        for first in [0xc0, 0x40, 0xc8, 0xc9, 0xca, 0xa1, 0x91, 0xe1, 0xd1] {
+            assert_eq!(Err(Violation::ReservedBits), Head::parse(&[first], true), "{first:x}");
+        }
     }
 
     #[test]

@@ -5,8 +5,9 @@
 //! torn costs a connection one pointer. What may not be is a [`Violation`], which knows the close code to answer with.
 //!
 //! Rules (a client's slip ends its connection, section 7.1.7; nothing is repaired):
-//! - no extension is negotiated: reserved bits are zero (5.2); frames of a client are masked (5.1); lengths are written in
-//!   the fewest bytes (5.2); control frames have 125 bytes at most and are whole (5.5);
+//! - reserved bits are zero (5.2), but for the one that says that a message is compressed, on its first frame, where that was
+//!   negotiated (RFC 7692); frames of a client are masked (5.1); lengths are written in the fewest bytes (5.2); control frames
+//!   have 125 bytes at most and are whole (5.5);
 //! - text is UTF-8, and what cannot become UTF-8 any more is refused as soon as it is seen, not at the message's end (8.1);
 //! - a message has a bound in bytes and in fragments, and its head is enough to refuse it.
 //!
@@ -31,7 +32,7 @@ use close::code;
 /// What a client may not do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Violation {
-    /// A reserved bit is set; no extension was negotiated.
+    /// A reserved bit is set that no extension gave a meaning here.
     ReservedBits,
     /// An opcode that is not defined.
     UnknownOpcode,
@@ -51,6 +52,8 @@ pub enum Violation {
     TooLarge,
     /// A message in more fragments than are taken.
     TooManyFragments,
+    /// A message that says it is compressed, and is not.
+    Deflate,
 }
 
 impl Violation {
@@ -58,7 +61,7 @@ impl Violation {
     #[must_use]
     pub const fn close_code(self) -> u16 {
         match self {
-            Self::Utf8 => code::INVALID_PAYLOAD,
+            Self::Utf8 | Self::Deflate => code::INVALID_PAYLOAD,
             Self::TooLarge => code::TOO_LARGE,
             Self::TooManyFragments => code::POLICY,
             _ => code::PROTOCOL,
@@ -79,6 +82,7 @@ impl Violation {
             Self::Utf8 => "text that is not UTF-8",
             Self::TooLarge => "a message is longer than 64 KiB",
             Self::TooManyFragments => "a message in too many fragments",
+            Self::Deflate => "a message that cannot be inflated",
         }
     }
 }

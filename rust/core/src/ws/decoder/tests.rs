@@ -4,13 +4,16 @@ use proptest::prelude::*;
 
 use super::*;
 
-const BOUNDS: Bounds = Bounds { message_bytes: 300, fragments: 4 };
+const BOUNDS: Bounds = Bounds { message_bytes: 300, fragments: 4, deflate: false };
+/// The same where it was negotiated that messages may be compressed.
+const DEFLATE: Bounds = Bounds { deflate: true, ..BOUNDS };
 
 /// An event that owns its payload.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Seen {
     Text(String),
     Binary(Vec<u8>),
+    Deflated(bool, Vec<u8>),
     Ping(Vec<u8>),
     Pong(Vec<u8>),
     Close(u16, String),
@@ -22,6 +25,7 @@ impl From<Event<'_>> for Seen {
         match event {
             Event::Text(text) => Self::Text(text.to_owned()),
             Event::Binary(bytes) => Self::Binary(bytes.to_vec()),
+            Event::Deflated { is_text, payload } => Self::Deflated(is_text, payload.to_vec()),
             Event::Ping(bytes) => Self::Ping(bytes.to_vec()),
             Event::Pong(bytes) => Self::Pong(bytes.to_vec()),
             Event::Close(close) => Self::Close(close.code, close.reason.to_owned()),
@@ -31,6 +35,10 @@ impl From<Event<'_>> for Seen {
 
 /// What the decoder makes of a stream that comes in pieces of these sizes, over and over; and whether it forgot everything.
 fn decode(stream: &[u8], sizes: &[usize]) -> (Vec<Seen>, bool) {
+    decode_within(BOUNDS, stream, sizes)
+}
+
+fn decode_within(bounds: Bounds, stream: &[u8], sizes: &[usize]) -> (Vec<Seen>, bool) {
     let (mut decoder, mut seen, mut sizes) = (Decoder::default(), Vec::new(), sizes.iter().cycle());
     let mut stream = stream.to_vec();
     let mut rest = &mut stream[..];
@@ -40,7 +48,7 @@ fn decode(stream: &[u8], sizes: &[usize]) -> (Vec<Seen>, bool) {
         rest = after;
         let mut at = 0;
         loop {
-            match decoder.next(piece, &mut at, BOUNDS) {
+            match decoder.next(piece, &mut at, bounds) {
                 Ok(Some(event)) => seen.push(event.into()),
                 Ok(None) => break,
                 Err(violation) => {
@@ -55,11 +63,12 @@ fn decode(stream: &[u8], sizes: &[usize]) -> (Vec<Seen>, bool) {
 }
 
 /// The slow twin: section 5 read aloud. It looks at one frame after the other, and at text when a message is whole.
-fn naive(stream: &[u8]) -> Vec<Seen> {
+fn naive(bounds: Bounds, stream: &[u8]) -> Vec<Seen> {
     let (mut seen, mut at) = (Vec::new(), 0);
-    let mut message: Option<(bool, u32, Vec<u8>)> = None;
+    // The first octet, the frames so far, and what was in them.
+    let mut message: Option<(u8, u32, Vec<u8>)> = None;
     loop {
-        match naive_frame(&stream[at..], message.as_ref()) {
+        match naive_frame(bounds, &stream[at..], message.as_ref()) {
             Err(violation) => {
                 seen.push(Seen::Wrong(violation));
                 return seen;
@@ -77,11 +86,14 @@ fn naive(stream: &[u8]) -> Vec<Seen> {
                     }
                     9 => seen.push(Seen::Ping(payload)),
                     10 => seen.push(Seen::Pong(payload)),
-                    opcode => {
-                        let (is_text, fragments, mut bytes) = message.take().unwrap_or((opcode == 1, 0, Vec::new()));
+                    _ => {
+                        let (begun, fragments, mut bytes) = message.take().unwrap_or((first, 0, Vec::new()));
+                        let is_text = begun & 0x0f == 1;
                         bytes.extend(payload);
                         if first & 0x80 == 0 {
-                            message = Some((is_text, fragments + 1, bytes));
+                            message = Some((begun, fragments + 1, bytes));
+                        } else if begun & 0x40 != 0 {
+                            seen.push(Seen::Deflated(is_text, bytes));
                         } else if !is_text {
                             seen.push(Seen::Binary(bytes));
                         } else {
@@ -100,14 +112,17 @@ fn naive(stream: &[u8]) -> Vec<Seen> {
 
 type Naive = Result<Option<(u8, Vec<u8>, usize)>, Violation>;
 
-fn naive_frame(bytes: &[u8], message: Option<&(bool, u32, Vec<u8>)>) -> Naive {
+fn naive_frame(bounds: Bounds, bytes: &[u8], message: Option<&(u8, u32, Vec<u8>)>) -> Naive {
     let Some(&first) = bytes.first() else { return Ok(None) };
     let opcode = first & 0x0f;
-    if first & 0x70 != 0 {
+    if first & (if bounds.deflate { 0x30 } else { 0x70 }) != 0 {
         return Err(Violation::ReservedBits);
     }
     if !matches!(opcode, 0..=2 | 8..=10) {
         return Err(Violation::UnknownOpcode);
+    }
+    if first & 0x40 != 0 && opcode != 1 && opcode != 2 {
+        return Err(Violation::ReservedBits);
     }
     if opcode >= 8 && first & 0x80 == 0 {
         return Err(Violation::Control);
@@ -143,11 +158,12 @@ fn naive_frame(bytes: &[u8], message: Option<&(bool, u32, Vec<u8>)>) -> Naive {
         if message.is_some() != (opcode == 0) {
             return Err(Violation::Sequence);
         }
-        let (fragments, collected) = message.map_or((0, 0), |(_, fragments, bytes)| (*fragments, bytes.len()));
-        if collected as u128 + length > BOUNDS.message_bytes as u128 {
+        let (begun, fragments, collected) =
+            message.map_or((first, 0, 0), |(begun, fragments, bytes)| (*begun, *fragments, bytes.len()));
+        if collected as u128 + length > if begun & 0x40 != 0 { 368 } else { 300 } {
             return Err(Violation::TooLarge);
         }
-        if fragments + 1 > BOUNDS.fragments {
+        if fragments + 1 > bounds.fragments {
             return Err(Violation::TooManyFragments);
         }
     }
@@ -177,6 +193,7 @@ fn stream() -> impl Strategy<Value = Vec<u8>> {
     let first = prop_oneof![
         6 => prop::sample::select(vec![0x81_u8, 0x82]),
         4 => prop::sample::select(vec![0x01_u8, 0x02]),
+        2 => prop::sample::select(vec![0xc1_u8, 0xc2, 0x41, 0x42]),
         8 => prop::sample::select(vec![0x00_u8, 0x80]),
         4 => prop::sample::select(vec![0x89_u8, 0x8a]),
         1 => Just(0x88_u8),
@@ -185,7 +202,7 @@ fn stream() -> impl Strategy<Value = Vec<u8>> {
     let payload = prop_oneof![
         6 => "\\PC{0,8}".prop_map(String::into_bytes),
         2 => prop::collection::vec(any::<u8>(), 0..6),
-        1 => prop::collection::vec(Just(b'a'), 120..310),
+        1 => prop::collection::vec(Just(b'a'), 120..380),
         1 => prop::sample::select(vec![1000_u16, 1005, 4408]).prop_map(|code| code.to_be_bytes().to_vec()),
     ];
     let one = (first, payload, any::<[u8; 4]>(), prop::bool::weighted(0.02));
@@ -212,26 +229,30 @@ fn agree(naive: &[Seen], fast: &[Seen]) -> bool {
 proptest! {
     #[test]
     fn pieces_are_read_as_the_whole_is(stream in stream(), sizes in prop::collection::vec(1_usize..40, 1..5)) {
-        let expected = naive(&stream);
-        let (seen, _) = decode(&stream, &sizes);
-        prop_assert!(agree(&expected, &seen), "{expected:?} {seen:?}");
-        // When it is seen differs with the pieces; that it is seen, and what, does not.
-        let (whole, _) = decode(&stream, &[usize::MAX]);
-        prop_assert!(agree(&expected, &whole), "{expected:?} {whole:?}");
+        for bounds in [BOUNDS, DEFLATE] {
+            let expected = naive(bounds, &stream);
+            let (seen, _) = decode_within(bounds, &stream, &sizes);
+            prop_assert!(agree(&expected, &seen), "{expected:?} {seen:?}");
+            // When it is seen differs with the pieces; that it is seen, and what, does not.
+            let (whole, _) = decode_within(bounds, &stream, &[usize::MAX]);
+            prop_assert!(agree(&expected, &whole), "{expected:?} {whole:?}");
+        }
     }
 
     #[test]
     fn wrong_text_is_never_taken(stream in stream(), size in 1_usize..20) {
         let wrong = |seen: &[Seen]| seen.last() == Some(&Seen::Wrong(Violation::Utf8));
-        if wrong(&naive(&stream)) {
+        if wrong(&naive(BOUNDS, &stream)) {
             prop_assert!(wrong(&decode(&stream, &[size]).0));
         }
     }
 
     #[test]
     fn any_bytes_are_survived(stream: Vec<u8>, size in 1_usize..20) {
-        let (seen, _) = decode(&stream, &[size]);
-        prop_assert!(agree(&naive(&stream), &seen));
+        for bounds in [BOUNDS, DEFLATE] {
+            let (seen, _) = decode_within(bounds, &stream, &[size]);
+            prop_assert!(agree(&naive(bounds, &stream), &seen));
+        }
     }
 }
 
@@ -272,6 +293,24 @@ fn bounds_are_of_the_message_and_judged_by_the_head() {
     assert_eq!(vec![Seen::Wrong(Violation::TooLarge)], decode(&huge, &[1]).0);
     let torn = [frame(0x01, b"", KEY, false), frame(0x00, b"", KEY, false).repeat(4)].concat();
     assert_eq!(vec![Seen::Wrong(Violation::TooManyFragments)], decode(&torn, &[100]).0);
+}
+
+#[test]
+fn what_is_compressed_is_lent_as_it_came() {
+    let torn = [frame(0x41, b"\xff", KEY, false), frame(0x89, b"?", KEY, false), frame(0x80, b"\x00", KEY, false)];
+    let stream =
+        [&frame(0xc2, b"\xf2\x48", KEY, false)[..], &torn.concat(), &frame(0x81, b"plain", KEY, false)].concat();
+    let expected = vec![
+        Seen::Deflated(false, b"\xf2\x48".to_vec()),
+        Seen::Ping(b"?".to_vec()),
+        Seen::Deflated(true, b"\xff\x00".to_vec()),
+        Seen::Text("plain".to_owned()),
+    ];
+    for size in 1..=stream.len() {
+        assert_eq!((expected.clone(), true), decode_within(DEFLATE, &stream, &[size]));
+    }
+    let again = [frame(0x41, b"a", KEY, false), frame(0xc0, b"b", KEY, false)].concat();
+    assert_eq!(vec![Seen::Wrong(Violation::ReservedBits)], decode_within(DEFLATE, &again, &[100]).0);
 }
 
 #[test]
