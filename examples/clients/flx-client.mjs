@@ -90,6 +90,7 @@ export class Progress {
     this.together = false;
     this.heard = new Map();
     this.chain = 0;
+    this.told = new Map(); // by topic: up to where its last gap says that something may be missing
   }
 
   /** From where all topics go on together. Throws where they begin at different positions. */
@@ -196,6 +197,11 @@ export class Progress {
     const { reason = "gap", event: topic = null, after = null, before = null } = gap;
     if (topic === null || topic.endsWith("*")) this.chain += 1;
     else {
+      if (before !== null) {
+        this.told.delete(topic);
+        this.told.set(topic, { epoch: gap.epoch, before });
+        bound(this.told);
+      }
       for (const its of [topic, EPHEMERAL + topic]) {
         const heard = this.heard.get(its);
         if (heard) heard.chain = NO_CHAIN; // what was heard stays known
@@ -214,16 +220,22 @@ export class Progress {
       if (event.epoch === heard.epoch && event.seq <= heard.seq) return [];
       if (heard.chain === this.chain && event.epoch !== heard.epoch) {
         found.push({ gap: { reason: "epoch", topic: event.event, after: null, before: null } });
-      } else if (heard.chain === this.chain && event.prev !== heard.seq) {
+      } else if (heard.chain === this.chain && event.prev !== heard.seq && !this.#isTold(event)) {
         found.push({ gap: { reason: "missing", topic: event.event, after: heard.seq, before: event.seq } });
       }
     }
     this.heard.delete(its);
     this.heard.set(its, { epoch: event.epoch, seq: event.seq, chain: this.chain });
-    if (this.heard.size > REMEMBERED) this.heard.delete(this.heard.keys().next().value);
+    bound(this.heard);
     if (this.level) this.#reach(event.pos);
     found.push({ event });
     return found;
+  }
+
+  /** Whether what is missing before an event is all in a gap that was told: some events of it may still come. */
+  #isTold(event) {
+    const told = this.told.get(event.event);
+    return told !== undefined && told.epoch === event.epoch && event.prev < told.before;
   }
 
   #reach(position) {
@@ -303,6 +315,11 @@ class StreamSocket {
       this.onmessage?.({ data: JSON.stringify(message) });
     } else if (IN_STREAMS.has(kind)) this.onmessage?.({ data });
   }
+}
+
+/** Forgets the topic that was quiet for the longest time, where there are too many. */
+function bound(byTopic) {
+  if (byTopic.size > REMEMBERED) byTopic.delete(byTopic.keys().next().value);
 }
 
 /** Events of topics, each once and in order; gaps are told. */

@@ -587,6 +587,8 @@ class Hub:
         total_bytes: what is remembered in all, 48 MiB.
         max_subscriptions: patterns of one connection, 256.
         max_connections: 20,000.
+        latest: Patterns of topics of applications in the order in which they count, and the member of `data` of which a
+            slow client gets only the newest event of each value; None: of all events.
     """
 
     def __new__(
@@ -597,6 +599,7 @@ class Hub:
         total_bytes: int | None = None,
         max_subscriptions: int | None = None,
         max_connections: int | None = None,
+        latest: Sequence[tuple[str, str | None]] | None = None,
     ) -> Hub: ...
     @property
     def seq(self) -> int:

@@ -111,8 +111,12 @@ class Parts:
             wall=time.time,
         )
         self.health.register("revocations", lambda: self.revocations.reason)
-        self.hub = Hub(f"local-{os.urandom(8).hex()}", max_subscriptions=MAX_SUBSCRIPTIONS)
         me = GatewayProcess(os.urandom(4).hex(), socket.gethostname(), os.getpid())
+        self.hub = Hub(
+            f"local-{os.urandom(8).hex()}",
+            max_subscriptions=MAX_SUBSCRIPTIONS,
+            latest=[(rule.topics, rule.latest) for rule in settings.topics],
+        )
         self.standing = Standing(self.hub, self.revoked, self.revocations, self.admission, me.id)
         self.manager = ConnectionManager(
             self.hub,

@@ -94,13 +94,14 @@ def _message(chance: random.Random) -> ServerMessage:
     topic, pos, epoch = chance.choice(["a", "b", "c.x"]), str(chance.randint(0, 9)), chance.choice("eeef")
     seq = chance.randint(1, 6)
     event = Event(topic, seq, chance.choice([seq - 1, chance.randint(0, 5)]), epoch, 0, pos, None)
+    after, before = chance.choice([None, 3]), chance.choice([None, 3, 5, 7])
     others: list[ServerMessage] = [
         Subscribed(topic, pos),
         Unsubscribed(topic),
         Pong(0),
         Heartbeat(0),
         Error("gap", "m", "evicted", epoch, chance.choice([pos, None])),
-        Error("gap", "m", "evicted", epoch, None, chance.choice([topic, "c.*"]), chance.choice([None, 3]), 7),
+        Error("gap", "m", "evicted", epoch, None, chance.choice([topic, "c.*"]), after, before),
         Error("forbidden", "m"),
     ]
     return chance.choice([event, event, *others])

@@ -82,6 +82,21 @@ def test_a_gap_of_one_topic_ends_the_chain_of_that_one_alone() -> None:
     assert [again] == one.take(again)
 
 
+def test_events_may_come_between_the_numbers_of_a_gap() -> None:
+    one = Progress(["a"])
+    one.begin()
+    one.take(event("a", 1, 0))
+    gap = Error("gap", "m", "superseded", "e", event="a", after=1, before=9)
+    assert [Gap("superseded", "a", 1, 9)] == one.take(gap)
+    for well in (event("a", 4, 3), event("a", 7, 6), event("a", 9, 8)):
+        assert [well] == one.take(well)
+    late = event("a", 12, 10)
+    assert [Gap("missing", "a", 9, 12), late] == one.take(late)
+    # What was told of one history says nothing of another.
+    assert [Gap("epoch", "a")] == one.take(event("a", 2, 1, epoch="f"))[:1]
+    assert [Gap("missing", "a", 2, 6)] == one.take(event("a", 6, 5, epoch="f"))[:1]
+
+
 def test_another_epoch_is_a_gap_once() -> None:
     one = Progress(["a"])
     one.begin()

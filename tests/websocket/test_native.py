@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import socket
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -341,6 +342,48 @@ def test_a_client_resumes_without_hole_or_duplicate() -> None:
             assert 'flx_ws_resumes_total{source="daemon"} 1.0' in metrics
 
     run(story)
+
+
+def test_who_reads_late_gets_the_newest_of_each_key() -> None:
+    async def story(gateway: Running) -> None:
+        parts, rooms = gateway.parts, 4
+        assert parts.native.listener is not None
+        with socket.socket() as narrow:
+            narrow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8_192)
+            narrow.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(narrow, ("127.0.0.1", parts.native.listener.port))
+            async with connect(parts, sock=narrow, max_queue=1, compression=None) as slow:
+                await hear(slow)
+                await say(slow, type="subscribe", event="app.state.*")
+                told = [await gateway.daemon.publish("app.state.x", _room(number % rooms)) for number in range(100)]
+                began = time.monotonic()
+                while parts.hub.stats()["behind"] == 0 or time.monotonic() < began + 1.5:
+                    # Time is what this is about: it takes nothing for more than a second.
+                    told.append(await gateway.daemon.publish("app.state.x", _room(len(told) % rooms)))
+                    await asyncio.sleep(0.05)
+                heard: list[int] = []
+                gaps: list[tuple[int, int]] = []
+                while told[-1] not in heard:
+                    message = await hear(slow)
+                    if message["type"] == "event":
+                        heard.append(message["seq"])
+                    else:
+                        assert (message["code"], message["reason"]) == ("gap", "superseded")
+                        gaps.append((message["after"], message["before"]))
+        assert heard == sorted(heard)
+        assert set(told[-rooms:]) <= set(heard)
+        missing = set(told) - set(heard)
+        assert missing
+        assert all(any(after < seq < before for after, before in gaps) for seq in missing)
+        assert (
+            f'flx_event_gaps_total{{reason="superseded"}} {len(gaps)}.0' in (await gateway.client.get("/metrics")).text
+        )
+
+    run(story, topics=[{"topics": "app.state.*", "latest": "room"}])
+
+
+def _room(number: int) -> dict[str, Any]:
+    return {"room": number, "fill": "x" * 8_000}
 
 
 def test_threads_and_the_main_port_hear_the_same_log() -> None:

@@ -6,7 +6,8 @@ are level. A connection lost before that is made again from where the lost one b
 are dropped here, by topic and sequence number.
 
 Each event names the one before it in its topic (`prev`). Where that is not the one that was heard, events are missing,
-whatever the service says: a gap. After a gap that the service told, what it concerns begins a new chain.
+whatever the service says: a gap. After a gap that the service told, what it concerns begins a new chain; where it told
+between which numbers something may be missing, events may still come in between.
 
 Rules:
 - Pure: messages in; requests, events and gaps out. No socket, clock or task.
@@ -16,7 +17,7 @@ Rules:
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from flx_api.client.errors import SubscriptionRefused
 from flx_api.models.message import (
@@ -74,6 +75,8 @@ class Progress:
         # By topic, and whether it was ephemeral: epoch and number of the last event, and in which chain it was heard.
         self._heard: dict[tuple[str, bool], tuple[str, int, int]] = {}
         self._chain = 0
+        # By topic: up to where the last gap says that something may be missing, and in which epoch.
+        self._told: dict[str, tuple[str | None, int]] = {}
 
     @property
     def topics(self) -> tuple[str, ...]:
@@ -195,6 +198,10 @@ class Progress:
         if gap.event is None or gap.event.endswith("*"):
             self._chain += 1
         else:
+            if gap.before is not None:
+                self._told.pop(gap.event, None)
+                self._told[gap.event] = (gap.epoch, gap.before)
+                _bound(self._told)
             for chain in ((gap.event, False), (gap.event, True)):
                 if (heard := self._heard.get(chain)) is not None:
                     # What was heard stays known; only the chain ends here.
@@ -214,14 +221,18 @@ class Progress:
                 return []
             if chain == self._chain and event.epoch != epoch:
                 found.append(Gap("epoch", event.event))
-            elif chain == self._chain and event.prev != seq:
+            elif chain == self._chain and event.prev != seq and not self._is_told(event):
                 found.append(Gap("missing", event.event, seq, event.seq))
         self._heard[its] = (event.epoch, event.seq, self._chain)
-        if len(self._heard) > REMEMBERED:
-            del self._heard[next(iter(self._heard))]
+        _bound(self._heard)
         if self.level:
             self._reach(event.pos)
         return [*found, event]
+
+    def _is_told(self, event: Event) -> bool:
+        """Whether what is missing before an event is all in a gap that was told."""
+        epoch, before = self._told.get(event.event, (None, 0))
+        return event.epoch == epoch and event.prev < before
 
     def _forget(self, topic: str) -> None:
         self._topics.pop(topic, None)
@@ -230,3 +241,9 @@ class Progress:
     def _reach(self, position: str | None) -> None:
         if position is not None:
             self._begins = dict.fromkeys(self._topics, position)
+
+
+def _bound(by_topic: dict[Any, Any]) -> None:
+    """Forget the topic that was quiet for the longest time, where there are too many."""
+    if len(by_topic) > REMEMBERED:
+        del by_topic[next(iter(by_topic))]

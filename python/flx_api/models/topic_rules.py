@@ -24,7 +24,8 @@ class TopicRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One rule: `topics` is a topic `app.…`, or its beginning and `.*`.
 
     `publish` and `subscribe` are the roles that may (all, when not given). `events` says whether its events are in the
-    journal, ephemeral, or as their publisher likes. With `presence` it is told who hears such a topic.
+    journal, ephemeral, or as their publisher likes. With `presence` it is told who hears such a topic. `latest` is the
+    member of `data` that says what an event is about: a slow client gets only the newest event of each value.
     """
 
     topics: Pattern
@@ -33,6 +34,7 @@ class TopicRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     events: Literal["any", "journal", "ephemeral"] = "any"
     max_bytes: Annotated[int, Meta(ge=1, le=65_536)] = 65_536
     presence: bool = False
+    latest: Annotated[str, Meta(min_length=1, max_length=64)] | None = None
 
     def fits(self, topic: str) -> bool:
         """Whether it is about this topic."""

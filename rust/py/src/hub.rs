@@ -47,13 +47,15 @@ impl Hub {
 #[pymethods]
 impl Hub {
     #[new]
-    #[pyo3(signature = (local_epoch, *, topic_bytes=None, total_bytes=None, max_subscriptions=None, max_connections=None))]
+    #[pyo3(signature = (local_epoch, *, topic_bytes=None, total_bytes=None, max_subscriptions=None, max_connections=None,
+        latest=None))]
     fn new(
         local_epoch: &str,
         topic_bytes: Option<usize>,
         total_bytes: Option<usize>,
         max_subscriptions: Option<usize>,
         max_connections: Option<usize>,
+        latest: Option<Vec<(String, Option<String>)>>,
     ) -> PyResult<Self> {
         let usual = Limits::default();
         let limits = Limits {
@@ -63,7 +65,9 @@ impl Hub {
             max_connections: max_connections.unwrap_or(usual.max_connections),
             ..usual
         };
-        Ok(Self { shared: Arc::new(SharedHub::new(core::Hub::new(limits, seed()?.0, local_epoch))) })
+        let mut hub = core::Hub::new(limits, seed()?.0, local_epoch);
+        hub.keep_latest(latest.into_iter().flatten().map(|(pattern, member)| (pattern.into(), member.map(Into::into))));
+        Ok(Self { shared: Arc::new(SharedHub::new(hub)) })
     }
 
     /// How far the journal was heard.

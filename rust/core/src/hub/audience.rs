@@ -18,7 +18,7 @@ use super::reader::Joins;
 use super::resume::Catching;
 use super::rights::Rights;
 use super::store::Store;
-use super::topic::matches;
+use super::topic::{matches, may_match, wild_prefix};
 use super::{COHORT, ConnKey, Dialect, Profile, Shard};
 
 pub(super) const NONE: u32 = u32::MAX;
@@ -73,13 +73,15 @@ pub(super) struct Cohort {
     pub(super) joins: Option<Arc<Joins>>,
     /// A restart is to be told.
     pub(super) reset: bool,
+    /// Since when its members have had no room for what was due to them.
+    pub(super) behind_ms: Option<u64>,
 }
 
 impl Cohort {
     /// Where its members are, while it has something to get.
     pub(super) fn standing(&self) -> Standing {
-        let (served_ms, joins) = (self.served_ms, self.joins.clone());
-        Standing { cursor: self.cursor, idle: false, served_ms, joins, reset: self.reset }
+        let (served_ms, joins, behind_ms) = (self.served_ms, self.joins.clone(), self.behind_ms);
+        Standing { cursor: self.cursor, idle: false, served_ms, joins, reset: self.reset, behind_ms }
     }
 }
 
@@ -103,6 +105,7 @@ pub(super) struct Standing {
     pub(super) served_ms: u64,
     pub(super) joins: Option<Arc<Joins>>,
     pub(super) reset: bool,
+    pub(super) behind_ms: Option<u64>,
 }
 
 /// All connections of a hub.
@@ -250,7 +253,7 @@ impl Fleet {
         match self.cohort_of(index) {
             Some(cohort) if cohort.state == State::Idle => Standing { cursor: top, idle: true, ..cohort.standing() },
             Some(cohort) => cohort.standing(),
-            None => Standing { cursor: top, idle: true, served_ms: 0, joins: None, reset: false },
+            None => Standing { cursor: top, idle: true, served_ms: 0, joins: None, reset: false, behind_ms: None },
         }
     }
 
@@ -377,6 +380,7 @@ impl Fleet {
             busy: 0,
             joins: standing.joins,
             reset: standing.reset,
+            behind_ms: standing.behind_ms,
         };
         let id = if let Some(id) = self.free_cohorts.pop() {
             self.cohorts[id as usize] = Some(cohort);
@@ -438,7 +442,7 @@ impl Fleet {
     /// A cohort has everything; a small one joins another.
     pub(super) fn settle(&mut self, id: u32) {
         let Some(cohort) = self.cohorts[id as usize].as_mut() else { return };
-        cohort.state = State::Idle;
+        (cohort.state, cohort.behind_ms) = (State::Idle, None);
         let (audience, cursor, served_ms) = (cohort.audience, cohort.cursor, cohort.served_ms);
         let whole = cohort.joins.is_none() && !cohort.reset;
         let count = cohort.members.len();
@@ -585,13 +589,4 @@ impl Fleet {
             store.release(topic);
         }
     }
-}
-
-/// Whether a pattern and a class of topics, `app.*`, may have one in common.
-fn may_match(pattern: &str, class: &str) -> bool {
-    pattern == "*" || pattern.starts_with(class.trim_end_matches('*'))
-}
-
-fn wild_prefix(pattern: &str) -> Option<&str> {
-    if pattern == "*" { Some("") } else { pattern.strip_suffix(".*").filter(|prefix| !prefix.is_empty()) }
 }

@@ -64,6 +64,8 @@ pub struct Turn {
     pub(super) joins: Option<Arc<Joins>>,
     /// Whether the first frame tells of a restart.
     pub(super) reset: bool,
+    /// Since when its readers are behind.
+    pub(super) behind_ms: Option<u64>,
 }
 
 /// The entries `from..to` of a topic, next to one another for their reader too.

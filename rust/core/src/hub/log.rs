@@ -9,6 +9,8 @@
 
 use std::collections::VecDeque;
 
+use super::latest::Latest;
+
 const FIRST_SLAB: usize = 1024;
 const LARGEST_SLAB: usize = 64 * 1024;
 const CHECKPOINTS: usize = 32;
@@ -76,7 +78,9 @@ pub(super) struct TopicLog {
     cuts: VecDeque<(u64, u64)>,
     /// Who hears it, sorted.
     pub(super) audiences: Vec<u32>,
-    /// Bytes of slabs and entries.
+    /// Of a state topic.
+    pub(super) latest: Option<Box<Latest>>,
+    /// Bytes of slabs, entries and keys.
     pub(super) bytes: usize,
 }
 
@@ -100,6 +104,7 @@ impl TopicLog {
             listed: false,
             cuts: VecDeque::new(),
             audiences: Vec::new(),
+            latest: None,
             bytes: 0,
         }
     }
@@ -121,7 +126,7 @@ impl TopicLog {
         }
         self.end += needed as u64;
         self.entries.push_back(Entry { order, seq, ts_us, end: self.end - 1 });
-        self.bytes += size_of::<Entry>();
+        self.bytes += size_of::<Entry>() + self.latest.as_mut().map_or(0, |latest| latest.push(order, data));
         self.last_seq = seq;
     }
 
@@ -157,7 +162,7 @@ impl TopicLog {
     fn drop_before(&mut self, end: u64) {
         while let Some(entry) = self.entries.front().copied().filter(|entry| entry.end < end) {
             self.entries.pop_front();
-            self.bytes -= size_of::<Entry>();
+            self.bytes -= size_of::<Entry>() + self.latest.as_mut().map_or(0, |latest| latest.pop(entry.order));
             (self.floor_order, self.floor_seq) = (entry.order, entry.seq);
         }
         self.note_cut();
@@ -176,7 +181,8 @@ impl TopicLog {
     pub(super) fn begin_anew(&mut self) -> usize {
         let (kind, bytes) = (std::mem::replace(&mut self.kind, Kind::Journal), self.bytes);
         let audiences = std::mem::take(&mut self.audiences);
-        *self = Self { audiences, ..Self::new(&self.tenant, &self.name, kind, self.hash) };
+        let latest = self.latest.as_ref().map(|latest| Box::new(latest.emptied()));
+        *self = Self { audiences, latest, ..Self::new(&self.tenant, &self.name, kind, self.hash) };
         bytes
     }
 

@@ -26,6 +26,7 @@ mod audience;
 mod frame;
 mod governor;
 mod lag;
+mod latest;
 mod log;
 pub mod position;
 mod presence;
@@ -74,6 +75,8 @@ pub struct Limits {
     pub turn_bytes: usize,
     /// The longest time for which events wait to travel together.
     pub max_window_ms: u64,
+    /// Who has been behind for so long is given only the newest events of state topics.
+    pub lag_ms: u64,
 }
 
 impl Default for Limits {
@@ -87,6 +90,7 @@ impl Default for Limits {
             frame_bytes: 64 << 10,
             turn_bytes: 256 << 10,
             max_window_ms: 150,
+            lag_ms: 1_000,
         }
     }
 }

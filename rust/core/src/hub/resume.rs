@@ -216,8 +216,8 @@ impl Hub {
         let reason = if catching.over { &*self.restarted_by.clone() } else { reason };
         patterns.extend(catching.patterns);
         let standing = self.fleet.standing(conn.index, self.store.order);
-        let standing =
-            Standing { cursor: self.store.order, idle: true, served_ms: standing.served_ms, joins: None, reset: false };
+        let (cursor, served_ms) = (self.store.order, standing.served_ms);
+        let standing = Standing { cursor, idle: true, served_ms, joins: None, reset: false, behind_ms: None };
         self.settle_in(conn.index, patterns, standing, now_ms);
         self.count_gaps(reason, 1);
         let pos = self.store.encode_position(self.store.order, &profile.tenant);

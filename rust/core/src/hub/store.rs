@@ -15,6 +15,7 @@ use foldhash::SharedSeed;
 use foldhash::fast::FoldHasher;
 use hashbrown::HashTable;
 
+use super::latest::StateRules;
 use super::log::{Kind, TopicLog};
 use super::position::{self, Position, execution_of_log};
 use super::{Event, Limits};
@@ -44,6 +45,7 @@ pub(super) struct Store {
     topics: Vec<Option<TopicLog>>,
     free: Vec<u32>,
     table: HashTable<u32>,
+    pub(super) state_rules: StateRules,
     /// The number of the latest event, and the topics from `base` on.
     pub(super) order: u64,
     base: u64,
@@ -81,6 +83,7 @@ impl Store {
             topics: Vec::new(),
             free: Vec::new(),
             table: HashTable::new(),
+            state_rules: StateRules::default(),
             order: 0,
             base: 1,
             ring: VecDeque::new(),
@@ -148,7 +151,10 @@ impl Store {
             None => Kind::Journal,
         };
         let hash = self.hash(tenant, name, ephemeral);
-        let topic = Some(TopicLog::new(tenant, name, kind, hash));
+        let latest = if kind == Kind::Loss { None } else { self.state_rules.latest_of(name) };
+        let mut topic = TopicLog::new(tenant, name, kind, hash);
+        topic.latest = latest;
+        let topic = Some(topic);
         let id = if let Some(id) = self.free.pop() {
             self.topics[id as usize] = topic;
             id

@@ -19,6 +19,16 @@ pub fn matches(pattern: &str, topic: &str) -> bool {
     }
 }
 
+/// Whether a pattern and a class of topics, `app.*`, may have one in common.
+pub(super) fn may_match(pattern: &str, class: &str) -> bool {
+    pattern == "*" || pattern.starts_with(class.trim_end_matches('*'))
+}
+
+/// What topics begin with, before a dot, that a pattern includes for its star; empty for all.
+pub(super) fn wild_prefix(pattern: &str) -> Option<&str> {
+    if pattern == "*" { Some("") } else { pattern.strip_suffix(".*").filter(|prefix| !prefix.is_empty()) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::matches;

@@ -15,6 +15,7 @@ use hashbrown::HashMap;
 use super::audience::{Audience, Standing, State};
 use super::frame::{self, Frame, Gap, Run, Turn};
 use super::lag::Ages;
+use super::latest::SUPERSEDED;
 use super::log::{Kind, TopicLog};
 use super::reader::Joins;
 use super::{ConnKey, Dialect, Hub, Shard};
@@ -38,7 +39,7 @@ pub struct Delivery {
 type Built = HashMap<(u32, u64, u64, Dialect), Arc<[(Frame, u64, u64)]>>;
 
 /// An event that is to be told: its order, topic, and index there.
-type Pick = (u64, u32, usize);
+pub(super) type Pick = (u64, u32, usize);
 
 impl Hub {
     /// Adds what is due in a shard to `out`, for at most `room` connections. Who serves it asks `wakes_at` before it sleeps.
@@ -93,6 +94,7 @@ impl Hub {
             served_ms: present.served_ms,
             joins: turn.joins.clone(),
             reset: present.reset || (turn.reset && taken == 0),
+            behind_ms: turn.behind_ms.or(Some(present.served_ms)),
         };
         self.fleet.part(conn.index, standing);
     }
@@ -114,7 +116,7 @@ impl Hub {
 
     /// Serves a cohort; whether it has more to get.
     fn serve(&mut self, id: u32, now_ms: u64, room: usize, built: &mut Built, out: &mut Vec<Delivery>) -> bool {
-        if !self.part_busy(id) {
+        if !self.part_busy(id, now_ms) {
             return false;
         }
         if let Some(rest) = self.fleet.split(id, room) {
@@ -165,7 +167,7 @@ impl Hub {
     }
 
     /// Members that have no room go on alone, later; whether anybody is left.
-    fn part_busy(&mut self, id: u32) -> bool {
+    fn part_busy(&mut self, id: u32, now_ms: u64) -> bool {
         let Some(cohort) = self.fleet.cohort_mut(id) else { return false };
         if cohort.busy == 0 {
             return true;
@@ -173,10 +175,12 @@ impl Hub {
         let late = u64::from(cohort.busy);
         if cohort.members.len() == 1 {
             cohort.state = State::Held;
+            cohort.behind_ms.get_or_insert(now_ms);
             self.turned(id, 0, late);
             return false;
         }
-        let (standing, members) = (cohort.standing(), cohort.members.clone());
+        let (mut standing, members) = (cohort.standing(), cohort.members.clone());
+        standing.behind_ms.get_or_insert(now_ms);
         self.turned(id, 0, late);
         for index in members {
             if self.fleet.conn(index).is_some_and(|conn| conn.busy) {
@@ -200,8 +204,9 @@ impl Hub {
         let cohort = self.fleet.cohort(id)?;
         let audience = self.fleet.audience(cohort.audience)?;
         let (dialect, start, reset, joins) = (audience.key.dialect, cohort.cursor, cohort.reset, cohort.joins.clone());
-        let count = cohort.members.len() as u64;
-        let (runs, end) = self.runs_after(audience, start, joins.as_deref());
+        let (count, behind_ms) = (cohort.members.len() as u64, cohort.behind_ms);
+        let lags = joins.is_none() && behind_ms.is_some_and(|since_ms| now_ms >= since_ms + self.limits.lag_ms);
+        let (runs, end) = self.runs_after(audience, start, joins.as_deref(), lags);
         let usual = runs.rest.len() + 1;
         let (mut frames, mut ends) = (Vec::with_capacity(usual), Vec::with_capacity(usual));
         if reset {
@@ -210,8 +215,9 @@ impl Hub {
         }
         let told = frames.len();
         let lost = self.tell_cuts(audience, start, joins.as_deref(), &mut frames);
-        ends.resize(frames.len(), start);
         let evicted = (frames.len() - told) as u64 - lost;
+        let superseded = self.tell_left_out(runs.left_out, dialect, &mut frames);
+        ends.resize(frames.len(), start);
         let (shared, mut ages) = (audience.cohorts > 1, Ages::default());
         for run in runs.first.into_iter().chain(runs.rest) {
             let Some(topic) = self.store.topic(run.topic) else { continue };
@@ -240,13 +246,14 @@ impl Hub {
             self.lag.given(&ages, count);
         }
         self.count_gaps(EVICTED, evicted * count);
+        self.count_gaps(SUPERSEDED, superseded * count);
         if lost > 0 {
             self.count_gaps(&self.store.lost_by.clone(), lost * count);
         }
         if reset {
             self.count_gaps(&self.restarted_by.clone(), count);
         }
-        Some(Turn { number: self.stats.turns, dialect, frames, start, ends, joins, reset })
+        Some(Turn { number: self.stats.turns, dialect, frames, start, ends, joins, reset, behind_ms })
     }
 
     fn frames_of(&self, run: Run, dialect: Dialect, each: impl FnMut(Frame, u64, u64)) {
@@ -294,23 +301,27 @@ impl Hub {
         frame::gap(&Gap { topic: Some(&topic.name), between, epoch, reason, pos: None, log_of }, dialect)
     }
 
-    /// What comes after an order for an audience, in order, and the order after all of it.
-    fn runs_after(&self, audience: &Audience, start: u64, joins: Option<&Joins>) -> (Runs, u64) {
+    /// What comes after an order for an audience, in order, and the order after all of it; for who lags, without what newer
+    /// events make worthless.
+    fn runs_after(&self, audience: &Audience, start: u64, joins: Option<&Joins>, lags: bool) -> (Runs, u64) {
         let top = self.store.order;
         if joins.is_none()
+            && !lags
             && let Some(found) = self.only_run(&audience.topics, start)
         {
             return found;
         }
-        let (mut picks, mut end) = self.picks_after(audience, start);
-        if let Some(joins) = joins {
-            let pass =
-                |pick: &Pick| self.store.topic(pick.1).is_some_and(|topic| joins.pass(topic, &topic.entries[pick.2]));
-            picks.retain(pass);
-            // A turn's worth of events of which none is for this reader is not the end of what there is.
-            while picks.is_empty() && end < top {
-                (picks, end) = self.picks_after(audience, end);
-                picks.retain(pass);
+        let (mut picks, mut end, mut left_out) = (Vec::new(), start, Vec::new());
+        // A turn's worth of events of which none is for this reader is not the end of what there is.
+        while picks.is_empty() && end < top {
+            (picks, end) = self.picks_after(audience, end);
+            if let Some(joins) = joins {
+                picks.retain(|pick| {
+                    self.store.topic(pick.1).is_some_and(|topic| joins.pass(topic, &topic.entries[pick.2]))
+                });
+            }
+            if lags {
+                self.leave_out(&mut picks, &mut left_out);
             }
         }
         let mut bytes = 0;
@@ -322,7 +333,8 @@ impl Hub {
                 break;
             }
         }
-        (runs_of(&picks), end)
+        left_out.retain(|pick: &Pick| pick.0 <= end);
+        (Runs { left_out, ..runs_of(&picks) }, end)
     }
 
     /// What an audience hears after an order, about a turn's worth, and the order after it.
@@ -357,7 +369,7 @@ impl Hub {
             }
             run = Some(Run { topic: *id, from, to });
         }
-        Some((Runs { first: run, rest: Vec::new() }, end))
+        Some((Runs { first: run, ..Runs::default() }, end))
     }
 
     /// Events after an order by looking into each topic.
@@ -403,6 +415,8 @@ impl Hub {
 struct Runs {
     first: Option<Run>,
     rest: Vec<Run>,
+    /// What its reader is told to be left out.
+    left_out: Vec<Pick>,
 }
 
 /// Picks that follow one another in their topic and for their reader.
