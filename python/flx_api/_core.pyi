@@ -587,8 +587,9 @@ class Hub:
         total_bytes: what is remembered in all, 48 MiB.
         max_subscriptions: patterns of one connection, 256.
         max_connections: 20,000.
-        latest: Patterns of topics of applications in the order in which they count, and the member of `data` of which a
-            slow client gets only the newest event of each value; None: of all events.
+        rules: For topics of applications, in the order in which they count: a pattern; the member of `data` of which a
+            slow client gets only the newest event of each value; and what is remembered of one topic: bytes, events,
+            milliseconds. None: nothing of the kind.
     """
 
     def __new__(
@@ -599,7 +600,7 @@ class Hub:
         total_bytes: int | None = None,
         max_subscriptions: int | None = None,
         max_connections: int | None = None,
-        latest: Sequence[tuple[str, str | None]] | None = None,
+        rules: Sequence[tuple[str, str | None, int | None, int | None, int | None]] | None = None,
     ) -> Hub: ...
     @property
     def seq(self) -> int:

@@ -42,6 +42,7 @@ from flx_api.gateway.routes_fast import CommandRoutes
 from flx_api.limits.policies import lanes
 from flx_api.models.connection import GatewayProcess
 from flx_api.models.event import PRESENCE_EVENTS, SURVEY_EVENTS
+from flx_api.models.topic_rules import remembered
 from flx_api.observability.health import Health
 from flx_api.observability.metrics import Metrics, RealtimeState
 from flx_api.routes.application import framework, native_routes, paths
@@ -115,7 +116,7 @@ class Parts:
         self.hub = Hub(
             f"local-{os.urandom(8).hex()}",
             max_subscriptions=MAX_SUBSCRIPTIONS,
-            latest=[(rule.topics, rule.latest) for rule in settings.topics],
+            rules=[remembered(rule) for rule in settings.topics],
         )
         self.standing = Standing(self.hub, self.revoked, self.revocations, self.admission, me.id)
         self.manager = ConnectionManager(

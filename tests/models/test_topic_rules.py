@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flx_api.models.topic_rules import TopicRule, closed_to, rule_of
+from flx_api._core import Hub
+from flx_api.models.topic_rules import TopicRule, closed_to, remembered, rule_of
 
 WORDS = st.lists(st.sampled_from(["a", "b", "c"]), min_size=1, max_size=3).map(".".join)
 PATTERNS = st.one_of(WORDS, WORDS.map(lambda words: f"{words}.*"), st.just("*")).map(lambda rest: f"app.{rest}")
@@ -31,3 +32,17 @@ def test_a_rule_is_closed_to_who_has_none_of_its_roles() -> None:
     rules = [TopicRule("app.a"), TopicRule("app.b.*", subscribe=("x", "y")), TopicRule("app.c", subscribe=())]
     assert [("app.a", False), ("app.b.*", False), ("app.c", True)] == closed_to(rules, ["y"])
     assert [("app.a", False), ("app.b.*", True), ("app.c", True)] == closed_to(rules, [])
+
+
+def test_what_is_remembered_is_told_to_the_hub_in_its_units() -> None:
+    assert ("app.a", None, None, None, None) == remembered(TopicRule("app.a"))
+    rule = TopicRule("app.*", latest="id", history_bytes=4096, history_events=7, history_s=3)
+    assert ("app.*", "id", 4096, 7, 3000) == remembered(rule)
+    hub = Hub("local", rules=[remembered(rule)])
+    hub.restart("e", 0, "start", 0)
+    conn = hub.connect("t", "anna", ["app"], "plain")
+    assert conn is not None
+    hub.subscribe(conn, ["app.x"], None, 0)
+    hub.append([("t", "app.x", seq, seq - 1, 0, b"0") for seq in range(1, 10)], 0)
+    ((_, frames),) = hub.take(1_000_000, 10)
+    assert 1 + 7 == len(frames), "a gap, and the events"

@@ -26,6 +26,9 @@ class TopicRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     `publish` and `subscribe` are the roles that may (all, when not given). `events` says whether its events are in the
     journal, ephemeral, or as their publisher likes. With `presence` it is told who hears such a topic. `latest` is the
     member of `data` that says what an event is about: a slow client gets only the newest event of each value.
+
+    `history_bytes`, `history_events` and `history_s` bound what a gateway remembers of a topic, in place of the bounds
+    of all others. What is older comes from the journal, or for ephemeral events not at all.
     """
 
     topics: Pattern
@@ -35,6 +38,9 @@ class TopicRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_bytes: Annotated[int, Meta(ge=1, le=65_536)] = 65_536
     presence: bool = False
     latest: Annotated[str, Meta(min_length=1, max_length=64)] | None = None
+    history_bytes: Annotated[int, Meta(ge=1024, le=32 << 20)] | None = None
+    history_events: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+    history_s: Annotated[int, Meta(ge=1, le=24 * 3600)] | None = None
 
     def fits(self, topic: str) -> bool:
         """Whether it is about this topic."""
@@ -48,6 +54,12 @@ class TopicRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def rule_of(rules: Iterable[TopicRule], topic: str) -> TopicRule | None:
     """The rule of a topic."""
     return next((rule for rule in rules if rule.fits(topic)), None)
+
+
+def remembered(rule: TopicRule) -> tuple[str, str | None, int | None, int | None, int | None]:
+    """A rule as the hub takes it: what it remembers."""
+    history_ms = None if rule.history_s is None else rule.history_s * 1000
+    return rule.topics, rule.latest, rule.history_bytes, rule.history_events, history_ms
 
 
 def closed_to(rules: Iterable[TopicRule], roles: Iterable[str]) -> list[tuple[str, bool]]:

@@ -15,7 +15,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use daemon::{Daemon, TENANTS, Told};
 use flx_core::hub::topic::matches;
-use flx_core::hub::{Class, ConnKey, Delivery, Dialect, Frame, Hub, Limits, Profile, Refused, Rights, Shard};
+use flx_core::hub::{
+    Class, ConnKey, Delivery, Dialect, Frame, Hub, Limits, Profile, Refused, Rights, Shard, TopicRule,
+};
 use proptest::prelude::*;
 use serde_json::Value;
 
@@ -42,7 +44,13 @@ impl Gateway {
             ..Limits::default()
         };
         let mut hub = Hub::new(limits, number, &format!("local{number}"));
-        hub.keep_latest([("app.x".into(), Some("k".into()))]);
+        let latest = Some("k".into());
+        hub.set_topic_rules([TopicRule {
+            pattern: "app.x".into(),
+            latest,
+            history_events: Some(2),
+            ..TopicRule::default()
+        }]);
         hub.restart("e0", 0, "start", 0);
         let shards = [Shard::FIRST, hub.add_shard(), hub.add_shard()];
         Self { hub, heard: 0, shards, sleeps: [Some(u64::MAX); 3] }

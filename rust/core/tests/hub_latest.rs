@@ -1,13 +1,17 @@
 //! State topics: who has been behind for a while is given the newest event of each key, and told that there were others.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may stop at the first surprise")]
 
-use flx_core::hub::{Class, ConnKey, Delivery, Dialect, Event, Hub, Limits, Profile, Rights, Shard};
+use flx_core::hub::{Class, ConnKey, Delivery, Dialect, Event, Hub, Limits, Profile, Rights, Shard, TopicRule};
 
 const CLASSES: [Class; 4] = [Class::Pipeline, Class::Execution, Class::Log, Class::App];
 
 fn hub() -> Hub {
     let mut hub = Hub::new(Limits::default(), 1, "here");
-    hub.keep_latest([("app.each.*".into(), None), ("app.*".into(), Some("k".into()))]);
+    hub.set_topic_rules([("app.each.*", None), ("app.*", Some("k".into()))].map(|(pattern, latest)| TopicRule {
+        pattern: pattern.into(),
+        latest,
+        ..TopicRule::default()
+    }));
     hub.restart("e", 0, "start", 0);
     hub
 }

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use flx_core::hub::{
-    self as core, Backfill, Class, ConnKey, Dialect, Event, Frame, Limits, Position, Profile, Refused, Shard,
+    self as core, Backfill, Class, ConnKey, Dialect, Event, Frame, Limits, Position, Profile, Refused, Shard, TopicRule,
 };
 use flx_realtime::shared_hub::{Guard, SharedHub};
 use pyo3::exceptions::PyValueError;
@@ -21,6 +21,8 @@ use crate::window::seed;
 
 /// (tenant, topic, seq, prev, `ts_us`, JSON)
 pub(crate) type Told = (PyBackedStr, PyBackedStr, u64, u64, u64, PyBackedBytes);
+/// (pattern, key of a state topic, bytes, events and milliseconds of history)
+type Rule = (String, Option<String>, Option<usize>, Option<usize>, Option<u64>);
 /// (epoch, seq, last line by execution)
 pub(crate) type Place = (String, u64, HashMap<String, u64>);
 
@@ -48,14 +50,14 @@ impl Hub {
 impl Hub {
     #[new]
     #[pyo3(signature = (local_epoch, *, topic_bytes=None, total_bytes=None, max_subscriptions=None, max_connections=None,
-        latest=None))]
+        rules=None))]
     fn new(
         local_epoch: &str,
         topic_bytes: Option<usize>,
         total_bytes: Option<usize>,
         max_subscriptions: Option<usize>,
         max_connections: Option<usize>,
-        latest: Option<Vec<(String, Option<String>)>>,
+        rules: Option<Vec<Rule>>,
     ) -> PyResult<Self> {
         let usual = Limits::default();
         let limits = Limits {
@@ -66,7 +68,7 @@ impl Hub {
             ..usual
         };
         let mut hub = core::Hub::new(limits, seed()?.0, local_epoch);
-        hub.keep_latest(latest.into_iter().flatten().map(|(pattern, member)| (pattern.into(), member.map(Into::into))));
+        hub.set_topic_rules(rules.into_iter().flatten().map(rule));
         Ok(Self { shared: Arc::new(SharedHub::new(hub)) })
     }
 
@@ -363,6 +365,11 @@ pub(crate) const fn handle(conn: ConnKey) -> u64 {
 /// The connection of a number.
 pub(crate) const fn key(handle: u64) -> ConnKey {
     ConnKey { index: handle as u32, generation: (handle >> 32) as u32 }
+}
+
+fn rule((pattern, latest, history_bytes, history_events, history_ms): Rule) -> TopicRule {
+    let (pattern, latest) = (pattern.into(), latest.map(Into::into));
+    TopicRule { pattern, latest, history_bytes, history_events, history_ms }
 }
 
 /// A position as Python has it.

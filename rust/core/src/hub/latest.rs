@@ -6,8 +6,6 @@
 //! was left out of the turn.
 //!
 //! Rules:
-//! - the first rule of settings that fits a topic of applications says what its key is, or that it has none; topics of the
-//!   service have theirs;
 //! - an event whose data has no key is told in any case, and makes none worthless;
 //! - nothing is left out of a log, nor for who resumes from a position, until it has caught up.
 
@@ -18,7 +16,6 @@ use hashbrown::HashMap;
 
 use super::frame::{self, Frame, Gap};
 use super::log::TopicLog;
-use super::topic::matches;
 use super::turn::Pick;
 use super::{Dialect, Hub};
 use crate::json::{self, Json};
@@ -31,36 +28,6 @@ const MAX_KEY: usize = 256;
 const ENTRY: usize = size_of::<Option<Arc<str>>>();
 const KEY: usize = 64;
 
-/// Which topics of applications are state topics: patterns in the order in which they count, and the member that is the key.
-#[derive(Debug, Default)]
-pub(super) struct StateRules(pub(super) Vec<(Box<str>, Option<Box<str>>)>);
-
-impl StateRules {
-    /// The member of a topic's data that is its key.
-    fn member_of(&self, topic: &str) -> Option<&str> {
-        match topic {
-            "pipeline_events" => return Some("pipeline"),
-            "execution_events" => return Some("execution"),
-            _ => {}
-        }
-        if let Some(of_one) = topic.strip_prefix("execution.") {
-            let (_, what) = of_one.rsplit_once('.')?;
-            return match what {
-                "status" => Some("execution"),
-                "metric" => Some("plugin"),
-                _ => None,
-            };
-        }
-        self.0.iter().find(|(pattern, _)| matches(pattern, topic)).and_then(|(_, member)| member.as_deref())
-    }
-
-    /// What a topic that has no events yet remembers of keys.
-    pub(super) fn latest_of(&self, topic: &str) -> Option<Box<Latest>> {
-        let member = self.member_of(topic)?.into();
-        Some(Box::new(Latest { member, keys: VecDeque::new(), newest: HashMap::new() }))
-    }
-}
-
 /// The keys of a topic's events.
 #[derive(Debug)]
 pub(super) struct Latest {
@@ -72,6 +39,10 @@ pub(super) struct Latest {
 }
 
 impl Latest {
+    pub(super) fn of(member: &str) -> Self {
+        Self { member: member.into(), keys: VecDeque::new(), newest: HashMap::new() }
+    }
+
     /// There is one more event; how many bytes that is.
     pub(super) fn push(&mut self, order: u64, data: &[u8]) -> usize {
         let Some(key) = self.key_of(data) else {
@@ -105,7 +76,7 @@ impl Latest {
 
     /// The same of no events.
     pub(super) fn emptied(&self) -> Self {
-        Self { member: self.member.clone(), keys: VecDeque::new(), newest: HashMap::new() }
+        Self::of(&self.member)
     }
 
     /// A text or a whole number, told apart.
@@ -126,12 +97,6 @@ impl TopicLog {
 }
 
 impl Hub {
-    /// From now on these are the rules of topics of applications: their patterns in the order in which they count, and the
-    /// member of an event's data that says what it is about. Topics that there are already stay as they are.
-    pub fn keep_latest(&mut self, rules: impl IntoIterator<Item = (Box<str>, Option<Box<str>>)>) {
-        self.store.state_rules = StateRules(rules.into_iter().collect());
-    }
-
     /// Takes those events out of a turn that newer ones make worthless.
     pub(super) fn leave_out(&self, picks: &mut Vec<Pick>, left_out: &mut Vec<Pick>) {
         picks.retain(|pick| {
@@ -165,38 +130,9 @@ mod tests {
 
     use super::*;
 
-    fn rules() -> StateRules {
-        StateRules(vec![
-            ("app.plain".into(), None),
-            ("app.*".into(), Some("id".into())),
-            ("app.other".into(), Some("never".into())),
-        ])
-    }
-
-    #[test]
-    fn the_first_rule_that_fits_counts_and_the_service_has_its_own() {
-        let rules = rules();
-        for (topic, member) in [
-            ("app.x", Some("id")),
-            ("app.plain", None),
-            ("app.other", Some("id")),
-            ("user.ann", None),
-            ("bench.x", None),
-            ("pipeline_events", Some("pipeline")),
-            ("execution_events", Some("execution")),
-            ("execution.1.status", Some("execution")),
-            ("execution.1.metric", Some("plugin")),
-            ("execution.1.log", None),
-            ("schedule_events", None),
-            ("system_events", None),
-        ] {
-            assert_eq!(member, rules.member_of(topic), "{topic}");
-        }
-    }
-
     #[test]
     fn keys_are_texts_and_whole_numbers() {
-        let latest = rules().latest_of("app.x").unwrap();
+        let latest = Latest::of("id");
         let key = |data: &str| latest.key_of(data.as_bytes());
         assert_eq!(Some("\"1".to_owned()), key(r#"{"a":{"id":7},"id":"1"}"#));
         assert_eq!(Some("1".to_owned()), key(r#"{"id":1}"#));
@@ -211,7 +147,7 @@ mod tests {
         /// The twin looks through all later events.
         #[test]
         fn superseded_is_what_comes_again(events in prop::collection::vec(prop::option::of(0..6_u8), 0..60), cut in 0..60_usize) {
-            let mut latest = rules().latest_of("app.x").unwrap();
+            let mut latest = Latest::of("id");
             let mut bytes = 0;
             for (order, key) in events.iter().enumerate() {
                 let data = key.map_or("0".to_owned(), |key| format!(r#"{{"id":{key}}}"#));

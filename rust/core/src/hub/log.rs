@@ -2,7 +2,8 @@
 //!
 //! Strategy: events lie comma-joined in slabs, in one space of byte offsets, so that any range of them is copied into the
 //! list of a frame as it stands. An entry per event keeps its place in the hub's order, its number and where it ends. The old
-//! end is cut by whole slabs; of the only slab, where room has to be made for others, the older half.
+//! end is cut by whole slabs; of the only slab, where room has to be made for others, the older half; and one by one where so
+//! many are remembered.
 //!
 //! Rules: the numbers of a topic grow. What is cut is remembered by `floor_seq` (the number before the first event here) and
 //! `floor_order` (readers that have not come so far have lost something).
@@ -14,6 +15,15 @@ use super::latest::Latest;
 const FIRST_SLAB: usize = 1024;
 const LARGEST_SLAB: usize = 64 * 1024;
 const CHECKPOINTS: usize = 32;
+const CHECKPOINT_ORDERS: u64 = 64;
+
+/// What is remembered of a topic at most; its latest slab is kept in any case.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bound {
+    pub(super) bytes: usize,
+    pub(super) events: usize,
+    pub(super) ttl_ms: u64,
+}
 
 /// What a topic's numbers are.
 #[derive(Debug, PartialEq, Eq)]
@@ -59,6 +69,9 @@ pub(super) struct TopicLog {
     pub(super) name: Box<str>,
     pub(super) kind: Kind,
     pub(super) hash: u64,
+    pub(super) bound: Bound,
+    /// Where the first entry begins.
+    begin: u64,
     slabs: VecDeque<Slab>,
     pub(super) entries: VecDeque<Entry>,
     /// Where the next slab begins, and how large it is.
@@ -85,12 +98,14 @@ pub(super) struct TopicLog {
 }
 
 impl TopicLog {
-    pub(super) fn new(tenant: &str, name: &str, kind: Kind, hash: u64) -> Self {
+    pub(super) fn new(tenant: &str, name: &str, kind: Kind, hash: u64, bound: Bound) -> Self {
         Self {
             tenant: tenant.into(),
             name: name.into(),
             kind,
             hash,
+            bound,
+            begin: 0,
             slabs: VecDeque::new(),
             entries: VecDeque::new(),
             end: 0,
@@ -117,7 +132,8 @@ impl TopicLog {
             let bytes = Vec::with_capacity(self.next_slab.max(needed));
             self.bytes += bytes.capacity();
             self.slabs.push_back(Slab { start: self.end, bytes, touched_ms: now_ms });
-            self.next_slab = (self.next_slab * 2).min(LARGEST_SLAB);
+            let largest = LARGEST_SLAB.min(self.bound.bytes / 4).max(FIRST_SLAB);
+            self.next_slab = (self.next_slab * 2).min(largest);
         }
         if let Some(slab) = self.slabs.back_mut() {
             slab.bytes.extend_from_slice(data);
@@ -158,14 +174,32 @@ impl TopicLog {
         self.next_slab = (self.next_slab / 2).max(FIRST_SLAB);
     }
 
-    /// Forgets the entries that end before an offset.
+    /// Forgets the entries before an offset, where one begins.
     fn drop_before(&mut self, end: u64) {
+        self.begin = end;
         while let Some(entry) = self.entries.front().copied().filter(|entry| entry.end < end) {
             self.entries.pop_front();
             self.bytes -= size_of::<Entry>() + self.latest.as_mut().map_or(0, |latest| latest.pop(entry.order));
             (self.floor_order, self.floor_seq) = (entry.order, entry.seq);
         }
         self.note_cut();
+    }
+
+    /// Cuts the oldest event, and the slab that has no others.
+    pub(super) fn cut_one(&mut self) {
+        let Some(entry) = self.entries.pop_front() else { return };
+        self.bytes -= size_of::<Entry>() + self.latest.as_mut().map_or(0, |latest| latest.pop(entry.order));
+        (self.floor_order, self.floor_seq, self.begin) = (entry.order, entry.seq, entry.end + 1);
+        if let Some(slab) = self.slabs.front()
+            && slab.start + slab.bytes.len() as u64 <= self.begin
+        {
+            self.bytes -= slab.bytes.capacity();
+            self.slabs.pop_front();
+        }
+        // One checkpoint for each event would soon be all there is.
+        if self.cuts.back().is_none_or(|(order, _)| entry.order >= order + CHECKPOINT_ORDERS) {
+            self.note_cut();
+        }
     }
 
     /// What comes next does not join on: everything before it is gone for who has not had it yet, and so is what is missing.
@@ -182,7 +216,7 @@ impl TopicLog {
         let (kind, bytes) = (std::mem::replace(&mut self.kind, Kind::Journal), self.bytes);
         let audiences = std::mem::take(&mut self.audiences);
         let latest = self.latest.as_ref().map(|latest| Box::new(latest.emptied()));
-        *self = Self { audiences, latest, ..Self::new(&self.tenant, &self.name, kind, self.hash) };
+        *self = Self { audiences, latest, ..Self::new(&self.tenant, &self.name, kind, self.hash, self.bound) };
         bytes
     }
 
@@ -197,9 +231,9 @@ impl TopicLog {
         self.slabs.len()
     }
 
-    /// Whether the oldest slab was last written to at or before this time.
-    pub(super) fn is_stale(&self, by_ms: u64) -> bool {
-        self.slabs.front().is_some_and(|slab| slab.touched_ms <= by_ms)
+    /// Whether the oldest slab was last written to too long ago.
+    pub(super) fn is_stale(&self, now_ms: u64) -> bool {
+        self.slabs.front().is_some_and(|slab| slab.touched_ms + self.bound.ttl_ms <= now_ms)
     }
 
     /// The first entry after an order.
@@ -232,7 +266,7 @@ impl TopicLog {
 
     fn start(&self, index: usize) -> u64 {
         match index {
-            0 => self.slabs.front().map_or(self.end, |slab| slab.start),
+            0 => self.begin,
             _ => self.entries[index - 1].end + 1,
         }
     }
@@ -280,21 +314,27 @@ mod tests {
         /// Any range of what is left, copied, is what was pushed; after any cuts.
         #[test]
         fn a_range_is_what_was_pushed(sizes in prop::collection::vec(prop_oneof![1..200_usize, 60_000..70_000_usize], 1..80),
-                                      cuts in prop::collection::vec(any::<bool>(), 0..6), ends in any::<(u16, u16)>(), bytes in 1..100_000_usize) {
-            let mut log = TopicLog::new("t", "x", Kind::Journal, 0);
+                                      cuts in prop::collection::vec(0..12_usize, 0..20), ends in any::<(u16, u16)>(), bytes in 1..100_000_usize) {
+            let bound = Bound { bytes: 1 << 20, events: usize::MAX, ttl_ms: 0 };
+            let mut log = TopicLog::new("t", "x", Kind::Journal, 0, bound);
             let events: Vec<Vec<u8>> = sizes.iter().enumerate().map(|(index, size)| vec![b'a' + (index % 26) as u8; *size]).collect();
             for (index, event) in events.iter().enumerate() {
                 log.push(2 * index as u64 + 1, 3 * index as u64 + 1, 0, event, 0);
             }
-            for is_whole in cuts {
-                if is_whole {
-                    log.cut();
-                    continue;
-                }
+            for way in cuts {
                 let (before, bytes) = (log.entries.len(), log.bytes);
-                log.give_way();
-                prop_assert!(log.bytes < bytes || before == 0);
-                prop_assert!(before < 2 || !log.entries.is_empty(), "the newest is here");
+                match way {
+                    0 => log.cut(),
+                    1 => {
+                        log.give_way();
+                        prop_assert!(log.bytes < bytes || before == 0);
+                        prop_assert!(before < 2 || !log.entries.is_empty(), "the newest is here");
+                    }
+                    _ => {
+                        log.cut_one();
+                        prop_assert_eq!(before.saturating_sub(1), log.entries.len());
+                    }
+                }
             }
             let here = log.entries.len();
             let left = &events[events.len() - here..];

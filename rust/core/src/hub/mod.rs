@@ -36,6 +36,7 @@ mod resume;
 pub mod rights;
 mod store;
 pub mod topic;
+mod topic_rules;
 mod turn;
 
 use std::collections::BTreeMap;
@@ -51,6 +52,7 @@ use queue::Agenda;
 pub use resume::{Backfill, Gone, Subscribed};
 pub use rights::{Class, Refused, Rights};
 use store::Store;
+pub use topic_rules::TopicRule;
 pub use turn::Delivery;
 
 /// Connections of a cohort at most: one slice of a fleet, served together.

@@ -15,9 +15,9 @@ use foldhash::SharedSeed;
 use foldhash::fast::FoldHasher;
 use hashbrown::HashTable;
 
-use super::latest::StateRules;
 use super::log::{Kind, TopicLog};
 use super::position::{self, Position, execution_of_log};
+use super::topic_rules::TopicRules;
 use super::{Event, Limits};
 
 /// Logs of executions that are over stay in positions until this many others are over, since late lines may follow.
@@ -45,7 +45,7 @@ pub(super) struct Store {
     topics: Vec<Option<TopicLog>>,
     free: Vec<u32>,
     table: HashTable<u32>,
-    pub(super) state_rules: StateRules,
+    pub(super) rules: TopicRules,
     /// The number of the latest event, and the topics from `base` on.
     pub(super) order: u64,
     base: u64,
@@ -83,7 +83,7 @@ impl Store {
             topics: Vec::new(),
             free: Vec::new(),
             table: HashTable::new(),
-            state_rules: StateRules::default(),
+            rules: TopicRules::default(),
             order: 0,
             base: 1,
             ring: VecDeque::new(),
@@ -151,8 +151,8 @@ impl Store {
             None => Kind::Journal,
         };
         let hash = self.hash(tenant, name, ephemeral);
-        let latest = if kind == Kind::Loss { None } else { self.state_rules.latest_of(name) };
-        let mut topic = TopicLog::new(tenant, name, kind, hash);
+        let latest = if kind == Kind::Loss { None } else { self.rules.latest_of(name) };
+        let mut topic = TopicLog::new(tenant, name, kind, hash, self.rules.bound_of(name, &self.limits));
         topic.latest = latest;
         let topic = Some(topic);
         let id = if let Some(id) = self.free.pop() {
@@ -225,7 +225,8 @@ impl Store {
         order += 1;
         topic.push(order, number, event.ts_us, event.json().as_bytes(), now_ms);
         self.bytes = self.bytes + topic.bytes - before;
-        let too_much = topic.bytes > self.limits.topic_bytes;
+        let (bound, too_many) = (topic.bound, topic.entries.len() > topic.bound.events);
+        let too_much = topic.bytes > bound.bytes;
         let is_positioned = matches!(topic.kind, Kind::Journal | Kind::Log(_));
         if topic.kind == Kind::Journal {
             self.seq = number;
@@ -236,8 +237,11 @@ impl Store {
         if relisted {
             self.note_end(id);
         }
+        if too_many {
+            self.cut(id, TopicLog::cut_one);
+        }
         if too_much {
-            self.cut_until(id, self.limits.topic_bytes / 4 * 3);
+            self.cut_until(id, bound.bytes / 4 * 3);
         }
         if self.bytes > self.limits.total_bytes || self.ring.len() > RING {
             self.cut_oldest();
@@ -387,9 +391,8 @@ impl Store {
 
     /// Drops what is too old, and topics of which nothing is left and that all readers (at or after `behind`) have passed.
     pub(super) fn sweep(&mut self, now_ms: u64, behind: u64) {
-        let Some(by_ms) = now_ms.checked_sub(self.limits.topic_ttl_ms) else { return };
         for id in 0..self.topics.len() as u32 {
-            while self.topic(id).is_some_and(|topic| topic.is_stale(by_ms)) {
+            while self.topic(id).is_some_and(|topic| topic.is_stale(now_ms)) {
                 self.cut(id, TopicLog::cut);
             }
             let is_over = |topic: &TopicLog| {
