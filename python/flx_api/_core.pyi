@@ -499,10 +499,14 @@ class Admission:
         *,
         pages: bool = True,
         last: bool = True,
+        bare: int | None = None,
         now_s: float | None = None,
         now_ns: int | None = None,
-    ) -> tuple[int, list[tuple[str, str]], bytes] | tuple[Admitted, dict[str, Any]] | None:
-        """The same by an RSGI scope: status, headers and body, or what was admitted and its scope as ASGI has it."""
+    ) -> tuple[int, list[tuple[str, str]], bytes] | tuple[Admitted, dict[str, Any] | None] | None:
+        """The same by an RSGI scope: status, headers and body, or what was admitted and its scope as ASGI has it.
+
+        There is no scope for requests of the route `bare` that have a body of known length.
+        """
 
     def admit_handshake(
         self,
@@ -541,6 +545,112 @@ class Admission:
     @property
     def key_count(self) -> int:
         """How many keys verify tokens."""
+
+@final
+class PlainCommand:
+    """A command that asks for nothing special, ready to travel. Made by `PlainCommands` only.
+
+    Its names are those of a `CommandFrame`.
+    """
+
+    seq: int
+
+    @property
+    def wait_ms(self) -> int:
+        """0: it waits for nothing by nature."""
+
+    @property
+    def command(self) -> str:
+        """Its name."""
+
+    @property
+    def args(self) -> bytes:
+        """Its arguments, as they came."""
+
+    @property
+    def idempotency_key(self) -> str:
+        """The client's key, or one that was made for it; empty where a key means nothing."""
+
+    @property
+    def environment(self) -> str | None:
+        """The environment that it names."""
+
+    @property
+    def deadline_s(self) -> float:
+        """Seconds that it may take."""
+
+    @property
+    def reads(self) -> bool:
+        """Whether it changes nothing."""
+
+    @property
+    def shared(self) -> bool:
+        """Whether its answer may be that of another one who asked the same."""
+
+    @property
+    def mark_ns(self) -> int:
+        """When its last phase ended, in monotonic nanoseconds."""
+
+    def SerializeToString(self) -> bytes:  # noqa: N802 - protobuf's name
+        """As a `CommandFrame`."""
+
+    def answer(self, result: bytes, replayed: bool, own: Sequence[tuple[bytes, bytes]]) -> tuple[Any, ...]:
+        """The whole answer: the two messages of ASGI, or the three arguments of RSGI.
+
+        Args:
+            result: JSON; empty stands for null.
+            replayed: Whether it is that of an earlier request with the same key.
+            own: Headers beside those that every response carries.
+        """
+
+    def over(self, status: int) -> None:
+        """Count the request as over."""
+
+@final
+class PlainCommands:
+    """The commands that may be plain, with the limits of one gateway: one call reads a body and makes its frame.
+
+    Args:
+        admission: Decides about their limits.
+        commands: Name, `idempotency`, whether answers may be shared, and the roles that may call it.
+        deadline_ms: Of a command that names none.
+        made_key: How a key begins that is made for a request without one.
+
+    Raises:
+        ValueError: An `idempotency` is unknown.
+    """
+
+    def __new__(
+        cls,
+        admission: Admission,
+        commands: Sequence[tuple[str, str, bool, Sequence[str]]],
+        *,
+        deadline_ms: int,
+        made_key: str,
+    ) -> PlainCommands: ...
+    def read(
+        self, admitted: Admitted, body: bytes, since_ns: int, *, now_s: float | None = None
+    ) -> PlainCommand | None:
+        """Read the body of an admitted request, decide about its command and make its frame.
+
+        None, and nothing charged, when it is to go the general way: it asks for more, may not, or is wrong. `since_ns`
+        is when the phase before this one ended.
+        """
+
+    def operation(
+        self,
+        admitted: Admitted,
+        command: str,
+        args: bytes,
+        *,
+        idempotency_key: str | None = None,
+        environment: str | None = None,
+        deadline_ms: int | None = None,
+    ) -> PlainCommand | None:
+        """The same for one of many operations of a request, which are read already. No phase is counted."""
+
+def joined(frames: list[Any]) -> bytes:
+    """Frames as a `CommandBatch`: plain commands, and whatever has a `SerializeToString`."""
 
 def reasons() -> list[str]:
     """The words of all refusals, in the order in which `Counters` counts them."""

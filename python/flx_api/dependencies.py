@@ -16,7 +16,7 @@ import socket
 import time
 from typing import TYPE_CHECKING
 
-from flx_api._core import Admission, Hub, LeaseBook, Revocations
+from flx_api._core import Admission, Hub, LeaseBook, PlainCommands, Revocations
 from flx_api.auth.keys import ticket_key, verifier
 from flx_api.auth.revocations import RevocationFollower
 from flx_api.auth.tickets import Tickets
@@ -37,10 +37,13 @@ from flx_api.gateway.ephemeral_topics import EphemeralTopics
 from flx_api.gateway.local_topics import LocalTopics
 from flx_api.gateway.logs import LogRoute
 from flx_api.gateway.patience import Patience
+from flx_api.gateway.plain import plain_commands
 from flx_api.gateway.responses import PolicyRefusals, common_headers, not_allowed
+from flx_api.gateway.ride import Rides
 from flx_api.gateway.routes_fast import CommandRoutes
 from flx_api.limits.policies import lanes
 from flx_api.models.connection import GatewayProcess
+from flx_api.models.envelope import MADE_KEY
 from flx_api.models.event import PRESENCE_EVENTS, SURVEY_EVENTS
 from flx_api.models.topic_rules import remembered
 from flx_api.observability.health import Health
@@ -153,10 +156,13 @@ class Parts:
             own={LIST: fleet.listed, SLOWEST: fleet.slowest, "presence.list": self._present},
             completes={DISCONNECT: fleet.disconnected},
         )
-        self.commands = CommandRoutes(self.dispatcher, self.patience, self.policies)
+        self.commands = CommandRoutes(
+            self.dispatcher, self._plain(), self.patience, policies=self.policies, cors=self.cors
+        )
         self.batches = BatchRoute(
             self.upstream,
             self.dispatcher,
+            plain=self.commands.plain,
             patience=self.patience,
             policies=self.policies,
             cors=self.cors,
@@ -224,6 +230,19 @@ class Parts:
 
     async def _present(self, principal: Principal | None, wanted: PresenceListArgs) -> PresenceList:
         return self.presence.listed(principal, wanted)
+
+    def rides(self) -> Rides:
+        """Commands without a task, for the lane."""
+        return Rides(self.commands, self.dispatcher, self.upstream, self.cors)
+
+    def _plain(self) -> PlainCommands:
+        """The commands that may go the short way."""
+        return PlainCommands(
+            self.admission,
+            plain_commands(self.dispatcher.special),
+            deadline_ms=self.settings.deadline_ms,
+            made_key=MADE_KEY,
+        )
 
     def _publishers(self) -> Iterator[Publisher]:
         """What answers `event.publish` in the daemon's place."""

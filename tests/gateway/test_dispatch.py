@@ -66,6 +66,26 @@ def test_a_frame_says_who_what_and_until_when() -> None:
     assert (deadline_s, read) == (30.0, False)
 
 
+def test_a_command_has_the_time_of_the_setting_and_one_that_waits_has_more() -> None:
+    upstream = Answering(ReplyFrame(result=b"1"))
+
+    async def story() -> None:
+        parts = built()
+        dispatcher = Dispatcher(upstream, 1_000, parts.dispatcher.costs, parts.metrics)  # type: ignore[arg-type]
+        for command, args, options in (
+            ("system.echo", b"{}", CommandOptions()),
+            ("system.echo", b"{}", CommandOptions(deadline_ms=70)),
+            ("pipeline.run", b"{}", CommandOptions(wait_ms=2_000)),
+            ("execution.wait", b'{"timeout_ms":3000}', CommandOptions()),
+        ):
+            seen = exchange(Wire(), scope(), parts)
+            seen.principal = Principal(subject="anna", roles=("admin",))
+            await dispatcher.run(seen, COMMANDS[command], args, options)
+
+    asyncio.run(story())
+    assert [1.0, 0.07, 7.0, 8.0] == [deadline_s for _, deadline_s, _ in upstream.calls]
+
+
 def test_what_changes_something_travels_with_a_key_of_its_own() -> None:
     upstream = Answering(ReplyFrame(result=b"1"))
     for command in ("pipeline.run", "pipeline.run", "pipeline.delete", "pipeline.list", "auth.login"):

@@ -60,7 +60,8 @@ class Edge:
         self._whole = whole
         self.threads: list[int] = []
 
-    def decide(self, rsgi: Any) -> tuple[Any, ...]:
+    def decide(self, rsgi: Any, *, bare: int | None = None) -> tuple[Any, ...]:
+        assert bare is None
         self.threads.append(threading.get_ident())
         if "undecided" in self._steps:
             raise ValueError("undecided")

@@ -297,6 +297,7 @@ class Pair:
         if isinstance(seen, Admitted):
             admitted, as_asgi = other  # type: ignore[misc]
             assert isinstance(admitted, Admitted)
+            assert as_asgi is not None
             assert (request["method"], request["path"]) == (as_asgi["method"], as_asgi["path"])
             for name in ("route", "values", "client", "length", "principal"):
                 assert getattr(seen, name) == getattr(admitted, name)

@@ -19,6 +19,8 @@ from flx_api.upstream.flights import Flights, Question
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from flx_api.upstream.pending import Frame
+
 ANNA = Principal(subject="anna", roles=("viewer",))
 
 
@@ -37,7 +39,7 @@ class Sky:
         self.in_the_air: list[tuple[bytes, asyncio.Future[ReplyFrame]]] = []
         self.flown = 0
 
-    async def _call(self, frame: CommandFrame, deadline_s: float) -> ReplyFrame:
+    async def _call(self, frame: Frame, deadline_s: float) -> ReplyFrame:
         reply: asyncio.Future[ReplyFrame] = asyncio.get_running_loop().create_future()
         entry = frame.args, reply
         self.in_the_air.append(entry)
@@ -272,6 +274,27 @@ def test_whatever_happens_everybody_who_stays_is_answered_with_what_came_after(
                 read, at = task.result().result.split()
                 assert args == read
                 assert moment <= int(at)
+        assert sky.is_clear()
+
+    run(story)
+
+
+def test_who_flies_without_a_coroutine_is_counted_and_makes_room_for_who_waits() -> None:
+    async def story() -> None:
+        sky = Sky(width=2)
+        question = Question(ANNA, "pipeline.list", b"{}", None)
+        assert [True, True, False] == [sky.flights.take_off(question) for _ in range(3)]
+        assert not sky.flights.take_off(question._replace(args=b"x" * (flights.LARGEST + 1)))
+        waiting = sky.ask()
+        await settle()
+        assert 0 == sky.flown
+        sky.flights.landed(question)
+        await settle()
+        # It takes the place of the one that has landed, and counts for who comes then.
+        assert (1, False) == (sky.flown, sky.flights.take_off(question))
+        sky.land()
+        assert b"{} 1" == (await waiting).result
+        sky.flights.landed(question)
         assert sky.is_clear()
 
     run(story)

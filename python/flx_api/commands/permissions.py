@@ -63,6 +63,11 @@ def _covers(glob: str, permission: str) -> bool:
     return fnmatchcase(permission, glob)
 
 
+def granting(permission: str) -> tuple[str, ...]:
+    """The roles that grant a permission."""
+    return tuple(role for role in ROLES if permits((role,), permission))
+
+
 def authorise(command: Command, roles: Iterable[str]) -> None:
     """Let a principal with these roles call the command.
 

@@ -3,7 +3,8 @@
 Strategy: the body is judged as a whole, and nothing is carried out unless all of it can be read. Then each operation is
 decided about as if it had come alone to `/v1/execute`: its command, that command's limits and permission, and at the
 daemon its arguments, key and deadline. What may go travels in one group (`flx_api.upstream.group`), so that a batch
-costs one message each way and no task for each operation.
+costs one message each way and no task for each operation. Plain ones (`flx_api.gateway.plain`) are decided about and
+made into frames in the native core.
 
 Rules:
 - An operation that fails is a result with an error; the response is 200 as soon as the batch was carried out.
@@ -44,6 +45,7 @@ from flx_api.upstream.group import Group
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
+    from flx_api._core import PlainCommands
     from flx_api.commands import Command
     from flx_api.gateway.cors import Cors
     from flx_api.gateway.dispatch import Dispatcher
@@ -75,6 +77,7 @@ class BatchRoute:
         upstream: Upstream,
         dispatcher: Dispatcher,
         *,
+        plain: PlainCommands,
         patience: Patience,
         policies: PolicyRefusals,
         cors: Cors,
@@ -82,6 +85,7 @@ class BatchRoute:
     ) -> None:
         self.upstream = upstream
         self.dispatcher = dispatcher
+        self.plain = plain
         self.patience = patience
         self.policies = policies
         self.metrics = metrics
@@ -192,6 +196,19 @@ class _Batch:
         """Begin one operation; what is against it, if it is not begun."""
         operation = self._operations[index]
         dry_run = self._dry_run or operation.dry_run
+        if not dry_run and not operation.wait_ms:
+            command = self._route.plain.operation(
+                self._exchange.admitted,
+                operation.command,
+                bytes(operation.args),
+                idempotency_key=operation.idempotency_key,
+                environment=operation.environment,
+                deadline_ms=operation.deadline_ms,
+            )
+            if command is not None:
+                if not group.begin_now(index, command, command.deadline_s, read=command.reads):
+                    await group.begin(index, command, command.deadline_s, read=command.reads)
+                return None
         way = self._ways.get((operation.command, dry_run)) or self._way(operation.command, dry_run=dry_run)
         if way is None:
             return await self._no_command(operation.command)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
     from types import TracebackType
 
-    from flx_api._core import Principal
+    from flx_api._core import PlainCommand, Principal
     from flx_api.commands import Command
     from flx_api.gateway.costs import Costs
     from flx_api.gateway.exchange import Exchange
@@ -46,11 +46,12 @@ NO_OPTIONS: Final = CommandOptions()
 _WATCH_AFTER_S: Final = 0.25
 _WAIT_MARGIN_MS: Final = 5_000
 _KEYED: Final = frozenset({"key", "idempotent"})
+WAIT: Final = "execution.wait"
 # An echo is asked for to see the way there and back, so it always goes it. What waits by nature waits for one caller.
-_SHARED: Final = frozenset(
+SHARED: Final = frozenset(
     command.name
     for command in COMMANDS.values()
-    if command.idempotency == "read" and command.name not in {"system.echo", "execution.wait"}
+    if command.idempotency == "read" and command.name not in {"system.echo", WAIT}
 )
 _error_body = msgspec.json.Decoder(ErrorBody)
 
@@ -98,13 +99,18 @@ class Dispatcher:
         completes: Mapping[str, Callable[[Principal | None, Any, bytes], Awaitable[msgspec.Struct]]] | None = None,
     ) -> None:
         self._upstream = upstream
-        self._flights = Flights(partial(upstream.call, read=True), metrics)
+        self.flights = Flights(partial(upstream.call, read=True), metrics)
         self._deadline_ms = deadline_ms
-        self._alarms = Alarms(_WATCH_AFTER_S)
+        self.alarms = Alarms(_WATCH_AFTER_S)
         self._publishers = publishers
         self._own = own or {}
         self._completes = completes or {}
         self.costs = costs
+
+    @property
+    def special(self) -> frozenset[str]:
+        """The commands that a gateway has a part in, beyond passing them on."""
+        return frozenset(self._own) | frozenset(self._completes)
 
     async def run(
         self, exchange: Exchange, command: Command, args: bytes, options: CommandOptions = NO_OPTIONS
@@ -134,9 +140,9 @@ class Dispatcher:
         frame, deadline_s = self.frame(frame_of(exchange), command, args, options)
         exchange.passed("dispatch")
         with self.watch(exchange):
-            if command.name in _SHARED and not options.dry_run and not options.wait_ms:
+            if command.name in SHARED and not options.dry_run and not options.wait_ms:
                 question = Question(principal, command.name, args, options.environment)
-                reply = await self._flights.read(question, frame, deadline_s)
+                reply = await self.flights.read(question, frame, deadline_s)
             else:
                 reply = await self._upstream.call(frame, deadline_s, read=reads(command, options))
         exchange.passed("upstream")
@@ -150,9 +156,24 @@ class Dispatcher:
             reply.result = msgspec.json.encode(whole)
         return reply
 
+    async def send(self, exchange: Exchange, command: PlainCommand) -> ReplyFrame:
+        """Carry out a command that was found to be plain and permitted.
+
+        Raises:
+            FlxError: whatever the gateway or the daemon has against it.
+            ClientGone: nobody waits any more.
+        """
+        with self.watch(exchange):
+            if command.shared:
+                question = question_of(exchange.principal, command)
+                reply = await self.flights.read(question, command, command.deadline_s)
+            else:
+                reply = await self._upstream.call(command, command.deadline_s, read=command.reads)
+        return reply
+
     def watch(self, exchange: Exchange) -> Watch:
         """What ends the body of a `with` when the client goes away meanwhile."""
-        return Watch(exchange, self._alarms)
+        return Watch(exchange, self.alarms)
 
     def frame(
         self, frame: CommandFrame, command: Command, args: bytes, options: CommandOptions
@@ -180,7 +201,9 @@ class Dispatcher:
         if options.deadline_ms is not None:
             return options.deadline_ms
         patience = options.wait_ms or 0
-        if command.name == "execution.wait":
+        if command.name != WAIT and not patience:
+            return self._deadline_ms
+        if command.name == WAIT:
             try:
                 patience = msgspec.json.decode(args, type=_Patience).timeout_ms
             except msgspec.DecodeError:
@@ -229,6 +252,11 @@ class Watch:
         if self._caller is not None:
             self._is_gone = True
             self._caller.cancel()
+
+
+def question_of(principal: Principal | None, command: PlainCommand) -> Question:
+    """What a plain command asks, for those that ask the same."""
+    return Question(principal, command.command, command.args, command.environment)
 
 
 def frame_of(exchange: Exchange) -> CommandFrame:

@@ -27,7 +27,7 @@ from flx_api.gateway.alarms import Alarms
 from flx_api.gateway.exchange import Exchange, StreamCut
 from flx_api.gateway.intake import BODY_TIMEOUT_S, CLIENT_GONE, ClientGone, take_body
 from flx_api.gateway.responses import problem, unexpected
-from flx_api.gateway.routes_fast import Response
+from flx_api.gateway.routes_fast import Response, Whole
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 _BODY_FAULTS: Final = frozenset({"payload_too_large", "request_timeout"})
 _NO_CONTENT: Final = frozenset({204, 304})
+# So many parts has a whole response of RSGI.
+_OF_RSGI: Final = 3
 
 _log = structlog.get_logger("flx.edge")
 
@@ -115,13 +117,20 @@ class Edge:
             # The client left before its answer; Granian says so by raising.
             return
 
-    def decide(self, rsgi: Any, *, last: bool | None = None) -> tuple[Any, ...] | None:  # noqa: ANN401 - RSGI
+    def decide(
+        self,
+        rsgi: Any,  # noqa: ANN401 - RSGI
+        *,
+        last: bool | None = None,
+        bare: int | None = None,
+    ) -> tuple[Any, ...] | None:
         """Decide about a request of RSGI: the three parts of a whole answer, or what was admitted and its scope.
 
-        None when it has to be asked about again (`decide_later`); never with `last`.
+        None when it has to be asked about again (`decide_later`); never with `last`. Requests of the route `bare` that
+        have a body of known length get no scope (None).
         """
         last = self._never_waits if last is None else last
-        seen = self._admission.admit_rsgi(rsgi, pages=not self._revocations.stale_refuses, last=last)
+        seen = self._admission.admit_rsgi(rsgi, pages=not self._revocations.stale_refuses, last=last, bare=bare)
         if seen is not None and self._cors.active and isinstance(seen[1], list):
             origin = rsgi.headers.get("origin")
             cors = self._cors.headers(None if origin is None else origin.encode())
@@ -133,6 +142,15 @@ class Edge:
         seen: tuple[Any, ...] = await self._patience.wait(lambda last: self.decide(rsgi, last=last))
         return seen
 
+    def place_of(self, handler: Any) -> int | None:  # noqa: ANN401 - a handler
+        """The index of the route whose POST this serves."""
+        return next((index for index, route in enumerate(self._routes) if route.serve.get("POST") == handler), None)
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether tokens cannot be judged now, and are not believed then."""
+        return self._revocations.stale_refuses
+
     def answers_at_once(self, admitted: Admitted) -> bool:
         """Whether serving this needs neither a body nor the event loop: probes are answered from memory."""
         return admitted.length == 0 and "probe" in self._routes[admitted.route].access.values()
@@ -143,17 +161,12 @@ class Edge:
         receive: Callable[[], Awaitable[Message]],
         send: Callable[[Message], Awaitable[None]],
         admitted: Admitted,
+        rest: Callable[[Exchange], Awaitable[Response | Whole]] | None = None,
     ) -> None:
-        """Serve a request that was admitted."""
+        """Serve a request that was admitted; or the `rest` of it, where it was begun elsewhere."""
         exchange = Exchange(scope, receive, send, admitted, self._routes[admitted.route], self._metrics)
         try:
-            if exchange.principal is not None and self._revocations.stale_refuses:
-                raise Unavailable(self._revocations.reason, retry_after_s=1)  # noqa: TRY301 - one place answers all errors
-            if admitted.length != 0:
-                exchange.body = await take_body(exchange, self._limit, self._bodies)
-            # A method of the route's own, as nearly all have; `_dispatch` is for whatever it may be.
-            handler = exchange.route.serve.get(exchange.method)
-            response = await (self._dispatch(exchange) if handler is None else handler(exchange))
+            response = await (self._answer(exchange) if rest is None else rest(exchange))
             if response is not None:
                 await self.respond(exchange, response)
         except FlxError as error:
@@ -176,14 +189,25 @@ class Edge:
             exchange.passed("respond")
             admitted.over(exchange.status or 500)
 
-    async def _dispatch(self, exchange: Exchange) -> Response | None:
+    async def _answer(self, exchange: Exchange) -> Response | Whole | None:
+        """Take the body and let the route answer; None when it has responded by itself."""
+        if exchange.principal is not None and self._revocations.stale_refuses:
+            raise Unavailable(self._revocations.reason, retry_after_s=1)
+        if exchange.admitted.length != 0:
+            exchange.body = await take_body(exchange, self._limit, self._bodies)
+        # A method of the route's own, as nearly all have; `_dispatch` is for whatever it may be.
+        handler = exchange.route.serve.get(exchange.method)
+        response: Response | Whole | None = await (self._dispatch(exchange) if handler is None else handler(exchange))
+        return response
+
+    async def _dispatch(self, exchange: Exchange) -> Response | Whole | None:
         """To the route's own handler, or to the framework; None when it has responded by itself."""
         if exchange.method == "OPTIONS":
             return self._options(exchange)
         method = "GET" if exchange.method == "HEAD" else exchange.method
         serve = exchange.route.serve.get(method)
         if serve is not None:
-            response: Response | None = await serve(exchange)
+            response: Response | Whole | None = await serve(exchange)
             return response
         await self._frame(exchange, method)
         return None
@@ -234,8 +258,11 @@ class Edge:
             own = [*own, *self._cors.headers(exchange.headers.get(b"origin"))]
         return exchange.admitted.headers(own, length)
 
-    async def respond(self, exchange: Exchange, response: Response) -> None:
+    async def respond(self, exchange: Exchange, response: Response | Whole) -> None:
         """Send a whole response."""
+        if isinstance(response, Whole):
+            await self._pass_on(exchange, response)
+            return
         status, own, body = response
         headers = self.headers(exchange, own, None if status in _NO_CONTENT else len(body))
         exchange.status = status
@@ -246,6 +273,21 @@ class Edge:
             await exchange.send({"type": "http.response.body", "body": body, "more_body": False})
         except (RuntimeError, OSError):
             # The client left before its answer; Granian says so by raising.
+            exchange.status = CLIENT_GONE
+
+    @staticmethod
+    async def _pass_on(exchange: Exchange, response: Whole) -> None:
+        """Send what is ready to be sent."""
+        parts = response.parts
+        if len(parts) == _OF_RSGI:
+            status, headers, body = parts
+            start: Message = {"type": "http.response.start", "status": status, "headers": headers}
+            parts = (start, {"type": "http.response.body", "body": body})
+        exchange.status = parts[0]["status"]
+        try:
+            for message in parts:
+                await exchange.send(message)
+        except (RuntimeError, OSError):
             exchange.status = CLIENT_GONE
 
 

@@ -70,6 +70,15 @@ class Exchange:
         self._metrics.phase(phase, now - self._mark_ns)
         self._mark_ns = now
 
+    def passed_until(self, mark_ns: int) -> None:
+        """Phases up to this moment were told elsewhere."""
+        self._mark_ns = mark_ns
+
+    @property
+    def mark_ns(self) -> int:
+        """When the last phase ended, in monotonic nanoseconds."""
+        return self._mark_ns
+
     @property
     def duration_us(self) -> int:
         """Microseconds since the request came."""

@@ -2,7 +2,8 @@
 
 Strategy: Granian's thread for Python hands every request to the loop as a new task. That hop costs more than admission
 and the answer together. So admission happens right there: refusals, pages that a principal was given before, and probes
-are answered at once; what is admitted goes on to the loop as a task, with what admission has found out.
+are answered at once; a command's body is asked for at once, and what follows needs no task (`flx_api.gateway.ride`);
+what else is admitted goes on to the loop as a task, with what admission has found out.
 
 Rules:
 - The hook is a private function of Granian, so its version and its shape are checked when the worker starts. When they
@@ -21,6 +22,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
+from flx_api._core import asgi_scope
+from flx_api.gateway.ride import Ride
 from flx_api.gateway.rsgi import WHOLE, serve
 
 if TYPE_CHECKING:
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from flx_api.gateway.edge import Edge
+    from flx_api.gateway.ride import Rides
 
 KNOWN_VERSIONS: Final = ("2.8.7",)
 HOOK: Final = "_cbsched_aioschedule"
@@ -45,6 +49,7 @@ class Lane:
         context: what tasks of the loop run in.
         ordinary: what Granian would have called.
         http: what the protocol of a request is, and that of a WebSocket is not.
+        rides: commands without a task, where there are any.
     """
 
     def __init__(
@@ -54,6 +59,8 @@ class Lane:
         context: Any,  # noqa: ANN401 - contextvars.Context, as Granian made it
         ordinary: Callable[[Any], None],
         http: Any,  # noqa: ANN401 - a class of Granian's
+        *,
+        rides: Rides | None = None,
     ) -> None:
         self._edge = edge
         self._decide = edge.decide
@@ -61,6 +68,8 @@ class Lane:
         self._loop = loop
         self._context = context
         self._ordinary = ordinary
+        self._rides = rides
+        self._bare = None if rides is None else rides.open(edge, loop, context)
 
     def schedule(self, watcher: Any) -> None:  # noqa: ANN401 - Granian's own
         """Answer a request here, or let it go on in the loop."""
@@ -70,13 +79,18 @@ class Lane:
             self._ordinary(watcher)
             return
         try:
-            seen = self._decide(scope)
+            seen = self._decide(scope, bare=self._bare)
             if seen is None:  # it has to wait for a lease, and waiting is an affair of the loop
                 self._ordinary(watcher)
                 return
             if len(seen) == WHOLE:
                 protocol.response_bytes(*seen)
                 return
+            if seen[1] is None:
+                if self._rides is not None and not scope.query_string and not self._edge.is_stale:
+                    Ride(self._rides, watcher, seen[0]).board()
+                    return
+                seen = seen[0], asgi_scope(scope)
             rest = serve(self._edge, scope, protocol, *seen)
             if self._edge.answers_at_once(seen[0]):
                 _to_its_end(rest)
@@ -112,7 +126,7 @@ async def _watched(rest: Coroutine[Any, Any, None], watcher: Any) -> None:  # no
         watcher.done()
 
 
-def install(edge: Edge) -> bool:
+def install(edge: Edge, rides: Rides | None = None) -> bool:
     """Put the lane in the place of Granian's scheduler; whether it is there."""
     reason = unfit()
     if reason:
@@ -124,7 +138,7 @@ def install(edge: Edge) -> bool:
     original, http = getattr(futures, HOOK), rsgi.HTTPProtocol  # type: ignore[attr-defined]
 
     def scheduler(loop: asyncio.AbstractEventLoop, ctx: Any, cb: Any) -> Callable[[Any], None]:  # noqa: ANN401
-        return Lane(edge, loop, ctx, original(loop, ctx, cb), http).schedule
+        return Lane(edge, loop, ctx, original(loop, ctx, cb), http, rides=rides).schedule
 
     setattr(futures, HOOK, scheduler)
     return True

@@ -1,18 +1,19 @@
 """The universal command endpoint, beside the framework: `/v1/execute`, `/v1/commands/{name}` and `/{name}`.
 
 Strategy: arguments and result travel as the bytes they are. The body is checked to be strict JSON, the envelope around
-the arguments is decoded, nothing else.
+the arguments is decoded, nothing else. For plain commands (`flx_api.gateway.plain`) the native core does all of it.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from flx_api.commands import find
+from flx_api.commands import COMMANDS, find
 from flx_api.errors import ValidationFailed
 from flx_api.gateway.costs import payer
+from flx_api.gateway.dispatch import error_of
 from flx_api.gateway.options import decoded, no_query, options_of, query, with_key
 from flx_api.gateway.patience import AWAITED
 from flx_api.gateway.responses import JSON
@@ -20,8 +21,10 @@ from flx_api.models import strict_json
 from flx_api.models.envelope import CommandReply, ExecuteRequest, ReplyMeta
 
 if TYPE_CHECKING:
+    from flx_api._core import PlainCommand, PlainCommands
     from flx_api.commands import Command
-    from flx_api.gateway.dispatch import Dispatcher
+    from flx_api.gateway.cors import Cors
+    from flx_api.gateway.dispatch import Dispatcher, Watch
     from flx_api.gateway.exchange import Exchange
     from flx_api.gateway.patience import Patience
     from flx_api.gateway.responses import Headers, PolicyRefusals
@@ -40,16 +43,73 @@ class Response(NamedTuple):
     body: bytes
 
 
-class CommandRoutes:
-    """The handlers of the universal endpoint."""
+class Whole(NamedTuple):
+    """A whole response that is ready to be sent: the two messages of ASGI, or the three arguments of RSGI."""
 
-    def __init__(self, dispatcher: Dispatcher, patience: Patience, policies: PolicyRefusals) -> None:
+    parts: tuple[Any, ...]
+
+
+class CommandRoutes:
+    """The handlers of the universal endpoint.
+
+    Args:
+        dispatcher: carries commands out.
+        plain: reads those that are plain.
+        patience: waits for leases.
+        policies: the words of refusals.
+        cors: who may ask from a page.
+    """
+
+    def __init__(
+        self,
+        dispatcher: Dispatcher,
+        plain: PlainCommands,
+        patience: Patience,
+        *,
+        policies: PolicyRefusals,
+        cors: Cors,
+    ) -> None:
         self._dispatcher = dispatcher
+        self.plain = plain
         self._patience = patience
         self._policies = policies
+        self._cors = cors
 
-    async def execute(self, exchange: Exchange) -> Response:
+    async def execute(self, exchange: Exchange) -> Response | Whole:
         """`POST /v1/execute`: everything in the body."""
+        if not exchange.scope.get("query_string"):
+            command = self.plain.read(exchange.admitted, exchange.body, exchange.mark_ns)
+            if command is not None:
+                exchange.passed_until(command.mark_ns)
+                return await self.send(exchange, command)
+        return await self.execute_generally(exchange)
+
+    async def send(self, exchange: Exchange, command: PlainCommand) -> Response | Whole:
+        """Carry a plain command out and answer it."""
+        return self.answer(exchange, command, await self._dispatcher.send(exchange, command))
+
+    def answer(self, exchange: Exchange, command: PlainCommand, reply: ReplyFrame) -> Response | Whole:
+        """The answer to a plain command.
+
+        Raises:
+            FlxError: what the daemon has against it.
+        """
+        if reply.code or reply.accepted_id:
+            exchange.passed("upstream")
+            if reply.code:
+                raise error_of(reply)
+            return envelope(exchange, COMMANDS[command.command], reply)
+        own = self._cors.headers(exchange.headers.get(b"origin")) if self._cors.active else []
+        parts = command.answer(reply.result, reply.replayed, own)
+        exchange.passed_until(command.mark_ns)
+        return Whole(parts)
+
+    def watch(self, exchange: Exchange) -> Watch:
+        """What ends the body of a `with` when the client goes away meanwhile."""
+        return self._dispatcher.watch(exchange)
+
+    async def execute_generally(self, exchange: Exchange) -> Response:
+        """Carry out whatever the body asks for, or say what is wrong with it."""
         no_query(exchange)
         request = decoded(exchange, _execute)
         command = find(request.command)

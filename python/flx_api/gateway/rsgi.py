@@ -65,7 +65,7 @@ class RsgiFace:
         if self.wants_lane:
             from flx_api.gateway.lane import install  # noqa: PLC0415 - it is made of this module
 
-            install(self.parts.edge)
+            install(self.parts.edge, self.parts.rides())
 
     def __rsgi_del__(self, loop: asyncio.AbstractEventLoop) -> None:
         """Stop, after the last request."""
@@ -164,6 +164,11 @@ class HttpBridge:
             return {"type": "http.request", "body": await self._protocol(), "more_body": False}
         except RuntimeError:
             return _DISCONNECT
+
+    async def receive_no_body(self) -> Message:
+        """Where the body was read already: that the client is gone."""
+        await self._protocol.client_disconnect()
+        return _DISCONNECT
 
     async def _next_chunk(self) -> Message:
         if self._chunks is None:

@@ -37,6 +37,7 @@ class Outbox(Generic[Frame]):
         stream: a grpclib stream whose initial metadata have left.
         pack: frames as messages of a bearable size, each with its number of frames; in the usual case one.
         sent: told how many frames have left.
+        join: frames as the bytes of one message, or None when they need several; by default what `pack` makes of them.
     """
 
     def __init__(
@@ -44,9 +45,11 @@ class Outbox(Generic[Frame]):
         stream: Any,  # noqa: ANN401 - grpclib.client.Stream or grpclib.server.Stream, which have no common type
         pack: Callable[[list[Frame]], Sequence[tuple[Message, int]]],
         sent: Callable[[int], None] = lambda _count: None,
+        join: Callable[[list[Frame]], bytes | None] | None = None,
     ) -> None:
         self._stream = stream
         self._pack = pack
+        self._join = join or self._packed
         self._sent = sent
         self._loop = asyncio.get_running_loop()
         self._frames: list[Frame] = []
@@ -72,13 +75,17 @@ class Outbox(Generic[Frame]):
         if self._is_waiting or not self._frames:
             return
         frames, self._frames = self._frames, []
-        messages = self._pack(frames)
-        if len(messages) == 1 and send_now(self._stream, messages[0][0].SerializeToString()):
+        message = self._join(frames)
+        if message is not None and send_now(self._stream, message):
             self._sent(len(frames))
             return
         self._frames = frames
         self._is_waiting = True
         self._wake.set()
+
+    def _packed(self, frames: list[Frame]) -> bytes | None:
+        messages = self._pack(frames)
+        return messages[0][0].SerializeToString() if len(messages) == 1 else None
 
     async def write(self) -> None:
         """Send what cannot leave at once, until `end`; raises what grpclib raises when the stream ends before that."""

@@ -1,9 +1,9 @@
 """The upstream: all commands of this worker on their way to the daemons and back.
 
 Strategy: a call puts a frame into the outbox (`flx_api.proto.outbox`) of a stream, which leaves with the loop's tick as
-one message with all others, and waits for a future. Replies are matched by `seq`, in one table for all streams. Which
-stream, and whether there is one that may take it: `flx_api.upstream.streams`. Streams come and go with the connections
-of `flx_api.upstream.pool`; here it is known what is outstanding on each.
+one message with all others, and waits for a future. Replies are matched by `seq`, in one table for all streams
+(`flx_api.upstream.outstanding`). Which stream, and whether there is one that may take it: `flx_api.upstream.streams`.
+Streams come and go with the connections of `flx_api.upstream.pool`; here it is known who may send what, and when.
 
 Rules:
 - A stream that is lost fails everything that is pending on it with `upstream_unavailable`. Whether the daemon had seen
@@ -13,12 +13,10 @@ Rules:
 - What a stopping daemon refuses for that reason is sent elsewhere, if there is another.
 - Nothing is sent again beyond the budget for that (`flx_api.upstream.retry_budget`).
 - Where load is shed, a single command waits `BURST_S` for room, since a burst is no overload; `MOMENT_S` if that is
-  within `CALM_S` of a refusal (Maurer, Fail at Scale, ACM Queue 2015). The commands of a batch wait `QUEUE_S`.
+  within `CALM_S` of a refusal (Maurer, Fail at Scale, ACM Queue 2015), and then only while there is hope: who stands
+  behind more than the daemons end in that time is told at once. The commands of a batch wait `QUEUE_S`.
 - While there is no connection a call waits at most `PATIENCE_S` for one; a command whose outcome is unknown, for a
   daemon that is just started again, `RECONNECT_S`.
-- A reply counts only on the stream that its command left on.
-- A caller that goes away takes its pending entry with it, and the daemon is told: it ends what is only read. Its credit
-  comes back with the reply, which is dropped, its deadline or the stream's end: until then the command is outstanding.
 - When the service stops, whoever waits is told that, and not that the daemon is away.
 - Commands that wait by nature never hold all credits, and neither do those of batches (`flx_api.upstream.group`).
 - Streams of their own (`stub`) all go to one connection for as long as it is there, whose last word is `heard_s`.
@@ -31,13 +29,15 @@ import random
 from typing import TYPE_CHECKING, Final
 
 from flx_api.commands import VITAL
-from flx_api.errors import DeadlineExceeded, Unavailable
+from flx_api.errors import FlxError, Unavailable
 from flx_api.observability.metrics import UpstreamState
 from flx_api.proto import http2
-from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame, Principal, ReplyFrame
+from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame, Principal
 from flx_api.upstream.connection import PROBE_TIMEOUT_S
 from flx_api.upstream.credits import Credits
 from flx_api.upstream.endpoints import Endpoint
+from flx_api.upstream.outstanding import Outstanding
+from flx_api.upstream.pace import Pace
 from flx_api.upstream.pending import SORTS, Pending, StreamLost, is_wait, sends_of
 from flx_api.upstream.pool import Pool, away, connected_of
 from flx_api.upstream.queue import Queue
@@ -49,9 +49,10 @@ if TYPE_CHECKING:
 
     from flx_api.observability.metrics import Metrics
     from flx_api.proto.flx.v1.daemon_grpc import DaemonStub
+    from flx_api.proto.flx.v1.daemon_pb2 import ReplyFrame
     from flx_api.upstream.connection import Carrier, Connection
     from flx_api.upstream.endpoints import Daemons
-    from flx_api.upstream.pending import Kind, Reply
+    from flx_api.upstream.pending import Frame, Kind, Reply
 
 PATIENCE_S: Final = 0.5
 RECONNECT_S: Final = 5.0
@@ -61,7 +62,6 @@ IN_PROGRESS: Final = "idempotency_in_progress"
 STOPPING: Final = "shutting_down"
 # For the other streams of a place to be lost as well.
 _LET_DIE_S: Final = 0.02
-_SWEEP_EVERY_S: Final = 0.1
 # The daemon knows the deadline too and its answer is better than ours, so ours comes a little later.
 _DEADLINE_GRACE_S: Final = 0.25
 # The daemon reads no further with 256 commands outstanding on a stream, probes included: beyond this calls wait here,
@@ -76,6 +76,8 @@ _MAX_QUEUED: Final = 4096
 BURST_S: Final = 0.1
 MOMENT_S: Final = 0.008
 CALM_S: Final = 1.0
+# Of the time that one may wait, so much is counted on: ends do not come as evenly as that.
+_HOPE: Final = 0.5
 
 _BROKE: Final = "The connection to the daemon broke"
 _PROBE = Principal(subject="gateway", roles=["viewer"])
@@ -108,30 +110,30 @@ class Upstream:
             for number, endpoint in enumerate(self._endpoints, 1)
         ]
         metrics.upstream = self.state
-        self._pending: dict[int, Pending] = {}
-        self._abandoned: dict[int, Pending] = {}
+        self._outstanding = Outstanding(self._freed, jitter)
+        self._pending, self._abandoned = self._outstanding.pending, self._outstanding.abandoned
         self._sheds = sheds
         self._streams = Streams(sheds=sheds)
         self._ready = self._streams.ready
         self._budget = RetryBudget(0.0)
         self._queue = Queue()
         self._waiting = self._queue.waiting
-        # Asking for the running loop is a system call (Python 3.11), and this is on every command's way.
-        self._now: Callable[[], float] = lambda: asyncio.get_running_loop().time()
+        self._now = self._outstanding.now
         self._primary: Connection | None = None
         self._credits = Credits()
         self._grouped = Credits()
         self._queued = self._waits = self._seq = 0
         self._sent_again = self._not_sent_again = 0
-        self._foreign, self._shed, self._shed_s = 0, 0, -CALM_S
-        self._sweeper: asyncio.TimerHandle | None = None
+        self._shed, self._shed_s = 0, -CALM_S
+        self._pace = Pace(0.0)
         self._closing = False
         self.connected = asyncio.Event()
 
     def start(self) -> None:
         """Connect in the background and stay connected."""
         http2.install()
-        self._now = asyncio.get_running_loop().time
+        self._outstanding.start()
+        self._now = self._outstanding.now
         for pool in self._pools:
             pool.start()
 
@@ -140,8 +142,7 @@ class Upstream:
         # Before the streams end: they fail what is pending on their way out.
         self._closing = True
         await asyncio.gather(*(pool.close() for pool in self._pools))
-        if self._sweeper is not None:
-            self._sweeper.cancel()
+        self._outstanding.close()
 
     @property
     def in_flight(self) -> int:
@@ -152,7 +153,7 @@ class Upstream:
         """The upstream in numbers."""
         pools = [self._streams.told(pool.state, pool.number) for pool in self._pools]
         return UpstreamState(
-            len(self._pending), self._sent_again, self._not_sent_again, self._foreign, self._shed, pools
+            len(self._pending), self._sent_again, self._not_sent_again, self._outstanding.foreign, self._shed, pools
         )
 
     @property
@@ -192,7 +193,7 @@ class Upstream:
             self._primary = self._ready[0].connection
         return self._primary.stub
 
-    async def call(self, frame: CommandFrame, deadline_s: float, *, read: bool) -> ReplyFrame:
+    async def call(self, frame: Frame, deadline_s: float, *, read: bool) -> ReplyFrame:
         """Send a command and wait for its reply, whatever it is.
 
         Args:
@@ -207,22 +208,61 @@ class Upstream:
         now = self._now()
         deadline = now + deadline_s
         self._budget.sent(now)
+        ending: ReplyFrame | StreamLost
         try:
             # The usual case in as few steps as possible; `_attempt` is the same for all cases.
             if self._ready and not self._waiting and not is_wait(frame) and self._credits.take():
-                reply = await self._send(frame, deadline, "call")
+                ending = await self._send(frame, deadline, "call")
             else:
-                reply = await self._attempt(frame, deadline)
+                ending = await self._attempt(frame, deadline)
         except StreamLost as lost:
+            ending = lost
+        else:
+            if ending.code != STOPPING:
+                return ending
+        return await self.settled(frame, deadline, ending, read=read)
+
+    def call_now(self, frame: Frame, deadline_s: float, reply: Reply) -> bool:
+        """Send a command as `call` does, if nothing has to be waited for; else nothing, and say so.
+
+        Its reply goes to `reply`, maybe before this returns, and then `end` or `abandon` has to be called. What it
+        means when there is none, or a refusal to take it, is an affair of `settled`.
+        """
+        if not self._ready or self._waiting or is_wait(frame) or not self._credits.take():
+            return False
+        now = self._now()
+        try:
+            self._put(frame, now + deadline_s, reply, "call")
+        except Overloaded:
+            self._give_back("call")
+            return False
+        self._budget.sent(now)
+        return True
+
+    async def settled(self, frame: Frame, deadline: float, ending: ReplyFrame | FlxError, *, read: bool) -> ReplyFrame:
+        """The last word on a command that ended like this: its reply, sent again where that is allowed.
+
+        Args:
+            frame: the command.
+            deadline: when nobody waits any more, by the loop's clock.
+            ending: how it ended.
+            read: it changes nothing.
+
+        Raises:
+            FlxError: there is no reply.
+        """
+        if isinstance(ending, StreamLost):
             sends = sends_of(frame, read=read)
             if sends == 1 or self._closing:
-                raise
-            return await self._again(frame, deadline, sends - 1, lost)
-        if reply.code == STOPPING and self._ready and self.may_send_again():
+                raise ending
+            return await self._again(frame, deadline, sends - 1, ending)
+        if isinstance(ending, FlxError):
+            raise ending
+        if ending.code == STOPPING and self._ready and self.may_send_again():
             return await self._attempt(frame, deadline)
-        return reply
+        return ending
 
-    async def _again(self, frame: CommandFrame, deadline: float, sends: int, lost: StreamLost) -> ReplyFrame:
+    async def _again(self, frame: Frame, deadline: float, sends: int, lost: StreamLost) -> ReplyFrame:
         """Send a command again whose stream was lost, as often as that is allowed; `lost` when that is of no use."""
         pause, longest = ASK_AGAIN_S
         while True:
@@ -254,7 +294,7 @@ class Upstream:
         self._not_sent_again += 1
         return False
 
-    def begin_now(self, frame: CommandFrame, deadline_s: float, reply: Reply) -> bool:
+    def begin_now(self, frame: Frame, deadline_s: float, reply: Reply) -> bool:
         """Do what `begin` does, if nothing has to be waited for; else nothing, and say so."""
         if not self._ready or self._waiting or is_wait(frame) or not self._grouped.take():
             return False
@@ -272,7 +312,7 @@ class Upstream:
 
     async def begin(
         self,
-        frame: CommandFrame,
+        frame: Frame,
         deadline_s: float,
         reply: Reply,
         *,
@@ -303,17 +343,11 @@ class Upstream:
 
     def end(self, seq: int) -> None:
         """A reply has come, or never will."""
-        self._done(self._pending.pop(seq))
+        self._outstanding.end(seq)
 
     def abandon(self, seq: int) -> None:
         """Nobody waits for a reply any more, but the daemon works on the command, until it hears of that."""
-        ended = self._pending.pop(seq)
-        if ended.kind is not None and ended.carrier is not None:
-            self._abandoned[seq] = ended
-            if ended.carrier in self._ready and ended.carrier.outbox is not None:
-                ended.carrier.outbox.put(CommandFrame(seq=seq, cancel=True))
-        else:
-            self._done(ended)
+        self._outstanding.abandon(seq)
 
     @property
     def grouped(self) -> int:
@@ -340,6 +374,7 @@ class Upstream:
         if carrier not in self._ready:
             return
         self._ready.remove(carrier)
+        carrier.is_ready = False
         self._credits.resize(-_CREDITS)
         self._grouped.resize(-GROUPED)
         if not self._ready:
@@ -347,44 +382,15 @@ class Upstream:
 
     def replies(self, carrier: Carrier, frames: Iterable[ReplyFrame]) -> None:
         """These came on a stream."""
-        now = self._now()
-        for reply in frames:
-            pending = self._pending.get(reply.seq)
-            if pending is None:
-                self._forget(reply.seq, carrier)
-                continue
-            if pending.carrier is not carrier:
-                # An answer to what was not asked there is nobody's.
-                self._foreign += 1
-                continue
-            if pending.passage is not None:
-                pending.passage.answered(now)
-            if not pending.reply.done():
-                pending.reply.set_result(reply)
-            else:
-                # Its caller is just leaving: what it abandons is over.
-                pending.deadline = 0.0
+        self._outstanding.replies(carrier, frames)
 
     def lost(self, carrier: Carrier) -> None:
         """A stream has ended; no more replies come on it."""
         self.left(carrier)
-        now, under_way = self._now(), (*self._pending.values(), *self._abandoned.values())
-        passages = [one.passage for one in under_way if one.carrier is carrier and one.passage is not None]
-        for passage in passages:
-            passage.lost()
-        if passages and not self._closing:
-            carrier.load.broke(now, self._jitter())
-        for seq in [seq for seq, abandoned in self._abandoned.items() if abandoned.carrier is carrier]:
-            self._forget(seq, carrier)
         detail, code = _BROKE, "upstream_unavailable"
         if self._closing:
             detail, code = "The service is shutting down", STOPPING
-        # A copy: what belongs to a batch leaves the table as soon as it is told.
-        for pending in [pending for pending in self._pending.values() if pending.carrier is carrier]:
-            if not pending.reply.done():
-                lost = StreamLost(detail, code=code, retry_after_s=1)
-                lost.place = carrier.connection.place
-                pending.reply.set_exception(lost)
+        self._outstanding.lost(carrier, detail, code, broke=not self._closing)
 
     async def ask(self, carrier: Carrier) -> None:
         """Wait for an echo on a stream."""
@@ -395,7 +401,7 @@ class Upstream:
     # --- one command --------------------------------------------------------------------------------------------------
 
     async def _attempt(
-        self, frame: CommandFrame, deadline: float, patience_s: float = PATIENCE_S, avoid: object = None
+        self, frame: Frame, deadline: float, patience_s: float = PATIENCE_S, avoid: object = None
     ) -> ReplyFrame:
         if avoid is not None:
             await self._let_die(avoid)
@@ -407,7 +413,7 @@ class Upstream:
             await asyncio.sleep(_LET_DIE_S)
 
     async def _room(
-        self, frame: CommandFrame, *, grouped: bool = False, patient: bool = True, patience_s: float = PATIENCE_S
+        self, frame: Frame, *, grouped: bool = False, patient: bool = True, patience_s: float = PATIENCE_S
     ) -> Kind:
         """A connection, and a credit of the kind that is told."""
         if not self._ready:
@@ -434,16 +440,13 @@ class Upstream:
             raise
         return kind
 
-    def _done(self, ended: Pending) -> None:
-        """The daemon is done with a command, or it will never be known."""
-        if ended.carrier is not None:
-            ended.carrier.outstanding -= 1
-        if ended.passage is not None and not ended.passage.is_over:
-            ended.passage.unanswered(self._now(), self._jitter())
+    def _freed(self, kind: Kind | None) -> None:
+        """Something is over, and what it held is free."""
+        self._pace.ended += 1
         if self._waiting:
             self._queue.wake()
-        if ended.kind is not None:
-            self._give_back(ended.kind)
+        if kind is not None:
+            self._give_back(kind)
 
     def _give_back(self, kind: Kind) -> None:
         self._release_share(kind)
@@ -454,16 +457,6 @@ class Upstream:
             self._waits -= 1
         elif kind == "grouped":
             self._grouped.release()
-
-    def _forget(self, seq: int, carrier: Carrier) -> None:
-        """The daemon is done with a command that nobody waits for."""
-        abandoned = self._abandoned.get(seq)
-        if abandoned is not None and abandoned.carrier is carrier:
-            del self._abandoned[seq]
-            if abandoned.passage is not None:
-                # It was cut short, and so says nothing about how long such a command takes.
-                abandoned.passage.lost()
-            self._done(abandoned)
 
     def _patience_s(self, kind: Kind) -> float:
         """For how long a command of this kind waits for room."""
@@ -486,7 +479,7 @@ class Upstream:
 
     def _put(
         self,
-        frame: CommandFrame,
+        frame: Frame,
         deadline: float,
         reply: Reply,
         kind: Kind | None,
@@ -505,18 +498,16 @@ class Upstream:
             carrier, passage = self._streams.choose(frame.command, self._seq, now, sort=SORTS[kind], avoid=avoid)
         self._seq += 1
         frame.seq = seq = self._seq
-        self._pending[seq] = Pending(reply, deadline + _DEADLINE_GRACE_S, kind, carrier, passage)
+        self._outstanding.put(seq, Pending(reply, deadline + _DEADLINE_GRACE_S, kind, carrier, passage))
         if carrier is not None and carrier.outbox is not None:
             carrier.outstanding += 1
             carrier.outbox.put(frame)
         else:
             reply.set_exception(StreamLost(_BROKE, retry_after_s=1))
-        if self._sweeper is None:
-            self._sweeper = asyncio.get_running_loop().call_later(_SWEEP_EVERY_S, self._sweep)
         return seq
 
     async def _put_in_turn(
-        self, frame: CommandFrame, deadline: float, reply: Reply, kind: Kind, *, avoid: object, within_s: float
+        self, frame: Frame, deadline: float, reply: Reply, kind: Kind, *, avoid: object, within_s: float
     ) -> int:
         """Do what `_put` does as soon as there is room, within so many seconds; else the credit goes back."""
         refused, until = Overloaded(retry_after_s=1), 0.0
@@ -531,7 +522,11 @@ class Upstream:
                         refused = error
                 now = self._now()
                 until = until or now + within_s
-                if refused.code != "overloaded" or now >= until or len(self._waiting) >= _MAX_QUEUED:
+                if (
+                    refused.code != "overloaded"
+                    or now >= until
+                    or len(self._waiting) >= self._hope(kind, within_s, now)
+                ):
                     self._shed, self._shed_s = self._shed + 1, now
                     raise refused  # noqa: TRY301 - the credit goes back in one place
                 if has_credit:
@@ -546,10 +541,19 @@ class Upstream:
             if has_credit:
                 self._credits.release()
             raise
+        finally:
+            # An error that knows this frame, which knows the error: a circle for each command that is refused.
+            del refused
+
+    def _hope(self, kind: Kind, within_s: float, now: float) -> float:
+        """Behind how many it makes sense to wait for so many seconds."""
+        if kind == "call" and self._sheds and now - self._shed_s < CALM_S:
+            return min(self._pace.within(within_s * _HOPE, now), _MAX_QUEUED)
+        return _MAX_QUEUED
 
     async def _send(
         self,
-        frame: CommandFrame,
+        frame: Frame,
         deadline: float,
         kind: Kind | None = None,
         carrier: Carrier | None = None,
@@ -574,20 +578,6 @@ class Upstream:
                 self.abandon(seq)
             else:
                 self.end(seq)
-
-    def _sweep(self) -> None:
-        """End the calls whose time is over; runs only while something is pending."""
-        self._sweeper = None
-        now = self._now()
-        # A copy: what belongs to a batch leaves the table as soon as it is told.
-        for pending in list(self._pending.values()):
-            if pending.deadline <= now and not pending.reply.done():
-                pending.reply.set_exception(DeadlineExceeded())
-        # The daemon gives up at the same deadline.
-        for seq in [seq for seq, abandoned in self._abandoned.items() if abandoned.deadline <= now]:
-            self._done(self._abandoned.pop(seq))
-        if self._pending or self._abandoned:
-            self._sweeper = asyncio.get_running_loop().call_later(_SWEEP_EVERY_S, self._sweep)
 
     async def _connection(self, patience_s: float = PATIENCE_S) -> None:
         if self._ready:

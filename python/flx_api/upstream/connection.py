@@ -24,11 +24,12 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 
+from flx_api._core import joined
 from flx_api.errors import Unavailable
 from flx_api.proto import http2
 from flx_api.proto.buffer import Buffer
 from flx_api.proto.flx.v1.daemon_grpc import DaemonStub
-from flx_api.proto.flx.v1.daemon_pb2 import CommandBatch, CommandFrame, ReplyBatch, ReplyFrame
+from flx_api.proto.flx.v1.daemon_pb2 import CommandBatch, ReplyBatch
 from flx_api.proto.outbox import Outbox
 from flx_api.proto.tls import why_refused
 
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from grpclib.client import Channel, Stream
     from grpclib.protocol import H2Protocol
 
+    from flx_api.proto.flx.v1.daemon_pb2 import ReplyFrame
+    from flx_api.upstream.pending import Frame
     from flx_api.upstream.shedding import Load, Place
 
 CONNECT_S: Final = 5.0
@@ -61,17 +64,18 @@ class CertificateRefused(ConnectionError):
 
 
 class Carrier:
-    """One Channel stream. `outstanding`: commands on it that the daemon is not done with."""
+    """One Channel stream. `outstanding`: commands that the daemon is not done with; `is_ready`: it takes others."""
 
-    __slots__ = ("connection", "frames", "load", "opened_s", "outbox", "outstanding", "task")
+    __slots__ = ("connection", "frames", "is_ready", "load", "opened_s", "outbox", "outstanding", "task")
 
     task: asyncio.Task[None]
     load: Load
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
-        self.outbox: Outbox[CommandFrame] | None = None
+        self.outbox: Outbox[Frame] | None = None
         self.outstanding = 0
+        self.is_ready = False
         self.frames = 0
         self.opened_s = 0.0
 
@@ -259,7 +263,7 @@ class Connection:
             async with self.stub.Channel.open(metadata=self._metadata) as stream:
                 await stream.send_request()
                 carrier.opened_s = asyncio.get_running_loop().time()
-                carrier.outbox = outbox = Outbox(stream, _batches, carrier.sent)
+                carrier.outbox = outbox = Outbox(stream, _batches, carrier.sent, _batch)
                 if not opened.done():
                     opened.set_result(None)
                 writer = asyncio.create_task(outbox.write(), name="upstream-writer")
@@ -352,11 +356,17 @@ def why_lost(error: BaseException) -> str:
     return f"cannot be reached: {why}"
 
 
-def _batches(frames: list[CommandFrame]) -> list[tuple[CommandBatch, int]]:
-    """The frames in messages of a bearable size; one message in the usual case."""
-    if len(frames) <= _MAX_FRAMES_IN_BATCH and sum(len(frame.args) for frame in frames) <= _MAX_BATCH_BYTES:
-        return [(CommandBatch(frames=frames), len(frames))]
-    batches: list[list[CommandFrame]] = [[]]
+def _batch(frames: list[Frame]) -> bytes | None:
+    """The frames as one message; None when that would be a large one."""
+    if len(frames) > _MAX_FRAMES_IN_BATCH:
+        return None
+    message = joined(frames)
+    return message if len(frames) == 1 or len(message) <= _MAX_BATCH_BYTES else None
+
+
+def _batches(frames: list[Frame]) -> list[tuple[CommandBatch, int]]:
+    """The frames in messages of a bearable size."""
+    batches: list[list[Frame]] = [[]]
     size = 0
     for frame in frames:
         if batches[-1] and (len(batches[-1]) >= _MAX_FRAMES_IN_BATCH or size + len(frame.args) > _MAX_BATCH_BYTES):
@@ -364,4 +374,4 @@ def _batches(frames: list[CommandFrame]) -> list[tuple[CommandBatch, int]]:
             size = 0
         batches[-1].append(frame)
         size += len(frame.args)
-    return [(CommandBatch(frames=batch), len(batch)) for batch in batches]
+    return [(CommandBatch.FromString(joined(batch)), len(batch)) for batch in batches]

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
     from flx_api._core import Principal
     from flx_api.observability.metrics import Metrics
-    from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame, ReplyFrame
+    from flx_api.proto.flx.v1.daemon_pb2 import ReplyFrame
+    from flx_api.upstream.pending import Frame
 
 WIDTH: Final = 4
 MOST_WAITING: Final = 4096
@@ -66,7 +67,7 @@ class Flights:
     """
 
     def __init__(
-        self, call: Callable[[CommandFrame, float], Awaitable[ReplyFrame]], metrics: Metrics, width: int = WIDTH
+        self, call: Callable[[Frame, float], Awaitable[ReplyFrame]], metrics: Metrics, width: int = WIDTH
     ) -> None:
         self._call = call
         self._metrics = metrics
@@ -74,7 +75,7 @@ class Flights:
         self._skies: dict[Question, _Sky] = {}
         self._waiting = 0
 
-    async def read(self, question: Question, frame: CommandFrame, deadline_s: float) -> ReplyFrame:
+    async def read(self, question: Question, frame: Frame, deadline_s: float) -> ReplyFrame:
         """Send a command that changes nothing, or share the answer of another one.
 
         Args:
@@ -98,7 +99,24 @@ class Flights:
             return await self._wait(question, sky, frame, deadline_s)
         return await self._fly(question, sky, _Group(), frame, deadline_s)
 
-    async def _wait(self, question: Question, sky: _Sky, frame: CommandFrame, deadline_s: float) -> ReplyFrame:
+    def take_off(self, question: Question) -> bool:
+        """Whether a read may fly at once, by itself; who is told so says `landed` when it is over, however it ended."""
+        sky = self._skies.get(question)
+        if sky is None:
+            if len(question.args) > LARGEST:
+                return False
+            self._skies[question] = _Sky()
+            return True
+        if sky.flying >= self._width:
+            return False
+        sky.flying += 1
+        return True
+
+    def landed(self, question: Question) -> None:
+        """A read that has taken off is over."""
+        self._land(question, self._skies[question], _Group())
+
+    async def _wait(self, question: Question, sky: _Sky, frame: Frame, deadline_s: float) -> ReplyFrame:
         """Wait for an answer that somebody else gets, or for the turn to get it."""
         loop = asyncio.get_running_loop()
         until_s = loop.time() + deadline_s
@@ -123,9 +141,7 @@ class Flights:
         self._metrics.reads_shared += 1
         return told
 
-    async def _fly(
-        self, question: Question, sky: _Sky, group: _Group, frame: CommandFrame, deadline_s: float
-    ) -> ReplyFrame:
+    async def _fly(self, question: Question, sky: _Sky, group: _Group, frame: Frame, deadline_s: float) -> ReplyFrame:
         """Get the answer, for the group too."""
         try:
             answer = await self._call(frame, deadline_s)

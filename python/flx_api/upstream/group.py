@@ -30,8 +30,8 @@ from flx_api.upstream.channel import (
 from flx_api.upstream.pending import StreamLost, sends_of
 
 if TYPE_CHECKING:
-    from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame
     from flx_api.upstream.channel import Upstream
+    from flx_api.upstream.pending import Frame
 
 Ending = ReplyFrame | FlxError
 """How a command ended: the daemon's reply, whatever it says, or why there is none."""
@@ -42,7 +42,7 @@ class _Member:
 
     __slots__ = ("_group", "avoid", "frame", "index", "is_again", "is_done", "sends", "until")
 
-    def __init__(self, group: Group, index: int, frame: CommandFrame, *, sends: int, until: float) -> None:
+    def __init__(self, group: Group, index: int, frame: Frame, *, sends: int, until: float) -> None:
         self._group = group
         self.index = index
         self.frame = frame
@@ -104,7 +104,7 @@ class Group:
         """Whether everything that was begun has ended and was told."""
         return not (self._outstanding or self._lost or self._resting or self._endings)
 
-    def begin_now(self, index: int, frame: CommandFrame, deadline_s: float, *, read: bool) -> bool:
+    def begin_now(self, index: int, frame: Frame, deadline_s: float, *, read: bool) -> bool:
         """Do what `begin` does, if nothing has to be waited for; else nothing, and say so."""
         sends = 2 if read else sends_of(frame, read=False)
         member = _Member(self, index, frame, sends=sends, until=self._now() + deadline_s)
@@ -114,7 +114,7 @@ class Group:
             self._outstanding[frame.seq] = member
         return True
 
-    async def begin(self, index: int, frame: CommandFrame, deadline_s: float, *, read: bool) -> None:
+    async def begin(self, index: int, frame: Frame, deadline_s: float, *, read: bool) -> None:
         """Send a command.
 
         Args:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from flx_api.errors import FlxError
-    from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame, ReplyFrame
+    from flx_api.proto.flx.v1.daemon_pb2 import ReplyFrame
     from flx_api.upstream.concurrency import Sort
     from flx_api.upstream.connection import Carrier
     from flx_api.upstream.shedding import Passage
@@ -28,6 +28,36 @@ SORTS: Final[Mapping[Kind | None, Sort | None]] = MappingProxyType(
     {None: None, "wait": None, "call": "ordinary", "grouped": "grouped"}
 )
 """What each is when it comes to room; what waits by nature takes none."""
+
+
+class Frame(Protocol):
+    """A command as it travels: a `CommandFrame`, or a `PlainCommand` of the native core, which has the same names."""
+
+    seq: int
+
+    @property
+    def command(self) -> str:
+        """Its name."""
+        ...
+
+    @property
+    def args(self) -> bytes:
+        """Its arguments."""
+        ...
+
+    @property
+    def idempotency_key(self) -> str:
+        """What makes repeating it harmless; empty: nothing."""
+        ...
+
+    @property
+    def wait_ms(self) -> int:
+        """How long it waits for what it has begun."""
+        ...
+
+    def SerializeToString(self) -> bytes:  # noqa: N802 - protobuf's name
+        """As bytes."""
+        ...
 
 
 class Reply(Protocol):
@@ -68,7 +98,7 @@ class StreamLost(Unavailable):
     """Where it was sent."""
 
 
-def sends_of(frame: CommandFrame, *, read: bool) -> int:
+def sends_of(frame: Frame, *, read: bool) -> int:
     """How often a command may be sent in all, when it is not known what became of it."""
     if read:
         return 2
@@ -79,6 +109,6 @@ def sends_of(frame: CommandFrame, *, read: bool) -> int:
     return SENDS if is_safe else 1
 
 
-def is_wait(frame: CommandFrame) -> bool:
+def is_wait(frame: Frame) -> bool:
     """Whether a command waits for an execution by nature."""
     return frame.wait_ms > 0 or frame.command == _WAIT

@@ -49,6 +49,7 @@ class Streams:
         """It takes commands from now on."""
         carrier.load = self._loads.of(carrier.connection.place, now_s)
         self.ready.append(carrier)
+        carrier.is_ready = True
 
     def told(self, state: PoolState, daemon: int) -> PoolState:
         """The numbers of one daemon of the configuration, with what its addresses bear."""

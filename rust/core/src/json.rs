@@ -8,10 +8,12 @@
 //! value. Why not `serde_json`: it keeps the last of two equal names and turns big integers into floats; it is the judge
 //! in the tests instead. The judge of the check is the reader in Python of `tests/models/naive_json.py`.
 
+mod members;
 mod outline;
 
 use std::borrow::Cow;
 
+pub use members::{Member, members};
 pub use outline::{Outline, outline};
 
 /// Objects and arrays of a tree inside one another, the outermost counted.

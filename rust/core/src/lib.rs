@@ -7,6 +7,7 @@
 //! - [`jwt`]: key sets and strict verification of compact JWS and of claims
 //! - [`limit`]: true sliding windows in bounded memory
 //! - [`admission`]: one decision per request out of the two above
+//! - [`command`]: what is read and written of a command on its way
 //! - [`meter`]: counting Singer messages as they pass
 //! - [`hub`]: who hears what, and what each connection has still to get
 //! - [`ws`]: WebSocket framing
@@ -14,6 +15,7 @@
 #![deny(unsafe_code)]
 
 pub mod admission;
+pub mod command;
 pub mod error;
 pub mod hub;
 pub mod json;

@@ -18,18 +18,19 @@ use flx_core::metrics;
 use pyo3::exceptions::PyValueError;
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyString, PyTuple};
+use pyo3::types::{PyDict, PyTuple};
 
 use crate::admitted::{Admitted, Client, RequestId, values_of};
-use crate::answer::{Answers, Face, Given, Lane, Parts, Template, Told};
+use crate::answer::{Answers, Face, Given, Lane, Template};
 use crate::counters::{Counters, method_of};
 use crate::errors::unusable;
 use crate::given::{GivenPolicy, GivenRoute, access_of, policy, toll};
 use crate::memory::{Regions, Words};
 use crate::principal::{Principal, Shell};
-use crate::request::{Now, Value, Version, api_key, bearer, is_secure, peer, raw_path, text, walk, without_port};
+use crate::request::{Now, Value, Version, bearer, is_secure, kept, peer, raw_path, text, walk, without_port};
 use crate::revocation::Revocations;
 use crate::rsgi::Rsgi;
+use crate::seen::{Request, Seen, seconds, told};
 use crate::shared::SharedMemory;
 use crate::token::TokenVerifier;
 use crate::window::seed;
@@ -40,23 +41,6 @@ const TIMED: u64 = 16;
 type Core = core::Admission<Words, Shell>;
 /// Why a handshake is refused, the policy and the seconds to wait, and what is known of it.
 type Handshake = (Option<&'static str>, Option<(usize, u64)>, Admitted);
-
-/// What a request says about itself.
-struct Request<'a> {
-    method: &'a str,
-    path: &'a [u8],
-    peer: &'a str,
-    /// The peer, where the server has exactly that.
-    peer_text: Option<&'a Py<PyString>>,
-    secure: bool,
-    /// In HTTP/1 a connection can be closed, and a body announces itself.
-    version: Version<'a, 'a>,
-    /// Whether it may be answered with what the principal was given before.
-    pages: bool,
-    /// Whether a lease that is not there yet is a refusal: else nothing is said, and the caller asks again after a sync.
-    last: bool,
-    face: Face,
-}
 
 /// What a route is beside its methods.
 struct RouteInfo {
@@ -209,13 +193,14 @@ impl Admission {
     }
 
     /// Decides about an HTTP request by its RSGI scope: the three arguments of a whole answer, or what was admitted and its
-    /// scope as ASGI has it.
-    #[pyo3(signature = (scope, *, pages=true, last=true, now_s=None, now_ns=None))]
+    /// scope as ASGI has it; none of the route `bare`, when there is a body of known length.
+    #[pyo3(signature = (scope, *, pages=true, last=true, bare=None, now_s=None, now_ns=None))]
     fn admit_rsgi<'py>(
         slf: &Bound<'py, Self>,
         scope: &Bound<'py, PyAny>,
         pages: bool,
         last: bool,
+        bare: Option<usize>,
         now_s: Option<f64>,
         now_ns: Option<u64>,
     ) -> PyResult<Option<Bound<'py, PyTuple>>> {
@@ -245,7 +230,14 @@ impl Admission {
         }
         match seen.cast_into::<PyTuple>() {
             Ok(answer) => Ok(Some(answer)),
-            Err(admitted) => (admitted.into_inner(), it.asgi_scope(py)?).into_pyobject(py).map(Some),
+            Err(admitted) => {
+                let admitted = admitted.into_inner();
+                let is_bare = bare.is_some_and(|bare| {
+                    admitted.cast::<Admitted>().is_ok_and(|it| it.get().route == bare && it.get().length > Some(0))
+                });
+                let scope = (!is_bare).then(|| it.asgi_scope(py)).transpose()?;
+                (admitted, scope).into_pyobject(py).map(Some)
+            }
         }
     }
 
@@ -287,7 +279,9 @@ impl Admission {
             values: PyTuple::empty(py).unbind(),
             request_id: this.request_id(&head),
             client: Client::Told(client.to_owned()),
-            api_key: api_key(&head),
+            api_key: kept(head.api_key.as_ref()),
+            idempotency_key: None,
+            traceparent: None,
             length: Some(0),
             started_ns: now.ns,
             method: method_of("WEBSOCKET"),
@@ -308,19 +302,8 @@ impl Admission {
         command: &str,
         now_ns: Option<u64>,
     ) -> PyResult<Option<(&'static str, usize, u64)>> {
-        let Some(&(_, class)) = self.commands.get(command) else { return Ok(None) };
-        let now = Now::of(Some(0.0), now_ns)?;
-        let ask = Ask {
-            class,
-            token: Token::NotNeeded,
-            client: admitted.client.text(py)?,
-            api_key: admitted.api_key.as_deref(),
-            revocations: self.revocations.get(),
-            now_s: now.s,
-            now_ns: now.ns,
-        };
-        let mut leases = self.leases.as_ref().map(|book| book.lock().unwrap_or_else(PoisonError::into_inner));
-        let decision = self.core().admit_later(&ask, leases.as_deref_mut(), admitted.known.as_deref());
+        let Some(class) = self.class_in_body(command) else { return Ok(None) };
+        let decision = self.later(py, admitted, class, Now::of(Some(0.0), now_ns)?)?;
         self.count_shadows(&decision);
         let quota = decision.quota.unwrap_or(core::Quota { policy: 0, remaining: 0, reset_ns: 0 });
         Ok(decision.refusal.map(|reason| (reason.word(), quota.policy, seconds(quota.reset_ns).max(1))))
@@ -387,6 +370,32 @@ impl Admission {
         &self.id_prefix
     }
 
+    /// The class of a command that becomes known in a body.
+    pub(crate) fn class_in_body(&self, command: &str) -> Option<usize> {
+        self.commands.get(command).map(|&(_, class)| class)
+    }
+
+    /// The second decision about an admitted request, by what its command passes.
+    pub(crate) fn later(
+        &self,
+        py: Python<'_>,
+        admitted: &Admitted,
+        class: usize,
+        now: Now,
+    ) -> PyResult<Decision<Shell>> {
+        let ask = Ask {
+            class,
+            token: Token::NotNeeded,
+            client: admitted.client.text(py)?,
+            api_key: admitted.api_key.as_deref(),
+            revocations: self.revocations.get(),
+            now_s: now.s,
+            now_ns: now.ns,
+        };
+        let mut leases = self.leases.as_ref().map(|book| book.lock().unwrap_or_else(PoisonError::into_inner));
+        Ok(self.core().admit_later(&ask, leases.as_deref_mut(), admitted.known.as_deref()))
+    }
+
     fn request_id(&self, head: &Head<Value<'_>>) -> RequestId {
         match head.sane_request_id() {
             Some(Value::Bytes(given)) => RequestId::Given(given.clone().unbind()),
@@ -423,7 +432,7 @@ impl Admission {
         decision
     }
 
-    fn count_shadows(&self, decision: &Decision<Shell>) {
+    pub(crate) fn count_shadows(&self, decision: &Decision<Shell>) {
         for &policy in &decision.shadow {
             self.counters.shadow(policy);
         }
@@ -515,7 +524,9 @@ impl Admission {
                 Some(text) if std::ptr::eq(client, request.peer) => Client::Peer(text.clone_ref(py)),
                 _ => Client::Told(client.to_owned()),
             },
-            api_key: api_key(head),
+            api_key: kept(head.api_key.as_ref()),
+            idempotency_key: kept(head.idempotency_key.as_ref()),
+            traceparent: kept(head.traceparent.as_ref()),
             length,
             started_ns: now.ns,
             method: seen.method,
@@ -565,33 +576,6 @@ impl Admission {
         }
         self.counters.request(seen.route, seen.method, status, elapsed);
     }
-}
-
-/// What is known of a request while it is decided upon.
-struct Seen<'r> {
-    route: usize,
-    method: usize,
-    request_id: RequestId,
-    told: Option<Told>,
-    now: Now,
-    request: &'r Request<'r>,
-    is_head: bool,
-    is_timed: bool,
-    two_lengths: bool,
-}
-
-impl Seen<'_> {
-    fn parts<'a>(&self, request_id: &'a str) -> Parts<'a> {
-        Parts { request_id, secure: self.request.secure, told: self.told, face: self.request.face }
-    }
-}
-
-fn seconds(nanoseconds: u64) -> u64 {
-    nanoseconds.div_ceil(1_000_000_000)
-}
-
-fn told(quota: core::Quota) -> Told {
-    Told { policy: quota.policy, remaining: quota.remaining, reset_s: seconds(quota.reset_ns) }
 }
 
 fn id_prefix() -> PyResult<String> {

@@ -74,6 +74,9 @@ pub(crate) struct Admitted {
     pub(crate) client: Client,
     /// Its `X-API-Key`, for what is decided about it later.
     pub(crate) api_key: Option<Box<[u8]>>,
+    /// Its `Idempotency-Key` and `traceparent`, for the frame of a command.
+    pub(crate) idempotency_key: Option<Box<[u8]>>,
+    pub(crate) traceparent: Option<Box<[u8]>>,
     /// Bytes of its body: 0 when there is none, None when it ends when it ends.
     #[pyo3(get)]
     pub(crate) length: Option<u64>,
@@ -158,7 +161,13 @@ impl Admitted {
 
     /// Counts the request as over.
     fn over(&self, status: u16) {
-        let nanoseconds = crate::request::monotonic_ns().saturating_sub(self.started_ns);
+        self.over_at(status, crate::request::monotonic_ns());
+    }
+}
+
+impl Admitted {
+    pub(crate) fn over_at(&self, status: u16, now_ns: u64) {
+        let nanoseconds = now_ns.saturating_sub(self.started_ns);
         self.by.get().counters().request(self.route, self.method, status, nanoseconds);
     }
 }

@@ -176,6 +176,7 @@ pub(crate) struct Answers {
     /// Over TLS only.
     transport_security: Line,
     close: Line,
+    json: Line,
     pub(crate) lanes: Vec<Lane>,
 }
 
@@ -200,8 +201,14 @@ impl Answers {
             content_security: Line::new(content_security)?,
             transport_security: Line::new(transport_security)?,
             close: Line::new(&header(py, Face::Asgi, b"connection", b"close")?)?,
+            json: Line::new(&header(py, Face::Asgi, b"content-type", b"application/json")?)?,
             lanes,
         })
+    }
+
+    /// The media type of an answer.
+    pub(crate) fn json(&self, face: Face) -> &Py<PyTuple> {
+        self.json.of(face)
     }
 
     /// The headers of a response: `list` holds its own already.

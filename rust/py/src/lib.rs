@@ -15,6 +15,7 @@
 mod admission;
 mod admitted;
 mod answer;
+mod command;
 mod counters;
 mod errors;
 mod given;
@@ -31,6 +32,7 @@ mod request;
 mod revocation;
 mod roster;
 mod rsgi;
+mod seen;
 mod shared;
 mod token;
 mod window;
@@ -44,6 +46,8 @@ mod _core {
     use crate::admission::Admission;
     #[pymodule_export]
     use crate::admitted::Admitted;
+    #[pymodule_export]
+    use crate::command::{PlainCommand, PlainCommands, joined};
     #[pymodule_export]
     use crate::counters::Counters;
     #[pymodule_export]

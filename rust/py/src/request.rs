@@ -180,7 +180,7 @@ pub(crate) fn bearer<'a>(head: &'a Head<Value<'_>>) -> Result<&'a [u8], Reason> 
     head.authorization.only().and_then(|value| credentials::bearer(value.as_ref()))
 }
 
-/// `X-API-Key`, kept.
-pub(crate) fn api_key(head: &Head<Value<'_>>) -> Option<Box<[u8]>> {
-    head.api_key.as_ref().map(|key| key.as_ref().into())
+/// A header that is needed later.
+pub(crate) fn kept(value: Option<&Value<'_>>) -> Option<Box<[u8]>> {
+    value.map(|value| value.as_ref().into())
 }

@@ -53,6 +53,10 @@ pub struct Head<V> {
     pub request_id: Option<V>,
     /// `X-API-Key`, the last one.
     pub api_key: Option<V>,
+    /// `Idempotency-Key`, the last one.
+    pub idempotency_key: Option<V>,
+    /// `traceparent`, the last one.
+    pub traceparent: Option<V>,
     /// `X-Forwarded-For`, all of them in order.
     pub forwarded_for: Vec<V>,
     /// `Forwarded`, all of them in order.
@@ -73,6 +77,8 @@ impl<V> Default for Head<V> {
             media: Once::Absent,
             request_id: None,
             api_key: None,
+            idempotency_key: None,
+            traceparent: None,
             forwarded_for: Vec::new(),
             forwarded: Vec::new(),
             chunked: false,
@@ -92,7 +98,7 @@ pub enum Body {
     Streamed,
 }
 
-/// A header that decides something.
+/// A header that decides something, or travels with a command.
 #[derive(Clone, Copy, Debug)]
 pub enum Field {
     /// `Authorization`
@@ -103,6 +109,10 @@ pub enum Field {
     Origin,
     /// `X-API-Key`
     ApiKey,
+    /// `Idempotency-Key`
+    IdempotencyKey,
+    /// `traceparent`
+    Traceparent,
     /// `Forwarded`
     Forwarded,
     /// `X-Forwarded-For`
@@ -120,7 +130,7 @@ pub enum Field {
 }
 
 impl Field {
-    /// The field of this name, if it decides anything.
+    /// The field of this name, if it is one.
     #[must_use]
     #[inline]
     pub fn of(name: &[u8]) -> Option<Self> {
@@ -132,7 +142,7 @@ impl Field {
 }
 
 /// The fields by their names in lower case, as nearly all servers send them.
-static FIELDS: [(&[u8], Field); 11] = [
+static FIELDS: [(&[u8], Field); 13] = [
     (b"host", Field::Host),
     (b"authorization", Field::Authorization),
     (b"content-length", Field::Length),
@@ -142,6 +152,8 @@ static FIELDS: [(&[u8], Field); 11] = [
     (b"x-forwarded-for", Field::ForwardedFor),
     (b"forwarded", Field::Forwarded),
     (b"x-api-key", Field::ApiKey),
+    (b"idempotency-key", Field::IdempotencyKey),
+    (b"traceparent", Field::Traceparent),
     (b"content-encoding", Field::Encoding),
     (b"transfer-encoding", Field::Chunked),
 ];
@@ -166,6 +178,8 @@ impl<V: AsRef<[u8]>> Head<V> {
             Field::Host => self.host.see(value),
             Field::Origin => self.origin = true,
             Field::ApiKey => self.api_key = Some(value),
+            Field::IdempotencyKey => self.idempotency_key = Some(value),
+            Field::Traceparent => self.traceparent = Some(value),
             Field::Forwarded => self.forwarded.push(value),
             Field::ForwardedFor => self.forwarded_for.push(value),
             Field::RequestId => self.request_id = Some(value),

@@ -1,0 +1,68 @@
+//! The body of an answer: `CommandReply` of `flx_api.models.envelope`, whose encoder is the judge in the tests.
+
+/// What is said of a command that was carried out.
+#[derive(Clone, Copy, Debug)]
+pub struct Answer<'a> {
+    /// The request's id.
+    pub request_id: &'a str,
+    /// The name of the command.
+    pub command: &'a str,
+    /// JSON; empty: null.
+    pub result: &'a [u8],
+    /// From receiving the request to now.
+    pub duration_us: u64,
+    /// Whether this is the answer of an earlier request with the same key.
+    pub replayed: bool,
+}
+
+impl Answer<'_> {
+    /// As JSON.
+    #[must_use]
+    pub fn encoded(&self) -> Vec<u8> {
+        let result = if self.result.is_empty() { b"null" } else { self.result };
+        let mut out = Vec::with_capacity(160 + 2 * self.request_id.len() + self.command.len() + result.len());
+        out.extend_from_slice(b"{\"id\":");
+        text(&mut out, self.request_id);
+        out.extend_from_slice(b",\"command\":");
+        text(&mut out, self.command);
+        out.extend_from_slice(b",\"status\":\"ok\",\"result\":");
+        out.extend_from_slice(result);
+        out.extend_from_slice(b",\"meta\":{\"request_id\":");
+        text(&mut out, self.request_id);
+        out.extend_from_slice(b",\"duration_us\":");
+        out.extend_from_slice(self.duration_us.to_string().as_bytes());
+        out.extend_from_slice(if self.replayed { b",\"replayed\":true}}" } else { b"}}" });
+        out
+    }
+}
+
+/// A text that needs no escapes, which ids and names of commands never do, or else with them.
+fn text(out: &mut Vec<u8>, text: &str) {
+    out.push(b'"');
+    for &byte in text.as_bytes() {
+        match byte {
+            b'"' | b'\\' => out.extend_from_slice(&[b'\\', byte]),
+            0..=0x1f => out.extend_from_slice(format!("\\u{byte:04x}").as_bytes()),
+            _ => out.push(byte),
+        }
+    }
+    out.push(b'"');
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_compact_json() {
+        let answer = Answer { request_id: "r\"1", command: "a.b", result: b"", duration_us: 7, replayed: false };
+        assert_eq!(
+            br#"{"id":"r\"1","command":"a.b","status":"ok","result":null,"meta":{"request_id":"r\"1","duration_us":7}}"#
+                .to_vec(),
+            answer.encoded()
+        );
+        let again = Answer { request_id: "r", result: br#"{"n":1}"#, replayed: true, ..answer };
+        let tail = br#","result":{"n":1},"meta":{"request_id":"r","duration_us":7,"replayed":true}}"#;
+        assert!(again.encoded().ends_with(tail));
+    }
+}

@@ -1,0 +1,128 @@
+//! The body of `POST /v1/execute`.
+//!
+//! Rules: what is accepted here means the same to the general way (`flx_api.gateway.routes_fast`, the judge of the property
+//! test); what is refused or hesitated about there is nothing here.
+
+use crate::json::members;
+
+/// As `flx_api.models.strict_json.MAX_DEPTH`.
+pub const MAX_DEPTH: usize = 64;
+const MAX_KEY: usize = 255;
+const MAX_ENVIRONMENT: usize = 64;
+const MAX_DEADLINE_MS: u32 = 3_600_000;
+
+/// A request that asks for nothing special.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Plain<'a> {
+    /// The name of the command.
+    pub command: &'a str,
+    /// A JSON object, as it came.
+    pub args: &'a str,
+    /// The key in the body.
+    pub idempotency_key: Option<&'a str>,
+    /// The environment.
+    pub environment: Option<&'a str>,
+    /// Milliseconds that it may take.
+    pub deadline_ms: Option<u32>,
+}
+
+/// Reads a body; nothing, when it is not certain that all of it is acceptable and plain.
+#[must_use]
+pub fn plain(body: &[u8]) -> Option<Plain<'_>> {
+    let mut found = Plain { command: "", args: "{}", idempotency_key: None, environment: None, deadline_ms: None };
+    for (name, value) in members(body, MAX_DEPTH)? {
+        match &*name {
+            "command" => found.command = text(value)?,
+            "args" => found.args = value.starts_with('{').then_some(value)?,
+            "idempotency_key" => {
+                found.idempotency_key = unless_null(value, |value| text(value).filter(|key| is_key(key)))?
+            }
+            "environment" => {
+                let is_short = |name: &&str| name.chars().count() <= MAX_ENVIRONMENT;
+                found.environment = unless_null(value, |value| text(value).filter(is_short))?;
+            }
+            "deadline_ms" => found.deadline_ms = unless_null(value, deadline)?,
+            "wait_ms" if matches!(value, "0" | "null") => {}
+            "dry_run" if value == "false" => {}
+            _ => return None,
+        }
+    }
+    (!found.command.is_empty()).then_some(found)
+}
+
+/// Whether a key is one: printable ASCII without a blank, and not too long.
+#[must_use]
+pub fn is_key(key: &str) -> bool {
+    !key.is_empty() && key.len() <= MAX_KEY && key.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+/// A text that stands for itself.
+fn text(value: &str) -> Option<&str> {
+    value.strip_prefix('"')?.strip_suffix('"').filter(|text| !text.contains('\\'))
+}
+
+fn deadline(value: &str) -> Option<u32> {
+    value.parse().ok().filter(|ms| (1..=MAX_DEADLINE_MS).contains(ms))
+}
+
+fn unless_null<'a, T>(value: &'a str, read: impl FnOnce(&'a str) -> Option<T>) -> Option<Option<T>> {
+    if value == "null" { Some(None) } else { read(value).map(Some) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_plain_is_read() {
+        let bare = Plain { command: "a.b", args: "{}", idempotency_key: None, environment: None, deadline_ms: None };
+        assert_eq!(Some(bare), plain(br#"{"command":"a.b"}"#));
+        assert_eq!(
+            Some(Plain {
+                args: r#"{ "n": [1] }"#,
+                idempotency_key: Some("k-1"),
+                environment: Some("prød"),
+                deadline_ms: Some(3_600_000),
+                ..bare
+            }),
+            plain(
+                r#" {"args" : { "n": [1] } ,"idempotency_key":"k-1","environment":"prød","deadline_ms":3600000,
+                    "wait_ms":0,"dry_run":false,"command":"a.b"} "#
+                    .as_bytes()
+            )
+        );
+        let nulls = br#"{"command":"a.b","idempotency_key":null,"environment":null,"deadline_ms":null,"wait_ms":null}"#;
+        assert_eq!(Some(bare), plain(nulls));
+    }
+
+    #[test]
+    fn what_is_special_or_wrong_is_left_to_the_general_way() {
+        let long = format!(r#"{{"command":"a","idempotency_key":"{}"}}"#, "k".repeat(256));
+        for body in [
+            r#"{"args":{}}"#,
+            r#"{"command":""}"#,
+            r#"{"command":1}"#,
+            r#"{"command":"a\u002eb"}"#,
+            r#"{"command":"a","args":[]}"#,
+            r#"{"command":"a","args":null}"#,
+            r#"{"command":"a","idempotency_key":""}"#,
+            r#"{"command":"a","idempotency_key":"a b"}"#,
+            r#"{"command":"a","idempotency_key":"ä"}"#,
+            r#"{"command":"a","deadline_ms":0}"#,
+            r#"{"command":"a","deadline_ms":3600001}"#,
+            r#"{"command":"a","deadline_ms":1.0}"#,
+            r#"{"command":"a","deadline_ms":"1"}"#,
+            r#"{"command":"a","wait_ms":1}"#,
+            r#"{"command":"a","dry_run":true}"#,
+            r#"{"command":"a","dry_run":null}"#,
+            r#"{"command":"a","other":1}"#,
+            r#"{"command":"a","command":"a"}"#,
+            "",
+            &long,
+        ] {
+            assert_eq!(None, plain(body.as_bytes()), "{body}");
+        }
+        let name = "n".repeat(65);
+        assert_eq!(None, plain(format!(r#"{{"command":"a","environment":"{name}"}}"#).as_bytes()));
+    }
+}

@@ -1,0 +1,357 @@
+//! `PlainCommands` and `PlainCommand`: a command that asks for nothing special, from its body to its answer.
+//!
+//! Rules:
+//! - nothing is charged, counted or made before it is certain that the command is plain and permitted: whoever is told that
+//!   it is not begins anew, the general way;
+//! - its phases are counted here: `authorise` and `dispatch` when it is read, `upstream` when it is answered, `respond` when
+//!   it is over.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use flx_core::command::answer::Answer;
+use flx_core::command::catalog::{Catalog, Entry, Repeat};
+use flx_core::command::frame::{Frame, join, whole};
+use flx_core::command::request::{Plain, is_key, plain};
+use flx_core::metrics::PHASE_NAMES;
+use pyo3::exceptions::PyValueError;
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyList, PyString, PyTuple};
+
+use crate::admission::Admission;
+use crate::admitted::{Admitted, length_header, needs_length};
+use crate::answer::{Parts, line};
+use crate::request::{Now, monotonic_ns};
+use crate::window::seed;
+
+/// name, what repeating it means, whether its answer may be shared, the roles that may call it
+type GivenCommand = (Py<PyString>, String, bool, Vec<String>);
+
+const OK: u16 = 200;
+
+const fn phase(name: &str) -> usize {
+    let mut at = 0;
+    while at < PHASE_NAMES.len() {
+        if same(PHASE_NAMES[at].as_bytes(), name.as_bytes()) {
+            return at;
+        }
+        at += 1;
+    }
+    panic!("there is no such phase")
+}
+
+const fn same(one: &[u8], other: &[u8]) -> bool {
+    if one.len() != other.len() {
+        return false;
+    }
+    let mut at = 0;
+    while at < one.len() {
+        if one[at] != other[at] {
+            return false;
+        }
+        at += 1;
+    }
+    true
+}
+
+const AUTHORISE: usize = phase("authorise");
+const DISPATCH: usize = phase("dispatch");
+const UPSTREAM: usize = phase("upstream");
+const RESPOND: usize = phase("respond");
+
+/// What the shell knows of a command beside the core's entry.
+struct Extra {
+    name: Py<PyString>,
+    shared: bool,
+    class: Option<usize>,
+}
+
+/// The commands that may be plain, with the limits of one gateway.
+#[pyclass(frozen, module = "flx_api._core")]
+pub(crate) struct PlainCommands {
+    admission: Py<Admission>,
+    catalog: Catalog<Extra>,
+    deadline_ms: u32,
+    made_key: String,
+}
+
+#[pymethods]
+impl PlainCommands {
+    #[new]
+    #[pyo3(signature = (admission, commands, *, deadline_ms, made_key))]
+    fn new(
+        py: Python<'_>,
+        admission: Py<Admission>,
+        commands: Vec<GivenCommand>,
+        deadline_ms: u32,
+        made_key: String,
+    ) -> PyResult<Self> {
+        let mut entries = Vec::with_capacity(commands.len());
+        for (name, repeat, shared, roles) in commands {
+            let text = name.to_str(py)?.to_owned();
+            let repeat = Repeat::named(&repeat)
+                .ok_or_else(|| PyValueError::new_err("a command is read, idempotent, key or none"))?;
+            let class = admission.get().class_in_body(&text);
+            entries.push((text, Entry { repeat, roles, extra: Extra { name, shared, class } }));
+        }
+        Ok(Self { admission, catalog: Catalog::new(entries), deadline_ms, made_key })
+    }
+
+    /// Reads the body of a request, decides about its command and makes its frame; None, and nothing done, when it is to go
+    /// the general way.
+    #[pyo3(signature = (admitted, body, since_ns, *, now_s=None))]
+    fn read(
+        &self,
+        py: Python<'_>,
+        admitted: &Bound<'_, Admitted>,
+        body: &Bound<'_, PyBytes>,
+        since_ns: u64,
+        now_s: Option<f64>,
+    ) -> PyResult<Option<PlainCommand>> {
+        let it = admitted.get();
+        let Some(mut found) = plain(body.as_bytes()) else { return Ok(None) };
+        let Ok(header) = key(it) else { return Ok(None) };
+        match (header, found.idempotency_key) {
+            (Some(header), Some(key)) if header != key => return Ok(None),
+            (header, key) => found.idempotency_key = header.or(key),
+        }
+        self.made(py, admitted, &found, Some(since_ns), Now::of(now_s, None)?)
+    }
+
+    /// Decides about one of many operations, and makes its frame; None, and nothing done, when it is to go the general way.
+    /// No phase is counted: they are the whole request's.
+    #[pyo3(signature = (admitted, command, args, *, idempotency_key=None, environment=None, deadline_ms=None))]
+    #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
+    fn operation(
+        &self,
+        py: Python<'_>,
+        admitted: &Bound<'_, Admitted>,
+        command: &str,
+        args: &[u8],
+        idempotency_key: Option<&str>,
+        environment: Option<&str>,
+        deadline_ms: Option<u32>,
+    ) -> PyResult<Option<PlainCommand>> {
+        let Ok(args) = str::from_utf8(args) else { return Ok(None) };
+        let found = Plain { command, args, idempotency_key, environment, deadline_ms };
+        self.made(py, admitted, &found, None, Now::of(None, None)?)
+    }
+}
+
+impl PlainCommands {
+    fn made(
+        &self,
+        py: Python<'_>,
+        admitted: &Bound<'_, Admitted>,
+        found: &Plain<'_>,
+        since_ns: Option<u64>,
+        now: Now,
+    ) -> PyResult<Option<PlainCommand>> {
+        let it = admitted.get();
+        let Some(known) = it.known.as_deref() else { return Ok(None) };
+        let Some(entry) = self.catalog.permitted(found.command, &known.principal.roles) else { return Ok(None) };
+        let Ok(traceparent) = ascii(it.traceparent.as_deref()) else { return Ok(None) };
+        let gateway = self.admission.get();
+        if let Some(class) = entry.extra.class {
+            let decision = gateway.later(py, it, class, now)?;
+            if decision.refusal.is_some() {
+                // A refusal charges nothing: it is found again, and told, the general way.
+                return Ok(None);
+            }
+            gateway.count_shadows(&decision);
+        }
+        let authorised = monotonic_ns();
+        let key = match (found.idempotency_key, entry.repeat) {
+            (Some(key), _) => key.to_owned(),
+            (None, Repeat::Keyed) => self.new_key()?,
+            (None, _) => String::new(),
+        };
+        let deadline_ms = found.deadline_ms.unwrap_or(self.deadline_ms);
+        let frame = Frame {
+            command: found.command,
+            args: found.args,
+            principal: Some(&known.principal),
+            idempotency_key: &key,
+            deadline_unix_ms: (now.s * 1e3) as u64 + u64::from(deadline_ms),
+            request_id: &it.request_id.text(py, gateway.id_prefix()),
+            traceparent: traceparent.unwrap_or_default(),
+            environment: found.environment.unwrap_or_default(),
+            client_address: it.client.text(py)?,
+        };
+        let frame = frame.encoded();
+        let mut mark = authorised;
+        if let Some(since) = since_ns {
+            let counters = gateway.counters();
+            counters.phase(AUTHORISE, authorised.saturating_sub(since));
+            mark = monotonic_ns();
+            counters.phase(DISPATCH, mark.saturating_sub(authorised));
+        }
+        Ok(Some(PlainCommand {
+            admitted: admitted.clone().unbind(),
+            command: entry.extra.name.clone_ref(py),
+            frame,
+            key,
+            args: found.args.into(),
+            environment: found.environment.map(Into::into),
+            deadline_s: f64::from(deadline_ms) / 1e3,
+            reads: entry.repeat == Repeat::Read,
+            shared: entry.extra.shared,
+            seq: AtomicU64::new(0),
+            mark_ns: AtomicU64::new(mark),
+        }))
+    }
+
+    fn new_key(&self) -> PyResult<String> {
+        let (one, other) = seed()?;
+        Ok(format!("{}{one:016x}{other:016x}", self.made_key))
+    }
+}
+
+/// What cannot be had this way.
+struct NotPlain;
+
+fn ascii(value: Option<&[u8]>) -> Result<Option<&str>, NotPlain> {
+    let text = value.map(str::from_utf8).transpose().map_err(|_| NotPlain)?;
+    if text.is_none_or(str::is_ascii) { Ok(text) } else { Err(NotPlain) }
+}
+
+/// The key of the header.
+fn key(admitted: &Admitted) -> Result<Option<&str>, NotPlain> {
+    let key = ascii(admitted.idempotency_key.as_deref())?;
+    if key.is_none_or(is_key) { Ok(key) } else { Err(NotPlain) }
+}
+
+/// One command, ready to travel. Its names are those of a `CommandFrame`.
+#[pyclass(frozen, module = "flx_api._core")]
+pub(crate) struct PlainCommand {
+    admitted: Py<Admitted>,
+    #[pyo3(get)]
+    command: Py<PyString>,
+    frame: Vec<u8>,
+    key: String,
+    args: Box<str>,
+    environment: Option<Box<str>>,
+    #[pyo3(get)]
+    deadline_s: f64,
+    /// It changes nothing.
+    #[pyo3(get)]
+    reads: bool,
+    /// Its answer may be another one's as well.
+    #[pyo3(get)]
+    shared: bool,
+    seq: AtomicU64,
+    mark_ns: AtomicU64,
+}
+
+#[pymethods]
+impl PlainCommand {
+    #[getter]
+    fn seq(&self) -> u64 {
+        self.seq.load(Ordering::Relaxed)
+    }
+
+    #[setter]
+    fn set_seq(&self, seq: u64) {
+        self.seq.store(seq, Ordering::Relaxed);
+    }
+
+    #[getter]
+    fn idempotency_key(&self) -> &str {
+        &self.key
+    }
+
+    /// It waits for nothing by nature.
+    #[getter]
+    #[expect(clippy::unused_self, reason = "it is a property in Python")]
+    fn wait_ms(&self) -> u64 {
+        0
+    }
+
+    #[getter]
+    fn args<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, self.args.as_bytes())
+    }
+
+    #[getter]
+    fn environment(&self) -> Option<&str> {
+        self.environment.as_deref()
+    }
+
+    /// When its last phase ended, in monotonic nanoseconds.
+    #[getter]
+    fn mark_ns(&self) -> u64 {
+        self.mark_ns.load(Ordering::Relaxed)
+    }
+
+    /// As a `CommandFrame`.
+    #[pyo3(name = "SerializeToString")]
+    fn serialize<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, &whole(self.seq(), &self.frame))
+    }
+
+    /// The whole answer: the two messages of ASGI, or the three arguments of RSGI. `own`: headers beside those of every
+    /// response.
+    fn answer<'py>(
+        &self,
+        py: Python<'py>,
+        result: &[u8],
+        replayed: bool,
+        own: Vec<Bound<'py, PyTuple>>,
+    ) -> PyResult<Bound<'py, PyTuple>> {
+        let it = self.admitted.get();
+        let gateway = it.by.get();
+        let now = self.passed(UPSTREAM);
+        let request_id = it.request_id.text(py, gateway.id_prefix());
+        let body = Answer {
+            request_id: &request_id,
+            command: self.command.to_str(py)?,
+            result,
+            duration_us: now.saturating_sub(it.started_ns) / 1_000,
+            replayed,
+        };
+        let body = PyBytes::new(py, &body.encoded());
+        let list = PyList::empty(py);
+        let answers = gateway.answers();
+        list.append(answers.json(it.face))?;
+        for header in own {
+            list.append(line(it.face, &header)?)?;
+        }
+        let parts = Parts { request_id: &request_id, secure: it.secure, told: it.told, face: it.face };
+        answers.finish(py, &list, &parts, false)?;
+        if needs_length(it.face, false) {
+            list.append(length_header(py, it.face, body.as_bytes().len() as u64)?)?;
+        }
+        crate::answer::whole(py, it.face, OK, &list, &body, None)
+    }
+
+    /// Counts the request as over.
+    fn over(&self, status: u16) {
+        let now = self.passed(RESPOND);
+        self.admitted.get().over_at(status, now);
+    }
+}
+
+impl PlainCommand {
+    /// A phase is over; the time since the one before is its. Tells the moment.
+    fn passed(&self, phase: usize) -> u64 {
+        let now = monotonic_ns();
+        let before = self.mark_ns.swap(now, Ordering::Relaxed);
+        self.admitted.get().by.get().counters().phase(phase, now.saturating_sub(before));
+        now
+    }
+}
+
+/// Frames as a `CommandBatch`: plain commands, and whatever has a `SerializeToString`.
+#[pyfunction]
+pub(crate) fn joined<'py>(py: Python<'py>, frames: &Bound<'py, PyList>) -> PyResult<Bound<'py, PyBytes>> {
+    let mut batch = Vec::with_capacity(256 * frames.len());
+    for frame in frames.iter() {
+        if let Ok(plain) = frame.cast::<PlainCommand>() {
+            join(&mut batch, plain.get().seq(), &plain.get().frame);
+        } else {
+            let bytes = frame.call_method0(intern!(py, "SerializeToString"))?.cast_into::<PyBytes>()?;
+            join(&mut batch, 0, bytes.as_bytes());
+        }
+    }
+    Ok(PyBytes::new(py, &batch))
+}

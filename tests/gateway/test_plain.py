@@ -1,0 +1,22 @@
+"""Which commands may be plain. What is made of one: properties/test_plain_commands.py."""
+
+from __future__ import annotations
+
+from flx_api.commands import COMMANDS
+from flx_api.commands.permissions import ROLES, permits
+from flx_api.gateway.plain import plain_commands
+
+
+def test_who_may_call_a_plain_command_is_who_is_permitted() -> None:
+    for name, idempotency, _, roles in plain_commands(()):
+        assert COMMANDS[name].idempotency == idempotency
+        assert [role for role in ROLES if permits((role,), name)] == roles
+
+
+def test_what_is_special_by_nature_is_not_plain() -> None:
+    names = {name for name, *_ in plain_commands({"connection.list"})}
+    assert {"system.echo", "pipeline.run", "pipeline.list"} <= names
+    assert not names & {"connection.list", "execution.wait", "event.publish", "auth.login", "auth.logout"}
+    assert {name for name, _, shared, _ in plain_commands(()) if shared} <= {
+        name for name, command in COMMANDS.items() if command.idempotency == "read"
+    }

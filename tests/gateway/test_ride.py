@@ -1,0 +1,293 @@
+"""A command without a task, with a real gateway and a daemon behind it. Real servers: e2e/test_faces.py."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import json
+from typing import TYPE_CHECKING, Any
+
+from tests.gateway_app import running, scope
+from tests.gateway_process import bearer
+from tests.small_admission import RsgiScope
+
+from flx_api.errors import Conflict
+from flx_api.gateway.lane import Lane
+from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame, ReplyFrame
+from flx_api.upstream.flights import WIDTH
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Generator
+
+    from tests.gateway_app import Running
+
+ECHO = b'{"command":"system.echo","args":{"n":1}}'
+
+
+class Body:
+    """A body on its way, as Granian's future of it."""
+
+    def __init__(self, data: bytes | None, *, fails: bool = False) -> None:
+        self._data = data
+        self._fails = fails
+        self._loop = asyncio.get_running_loop()
+        self.is_cancelled = False
+
+    def add_done_callback(self, callback: Any, *, context: contextvars.Context) -> None:
+        if self._data is not None:
+            self._loop.call_soon_threadsafe(callback, self, context=context)
+
+    def __await__(self) -> Generator[None, None, bytes]:
+        yield from asyncio.sleep(0).__await__()
+        return self.result()
+
+    def result(self) -> bytes:
+        if self._fails:
+            raise RuntimeError
+        assert self._data is not None
+        return self._data
+
+    def cancel(self) -> None:
+        self.is_cancelled = True
+
+
+class Protocol:
+    """The protocol of one request."""
+
+    def __init__(self, body: Body) -> None:
+        self.body = body
+        self.answers: list[tuple[int, list[tuple[str, str]], bytes]] = []
+        self.answered = asyncio.Event()
+        self.gone = asyncio.Event()
+
+    def __call__(self) -> Body:
+        return self.body
+
+    async def client_disconnect(self) -> None:
+        await self.gone.wait()
+
+    def response_bytes(self, *answer: Any) -> None:
+        self.answers.append(answer)
+        self.answered.set()
+
+
+class Watcher:
+    """What Granian gives to its scheduler."""
+
+    def __init__(self, body: Body, headers: dict[str, str] | None = None, query: str = "") -> None:
+        own = {**bearer(), "content-type": "application/json", "content-length": "9", **(headers or {})}
+        self.scope = RsgiScope({**scope("POST", "/v1/execute", own), "scheme": "http"})
+        self.scope.query_string = query
+        self.proto = Protocol(body)
+        self.errors: list[BaseException] = []
+        self.tasks: list[asyncio.Task[None]] = []
+
+    def done(self) -> None:
+        """The task is over."""
+
+    def err(self, error: BaseException) -> None:
+        self.errors.append(error)
+        self.proto.answered.set()
+
+    def taskref(self, task: asyncio.Task[None]) -> None:
+        self.tasks.append(task)
+
+    async def answer(self) -> tuple[int, Any]:
+        """Status and document of the answer, of which there is one."""
+        async with asyncio.timeout(20):
+            await self.proto.answered.wait()
+        assert [] == self.errors
+        ((status, _, body),) = self.proto.answers
+        return status, json.loads(body)
+
+
+class Stage:
+    """A running gateway with a lane."""
+
+    def __init__(self, gateway: Running) -> None:
+        self.gateway = gateway
+        self.parts = gateway.parts
+        self.daemon = gateway.daemon
+        self.rides = gateway.parts.rides()
+        self.lane = Lane(
+            gateway.parts.edge,
+            asyncio.get_running_loop(),
+            contextvars.copy_context(),
+            lambda watcher: watcher.err(AssertionError("it went the ordinary way")),
+            Protocol,
+            rides=self.rides,
+        )
+
+    async def ask(self, body: bytes | None = ECHO, *, fails: bool = False, **more: Any) -> Watcher:
+        """Send a request down the lane, from another thread."""
+        watcher = Watcher(Body(body, fails=fails), **more)
+        await asyncio.to_thread(self.lane.schedule, watcher)
+        return watcher
+
+    def hold(self, command: str, held: int) -> None:
+        """Let the daemon not answer the first ones."""
+        seen: list[CommandFrame] = []
+
+        def answer(frame: CommandFrame) -> ReplyFrame | None:
+            seen.append(frame)
+            return None if len(seen) <= held else ReplyFrame(result=b"[%d]" % len(seen))
+
+        self.daemon.answers[command] = answer
+
+    async def outstanding(self, count: int) -> None:
+        """Until so many commands have reached the daemon."""
+        async with asyncio.timeout(20):
+            while len(self.daemon.commands()) < count:  # noqa: ASYNC110 - no event tells
+                await asyncio.sleep(0)
+
+    def requests(self) -> dict[str, int]:
+        """The requests of the route that were counted, by class of the status."""
+        counted = self.parts.metrics.requests
+        return {status: count for (route, _, status), count in counted.items() if route == "/v1/execute"}
+
+    def phases(self) -> dict[str, int]:
+        """How often each phase of a command was timed."""
+        names = ("receive", "admit", "authorise", "dispatch", "upstream", "respond", "record")
+        counted = {
+            name: counts[-1] for name, (counts, _) in zip(names, self.parts.metrics.counters.phases(), strict=True)
+        }
+        return {name: count for name, count in counted.items() if name not in {"receive", "admit"}}
+
+
+@contextlib.asynccontextmanager
+async def stage(**settings: Any) -> AsyncIterator[Stage]:
+    async with running(**settings) as gateway:
+        yield Stage(gateway)
+
+
+def test_a_plain_command_is_answered_without_a_task() -> None:
+    async def story() -> None:
+        async with stage() as at:
+            watcher = await at.ask(headers={"x-request-id": "mine"})
+            status, reply = await watcher.answer()
+            assert (200, "system.echo", "ok", {"n": 1}) == (status, reply["command"], reply["status"], reply["result"])
+            assert ("mine", []) == (reply["meta"]["request_id"], watcher.tasks)
+            # As on the other way in.
+            other = await at.gateway.client.post(
+                "/v1/execute",
+                headers={**bearer(), "content-type": "application/json", "x-request-id": "mine"},
+                content=ECHO,
+            )
+            assert {**reply, "meta": None} == {**other.json(), "meta": None}
+            told = {name: value for name, value in watcher.proto.answers[0][1] if not name.startswith("ratelimit")}
+            expected = {name: value for name, value in other.headers.items() if not name.startswith("ratelimit")}
+            assert expected == {**told, "content-length": expected["content-length"]}
+            assert {"2xx": 2} == at.requests()
+            assert {"authorise": 2, "dispatch": 2, "upstream": 2, "respond": 2, "record": 0} == at.phases()
+            assert {} == at.rides.boarding
+
+    asyncio.run(story())
+
+
+def test_what_is_not_plain_goes_on_as_a_task() -> None:
+    async def story() -> None:
+        async with stage() as at:
+            at.daemon.answers["pipeline.run"] = lambda _: ReplyFrame(result=b'{"id":"x1"}', accepted_id="x1")
+            at.daemon.answers["pipeline.create"] = lambda _: Conflict("taken", code="already_exists")
+            for body, status, code in (
+                (b'{"command":"system.ecko"}', 404, "unknown_command"),
+                (b'{"command":"system.echo","args":[]}', 422, "validation_failed"),
+                (b"{", 400, "invalid_json"),
+                (b'{"command":"pipeline.run","args":{"id":"p"}}', 202, None),
+                (b'{"command":"pipeline.create","args":{}}', 409, "already_exists"),
+            ):
+                watcher = await at.ask(body)
+                seen, document = await watcher.answer()
+                assert (status, code, 1) == (seen, document.get("code"), len(watcher.tasks))
+            query = await at.ask(query="dry_run=true")
+            assert 422 == (await query.answer())[0]
+            assert {"2xx": 1, "4xx": 5} == at.requests()
+
+    asyncio.run(story())
+
+
+def test_a_body_that_is_broken_or_late_is_refused() -> None:
+    async def story() -> None:
+        async with stage() as at:
+            broken = await at.ask(fails=True)
+            assert (400, "invalid_request") == ((await broken.answer())[0], (await broken.answer())[1]["code"])
+            late = await at.ask(None)
+            (ride,) = at.rides.boarding
+            at.rides.boarding[ride] = 0.0
+            at.rides._look()
+            assert 408 == (await late.answer())[0]
+            assert late.proto.body.is_cancelled
+            assert ("connection", "close") in late.proto.answers[0][1]
+
+    asyncio.run(story())
+
+
+def test_a_read_whose_connection_breaks_is_sent_again() -> None:
+    async def story() -> None:
+        async with stage() as at:
+            at.hold("system.echo", 1)
+            watcher = await at.ask()
+            await at.outstanding(1)
+            connection: Any = at.parts.upstream._ready[0].connection
+            connection._protocol.connection._transport.abort()
+            assert 200 == (await watcher.answer())[0]
+            assert (2, 1) == (len(at.daemon.commands()), len(watcher.tasks))
+
+    asyncio.run(story())
+
+
+def test_a_command_whose_time_is_over_is_told_so() -> None:
+    async def story() -> None:
+        async with stage() as at:
+            at.hold("system.echo", 1)
+            watcher = await at.ask(b'{"command":"system.echo","deadline_ms":1}')
+            assert (504, "deadline_exceeded") == ((await watcher.answer())[0], (await watcher.answer())[1]["code"])
+            assert (0, {"5xx": 1}) == (at.parts.upstream.in_flight, at.requests())
+
+    asyncio.run(story())
+
+
+def test_a_caller_that_leaves_is_noticed() -> None:
+    async def story() -> None:
+        async with stage() as at:
+            at.hold("system.echo", 1)
+            watcher = await at.ask()
+            await at.outstanding(1)
+            watcher.proto.gone.set()
+            async with asyncio.timeout(20):
+                while not at.daemon.given_up:  # noqa: ASYNC110 - no event tells
+                    await asyncio.sleep(0.01)
+            assert (0, [], {"4xx": 1}) == (at.parts.upstream.in_flight, watcher.proto.answers, at.requests())
+
+    asyncio.run(story())
+
+
+def test_reads_that_are_the_same_share_answers() -> None:
+    async def story() -> None:
+        async with stage() as at:
+            at.hold("pipeline.list", WIDTH)
+            watchers = [await at.ask(b'{"command":"pipeline.list"}') for _ in range(WIDTH + 3)]
+            await at.outstanding(WIDTH)
+            frames = at.daemon.commands()
+            assert WIDTH == len(frames)
+            upstream = at.parts.upstream
+            upstream.replies(upstream._ready[0], [ReplyFrame(seq=frame.seq, result=b"[0]") for frame in frames])
+            results = [(await watcher.answer())[1]["result"] for watcher in watchers]
+            assert [[0]] * WIDTH + [[WIDTH + 1]] * 3 == results
+            assert [0] * WIDTH + [1] * 3 == [len(watcher.tasks) for watcher in watchers]
+            assert ({}, 2) == (at.parts.dispatcher.flights._skies, at.parts.metrics.reads_shared)
+
+    asyncio.run(story())
+
+
+def test_where_there_is_no_room_it_waits_as_a_task() -> None:
+    async def story() -> None:
+        async with stage() as at:
+            at.hold("system.echo", 500)
+            watchers = [await at.ask() for _ in range(120)]
+            waiting = [watcher for watcher in watchers if watcher.tasks]
+            assert 0 < len(waiting) < 120
+            assert (503, "overloaded") == ((await waiting[0].answer())[0], (await waiting[0].answer())[1]["code"])
+
+    asyncio.run(story())
