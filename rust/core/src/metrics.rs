@@ -16,6 +16,14 @@ pub const METHOD_NAMES: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "PATCH", "DEL
 pub const CLASSES: usize = 5;
 /// The phases of the request path.
 pub const PHASE_NAMES: [&str; 7] = ["receive", "admit", "authorise", "dispatch", "upstream", "respond", "record"];
+/// The place of a phase among them.
+pub const AUTHORISE: usize = 2;
+/// The same.
+pub const DISPATCH: usize = 3;
+/// The same.
+pub const UPSTREAM: usize = 4;
+/// The same.
+pub const RESPOND: usize = 5;
 
 /// Upper bounds of a request's duration, in nanoseconds.
 pub const REQUEST_BOUNDS: [u64; 16] = [
@@ -211,6 +219,12 @@ mod tests {
 
     fn counters() -> Counters<Heap> {
         Counters::new(Heap::zeroed(words_for(3, 2, 1)).unwrap(), 3, 2, 1).unwrap()
+    }
+
+    #[test]
+    fn phases_have_their_places() {
+        let found = [AUTHORISE, DISPATCH, UPSTREAM, RESPOND].map(|place| PHASE_NAMES[place]);
+        assert_eq!(["authorise", "dispatch", "upstream", "respond"], found);
     }
 
     #[test]

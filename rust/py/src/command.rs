@@ -12,7 +12,7 @@ use flx_core::command::answer::Answer;
 use flx_core::command::catalog::{Catalog, Entry, Repeat};
 use flx_core::command::frame::{Frame, join, whole};
 use flx_core::command::request::{Plain, is_key, plain};
-use flx_core::metrics::PHASE_NAMES;
+use flx_core::metrics::{AUTHORISE, DISPATCH, RESPOND, UPSTREAM};
 use pyo3::exceptions::PyValueError;
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -28,36 +28,6 @@ use crate::window::seed;
 type GivenCommand = (Py<PyString>, String, bool, Vec<String>);
 
 const OK: u16 = 200;
-
-const fn phase(name: &str) -> usize {
-    let mut at = 0;
-    while at < PHASE_NAMES.len() {
-        if same(PHASE_NAMES[at].as_bytes(), name.as_bytes()) {
-            return at;
-        }
-        at += 1;
-    }
-    panic!("there is no such phase")
-}
-
-const fn same(one: &[u8], other: &[u8]) -> bool {
-    if one.len() != other.len() {
-        return false;
-    }
-    let mut at = 0;
-    while at < one.len() {
-        if one[at] != other[at] {
-            return false;
-        }
-        at += 1;
-    }
-    true
-}
-
-const AUTHORISE: usize = phase("authorise");
-const DISPATCH: usize = phase("dispatch");
-const UPSTREAM: usize = phase("upstream");
-const RESPOND: usize = phase("respond");
 
 /// What the shell knows of a command beside the core's entry.
 struct Extra {

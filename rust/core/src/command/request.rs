@@ -34,14 +34,13 @@ pub fn plain(body: &[u8]) -> Option<Plain<'_>> {
         match &*name {
             "command" => found.command = text(value)?,
             "args" => found.args = value.starts_with('{').then_some(value)?,
-            "idempotency_key" => {
-                found.idempotency_key = unless_null(value, |value| text(value).filter(|key| is_key(key)))?
-            }
+            "idempotency_key" | "environment" | "deadline_ms" if value == "null" => {}
+            "idempotency_key" => found.idempotency_key = Some(text(value).filter(|key| is_key(key))?),
             "environment" => {
                 let is_short = |name: &&str| name.chars().count() <= MAX_ENVIRONMENT;
-                found.environment = unless_null(value, |value| text(value).filter(is_short))?;
+                found.environment = Some(text(value).filter(is_short)?);
             }
-            "deadline_ms" => found.deadline_ms = unless_null(value, deadline)?,
+            "deadline_ms" => found.deadline_ms = Some(deadline(value)?),
             "wait_ms" if matches!(value, "0" | "null") => {}
             "dry_run" if value == "false" => {}
             _ => return None,
@@ -63,10 +62,6 @@ fn text(value: &str) -> Option<&str> {
 
 fn deadline(value: &str) -> Option<u32> {
     value.parse().ok().filter(|ms| (1..=MAX_DEADLINE_MS).contains(ms))
-}
-
-fn unless_null<'a, T>(value: &'a str, read: impl FnOnce(&'a str) -> Option<T>) -> Option<Option<T>> {
-    if value == "null" { Some(None) } else { read(value).map(Some) }
 }
 
 #[cfg(test)]

@@ -81,16 +81,15 @@ mod tests {
         fn members_are_those_of_an_outline(text in r#"\{?([\[\]{},: ]|"[a-c]?"|-?[0-9]{1,3}|true){0,12}\}?"#) {
             let text = text.as_bytes();
             let found = members(text, 4);
-            match outline(text, 4) {
-                Ok(Outline::Object(known)) => {
-                    let found = found.expect("an object");
-                    prop_assert_eq!(known.len(), found.len());
-                    for ((name, _), (other, value)) in known.iter().zip(&found) {
-                        prop_assert_eq!(name, other);
-                        prop_assert!(check(value.as_bytes(), 3).is_ok());
-                    }
+            if let Ok(Outline::Object(known)) = outline(text, 4) {
+                let found = found.expect("an object");
+                prop_assert_eq!(known.len(), found.len());
+                for ((name, _), (other, value)) in known.iter().zip(&found) {
+                    prop_assert_eq!(name, other);
+                    prop_assert!(check(value.as_bytes(), 3).is_ok());
                 }
-                _ => prop_assert_eq!(None, found),
+            } else {
+                prop_assert_eq!(None, found);
             }
         }
     }
