@@ -21,6 +21,7 @@ from flx_api.upstream.channel import BURST_S, MOMENT_S, QUEUE_S, Upstream
 from flx_api.upstream.connection import Carrier
 from flx_api.upstream.endpoints import Endpoint
 from flx_api.upstream.group import Group
+from flx_api.upstream.pace import WINDOW_S, Pace
 from flx_api.upstream.pending import StreamLost
 from flx_api.upstream.shedding import Load, Loads
 from flx_api.upstream.streams import Overloaded
@@ -83,6 +84,32 @@ def test_beyond_the_limit_nothing_waits_for_longer_than_a_moment() -> None:
         assert "{}" == (await upstream.call(frame("system.status"), 5, read=True)).result.decode()
         assert "{}" == (await upstream.call(frame("execution.wait"), 5, read=True)).result.decode()
         await dropped(held)
+
+    run(story)
+
+
+def test_who_has_no_hope_of_a_turn_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    # So long that a test would notice.
+    monkeypatch.setattr("flx_api.upstream.channel.MOMENT_S", 20.0)
+
+    async def story(daemon: SmallDaemon, upstream: Upstream) -> None:
+        held = await full(daemon, upstream)
+        now = asyncio.get_running_loop().time()
+        upstream._shed_s = now
+        upstream._pace = Pace(now - WINDOW_S)
+        async with asyncio.timeout(10):
+            with pytest.raises(Overloaded):
+                await upstream.call(frame(), 20, read=True)
+        assert (0, 1) == (len(upstream._waiting), upstream.state().refused)
+        # Where commands come to their end, some may wait, and no more than will get a turn.
+        now = upstream._shed_s = asyncio.get_running_loop().time()
+        upstream._pace = Pace(now - WINDOW_S)
+        upstream._pace.ended = 1
+        waiting = [asyncio.create_task(upstream.call(frame(), 20, read=True)) for _ in range(60)]
+        while upstream.state().refused < 2:  # noqa: ASYNC110 - no event tells
+            await asyncio.sleep(0)
+        assert 0 < len(upstream._waiting) <= 20.0 / WINDOW_S / 2
+        await dropped([*held, *waiting])
 
     run(story)
 

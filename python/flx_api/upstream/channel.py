@@ -445,7 +445,9 @@ class Upstream:
         self._pace.ended += 1
         if self._waiting:
             self._queue.wake()
-        if kind is not None:
+        if kind == "call":
+            self._credits.release()
+        elif kind is not None:
             self._give_back(kind)
 
     def _give_back(self, kind: Kind) -> None:

@@ -65,7 +65,13 @@ class Outstanding:
 
     def end(self, seq: int) -> None:
         """A reply has come, or never will."""
-        self._done(self.pending.pop(seq))
+        ended = self.pending.pop(seq)
+        if ended.carrier is not None and ended.passage is not None and ended.passage.is_over:
+            # The usual case of `_done`, without a call.
+            ended.carrier.outstanding -= 1
+            self._freed(ended.kind)
+        else:
+            self._done(ended)
 
     def abandon(self, seq: int) -> None:
         """Nobody waits for a reply any more, but the daemon works on the command, until it hears of that."""

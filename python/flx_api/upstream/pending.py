@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
+from flx_api._core import PlainCommand
 from flx_api.commands import COMMANDS
 from flx_api.errors import Unavailable
 
@@ -110,5 +111,5 @@ def sends_of(frame: Frame, *, read: bool) -> int:
 
 
 def is_wait(frame: Frame) -> bool:
-    """Whether a command waits for an execution by nature."""
-    return frame.wait_ms > 0 or frame.command == _WAIT
+    """Whether a command waits for an execution by nature; a plain one never does."""
+    return type(frame) is not PlainCommand and (frame.wait_ms > 0 or frame.command == _WAIT)
