@@ -74,7 +74,7 @@ GROUPED: Final = 128
 QUEUE_S: Final = 1.0
 _MAX_QUEUED: Final = 4096
 BURST_S: Final = 0.1
-MOMENT_S: Final = 0.008
+MOMENT_S: Final = 0.004
 CALM_S: Final = 1.0
 # Of the time that one may wait, so much is counted on: ends do not come as evenly as that.
 _HOPE: Final = 0.5
@@ -563,7 +563,7 @@ class Upstream:
         avoid: object = None,
     ) -> ReplyFrame:
         """Send a frame, at once where nobody waits, and wait for its reply. A probe holds no credit."""
-        reply: asyncio.Future[ReplyFrame] = asyncio.get_running_loop().create_future()
+        reply: asyncio.Future[ReplyFrame] = self._outstanding.loop.create_future()
         seq = 0  # no number is
         if kind is None or not self._waiting:
             try:  # noqa: SIM105 - on every command's way, and three calls less

@@ -46,11 +46,13 @@ class Outstanding:
         self._jitter = jitter
         self._sweeper: asyncio.TimerHandle | None = None
         # Asking for the running loop is a system call (Python 3.11), and this is on every command's way.
+        self.loop: asyncio.AbstractEventLoop
         self.now: Callable[[], float] = lambda: asyncio.get_running_loop().time()
 
     def start(self) -> None:
         """Belong to the loop that runs."""
-        self.now = asyncio.get_running_loop().time
+        self.loop = asyncio.get_running_loop()
+        self.now = self.loop.time
 
     def close(self) -> None:
         """Sweep no more."""
