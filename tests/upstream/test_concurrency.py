@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -234,3 +234,15 @@ def test_ordinary_commands_never_take_what_is_kept_for_vital_ones(steps: list[tu
             assert passed == (inside[False] < least - max(kept, inside[True]))
         inside[vital] += passed
         assert gate.outstanding == sum(inside.values()) <= least
+
+
+@given(st.lists(st.sampled_from(["ordinary", "vital", "grouped", "leave"]), max_size=60), st.integers(1, 40))
+def test_the_room_of_a_gate_is_how_many_of_a_batch_would_pass(steps: list[Any], most: int) -> None:
+    gate, inside = Gate(AdaptiveLimit(0.0, least=1, most=most)), []
+    for step in steps:
+        if step != "leave":
+            inside += [step] if gate.enter(step) else []
+        elif inside:
+            gate.leave(inside.pop())
+    room = gate.room()
+    assert [True] * room + [False] == [gate.enter("grouped") for _ in range(room + 1)]

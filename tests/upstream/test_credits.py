@@ -109,3 +109,25 @@ def test_it_begins_with_none() -> None:
         assert not await Credits().acquire(0)
 
     asyncio.run(story())
+
+
+def test_what_is_free_is_nobodys_who_comes_later_while_somebody_waits() -> None:
+    async def story() -> None:
+        credits_ = Credits()
+        credits_.resize(2)
+        assert (2, True, 1, True, 0) == (
+            credits_.free,
+            credits_.take(),
+            credits_.free,
+            credits_.take(),
+            credits_.free,
+        )
+        credits_.resize(-1)
+        assert 0 == credits_.free
+        waiting = asyncio.create_task(credits_.acquire(20))
+        await asyncio.sleep(0)
+        credits_.resize(3)
+        assert await waiting
+        assert 1 == credits_.free
+
+    asyncio.run(story())

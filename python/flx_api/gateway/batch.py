@@ -45,13 +45,14 @@ from flx_api.upstream.group import Group
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-    from flx_api._core import PlainCommands
+    from flx_api._core import PlainCommand, PlainCommands
     from flx_api.commands import Command
     from flx_api.gateway.cors import Cors
     from flx_api.gateway.dispatch import Dispatcher
     from flx_api.gateway.exchange import Exchange
     from flx_api.gateway.patience import Patience
     from flx_api.gateway.responses import PolicyRefusals
+    from flx_api.models.envelope import ExecuteRequest
     from flx_api.observability.metrics import Metrics
     from flx_api.upstream.channel import Upstream
     from flx_api.upstream.group import Ending
@@ -180,7 +181,10 @@ class _Batch:
     async def _begin_some(self, group: Group) -> list[BatchResult]:
         """Begin what there is room for; the results of those that are not even sent."""
         refused: list[BatchResult] = []
-        while self._goes_on and group.has_room:
+        while True:
+            self._begin_plain(group)
+            if not (self._goes_on and group.has_room):
+                break
             index = self._next
             self._next += 1
             error = await self._begin(group, index)
@@ -192,23 +196,40 @@ class _Batch:
                 break
         return refused
 
+    def _begin_plain(self, group: Group) -> None:
+        """Begin the plain operations that come next, as many as there is room for at once."""
+        first, room = self._next, group.room_at_once if self._goes_on and not self._dry_run else 0
+        commands: list[tuple[int, PlainCommand]] = []
+        for index, operation in enumerate(self._operations[first : first + room], first):
+            command = self._plain(operation)
+            if command is None:
+                break
+            commands.append((index, command))
+        if commands:
+            self._next += len(commands)
+            group.begin_many(commands)
+
+    def _plain(self, operation: ExecuteRequest) -> PlainCommand | None:
+        """The command of an operation that is plain, its limits charged; else None, and nothing done."""
+        if operation.dry_run or operation.wait_ms:
+            return None
+        return self._route.plain.operation(
+            self._exchange.admitted,
+            operation.command,
+            bytes(operation.args),
+            idempotency_key=operation.idempotency_key,
+            environment=operation.environment,
+            deadline_ms=operation.deadline_ms,
+        )
+
     async def _begin(self, group: Group, index: int) -> FlxError | None:
         """Begin one operation; what is against it, if it is not begun."""
         operation = self._operations[index]
         dry_run = self._dry_run or operation.dry_run
-        if not dry_run and not operation.wait_ms:
-            command = self._route.plain.operation(
-                self._exchange.admitted,
-                operation.command,
-                bytes(operation.args),
-                idempotency_key=operation.idempotency_key,
-                environment=operation.environment,
-                deadline_ms=operation.deadline_ms,
-            )
-            if command is not None:
-                if not group.begin_now(index, command, command.deadline_s, read=command.reads):
-                    await group.begin(index, command, command.deadline_s, read=command.reads)
-                return None
+        command = None if self._dry_run else self._plain(operation)
+        if command is not None:
+            await group.begin(index, command, command.deadline_s, read=command.reads)
+            return None
         way = self._ways.get((operation.command, dry_run)) or self._way(operation.command, dry_run=dry_run)
         if way is None:
             return await self._no_command(operation.command)

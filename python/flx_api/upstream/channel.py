@@ -36,7 +36,7 @@ from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame, Principal
 from flx_api.upstream.connection import PROBE_TIMEOUT_S
 from flx_api.upstream.credits import Credits
 from flx_api.upstream.endpoints import Endpoint
-from flx_api.upstream.outstanding import Outstanding
+from flx_api.upstream.outstanding import DEADLINE_GRACE_S, Outstanding
 from flx_api.upstream.pace import Pace
 from flx_api.upstream.pending import SORTS, Pending, StreamLost, is_wait, sends_of
 from flx_api.upstream.pool import Pool, away, connected_of
@@ -45,14 +45,14 @@ from flx_api.upstream.retry_budget import RetryBudget
 from flx_api.upstream.streams import Overloaded, Streams
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from flx_api.observability.metrics import Metrics
     from flx_api.proto.flx.v1.daemon_grpc import DaemonStub
     from flx_api.proto.flx.v1.daemon_pb2 import ReplyFrame
     from flx_api.upstream.connection import Carrier, Connection
     from flx_api.upstream.endpoints import Daemons
-    from flx_api.upstream.pending import Frame, Kind, Reply
+    from flx_api.upstream.pending import Frame, Kind, Member, Reply
 
 PATIENCE_S: Final = 0.5
 RECONNECT_S: Final = 5.0
@@ -62,8 +62,6 @@ IN_PROGRESS: Final = "idempotency_in_progress"
 STOPPING: Final = "shutting_down"
 # For the other streams of a place to be lost as well.
 _LET_DIE_S: Final = 0.02
-# The daemon knows the deadline too and its answer is better than ours, so ours comes a little later.
-_DEADLINE_GRACE_S: Final = 0.25
 # The daemon reads no further with 256 commands outstanding on a stream, probes included: beyond this calls wait here,
 # briefly. All three are for each stream.
 _CREDITS: Final = 240
@@ -222,7 +220,7 @@ class Upstream:
                 return ending
         return await self.settled(frame, deadline, ending, read=read)
 
-    def call_now(self, frame: Frame, deadline_s: float, reply: Reply) -> bool:
+    def call_now(self, frame: Frame, deadline_s: float, reply: Reply, kind: Kind = "call") -> bool:
         """Send a command as `call` does, if nothing has to be waited for; else nothing, and say so.
 
         Its reply goes to `reply`, maybe before this returns, and then `end` or `abandon` has to be called. What it
@@ -232,9 +230,9 @@ class Upstream:
             return False
         now = self._now()
         try:
-            self._put(frame, now + deadline_s, reply, "call")
+            self._put(frame, now + deadline_s, reply, kind)
         except Overloaded:
-            self._give_back("call")
+            self._credits.release()
             return False
         self._budget.sent(now)
         return True
@@ -296,19 +294,28 @@ class Upstream:
 
     def begin_now(self, frame: Frame, deadline_s: float, reply: Reply) -> bool:
         """Do what `begin` does, if nothing has to be waited for; else nothing, and say so."""
-        if not self._ready or self._waiting or is_wait(frame) or not self._grouped.take():
+        if not self._grouped.take():
             return False
-        if not self._credits.take():
-            self._grouped.release()
-            return False
-        now = self._now()
-        try:
-            self._put(frame, now + deadline_s, reply, "grouped")
-        except Overloaded:
-            self._give_back("grouped")
-            return False
-        self._budget.sent(now)
-        return True
+        if self.call_now(frame, deadline_s, reply, "grouped"):
+            return True
+        self._grouped.release()
+        return False
+
+    @property
+    def room(self) -> int:
+        """How many plain commands of batches may be begun together now; 0 where each has to find its stream."""
+        if len(self._ready) != 1 or self._waiting:
+            return 0
+        room = min(self._grouped.free, self._credits.free)
+        return min(room, self._ready[0].load.room) if self._sheds else room
+
+    def begin_many(self, members: Sequence[Member]) -> None:
+        """Send plain commands of a batch, no more than there is `room` for; each as `begin` does."""
+        self._grouped.resize(-len(members))
+        self._credits.resize(-len(members))
+        self._outstanding.put_many(self._seq, members, self._ready[0], sheds=self._sheds)
+        self._seq += len(members)
+        self._budget.sent(self._now(), len(members))
 
     async def begin(
         self,
@@ -445,13 +452,10 @@ class Upstream:
         self._pace.ended += 1
         if self._waiting:
             self._queue.wake()
-        if kind == "call":
-            self._credits.release()
-        elif kind is not None:
-            self._give_back(kind)
-
-    def _give_back(self, kind: Kind) -> None:
-        self._release_share(kind)
+        if kind is None:
+            return
+        if kind != "call":
+            self._release_share(kind)
         self._credits.release()
 
     def _release_share(self, kind: Kind) -> None:
@@ -500,7 +504,7 @@ class Upstream:
             carrier, passage = self._streams.choose(frame.command, self._seq, now, sort=SORTS[kind], avoid=avoid)
         self._seq += 1
         frame.seq = seq = self._seq
-        self._outstanding.put(seq, Pending(reply, deadline + _DEADLINE_GRACE_S, kind, carrier, passage))
+        self._outstanding.put(seq, Pending(reply, deadline + DEADLINE_GRACE_S, kind, carrier, passage))
         if carrier is not None and carrier.outbox is not None:
             carrier.outstanding += 1
             carrier.outbox.put(frame)

@@ -217,9 +217,7 @@ class Gate:
         """Let a command pass, if there is room for one of its sort."""
         limit = self._limit.limit
         if limit != self._for:
-            self._for = limit
-            self._kept = min(max(ceil(limit * VITAL_SHARE), _LEAST_VITAL), limit)
-            self._shared = self._limit.grouped
+            self._follow(limit)
         of = self._of
         # What is kept is for vital commands that are not there yet; those that are have it already.
         missing = self._kept - of["vital"]
@@ -233,6 +231,21 @@ class Gate:
         self.outstanding += 1
         of[sort] += 1
         return True
+
+    def room(self) -> int:
+        """How many commands of batches could pass now, one after the other."""
+        limit = self._limit.limit
+        if limit != self._for:
+            self._follow(limit)
+        of = self._of
+        missing = max(self._kept - of["vital"], 0)
+        return max(min(limit - missing - self.outstanding, self._shared - of["grouped"]), 0)
+
+    def _follow(self, limit: int) -> None:
+        """Share another limit out."""
+        self._for = limit
+        self._kept = min(max(ceil(limit * VITAL_SHARE), _LEAST_VITAL), limit)
+        self._shared = self._limit.grouped
 
     def leave(self, sort: Sort = "ordinary") -> None:
         """A command that had passed is over."""

@@ -28,6 +28,11 @@ class Credits:
         self._value -= 1
         return True
 
+    @property
+    def free(self) -> int:
+        """How many could be taken now without waiting."""
+        return 0 if self._waiting else max(self._value, 0)
+
     async def acquire(self, within_s: float) -> bool:
         """One, as soon as it is this caller's turn; False when that does not come within so many seconds."""
         return self.take() or await self._queue.wait(within_s)

@@ -30,6 +30,9 @@ from flx_api.upstream.channel import (
 from flx_api.upstream.pending import StreamLost, sends_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from flx_api._core import PlainCommand
     from flx_api.upstream.channel import Upstream
     from flx_api.upstream.pending import Frame
 
@@ -93,11 +96,16 @@ class Group:
         self._now = self._loop.time
 
     @property
-    def has_room(self) -> bool:
-        """Whether another command may be begun; never before it was looked at what has ended."""
+    def room(self) -> int:
+        """How many commands may be begun; none before it was looked at what has ended."""
         if self._endings:
-            return False
-        return len(self._outstanding) + len(self._lost) + len(self._resting) < self._bound
+            return 0
+        return max(self._bound - len(self._outstanding) - len(self._lost) - len(self._resting), 0)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another command may be begun."""
+        return self.room > 0
 
     @property
     def is_idle(self) -> bool:
@@ -113,6 +121,23 @@ class Group:
         if not member.is_done:
             self._outstanding[frame.seq] = member
         return True
+
+    @property
+    def room_at_once(self) -> int:
+        """How many plain commands may be begun together."""
+        return min(self.room, self._upstream.room)
+
+    def begin_many(self, commands: Sequence[tuple[int, PlainCommand]]) -> None:
+        """Send plain commands, no more than there is `room_at_once` for: as `begin` does with each."""
+        now = self._now()
+        members = []
+        for index, command in commands:
+            sends = 2 if command.reads else sends_of(command, read=False)
+            members.append(_Member(self, index, command, sends=sends, until=now + command.deadline_s))
+        self._upstream.begin_many(members)
+        for member in members:
+            if not member.is_done:
+                self._outstanding[member.frame.seq] = member
 
     async def begin(self, index: int, frame: Frame, deadline_s: float, *, read: bool) -> None:
         """Send a command.

@@ -46,12 +46,12 @@ class RetryBudget:
         self._now_s = now_s
         self._earned: deque[_Slice] = deque((_Slice(now_s),))
 
-    def sent(self, now_s: float) -> None:
-        """A command was sent for the first time."""
+    def sent(self, now_s: float, count: int = 1) -> None:
+        """So many commands were sent for the first time."""
         if now_s - self._earned[-1].began_s >= SLICE_S:
             self._earned.append(_Slice(now_s))
             self._expire(now_s)
-        self._earned[-1].tokens += SHARE
+        self._earned[-1].tokens += SHARE * count
 
     def take(self, now_s: float) -> bool:
         """Whether a command may be sent again now; if so, it is counted."""

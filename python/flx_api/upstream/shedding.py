@@ -88,6 +88,11 @@ class Load:
         return self._limit.grouped
 
     @property
+    def room(self) -> int:
+        """How many commands of batches it lets in now."""
+        return self._gate.room() if self._breaker.state is State.CLOSED else 0
+
+    @property
     def state(self) -> State:
         """That of its breaker."""
         return self._breaker.state
