@@ -134,10 +134,13 @@ class Ride:
         if self._rides.boarding.pop(self, None) is None:
             return
         try:
-            self._send(body.result())
-        except RuntimeError:
-            detail = "The body is malformed or ended too early"
-            self._go_on(_refused(InvalidRequest(detail)))
+            try:
+                content = body.result()
+            except RuntimeError:
+                detail = "The body is malformed or ended too early"
+                self._go_on(_refused(InvalidRequest(detail)))
+            else:
+                self._send(content)
         except BaseException as error:  # noqa: BLE001 - the server logs it
             self._watcher.err(error)
 
@@ -180,7 +183,10 @@ class Ride:
     def set_exception(self, error: FlxError, /) -> None:
         """There will be no reply on this stream."""
         self._end()
-        self._go_on(self._settled(error))
+        try:
+            self._go_on(self._settled(error))
+        except BaseException as fault:  # noqa: BLE001 - as above
+            self._watcher.err(fault)
 
     def ring(self) -> None:
         """It takes so long that it is worth looking whether the caller is still there."""
