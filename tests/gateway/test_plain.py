@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from tests.gateway_app import built
+
 from flx_api.commands import COMMANDS
 from flx_api.commands.permissions import ROLES, permits
 from flx_api.gateway.plain import plain_commands
@@ -14,9 +16,12 @@ def test_who_may_call_a_plain_command_is_who_is_permitted() -> None:
 
 
 def test_what_is_special_by_nature_is_not_plain() -> None:
-    names = {name for name, *_ in plain_commands({"connection.list"})}
+    special = built().dispatcher.special
+    assert {"connection.list", "connection.disconnect", "presence.list"} <= special
+    names = {name for name, *_ in plain_commands(special)}
+    assert not names & special
     assert {"system.echo", "pipeline.run", "pipeline.list"} <= names
-    assert not names & {"connection.list", "execution.wait", "event.publish", "auth.login", "auth.logout"}
+    assert not names & {"execution.wait", "event.publish", "auth.login", "auth.logout"}
     assert {name for name, _, shared, _ in plain_commands(()) if shared} <= {
         name for name, command in COMMANDS.items() if command.idempotency == "read"
     }

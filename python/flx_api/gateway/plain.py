@@ -6,7 +6,7 @@ frame; another one makes the whole answer of the reply. Whatever it is not sure 
 general way (`flx_api.gateway.routes_fast`), which is the judge of this one.
 
 Rules:
-- Not plain, whoever calls them: what waits by nature, what a gateway answers or completes by itself, what needs no role.
+- Not plain, whoever calls them: what waits by nature, what a gateway has a part in, what needs no role.
 """
 
 from __future__ import annotations
