@@ -222,16 +222,38 @@ def _wanted(request: WatchRequest, topic: str) -> bool:
     )
 
 
+class SmallServer(Server):
+    """Knows its connections: grpclib leaves it to their clients to end them."""
+
+    def __init__(self, daemon: SmallDaemon) -> None:
+        super().__init__([daemon])
+        self._protocols: list[Any] = []
+
+    def _protocol_factory(self) -> Any:
+        protocol = super()._protocol_factory()
+        self._protocols.append(protocol)
+        return protocol
+
+    def abandon(self) -> None:
+        """Close what a client that has just died has not closed yet."""
+        for protocol in self._protocols:
+            transport = getattr(getattr(protocol, "connection", None), "_transport", None)
+            if transport is not None:
+                transport.close()
+
+
 @contextlib.asynccontextmanager
 async def serving(daemon: SmallDaemon, socket: Path) -> AsyncIterator[Server]:
     """The daemon at a socket."""
     socket.unlink(missing_ok=True)  # noqa: ASYNC240 - a test's own folder
-    server = Server([daemon])
+    server = SmallServer(daemon)
     await server.start(path=str(socket))
     try:
         yield server
     finally:
         await stop(server)
+        server.abandon()
+        await asyncio.sleep(0)
 
 
 async def stop(server: Server) -> None:
