@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import structlog
 
-from flx_api.errors import FlxError, Unavailable
+from flx_api.errors import FlxError
 from flx_api.gateway.alarms import Alarms
 from flx_api.gateway.exchange import Exchange, StreamCut
 from flx_api.gateway.intake import BODY_TIMEOUT_S, CLIENT_GONE, ClientGone, take_body
@@ -191,8 +191,8 @@ class Edge:
 
     async def _answer(self, exchange: Exchange) -> Response | Whole | None:
         """Take the body and let the route answer; None when it has responded by itself."""
-        if exchange.principal is not None and self._revocations.stale_refuses:
-            raise Unavailable(self._revocations.reason, retry_after_s=1)
+        if exchange.principal is not None:
+            self._revocations.require()
         if exchange.admitted.length != 0:
             exchange.body = await take_body(exchange, self._limit, self._bodies)
         # A method of the route's own, as nearly all have; `_dispatch` is for whatever it may be.
