@@ -198,7 +198,7 @@ class _Batch:
 
     def _begin_plain(self, group: Group) -> None:
         """Begin the plain operations that come next, as many as there is room for at once."""
-        first, room = self._next, group.room_at_once if self._goes_on and not self._dry_run else 0
+        first, room = self._next, group.room_at_once if self._goes_on else 0
         commands: list[tuple[int, PlainCommand]] = []
         for index, operation in enumerate(self._operations[first : first + room], first):
             command = self._plain(operation)
@@ -211,7 +211,7 @@ class _Batch:
 
     def _plain(self, operation: ExecuteRequest) -> PlainCommand | None:
         """The command of an operation that is plain, its limits charged; else None, and nothing done."""
-        if operation.dry_run or operation.wait_ms:
+        if self._dry_run or operation.dry_run or operation.wait_ms:
             return None
         return self._route.plain.operation(
             self._exchange.admitted,
@@ -225,11 +225,11 @@ class _Batch:
     async def _begin(self, group: Group, index: int) -> FlxError | None:
         """Begin one operation; what is against it, if it is not begun."""
         operation = self._operations[index]
-        dry_run = self._dry_run or operation.dry_run
-        command = None if self._dry_run else self._plain(operation)
+        command = self._plain(operation)
         if command is not None:
             await group.begin(index, command, command.deadline_s, read=command.reads)
             return None
+        dry_run = self._dry_run or operation.dry_run
         way = self._ways.get((operation.command, dry_run)) or self._way(operation.command, dry_run=dry_run)
         if way is None:
             return await self._no_command(operation.command)
