@@ -24,7 +24,7 @@ import structlog
 
 from flx_api._core import asgi_scope
 from flx_api.gateway.ride import Ride
-from flx_api.gateway.rsgi import WHOLE, serve
+from flx_api.gateway.rsgi import WHOLE, serve, watched
 
 if TYPE_CHECKING:
     import asyncio
@@ -104,7 +104,7 @@ class Lane:
             rest.close()
 
     def _go_on(self, rest: Coroutine[Any, Any, None], watcher: Any) -> None:  # noqa: ANN401
-        watcher.taskref(self._loop.create_task(_watched(rest, watcher)))
+        watcher.taskref(self._loop.create_task(watched(rest, watcher)))
 
 
 def _to_its_end(coroutine: Coroutine[Any, Any, None]) -> None:
@@ -114,16 +114,6 @@ def _to_its_end(coroutine: Coroutine[Any, Any, None]) -> None:
         coroutine.close()
         msg = "What is answered on the lane waited for something"
         raise RuntimeError(msg)
-
-
-async def _watched(rest: Coroutine[Any, Any, None], watcher: Any) -> None:  # noqa: ANN401
-    """As Granian does: what is raised is logged there."""
-    try:
-        await rest
-    except BaseException as error:  # noqa: BLE001
-        watcher.err(error)
-    else:
-        watcher.done()
 
 
 def install(edge: Edge, rides: Rides | None = None) -> bool:

@@ -17,11 +17,10 @@ from __future__ import annotations
 from time import monotonic, monotonic_ns
 from typing import TYPE_CHECKING, Any, Final
 
-from flx_api._core import asgi_scope
 from flx_api.errors import InvalidRequest
 from flx_api.gateway.dispatch import question_of
 from flx_api.gateway.intake import BODY_TIMEOUT_S, CLIENT_GONE
-from flx_api.gateway.rsgi import HttpBridge
+from flx_api.gateway.rsgi import serve_rest, watched
 
 if TYPE_CHECKING:
     import asyncio
@@ -239,10 +238,9 @@ class Ride:
         return settled
 
     def _go_on(self, rest: Rest) -> None:
-        rides, rsgi = self._rides, self._watcher.scope
-        bridge = HttpBridge(rsgi, self._protocol, 0)
-        coroutine = rides.edge.serve(asgi_scope(rsgi), bridge.receive_no_body, bridge.send, self._admitted, rest)
-        self._watcher.taskref(rides.loop.create_task(_watched(coroutine, bridge, self._watcher)))
+        rides, watcher = self._rides, self._watcher
+        serving = serve_rest(rides.edge, watcher.scope, self._protocol, self._admitted, rest)
+        watcher.taskref(rides.loop.create_task(watched(serving, watcher)))
 
 
 def _refused(error: FlxError) -> Rest:
@@ -258,15 +256,3 @@ def _general(commands: CommandRoutes, body: bytes) -> Rest:
         return await commands.execute_generally(exchange)
 
     return rest
-
-
-async def _watched(coroutine: Awaitable[None], bridge: HttpBridge, watcher: Any) -> None:  # noqa: ANN401
-    """As Granian does: what is raised is logged there."""
-    try:
-        await coroutine
-    except BaseException as error:  # noqa: BLE001
-        watcher.err(error)
-    else:
-        watcher.done()
-    finally:
-        bridge.finish()

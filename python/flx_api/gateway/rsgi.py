@@ -21,9 +21,12 @@ from flx_api._core import asgi_scope
 from flx_api.gateway.peer_socket import PeerSocket, address_of
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine
+
     from flx_api._core import Admitted
     from flx_api.gateway.edge import Edge
-    from flx_api.gateway.exchange import Message, Scope
+    from flx_api.gateway.exchange import Exchange, Message, Scope
+    from flx_api.gateway.routes_fast import Response, Whole
 
 ASGI: Final = {"version": "3.0", "spec_version": "2.3"}
 _DISCONNECT: Final[Message] = {"type": "http.disconnect"}
@@ -95,6 +98,31 @@ async def serve(edge: Edge, rsgi: Any, protocol: Any, admitted: Admitted, scope:
         await edge.serve(scope, bridge.receive, bridge.send, admitted)
     finally:
         bridge.finish()
+
+
+async def serve_rest(
+    edge: Edge,
+    rsgi: Any,  # noqa: ANN401 - RSGI
+    protocol: Any,  # noqa: ANN401 - RSGI
+    admitted: Admitted,
+    rest: Callable[[Exchange], Awaitable[Response | Whole]],
+) -> None:
+    """Serve the rest of a request that was begun, its body included, without a task."""
+    bridge = HttpBridge(rsgi, protocol, 0)
+    try:
+        await edge.serve(asgi_scope(rsgi), bridge.receive_no_body, bridge.send, admitted, rest)
+    finally:
+        bridge.finish()
+
+
+async def watched(serving: Coroutine[Any, Any, None], watcher: Any) -> None:  # noqa: ANN401 - Granian's own
+    """Serve as Granian's own scheduler does: what is raised is logged there."""
+    try:
+        await serving
+    except BaseException as error:  # noqa: BLE001
+        watcher.err(error)
+    else:
+        watcher.done()
 
 
 class Lifespan:
