@@ -246,13 +246,21 @@ impl<'a> Reader<'a> {
     }
 
     fn object<V: Value<'a>>(&mut self, depth: usize) -> Result<V, Malformed> {
+        self.each_member(|reader| reader.value(depth)).map(V::object)
+    }
+
+    /// The members of an object, behind whose bracket it reads on; of each what `value` makes of the text after the colon.
+    fn each_member<T>(
+        &mut self,
+        mut value: impl FnMut(&mut Self) -> Result<T, Malformed>,
+    ) -> Result<Vec<(Cow<'a, str>, T)>, Malformed> {
         self.at += 1;
         self.space();
         if self.take(b'}') {
-            return Ok(V::object(Vec::new()));
+            return Ok(Vec::new());
         }
         // Most tokens have no more claims than this.
-        let mut members: Vec<(Cow<'a, str>, V)> = Vec::with_capacity(10);
+        let mut members = Vec::with_capacity(10);
         loop {
             self.space();
             let name = self.string()?;
@@ -260,8 +268,7 @@ impl<'a> Reader<'a> {
             if !self.take(b':') {
                 return Err(Malformed);
             }
-            let value = self.value(depth)?;
-            members.push((name, value));
+            members.push((name, value(self)?));
             self.space();
             if self.take(b'}') {
                 break;
@@ -272,7 +279,7 @@ impl<'a> Reader<'a> {
         }
         // Told at the end: that the rest of the text is JSON is part of what is said.
         self.has_name_twice |= !names_are_unique(&members);
-        Ok(V::object(members))
+        Ok(members)
     }
 
     fn array<V: Value<'a>>(&mut self, depth: usize) -> Result<V, Malformed> {

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::{Malformed, Reader, names_are_unique};
+use super::{Malformed, Reader};
 
 /// A name, and the text of its value.
 pub type Member<'a> = (Cow<'a, str>, &'a str);
@@ -14,40 +14,22 @@ pub fn members(text: &[u8], max_depth: usize) -> Option<Vec<Member<'_>>> {
     let mut reader = Reader { text, at: 0, has_name_twice: false };
     let found = reader.members(max_depth).ok()?;
     reader.space();
-    (reader.at == text.len() && !reader.has_name_twice && names_are_unique(&found)).then_some(found)
+    (reader.at == text.len() && !reader.has_name_twice).then_some(found)
 }
 
 impl<'a> Reader<'a> {
     fn members(&mut self, depth: usize) -> Result<Vec<Member<'a>>, Malformed> {
         let depth = depth.checked_sub(1).ok_or(Malformed)?;
-        let mut found = Vec::with_capacity(8);
         self.space();
-        if !self.take(b'{') {
+        if self.peek() != Some(b'{') {
             return Err(Malformed);
         }
-        self.space();
-        if self.take(b'}') {
-            return Ok(found);
-        }
-        loop {
-            self.space();
-            let name = self.string()?;
-            self.space();
-            if !self.take(b':') {
-                return Err(Malformed);
-            }
-            self.space();
-            let start = self.at;
-            self.value::<()>(depth)?;
-            found.push((name, &self.text[start..self.at]));
-            self.space();
-            if self.take(b'}') {
-                return Ok(found);
-            }
-            if !self.take(b',') {
-                return Err(Malformed);
-            }
-        }
+        self.each_member(|reader| {
+            reader.space();
+            let start = reader.at;
+            reader.value::<()>(depth)?;
+            Ok(&reader.text[start..reader.at])
+        })
     }
 }
 
