@@ -25,6 +25,8 @@ pub(crate) struct Handshake {
     /// Where its head ends, once that is whole.
     pub(crate) end: usize,
     pub(crate) peer: SocketAddr,
+    /// Whether it waits its turn to be read.
+    pub(crate) is_held_back: bool,
     /// What was taken of the extensions that it offers.
     pub(crate) deflate: Option<Deflate>,
 }
@@ -122,7 +124,13 @@ impl Connection {
         Self {
             generation,
             deflate: None,
-            state: State::Head(Box::new(Handshake { received: Vec::new(), end: 0, peer, deflate: None })),
+            state: State::Head(Box::new(Handshake {
+                received: Vec::new(),
+                end: 0,
+                peer,
+                is_held_back: false,
+                deflate: None,
+            })),
             stream,
             decoder: Decoder::default(),
             backlog: None,

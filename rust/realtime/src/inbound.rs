@@ -37,9 +37,18 @@ impl<S: Service> Worker<S> {
         for _ in 0..READS {
             let may_decide = self.table.may_decide();
             let Some(connection) = self.table.get(conn) else { return };
-            match connection.state {
+            match &mut connection.state {
                 State::Waiting(..) => return,
-                State::Head(_) if !may_decide => return self.held_back.push_back(conn),
+                State::Head(handshake) => {
+                    // Once each, however often its client says more.
+                    let was_held_back = mem::replace(&mut handshake.is_held_back, !may_decide);
+                    if !may_decide {
+                        if !was_held_back {
+                            self.held_back.push_back(conn);
+                        }
+                        return;
+                    }
+                }
                 _ => {}
             }
             let mut buffer = mem::take(&mut self.buffer);
