@@ -111,3 +111,54 @@ fn so_long_is_remembered() {
         assert_eq!([expected], *told(&mut hub, conn), "{history_ms:?} at {swept_ms}");
     }
 }
+
+/// A hub whose memory begins behind what is asked for, and a connection that catches up with a topic.
+fn catching(patterns: &[&str]) -> (Hub, ConnKey) {
+    let mut hub = Hub::new(Limits::default(), 1, "here");
+    hub.restart("e", 10, "start", 0);
+    let conn = connect(&mut hub);
+    hub.subscribe(conn, "app.live", None, 0).unwrap();
+    let from = Position { epoch: "e".into(), seq: 5, ..Position::default() }.encode();
+    assert!(hub.subscribe_all(conn, patterns, Some(&from), 0).unwrap().history.is_some());
+    (hub, conn)
+}
+
+/// The topics of what a connection is told.
+fn topics(hub: &mut Hub) -> Vec<String> {
+    let mut out: Vec<Delivery> = Vec::new();
+    hub.take(Shard::FIRST, 1_000_000, 10, &mut out);
+    let frames = out.iter().flat_map(|delivery| &delivery.turn.frames);
+    let values = frames.map(|frame| serde_json::from_slice::<serde_json::Value>(&frame.payload).unwrap());
+    values.map(|value| value["t"].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn rights_that_end_end_what_a_connection_catches_up_with() {
+    let rules = |open: &str| Rights::new("ann", [Class::App]).under([(open.into(), true), ("app.*".into(), false)]);
+    for (still, lost, is_held) in [
+        ("app.live", &["app.a", "app.b"][..], false),
+        ("app.a", &["app.b", "app.live"], true),
+        ("app.nothing", &["app.a", "app.b", "app.live"], false),
+    ] {
+        let (mut hub, conn) = catching(&["app.a", "app.b"]);
+        let mut told = hub.set_rights(conn, rules(still), 1);
+        told.sort_unstable();
+        assert_eq!(lost, told.iter().map(|pattern| &**pattern).collect::<Vec<_>>());
+        for (seq, topic) in (11..).zip(["app.a", "app.b", "app.live"]) {
+            assert!(hub.append(&Event { tenant: "t", topic, seq, prev: 0, ts_us: 5, data: "1" }, 1));
+        }
+        let live: &[&str] = if still == "app.live" { &["app.live"] } else { &[] };
+        assert_eq!(live, topics(&mut hub));
+        assert_eq!(is_held, hub.give_up(conn, "evicted", 1).is_some());
+    }
+}
+
+#[test]
+fn who_leaves_a_topic_while_it_catches_up_with_it_hears_it_no_longer() {
+    let (mut hub, conn) = catching(&["app.live"]);
+    assert!(hub.unsubscribe(conn, "app.live", 1));
+    assert!(hub.subscriptions(conn).is_empty() && hub.give_up(conn, "evicted", 1).is_none());
+    assert!(hub.append(&Event { tenant: "t", topic: "app.live", seq: 11, prev: 0, ts_us: 5, data: "1" }, 1));
+    assert!(topics(&mut hub).is_empty());
+    assert!(!hub.unsubscribe(conn, "app.live", 1));
+}

@@ -371,8 +371,13 @@ impl Hub {
     pub fn set_rights(&mut self, conn: ConnKey, rights: Rights, now_ms: u64) -> Vec<Box<str>> {
         let Some(found) = self.fleet.get(conn) else { return Vec::new() };
         let profile = Profile { rights, ..(*found.profile).clone() };
-        let (lost, kept): (Vec<_>, Vec<_>) =
+        let (mut lost, kept): (Vec<_>, Vec<_>) =
             self.fleet.patterns(conn.index).iter().cloned().partition(|pattern| profile.rights.check(pattern).is_err());
+        for pattern in self.catch_up_less(conn, |pattern| profile.rights.check(pattern).is_ok()) {
+            if !lost.contains(&pattern) {
+                lost.push(pattern);
+            }
+        }
         for pattern in &lost {
             self.note_presence(conn, pattern, false);
         }

@@ -163,25 +163,31 @@ impl Hub {
     }
 
     fn part(&mut self, conn: ConnKey, pattern: &str, now_ms: u64) -> bool {
-        if let Some(found) = self.fleet.get_mut(conn)
-            && let Some(catching) = &mut found.catching
-            && let Some(at) = catching.patterns.iter().position(|other| **other == *pattern)
-        {
-            catching.patterns.remove(at);
-            if catching.patterns.is_empty() {
-                found.catching = None;
-                self.fleet.wake(conn.index, now_ms);
-            }
-            return true;
-        }
+        let caught_up = !self.catch_up_less(conn, |other| other != pattern).is_empty();
         let has = self.subscriptions(conn);
         if !has.iter().any(|other| **other == *pattern) {
-            return false;
+            self.fleet.wake(conn.index, now_ms);
+            return caught_up;
         }
         let kept = has.iter().filter(|other| ***other != *pattern).cloned().collect();
         let standing = self.fleet.standing(conn.index, self.store.order);
         self.settle_in(conn.index, kept, standing, now_ms);
         true
+    }
+
+    /// A connection catches up only with patterns that stay; those that do not are returned. With none left it is no longer
+    /// catching up, and has still to be woken.
+    pub(super) fn catch_up_less(&mut self, conn: ConnKey, stays: impl Fn(&str) -> bool) -> Vec<Box<str>> {
+        let Some(found) = self.fleet.get_mut(conn) else { return Vec::new() };
+        let Some(catching) = &mut found.catching else { return Vec::new() };
+        let (kept, gone): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut catching.patterns).into_iter().partition(|pattern| stays(pattern));
+        if kept.is_empty() {
+            found.catching = None;
+        } else {
+            catching.patterns = kept;
+        }
+        gone
     }
 
     /// Gives a connection what the daemon tells of the pattern it is catching up with.
