@@ -19,6 +19,7 @@ from flx_api.daemon.journal import DEFAULT_TENANT
 from flx_api.daemon.journal.tables import events, topic_heads
 from flx_api.errors import Unavailable
 from flx_api.models.event import PipelineEvent
+from flx_api.models.topic_rules import Expiry
 
 if TYPE_CHECKING:
     from tests.contracts.journal_homes import Home
@@ -138,6 +139,30 @@ def test_retention_removes_from_the_old_end_and_never_the_newest(home: Home) -> 
             # The chain goes on, although the topic's event before is gone.
             await journal.write(emit("t0"))
             assert journal.events_after(2500, 1)[0].prev == 2500
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("tail_rows", [1, 10_000], ids=["from the database", "from memory"])
+def test_topics_that_are_kept_for_a_shorter_time_are_emptied_where_they_are(home: Home, tail_rows: int) -> None:
+    """More than a step of them; the first rule that fits counts, and case does."""
+    topics = ["app.a.x", "app.a.keep", "app.b", "app.A.x", "system_events"]
+    found = [Expiry("app.a.keep", 0), Expiry("app.a.*", 2**60), Expiry("app.b", 2**60)]
+
+    async def story() -> None:
+        async with opened(home, tail_rows=tail_rows) as journal:
+            await asyncio.gather(*(journal.write(emit(topic)) for topic in topics * 1100))
+            assert 2200 == await journal.forget(found)
+            assert 0 == await journal.forget(found)
+            rows = journal.events_after(0, 10_000)
+            assert list(range(1, 5501)) == [row.seq for row in rows]
+            assert {"app.a.x", "app.b"} == {row.topic for row in rows if not row.data}
+            assert {"app.a.keep", "app.A.x", "system_events"} == {row.topic for row in rows if row.data}
+            # What is young stays, and the chain goes on.
+            await journal.write(emit("app.b"))
+            assert 0 == await journal.forget([Expiry("app.b", 1)])
+            (newest,) = journal.events_after(5500, 2)
+            assert (newest.prev, bool(newest.data)) == (rows[-3].seq, True)
 
     asyncio.run(story())
 

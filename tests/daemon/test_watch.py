@@ -13,6 +13,7 @@ from tests.daemon.daemon_parts import Parts, growing_log, parts, turn
 from flx_api.daemon.executions.log_file import LogFile
 from flx_api.daemon.watch import BATCH_EVENTS, Topics, Watcher
 from flx_api.models.event import ExecutionEvent, PipelineEvent
+from flx_api.models.topic_rules import Expiry
 from flx_api.proto.flx.v1.daemon_pb2 import EventBatch, LogPosition, WatchRequest
 
 if TYPE_CHECKING:
@@ -102,6 +103,21 @@ def test_what_cannot_be_given_is_told(tmp_path: Path) -> None:
             gone = await anext(watch(daemon, after_seq=2))
             assert (gone.gap_reason, [seq for _, seq, _ in shown(gone)]) == ("evicted", [7, 8, 9, 10])
             assert (await anext(watch(daemon, after_seq=6))).gap_reason == ""
+
+    asyncio.run(story())
+
+
+def test_what_the_rule_of_a_topic_has_forgotten_is_told_to_who_would_hear_it(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with parts(tmp_path) as daemon:
+            for topic in ("app.a", "app.b", "app.a", "app.b"):
+                await emit(daemon, topic)
+            await daemon.journal.forget([Expiry("app.a", 2**60)])
+            gone = await anext(watch(daemon, "app.*", after_seq=0))
+            assert ("evicted", [2, 4], 4) == (gone.gap_reason, [seq for _, seq, _ in shown(gone)], gone.journal_seq)
+            other = await anext(watch(daemon, "app.b", after_seq=0))
+            assert ("", [2, 4]) == (other.gap_reason, [seq for _, seq, _ in shown(other)])
+            assert "" == (await anext(watch(daemon, "app.*", after_seq=3))).gap_reason
 
     asyncio.run(story())
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flx_api._core import Hub
-from flx_api.models.topic_rules import TopicRule, closed_to, remembered, rule_of
+from flx_api.models.topic_rules import TopicRule, closed_to, expires, expiries, remembered, rule_of
 
 WORDS = st.lists(st.sampled_from(["a", "b", "c"]), min_size=1, max_size=3).map(".".join)
 PATTERNS = st.one_of(WORDS, WORDS.map(lambda words: f"{words}.*"), st.just("*")).map(lambda rest: f"app.{rest}")
@@ -26,6 +26,22 @@ def test_the_first_that_fits_counts(patterns: list[str], topic: str) -> None:
     found = rule_of(rules, topic)
     expected = next((number for number, pattern in enumerate(patterns, 1) if slowly(pattern, topic)), None)
     assert expected == (None if found is None else found.max_bytes)
+
+
+@given(
+    st.lists(st.tuples(PATTERNS, st.none() | st.integers(1, 5)), max_size=5),
+    WORDS.map(lambda rest: f"app.{rest}"),
+    st.integers(0, 6),
+)
+def test_an_event_expires_by_the_first_rule_that_fits(
+    said: list[tuple[str, int | None]], topic: str, age_h: int
+) -> None:
+    hour_us = 3_600_000_000
+    now_us = 100 * hour_us
+    found = expiries([TopicRule(pattern, retention_h=hours) for pattern, hours in said], now_us)
+    hours = next((hours for pattern, hours in said if slowly(pattern, topic)), None)
+    assert (hours is not None and age_h > hours) == expires(found, topic, now_us - age_h * hour_us)
+    assert (found != []) == any(hours for _, hours in said), "nothing is looked for in vain"
 
 
 def test_a_rule_is_closed_to_who_has_none_of_its_roles() -> None:

@@ -6,7 +6,8 @@ A slow watcher takes its turns less often and costs nothing in between.
 
 Rules:
 - The first batch goes out at once, even empty, so that a client without a position learns where "now" is.
-- What cannot be given any more (another epoch, removed by retention) is told as `gap_reason`, never passed over.
+- What cannot be given any more (another epoch, removed by retention, forgotten by the rule of its topic) is told as
+  `gap_reason`, never passed over.
 - Topics between daemon and gateways are told to gateways only.
 - Ephemeral events have a cursor of their own, and come in the same batches where they were asked for.
 - Logs: from the position the client names; those that were going on before from their present end; new ones from their
@@ -179,6 +180,9 @@ class Watcher:
             self._seq = row.seq
             self._note_new_execution(row)
             if self._concerns(row.tenant) and self._may_see(row.topic) and self._topics.match(row.topic):
+                if not row.data:
+                    self._gap = self._gap or "evicted"
+                    continue
                 events.append(Event(**row._asdict()))
                 size += len(row.data) + len(row.topic)
             else:

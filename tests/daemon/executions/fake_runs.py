@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from flx_api.models.execution import Execution
+    from flx_api.models.topic_rules import TopicRule
 
 TURNS = 40_000
 ALICE = Principal("alice", DEFAULT_TENANT, ("operator",))
@@ -205,7 +206,14 @@ class FakeExecutor:
 class Stage:
     """A project, a data folder, an executor; daemons come and go."""
 
-    def __init__(self, folder: Path, *, slots: int = 2, retention: Retention | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        slots: int = 2,
+        retention: Retention | None = None,
+        topics: tuple[TopicRule, ...] = (),
+    ) -> None:
         project = folder / "project"
         project.mkdir()
         (project / "meltano.yml").write_text(MELTANO_YML)
@@ -214,6 +222,7 @@ class Stage:
             data_dir=str(folder / "data"),
             max_runs=slots,
             retention=retention or Retention(),
+            topics=topics,
         )
         self.settings.data_path.mkdir()
         self.runs_dir = self.settings.data_path / "runs"

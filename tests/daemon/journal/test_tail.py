@@ -9,6 +9,13 @@ def rows(first: int, count: int) -> list[EventRow]:
     return [EventRow(seq, 0, 0, "t", "d", b"{}") for seq in range(first, first + count)]
 
 
+def test_what_is_forgotten_leaves_its_place() -> None:
+    tail = Tail(10, 4)
+    tail.extend(rows(11, 3))
+    tail.forget(lambda row: row.seq == 12)
+    assert [(11, b"{}"), (12, b""), (13, b"{}")] == [(row.seq, row.data) for row in tail.after(10, 9) or []]
+
+
 def test_it_keeps_the_newest_and_says_when_it_has_let_go() -> None:
     tail = Tail(10, 4)
     assert tail.after(10, 5) == []

@@ -36,6 +36,7 @@ from flx_api.daemon.journal import DEFAULT_TENANT
 from flx_api.errors import FlxError, NotFound, Unavailable
 from flx_api.models.event import SystemEvent
 from flx_api.models.execution import AttemptPage, Execution, LogPage, StreamsResult
+from flx_api.models.topic_rules import expiries
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -546,6 +547,7 @@ class Executions:
         gone = tuple(retention.expired(retention.with_ends(found, ends), now_us, keep.days, keep.log_mib))
         await asyncio.to_thread(retention.remove, self._runs_dir, gone)
         events = await self._journal.prune(now_us - keep.days * _DAY_US, keep.journal_rows)
+        events += await self._journal.forget(expiries(self._settings.topics, now_us))
         self._opened.clear()
         if gone or events:
             event = SystemEvent("retention", f"Removed {len(gone)} run logs and {events} events.")

@@ -6,7 +6,8 @@ A server costs a round trip, and no more than a time that the connection bounds 
 
 Rules:
 - A `with journal.read()` block must not await.
-- Sequence numbers are dense within an epoch. Retention removes events from the old end only and never the newest.
+- Sequence numbers are dense within an epoch. Retention removes events from the old end only and never the newest. What
+  topics have of their own retention (`forget`) empties rows and leaves them where they are.
 - A database that has lost events (it was put back from a backup) begins a new epoch: positions in the old one are no
   longer good.
 - A connection for reads that is lost is replaced beside the loop; until then a read is refused at once.
@@ -17,9 +18,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
+from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from sqlalchemy import bindparam, delete, exists, func, insert, select
+from sqlalchemy import and_, bindparam, case, delete, exists, func, insert, select, update
 from sqlalchemy.exc import DBAPIError
 
 from flx_api.daemon.journal.database import bring_to_head, database_of
@@ -29,11 +31,14 @@ from flx_api.daemon.journal.tables import events, executions, idempotency, ident
 from flx_api.daemon.journal.tail import EventRow, Tail
 from flx_api.daemon.journal.writer import Group, Pending, Tx, Writer
 from flx_api.errors import FlxError, Unavailable
+from flx_api.models.topic_rules import expires
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
-    from sqlalchemy import Connection
+    from sqlalchemy import ColumnElement, Connection
+
+    from flx_api.models.topic_rules import Expiry
 
 T = TypeVar("T")
 
@@ -41,6 +46,8 @@ _TAIL_ROWS = 4096
 _PRUNE_STEP = 1000
 KEYS_KEPT_US: Final = 86_400_000_000
 """How long an idempotency key is known, at least: a day. `prune` removes those that are older."""
+# Rows that a step of `forget` looks at: some milliseconds.
+_FORGET_STEP = 5000
 _EXECUTION = "execution."
 _PAUSE_S = 0.5
 
@@ -237,6 +244,23 @@ class Journal:
             pass
         return removed
 
+    async def forget(self, found: Sequence[Expiry]) -> int:
+        """Empty events of topics whose rules keep them for a shorter time than all others. In small steps.
+
+        Returns:
+            How many were emptied.
+        """
+        after, forgotten = self.oldest - 1, 0
+        while found and after < self.seq:
+            step = await self.write(partial(_forget, found=found, after=after))
+            if step is None:
+                break
+            forgotten += step
+            after += _FORGET_STEP
+        if forgotten:
+            self._tail.forget(lambda row: expires(found, row.topic, row.ts_us))
+        return forgotten
+
     async def close(self) -> None:
         """Commit what was accepted, end the writer and wake everybody who waits. May be repeated."""
         if not self._closed:
@@ -348,6 +372,24 @@ def _prune_events(connection: Connection, before_us: int, up_to_seq: int) -> _St
         return None
     connection.execute(delete(events).where(events.c.seq < oldest[count][0]))
     return _Step(count, oldest[count][0])
+
+
+def _forget(tx: Tx, found: Sequence[Expiry], after: int) -> int | None:
+    """Empty what expires among the rows of a step; how many. None when all that follow are too young."""
+    step = and_(events.c.seq > after, events.c.seq <= after + _FORGET_STEP)
+    oldest_us = tx.connection.execute(select(func.min(events.c.ts_us)).where(step)).scalar()
+    if oldest_us is not None and oldest_us >= max(expiry.before_us for expiry in found):
+        return None
+    before_us = case(*((_fits(expiry.pattern), expiry.before_us) for expiry in found), else_=0)
+    expired = update(events).where(step, events.c.ts_us < before_us, events.c.data != b"").values(data=b"")
+    return tx.connection.execute(expired).rowcount
+
+
+def _fits(pattern: str) -> ColumnElement[bool]:
+    """As `TopicRule.fits`. Not by LIKE, which passes over case in SQLite."""
+    if pattern.endswith(".*"):
+        return func.substr(events.c.topic, 1, len(pattern) - 1) == pattern[:-1]
+    return events.c.topic == pattern
 
 
 def _prune_heads(tx: Tx) -> int:

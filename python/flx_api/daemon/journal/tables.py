@@ -89,7 +89,10 @@ events = Table(
     Index(None, "topic", "seq"),
     sqlite_autoincrement=True,
 )
-"""The journal proper. `prev` is the sequence number of the event before in the same tenant and topic, 0 for none."""
+"""The journal proper. `prev` is the sequence number of the event before in the same tenant and topic, 0 for none.
+
+`data` is empty when the event was forgotten: its row stays, since numbers have no holes.
+"""
 
 topic_heads = Table(
     "topic_heads",

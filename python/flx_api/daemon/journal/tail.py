@@ -9,11 +9,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 
 class EventRow(NamedTuple):
-    """One event of the journal. `prev` is that of the event before in its tenant and topic, 0 for none."""
+    """One event of the journal. `prev` is that of the event before in its tenant and topic, 0 for none.
+
+    `data` is JSON; empty when the event was forgotten before its time, as the rule of its topic says.
+    """
 
     seq: int
     prev: int
@@ -44,6 +47,10 @@ class Tail:
             excess = len(self._events) - self._rows
             del self._events[:excess]
             self._before += excess
+
+    def forget(self, is_forgotten: Callable[[EventRow], bool]) -> None:
+        """Keep nothing of these events but that they were."""
+        self._events = [row._replace(data=b"") if is_forgotten(row) else row for row in self._events]
 
     def after(self, seq: int, limit: int) -> list[EventRow] | None:
         """At most `limit` events after this one; None when some of them are not here any more."""
