@@ -94,9 +94,11 @@ $(BIN)/.setup-run: requirements/run.txt $(BIN)/.setup-tools
 	@$(UV) pip install --quiet --python $(BIN)/python --compile-bytecode --require-hashes -r requirements/run.txt
 	@touch $@
 
-$(BIN)/.setup-dev: requirements/dev.txt $(BIN)/.setup-run
+$(BIN)/.setup-dev: requirements/dev.txt requirements/redis.txt $(BIN)/.setup-run
 	@echo "set-up: what the tests and checks need"
 	@$(UV) pip install --quiet --python $(BIN)/python --compile-bytecode --require-hashes -r requirements/dev.txt
+	@$(UV) pip install --quiet --target .venv/redis --python-version 3.11 --only-binary :all: --require-hashes \
+		-r requirements/redis.txt
 	@touch $@
 
 $(BIN)/.setup-native: $(RUST) pyproject.toml $(BIN)/.setup-run

