@@ -424,7 +424,9 @@ impl Store {
         self.logs.iter().filter_map(move |id| {
             let topic = self.topic(*id)?;
             let Kind::Log(execution) = &topic.kind else { return None };
-            let counts = topic.listed && topic.born_order <= order && &*topic.tenant == tenant;
+            // Who is there has its last lines still to get, however long it has been over since.
+            let is_open = topic.listed || topic.entries.back().is_some_and(|last| last.order > order);
+            let counts = is_open && topic.born_order <= order && &*topic.tenant == tenant;
             counts.then(|| (&**execution, topic.seq_at(order)))
         })
     }

@@ -1,0 +1,74 @@
+//! Corners of the hub: what happens together but seldom.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test may stop at the first surprise")]
+
+use flx_core::hub::{
+    Backfill, Class, ConnKey, Delivery, Dialect, Event, Hub, Limits, Position, PresenceChange, Profile, Rights, Shard,
+};
+use serde_json::Value;
+
+const ALL: [Class; 6] = [Class::Pipeline, Class::Execution, Class::Log, Class::Schedule, Class::System, Class::App];
+const TTL_MS: u64 = 10_000;
+
+fn hub() -> Hub {
+    let mut hub = Hub::new(Limits { topic_ttl_ms: TTL_MS, ..Limits::default() }, 1, "here");
+    hub.restart("e", 0, "start", 0);
+    hub
+}
+
+fn connect(hub: &mut Hub, dialect: Dialect, patterns: &[&str]) -> ConnKey {
+    let rights = Rights::new("ann", ALL);
+    let conn = hub.connect(Profile { shard: Shard::FIRST, tenant: "t".into(), rights, dialect }).unwrap();
+    for pattern in patterns {
+        hub.subscribe(conn, pattern, None, 0).unwrap();
+    }
+    conn
+}
+
+fn tell(hub: &mut Hub, topic: &str, seq: u64, prev: u64, now_ms: u64) -> bool {
+    hub.append(&Event { tenant: "t", topic, seq, prev, ts_us: 5, data: "1" }, now_ms)
+}
+
+fn take(hub: &mut Hub, now_ms: u64) -> Vec<Delivery> {
+    let mut out = Vec::new();
+    hub.take(Shard::FIRST, now_ms, 100, &mut out);
+    out
+}
+
+fn said(deliveries: &[Delivery]) -> Vec<Value> {
+    let frames = deliveries.iter().flat_map(|delivery| &delivery.turn.frames);
+    frames.map(|frame| serde_json::from_slice(&frame.payload).unwrap()).collect()
+}
+
+fn position_of(message: &Value) -> Position {
+    Position::decode(message["pos"].as_str().unwrap()).unwrap()
+}
+
+fn at(seq: u64) -> String {
+    Position { epoch: "e".into(), seq, ..Position::default() }.encode()
+}
+
+#[test]
+fn a_log_with_lines_to_come_is_in_the_position_however_many_others_are_over() {
+    let mut hub = hub();
+    let conn = connect(&mut hub, Dialect::Plain, &["execution.*"]);
+    hub.busy(conn);
+    tell(&mut hub, "execution.x.status", 1, 0, 1);
+    tell(&mut hub, "execution.x.log", 1, 0, 1);
+    tell(&mut hub, "execution.x.status", 2, 1, 1);
+    tell(&mut hub, "execution.x.log", 2, 1, 1);
+    hub.over("t", "x");
+    for other in 0..40 {
+        tell(&mut hub, &format!("execution.{other}.status"), 3 + other, 0, 1);
+        hub.over("t", &other.to_string());
+    }
+    hub.writable(conn, 1);
+    let heard = said(&take(&mut hub, 1_000));
+    let lines: Vec<_> = heard[..3].iter().map(|it| position_of(it).logs.get("x").copied()).collect();
+    assert_eq!([Some(0), Some(1), Some(1)], *lines);
+    assert_eq!("execution.x.log", heard[3]["event"]);
+    // Who goes on from before the second line hears it.
+    let again = connect(&mut hub, Dialect::Plain, &[]);
+    let from = heard[2]["pos"].as_str().unwrap();
+    assert!(hub.subscribe(again, "execution.x.log", Some(from), 2).unwrap().history.is_none());
+    assert_eq!(["2"], *said(&take(&mut hub, 2_000)).iter().map(|it| it["seq"].to_string()).collect::<Vec<_>>());
+}
