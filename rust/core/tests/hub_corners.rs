@@ -72,3 +72,16 @@ fn a_log_with_lines_to_come_is_in_the_position_however_many_others_are_over() {
     assert!(hub.subscribe(again, "execution.x.log", Some(from), 2).unwrap().history.is_none());
     assert_eq!(["2"], *said(&take(&mut hub, 2_000)).iter().map(|it| it["seq"].to_string()).collect::<Vec<_>>());
 }
+
+#[test]
+fn who_leaves_a_topic_that_it_has_twice_leaves_it_once() {
+    let mut hub = hub();
+    hub.note_presence_of(["app.room".into()]);
+    hub.restart("e", 10, "start", 0);
+    let conn = connect(&mut hub, Dialect::Plain, &["app.room"]);
+    let subscribed = hub.subscribe(conn, "app.room", Some(&at(5)), 0).unwrap();
+    assert!(subscribed.history.is_some(), "it catches up with what it hears");
+    hub.disconnect(conn);
+    let here = |here| PresenceChange { tenant: "t".into(), topic: "app.room".into(), subject: "ann".into(), here };
+    assert_eq!([here(true), here(false)], *hub.presence_changes());
+}

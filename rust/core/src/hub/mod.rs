@@ -350,8 +350,10 @@ impl Hub {
     /// Forgets a connection.
     pub fn disconnect(&mut self, conn: ConnKey) {
         if let Some(found) = self.fleet.get(conn) {
+            let has = self.fleet.patterns(conn.index);
             let held = found.catching.iter().flat_map(|catching| &catching.patterns);
-            for pattern in self.fleet.patterns(conn.index).iter().chain(held) {
+            // Who catches up with what it hears already is there once.
+            for pattern in has.iter().chain(held.filter(|pattern| !has.contains(pattern))) {
                 self.presence.note(&found.profile, pattern, false);
             }
             self.fleet.leave(&mut self.store, conn.index);
