@@ -85,3 +85,23 @@ fn who_leaves_a_topic_that_it_has_twice_leaves_it_once() {
     let here = |here| PresenceChange { tenant: "t".into(), topic: "app.room".into(), subject: "ann".into(), here };
     assert_eq!([here(true), here(false)], *hub.presence_changes());
 }
+
+#[test]
+fn what_is_put_back_of_a_history_that_has_ended_is_not_gone_on_with() {
+    let mut hub = hub();
+    for seq in 1..=4 {
+        tell(&mut hub, "app.x", seq, seq - 1, 1);
+    }
+    let conn = connect(&mut hub, Dialect::Plain, &[]);
+    hub.subscribe(conn, "app.x", Some(&at(2)), 1).unwrap();
+    let given = take(&mut hub, 1);
+    assert_eq!(2, given[0].turn.frames.len());
+    // While it is written, another thread hears that the database was restored.
+    hub.restart("f", 1, "restored", 2);
+    hub.put_back(conn, &given[0].turn, 1);
+    hub.writable(conn, 2);
+    tell(&mut hub, "app.x", 2, 0, 2);
+    let heard = said(&take(&mut hub, 3));
+    assert_eq!(("restored", 2), (heard[0]["reason"].as_str().unwrap(), heard.len()), "{heard:?}");
+    assert_eq!((Some(2), "f"), (heard[1]["seq"].as_u64(), heard[1]["epoch"].as_str().unwrap()));
+}

@@ -88,12 +88,17 @@ impl Hub {
             return;
         }
         let present = self.fleet.standing(conn.index, self.store.order);
+        if present.reset {
+            // The turn is of a history that has ended since: the gap that is still to be told covers the rest of it, and
+            // where its subscriptions began means nothing in the new one.
+            return;
+        }
         let standing = Standing {
             cursor: if taken == 0 { turn.start } else { turn.ends[taken - 1] },
             idle: false,
             served_ms: present.served_ms,
             joins: turn.joins.clone(),
-            reset: present.reset || (turn.reset && taken == 0),
+            reset: turn.reset && taken == 0,
             behind_ms: turn.behind_ms.or(Some(present.served_ms)),
         };
         self.fleet.part(conn.index, standing);
