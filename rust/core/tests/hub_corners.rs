@@ -105,3 +105,13 @@ fn what_is_put_back_of_a_history_that_has_ended_is_not_gone_on_with() {
     assert_eq!(("restored", 2), (heard[0]["reason"].as_str().unwrap(), heard.len()), "{heard:?}");
     assert_eq!((Some(2), "f"), (heard[1]["seq"].as_u64(), heard[1]["epoch"].as_str().unwrap()));
 }
+
+#[test]
+fn what_was_heard_before_leaves_no_topic_that_others_do_not_hear() {
+    let mut hub = hub();
+    connect(&mut hub, Dialect::Plain, &["app.*"]);
+    hub.advance(5);
+    assert!(!tell(&mut hub, "app.x", 4, 0, 1), "it was heard before");
+    assert!(tell(&mut hub, "app.x", 6, 4, 1));
+    assert_eq!(Some(6), said(&take(&mut hub, 1)).last().and_then(|it| it["seq"].as_u64()));
+}

@@ -190,11 +190,19 @@ impl Store {
         let (id, made) = self.open(event.tenant, event.topic, ephemeral);
         let (seq, begun) = (self.seq, self.start_seq.max(self.forgotten_seq));
         let topic = self.topics[id as usize].as_mut()?;
+        let was_heard = match topic.kind {
+            Kind::Journal => event.seq <= seq,
+            Kind::Log(_) => event.seq <= topic.last_seq,
+            _ => false,
+        };
+        if was_heard {
+            // A topic that was made for it would be one that nobody was told of.
+            self.release(id);
+            return None;
+        }
         let before = topic.bytes;
         let (number, prev) = match topic.kind {
-            Kind::Journal if event.seq <= seq => return None,
             Kind::Journal => (event.seq, event.prev),
-            Kind::Log(_) if event.seq <= topic.last_seq => return None,
             Kind::Log(_) => (event.seq, event.seq - 1),
             Kind::Local | Kind::Ephemeral | Kind::Loss => (topic.last_seq + 1, topic.last_seq),
         };
