@@ -115,3 +115,25 @@ fn what_was_heard_before_leaves_no_topic_that_others_do_not_hear() {
     assert!(tell(&mut hub, "app.x", 6, 4, 1));
     assert_eq!(Some(6), said(&take(&mut hub, 1)).last().and_then(|it| it["seq"].as_u64()));
 }
+
+#[test]
+fn a_position_on_the_way_through_a_long_history_is_one_that_is_taken_back() {
+    let mut hub = hub();
+    hub.restart("e", 2_000, "start", 0);
+    let conn = connect(&mut hub, Dialect::Plain, &[]);
+    assert!(hub.subscribe(conn, "execution.*", Some(&at(0)), 0).unwrap().history.is_some());
+    let topics: Vec<_> = (0..400).map(|number| format!("execution.{number:0150}.status")).collect();
+    let event = |(seq, topic)| Event { tenant: "t", topic, seq, prev: 0, ts_us: 5, data: "1" };
+    let events: Vec<_> = (1..).zip(&topics).map(|(seq, topic)| event((seq, topic.as_str()))).collect();
+    let batch = Backfill { epoch: "e", events: &events, journal_seq: 400, is_last: false };
+    let (frames, is_done) = hub.backfill(conn, &batch, 0).unwrap();
+    assert_eq!((400, false), (frames.len(), is_done));
+    let mut before = 0;
+    for frame in &frames {
+        let message: Value = serde_json::from_slice(&frame.payload).unwrap();
+        let seq = position_of(&message).seq;
+        assert!(before <= seq && seq <= message["seq"].as_u64().unwrap());
+        before = seq;
+    }
+    assert!(before > 150, "it moved as far as could be");
+}

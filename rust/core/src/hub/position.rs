@@ -15,7 +15,7 @@ use crate::json::{self, Json};
 use crate::jwt::base64url;
 
 /// A log takes about 80 characters: this is some 600 that are written at once, and fits in a message of a client.
-const MAX_CHARS: usize = 49_152;
+pub(super) const MAX_CHARS: usize = 49_152;
 const MAX_EPOCH: usize = 128;
 /// Sequence numbers are below this, so that JavaScript can count them.
 pub const SEQ_END: u64 = 1 << 53;

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use super::audience::Standing;
 use super::frame::{self, Frame, Gap, Told};
 use super::log::TopicLog;
-use super::position::{Position, execution_of_log};
+use super::position::{MAX_CHARS, Position, execution_of_log};
 use super::reader::{Join, Joins, Since};
 use super::rights::Refused;
 use super::store::{begun_by, is_local};
@@ -57,8 +57,10 @@ pub(super) struct Catching {
     pub(super) patterns: Vec<Box<str>>,
     position: Position,
     born_from: u64,
-    /// Where it began, when there are other subscriptions: they have still to get what came after they were held.
-    began: Option<Position>,
+    /// Whether there are other subscriptions: they have still to get what came after they were held.
+    others: bool,
+    /// The position for clients: where it began, when there are others; else the last that was not too long to be handed back.
+    told: String,
     /// The epoch has ended.
     pub(super) over: bool,
 }
@@ -280,10 +282,10 @@ impl Hub {
     fn hold(&mut self, conn: ConnKey, patterns: Vec<Box<str>>, position: Position, born_from: u64) {
         let standing = self.fleet.standing(conn.index, self.store.order);
         let others = !self.fleet.patterns(conn.index).is_empty();
-        let began = others.then(|| position.clone());
         self.fleet.part(conn.index, standing);
         if let Some(found) = self.fleet.get_mut(conn) {
-            found.catching = Some(Box::new(Catching { patterns, position, born_from, began, over: false }));
+            let told = position.encode();
+            found.catching = Some(Box::new(Catching { patterns, position, born_from, others, told, over: false }));
         }
     }
 
@@ -352,7 +354,7 @@ impl Catching {
             bytes += told.json.len();
             let joins_on = run.last().is_some_and(|last| last.topic == told.topic) && bytes <= frame_bytes;
             if !run.is_empty() && (!joins_on || profile.dialect != Dialect::Batched) {
-                frames.extend(frame::frame_of_told(&run, profile.dialect, batch.epoch, &self.pos()));
+                frames.extend(frame::frame_of_told(&run, profile.dialect, batch.epoch, self.pos()));
                 run.clear();
                 bytes = told.json.len();
             }
@@ -362,13 +364,20 @@ impl Catching {
         if batch.journal_seq > self.position.seq {
             self.position.seq = batch.journal_seq;
         }
-        frames.extend(frame::frame_of_told(&run, profile.dialect, batch.epoch, &self.pos()));
+        frames.extend(frame::frame_of_told(&run, profile.dialect, batch.epoch, self.pos()));
         frames
     }
 
-    /// The position for clients.
-    fn pos(&self) -> String {
-        self.began.as_ref().unwrap_or(&self.position).encode()
+    /// The position for clients. On the way through a long history it has ever more logs whose lines are still to come, until
+    /// it would be one that is not taken back: from then on it stays where it was.
+    fn pos(&mut self) -> &str {
+        if !self.others {
+            let text = self.position.encode();
+            if text.len() <= MAX_CHARS {
+                self.told = text;
+            }
+        }
+        &self.told
     }
 
     fn is_new(&self, event: &Event<'_>) -> bool {
