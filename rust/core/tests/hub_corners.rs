@@ -74,6 +74,23 @@ fn a_log_with_lines_to_come_is_in_the_position_however_many_others_are_over() {
 }
 
 #[test]
+fn a_number_of_an_ephemeral_event_means_one_event_as_long_as_the_epoch_lasts() {
+    for topic in ["app.x", "user.ann", "bench.x"] {
+        let mut hub = hub();
+        let last = (0..3).map(|_| hub.publish("t", topic, 5, "1", 0).unwrap()).last();
+        assert_eq!(Some(3), last);
+        // Nobody hears it, and it is too old.
+        hub.sweep(TTL_MS);
+        assert_eq!(0, hub.stats().topics);
+        let conn = connect(&mut hub, Dialect::Plain, &[topic]);
+        assert!(hub.publish("t", topic, 5, "1", TTL_MS).unwrap() > 3, "{topic}");
+        let heard = said(&take(&mut hub, TTL_MS));
+        assert!(heard[0]["prev"].as_u64() >= Some(3) && heard.len() == 1, "{heard:?}");
+        hub.disconnect(conn);
+    }
+}
+
+#[test]
 fn who_leaves_a_topic_that_it_has_twice_leaves_it_once() {
     let mut hub = hub();
     hub.note_presence_of(["app.room".into()]);

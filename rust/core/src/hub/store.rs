@@ -62,6 +62,8 @@ pub(super) struct Store {
     pub(super) cut_order: u64,
     /// What is no longer known at all lies at or below this number of the journal.
     forgotten_seq: u64,
+    /// The same of the numbers that this process gives: within their epoch none of them is given twice.
+    own_forgotten: u64,
     /// From this order on the position of every tenant is the same: only events that are in none have come since.
     settled: u64,
     /// The position since then of the tenant that was asked for last.
@@ -95,6 +97,7 @@ impl Store {
             cut_seq: 0,
             cut_order: 0,
             forgotten_seq: 0,
+            own_forgotten: 0,
             settled: 0,
             latest: None,
         }
@@ -154,6 +157,9 @@ impl Store {
         let latest = if kind == Kind::Loss { None } else { self.rules.latest_of(name) };
         let mut topic = TopicLog::new(tenant, name, kind, hash, self.rules.bound_of(name, &self.limits));
         topic.latest = latest;
+        if topic.kind.is_own() {
+            topic.last_seq = self.own_forgotten;
+        }
         let topic = Some(topic);
         let id = if let Some(id) = self.free.pop() {
             self.topics[id as usize] = topic;
@@ -174,7 +180,9 @@ impl Store {
             place.remove();
         }
         self.free.push(id);
-        if topic.heard && !topic.kind.is_own() {
+        if topic.kind.is_own() {
+            self.own_forgotten = self.own_forgotten.max(topic.last_seq);
+        } else if topic.heard {
             self.forgotten_seq = self.forgotten_seq.max(self.seq);
         }
         for list in [&mut self.logs, &mut self.locals] {
