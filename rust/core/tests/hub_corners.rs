@@ -91,6 +91,61 @@ fn a_number_of_an_ephemeral_event_means_one_event_as_long_as_the_epoch_lasts() {
 }
 
 #[test]
+fn topics_of_old_are_forgotten_though_somebody_hears_all_there_are() {
+    let mut hub = hub();
+    connect(&mut hub, Dialect::Plain, &["execution.*", "app.kept"]);
+    connect(&mut hub, Dialect::Plain, &["*"]);
+    connect(&mut hub, Dialect::Batched, &["execution.3.status"]);
+    for seq in 1..=100 {
+        let topic = format!("execution.{seq}.status");
+        assert!(tell(&mut hub, &topic, seq, 0, seq));
+        hub.over("t", &seq.to_string());
+        take(&mut hub, seq);
+    }
+    assert_eq!(0, take(&mut hub, 1_000).len());
+    hub.sweep(100 + TTL_MS);
+    // The logs that are in positions, and what somebody hears by its name; before that there are logs of all.
+    let topics = hub.stats().topics;
+    assert!(topics < 40, "{topics}");
+    // They begin again where they were.
+    assert!(
+        tell(&mut hub, "execution.7.status", 101, 7, 20_000) && tell(&mut hub, "execution.3.status", 102, 3, 20_000)
+    );
+    let heard = said(&take(&mut hub, 30_000));
+    let told: Vec<_> =
+        heard.iter().map(|it| (it["type"] == "gap" || it["code"] == "gap", it["prev"].as_u64())).collect();
+    assert_eq!(5, told.len());
+    assert!(told.iter().all(|(is_gap, prev)| !is_gap && matches!(prev, Some(3 | 7))), "{heard:?}");
+    // Memory still says what came since the last that was forgotten, and nothing before.
+    for (from, is_here) in [(100, true), (99, false)] {
+        let conn = connect(&mut hub, Dialect::Plain, &[]);
+        let subscribed = hub.subscribe(conn, "execution.*", Some(&at(from)), 30_000).unwrap();
+        assert_eq!(is_here, subscribed.history.is_none(), "{from}");
+    }
+}
+
+#[test]
+fn what_is_put_back_of_a_topic_that_was_forgotten_meanwhile_is_told() {
+    let mut hub = hub();
+    let conn = connect(&mut hub, Dialect::Plain, &["app.*"]);
+    tell(&mut hub, "app.x", 1, 0, 0);
+    let given = take(&mut hub, TTL_MS);
+    hub.sweep(TTL_MS);
+    hub.put_back(conn, &given[0].turn, 0);
+    hub.writable(conn, TTL_MS);
+    let heard = said(&take(&mut hub, TTL_MS));
+    assert_eq!(
+        (1, "gap", "app.x"),
+        (heard.len(), heard[0]["code"].as_str().unwrap(), heard[0]["event"].as_str().unwrap())
+    );
+    let _ = hub.wakes_at(Shard::FIRST);
+    hub.sweep(TTL_MS);
+    assert_eq!((0, 1), (hub.stats().behind, hub.stats().audiences));
+    tell(&mut hub, "app.x", 2, 1, 0);
+    assert_eq!(1, said(&take(&mut hub, 2 * TTL_MS)).len());
+}
+
+#[test]
 fn who_leaves_a_topic_that_it_has_twice_leaves_it_once() {
     let mut hub = hub();
     hub.note_presence_of(["app.room".into()]);

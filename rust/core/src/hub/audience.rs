@@ -257,10 +257,11 @@ impl Fleet {
         }
     }
 
-    /// The order that everyone has come to.
+    /// The order that everyone has come to, also if all is put back that was given.
     pub(super) fn slowest(&self, top: u64) -> u64 {
         let behind = self.cohorts.iter().flatten().filter(|cohort| cohort.state != State::Idle);
-        behind.map(|cohort| cohort.cursor).min().unwrap_or(top)
+        let given = self.agendas.iter().map(|agenda| agenda.given_from);
+        behind.map(|cohort| cohort.cursor).chain(given).fold(top, u64::min)
     }
 
     /// How many connections have not come to this order, and how far the last of them is from it.

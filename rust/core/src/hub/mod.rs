@@ -35,6 +35,7 @@ mod reader;
 mod resume;
 pub mod rights;
 mod store;
+mod sweep;
 pub mod topic;
 mod topic_rules;
 mod turn;
@@ -390,12 +391,6 @@ impl Hub {
     }
 
     // --- keeping house -----------------------------------------------------------------------------------------------
-
-    /// Drops what is too old. Cheap when called every few seconds.
-    pub fn sweep(&mut self, now_ms: u64) {
-        let behind = self.fleet.slowest(self.store.order);
-        self.store.sweep(now_ms, behind);
-    }
 
     /// Writing so many frames of a shard took so long.
     pub fn spent(&mut self, shard: Shard, frames: u64, busy_us: u64) {

@@ -28,6 +28,8 @@ pub(super) struct Agenda {
     period: u64,
     /// Until when its server sleeps; 0 while that is at work and will ask again.
     sleeps_ms: u64,
+    /// Where those began who were given turns that may still be put back: the least of their orders.
+    pub(super) given_from: u64,
 }
 
 impl Agenda {
@@ -38,6 +40,7 @@ impl Agenda {
             governor: Governor::new(max_window_ms),
             period: 0,
             sleeps_ms: u64::MAX,
+            given_from: u64::MAX,
         }
     }
 
@@ -135,7 +138,7 @@ impl Fleet {
     pub(super) fn wakes_at(&mut self, shard: Shard) -> Option<u64> {
         let agenda = self.agendas.get_mut(shard.index())?;
         let next_ms = agenda.first().map(|((due_ms, _, _), _)| due_ms);
-        agenda.sleeps_ms = next_ms.unwrap_or(u64::MAX);
+        (agenda.sleeps_ms, agenda.given_from) = (next_ms.unwrap_or(u64::MAX), u64::MAX);
         next_ms
     }
 

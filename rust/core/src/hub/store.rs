@@ -117,6 +117,11 @@ impl Store {
         self.topics.iter().enumerate().filter_map(|(id, topic)| Some((id as u32, topic.as_ref()?)))
     }
 
+    /// Above the ids of all topics.
+    pub(super) fn ids_end(&self) -> u32 {
+        self.topics.len() as u32
+    }
+
     pub(super) fn topic_count(&self) -> usize {
         self.table.len()
     }
@@ -174,7 +179,7 @@ impl Store {
     }
 
     /// Gives up a topic that nobody hears and that has nothing.
-    fn forget(&mut self, id: u32) {
+    pub(super) fn forget(&mut self, id: u32) {
         let Some(topic) = self.topics[id as usize].take() else { return };
         if let Ok(place) = self.table.find_entry(topic.hash, |other| *other == id) {
             place.remove();
@@ -183,7 +188,9 @@ impl Store {
         if topic.kind.is_own() {
             self.own_forgotten = self.own_forgotten.max(topic.last_seq);
         } else if topic.heard {
-            self.forgotten_seq = self.forgotten_seq.max(self.seq);
+            // A log is wanted by who has it in its position, which is looked at apart, or was not there when it began.
+            let last = if topic.kind == Kind::Journal { topic.last_seq } else { topic.born_seq + 1 };
+            self.forgotten_seq = self.forgotten_seq.max(last.min(self.seq));
         }
         for list in [&mut self.logs, &mut self.locals] {
             list.retain(|other| *other != id);
@@ -363,7 +370,7 @@ impl Store {
 
     // --- bounds ------------------------------------------------------------------------------------------------------
 
-    fn cut(&mut self, id: u32, way: impl Fn(&mut TopicLog)) {
+    pub(super) fn cut(&mut self, id: u32, way: impl Fn(&mut TopicLog)) {
         let Some(topic) = self.topics[id as usize].as_mut() else { return };
         let before = topic.bytes;
         way(topic);
@@ -391,7 +398,7 @@ impl Store {
     }
 
     /// Drops the part of the ring and of the marks that is behind every event that is still here.
-    fn trim(&mut self) {
+    pub(super) fn trim(&mut self) {
         while let Some(id) = self.ring.front() {
             let first = self.topic(*id).and_then(|topic| topic.entries.front());
             if first.is_some_and(|entry| entry.order <= self.base) {
@@ -403,22 +410,6 @@ impl Store {
         while self.marks.get(1).is_some_and(|mark| mark.0 < self.base) {
             self.marks.pop_front();
         }
-    }
-
-    /// Drops what is too old, and topics of which nothing is left and that all readers (at or after `behind`) have passed.
-    pub(super) fn sweep(&mut self, now_ms: u64, behind: u64) {
-        for id in 0..self.topics.len() as u32 {
-            while self.topic(id).is_some_and(|topic| topic.is_stale(now_ms)) {
-                self.cut(id, TopicLog::cut);
-            }
-            let is_over = |topic: &TopicLog| {
-                topic.entries.is_empty() && topic.audiences.is_empty() && topic.floor_order <= behind && !topic.listed
-            };
-            if self.topic(id).is_some_and(is_over) {
-                self.forget(id);
-            }
-        }
-        self.trim();
     }
 
     /// Forgets a topic that was there for its subscribers alone.

@@ -45,6 +45,9 @@ impl Hub {
     /// Adds what is due in a shard to `out`, for at most `room` connections. Who serves it asks `wakes_at` before it sleeps.
     pub fn take(&mut self, shard: Shard, now_ms: u64, room: usize, out: &mut Vec<Delivery>) {
         self.awake(shard);
+        if let Some(agenda) = self.fleet.agendas.get_mut(shard.index()) {
+            agenda.given_from = u64::MAX;
+        }
         let mut built = Built::new();
         let full = out.len() + room;
         // Once each: what a connection did with one turn is said before it gets another.
@@ -149,7 +152,7 @@ impl Hub {
             out.extend(members.map(|index| Delivery { conn: self.fleet.key(*index), turn: Arc::clone(&turn) }));
         }
         let served = (out.len() - before) as u64;
-        self.turned(id, served, 0);
+        self.turned(id, served, 0, turn.start);
         self.stats.turns += 1;
         self.stats.frames += served * turn.frames.len() as u64;
         self.stats.delivered += served * turn.frames.iter().map(|frame| u64::from(frame.events)).sum::<u64>();
@@ -181,12 +184,12 @@ impl Hub {
         if cohort.members.len() == 1 {
             cohort.state = State::Held;
             cohort.behind_ms.get_or_insert(now_ms);
-            self.turned(id, 0, late);
+            self.turned(id, 0, late, u64::MAX);
             return false;
         }
         let (mut standing, members) = (cohort.standing(), cohort.members.clone());
         standing.behind_ms.get_or_insert(now_ms);
-        self.turned(id, 0, late);
+        self.turned(id, 0, late, u64::MAX);
         for index in members {
             if self.fleet.conn(index).is_some_and(|conn| conn.busy) {
                 self.fleet.part(index, standing.clone());
@@ -195,11 +198,13 @@ impl Hub {
         self.fleet.cohort(id).is_some()
     }
 
-    /// So many members of a cohort got a turn; so many were still writing.
-    fn turned(&mut self, cohort: u32, served: u64, late: u64) {
+    /// So many members of a cohort got a turn that begins at an order; so many were still writing.
+    fn turned(&mut self, cohort: u32, served: u64, late: u64, start: u64) {
         let audience = self.fleet.cohort(cohort).and_then(|cohort| self.fleet.audience(cohort.audience));
         if let Some(shard) = audience.map(|audience| audience.key.shard) {
-            self.fleet.agendas[shard.index()].governor.turned(served, late);
+            let agenda = &mut self.fleet.agendas[shard.index()];
+            agenda.governor.turned(served, late);
+            agenda.given_from = agenda.given_from.min(start);
         }
     }
 

@@ -1,0 +1,64 @@
+//! What is too old goes, and topics of which nothing is left go with it.
+//!
+//! Rules: a topic goes only when all readers have passed what was cut of it. One of the journal goes also when it is heard by
+//! patterns alone: it is linked again when it is made again, and its numbers are the journal's. Numbers of this process go on
+//! where somebody hears them, and who has subscribed to a topic by its name is linked to that topic.
+
+use hashbrown::HashSet;
+
+use super::Hub;
+use super::audience::Fleet;
+use super::log::TopicLog;
+use super::store::Store;
+
+impl Hub {
+    /// Drops what is too old. Cheap when called every few seconds.
+    pub fn sweep(&mut self, now_ms: u64) {
+        let behind = self.fleet.slowest(self.store.order);
+        let gone = self.store.sweep(now_ms, behind, |topic| self.fleet.hears_by_patterns_alone(topic));
+        self.fleet.unlink(&gone);
+    }
+}
+
+impl Store {
+    /// Drops what is too old, and topics of which nothing is left and that all readers (at or after `behind`) have passed;
+    /// of those that somebody hears, the ones that may go. The latter, with who heard them.
+    fn sweep(&mut self, now_ms: u64, behind: u64, may_go: impl Fn(&TopicLog) -> bool) -> Vec<(u32, Vec<u32>)> {
+        let mut gone = Vec::new();
+        for id in 0..self.ids_end() {
+            while self.topic(id).is_some_and(|topic| topic.is_stale(now_ms)) {
+                self.cut(id, TopicLog::cut);
+            }
+            let Some(topic) = self.topic_mut(id) else { continue };
+            let is_over = topic.entries.is_empty() && topic.floor_order <= behind && !topic.listed;
+            if is_over && (topic.audiences.is_empty() || may_go(topic)) {
+                let audiences = std::mem::take(&mut topic.audiences);
+                if !audiences.is_empty() {
+                    gone.push((id, audiences));
+                }
+                self.forget(id);
+            }
+        }
+        self.trim();
+        gone
+    }
+}
+
+impl Fleet {
+    /// Whether a topic goes though it is heard.
+    fn hears_by_patterns_alone(&self, topic: &TopicLog) -> bool {
+        let names = |id: &u32| self.audience(*id).is_some_and(|audience| audience.key.patterns.contains(&topic.name));
+        !topic.kind.is_own() && !topic.audiences.iter().any(names)
+    }
+
+    /// Topics are gone that these audiences heard.
+    fn unlink(&mut self, gone: &[(u32, Vec<u32>)]) {
+        let topics: HashSet<u32> = gone.iter().map(|(topic, _)| *topic).collect();
+        let audiences: HashSet<u32> = gone.iter().flat_map(|(_, audiences)| audiences.iter().copied()).collect();
+        for id in audiences {
+            if let Some(audience) = &mut self.audiences[id as usize] {
+                audience.topics.retain(|topic| !topics.contains(topic));
+            }
+        }
+    }
+}
