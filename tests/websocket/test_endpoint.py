@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from tests.gateway_app import Running, running
 from tests.gateway_process import bearer, token
 
+from flx_api.websocket.connection_manager import ConnectionManager
+
 if TYPE_CHECKING:
+    import pytest
+
     from flx_api.gateway.exchange import Message
 
 
@@ -154,5 +160,31 @@ def test_a_refusal_is_counted_once() -> None:
         assert gateway.parts.metrics.refusals == {"missing_token": 1}
         assert (await Socket(gateway, "/ws/", bearer()).hear())["status"] == 404
         assert gateway.parts.metrics.refusals == {"missing_token": 1, "not_found": 1}
+
+    run(story)
+
+
+def test_what_came_while_another_message_was_dealt_with_is_not_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 1_000.0
+    clock = SimpleNamespace(monotonic=lambda: now_s, time=time.time)
+    monkeypatch.setattr("flx_api.websocket.endpoint.time", clock)
+
+    async def slow(_manager: object, _connection: object, _topic: str, _from: str | None = None) -> None:
+        nonlocal now_s
+        now_s += 3.0
+
+    monkeypatch.setattr(ConnectionManager, "subscribe", slow)
+
+    async def story(gateway: Running) -> None:
+        socket = Socket(gateway, "/ws/me", bearer())
+        assert [(await socket.hear())["type"] for _ in range(2)] == ["websocket.accept", "connected"]
+        socket.say('{"type":"subscribe","event":"app.x"}')
+        for _ in range(200):
+            socket.say('{"type":"x"}')
+        answers = [(await socket.hear())["type"] for _ in range(200)]
+        # A second's worth and three more came in this time; one of them is the subscription.
+        assert answers == ["echo"] * 199 + ["error"]
+        socket.leave()
+        await socket.task
 
     run(story)
