@@ -529,6 +529,37 @@ def test_what_was_asked_for_is_level_before_it_is_said_so() -> None:
     run(story)
 
 
+def test_nobody_is_busy_while_one_that_does_not_write_waits_to_be_level() -> None:
+    async def story() -> None:
+        hub, turns = Hub(), 0
+        connection, serve = hub.connect(), hub.manager.serve
+
+        def counted() -> int:
+            nonlocal turns
+            turns += 1
+            return serve()
+
+        hub.manager.serve = counted  # type: ignore[method-assign]
+        hub.manager.startup()
+        await hub.manager.subscribe(connection, "pipeline_events")
+        for _ in range(2):
+            hub.journal()
+            hub.native.append(told(hub.all[-1:]), 1000)
+            await hub.manager.level(connection) if len(hub.all) == 1 else None
+        waits, before = asyncio.create_task(hub.manager.level(connection)), turns
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert not waits.done()
+        assert turns - before < 5
+        assert connection.written is not None
+        connection.written(connection)
+        await waits
+        assert seqs(connection) == [1, 2]
+        await hub.manager.shutdown()
+
+    run(story)
+
+
 def test_a_full_hub_lets_nobody_in() -> None:
     async def story() -> None:
         hub = Hub(max_connections=1)

@@ -278,10 +278,12 @@ class ConnectionManager:
     async def level(self, connection: Connection) -> None:
         """Wait until a connection was given everything that was heard up to now."""
         order = self._hub.order
+        # Once: whatever moves the connection on is a turn itself. Asked for one after the other, turns in which a slow
+        # one gets nothing would keep this process busy.
+        self.news()
         while not self._hub.has_passed(connection.handle, order):
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.append(future)
-            self.news()
             await future
 
     def _now_ms(self) -> int:
