@@ -560,6 +560,35 @@ def test_nobody_is_busy_while_one_that_does_not_write_waits_to_be_level() -> Non
     run(story)
 
 
+def test_a_position_of_many_logs_is_caught_up_with_in_pieces_that_a_connection_takes() -> None:
+    async def story() -> None:
+        hub = Hub()
+        hub.native.restart("e", 250, "start", 0)
+        connection = hub.connect()
+        writer = asyncio.create_task(connection.write(lambda: 1.0))
+        events = [Event(seq=seq, prev=seq - 1, topic="pipeline_events", data=b"1") for seq in range(1, 251)]
+
+        async def history(_topics: list[str], _position: Position) -> AsyncGenerator[Past, None]:
+            yield past(EventBatch(epoch="e", events=events, journal_seq=250))
+
+        hub.manager.history = history
+        logs = {f"{number:036}": 7 for number in range(150)}
+        sent: list[dict[str, Any]] = []
+
+        async def send(message: dict[str, Any]) -> None:
+            sent.append(msgspec.json.decode(message["text"]))
+
+        connection._send = send
+        await hub.subscribe(connection, "pipeline_events", encode(Position("e", 0, logs)))
+        while len(sent) < 251 and not connection.closing.done():  # noqa: ASYNC110 - a list is no event
+            await asyncio.sleep(0)
+        assert [message["seq"] for message in sent[1:]] == list(range(1, 251))
+        writer.cancel()
+        await asyncio.gather(writer, return_exceptions=True)
+
+    run(story)
+
+
 def test_a_full_hub_lets_nobody_in() -> None:
     async def story() -> None:
         hub = Hub(max_connections=1)

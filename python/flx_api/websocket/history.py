@@ -4,7 +4,9 @@ Strategy: where the hub's memory does not reach back to a position, the hub hold
 has goes into it a batch at a time, until the memory joins on. Both faces do that in the same way; what they give to a
 connection, and when that has room for more, is their own (`CatchingUp`).
 
-Rule: whatever happens, the connection goes on: with all that it has missed, or with a gap that says why it has not.
+Rules:
+- Whatever happens, the connection goes on: with all that it has missed, or with a gap that says why it has not.
+- What is given at once fits into what may wait for a connection, however long the position is that each event has.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from flx_api.errors import Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Callable, Iterator
 
     from flx_api.events.follower import Past
     from flx_api.events.position import Position
@@ -23,6 +25,11 @@ if TYPE_CHECKING:
     History = Callable[[list[str], Position], AsyncGenerator[Past, None]]
 
 _CATCH_UP_S: Final = 30.0
+# Of frames that are given at once. Data of a batch, and what waits while there is room, are beside it.
+_PIECE_BYTES: Final = 640 * 1024
+# What an event takes beside its data, and each log of its position.
+_EVENT_BYTES: Final = 300
+_LOG_BYTES: Final = 64
 
 
 class CatchingUp(Protocol):
@@ -45,22 +52,40 @@ async def catch_up(history: History, patterns: list[str], position: Position, co
     """Feed a connection what the daemon has of some patterns since a position."""
     reason = "upstream_unavailable"
     batches = history(patterns, position)
+    logs = len(position.logs)
     try:
         async with asyncio.timeout(_CATCH_UP_S):
             async for past in batches:
                 if past.gap_reason or past.epoch != position.epoch:
                     reason = past.gap_reason or "epoch"
                     break
-                done = connection.backfill(past)
+                # A log begins with the first event of its execution, and stays in the position.
+                logs += sum(1 for event in past.events if event[3] == 0)
+                done: bool | None = False
+                for piece in pieces(past, logs):
+                    done = connection.backfill(piece)
+                    if done is not False:
+                        break
+                    await connection.room()
+                if done:
+                    return
                 if done is None:
                     reason = "epoch"
                     break
-                if done:
-                    return
-                await connection.room()
     except (TimeoutError, Unavailable):
         pass
     finally:
         # Left early, it would hold its stream until it is collected.
         await batches.aclose()
     connection.give_up(reason)
+
+
+def pieces(past: Past, logs: int) -> Iterator[Past]:
+    """A batch, or its parts, when each event of it comes with a position of so many logs."""
+    most = max(1, _PIECE_BYTES // (_EVENT_BYTES + _LOG_BYTES * logs))
+    rest = past.events
+    while len(rest) > most:
+        # How far the journal was considered, and that there is no more, goes for the last of them.
+        yield past._replace(events=rest[:most], journal_seq=0, is_last=False)
+        rest = rest[most:]
+    yield past._replace(events=rest)
