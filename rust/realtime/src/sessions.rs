@@ -7,7 +7,8 @@
 //! Rules:
 //! - frames of history go out before anything that the hub's memory has for the same connection;
 //! - limits of a client's messages, and the answers, are those of the ASGI face;
-//! - what a client says while it catches up is heard when that is over, as there: one subscription joins on after the other.
+//! - what a client says while it catches up is heard when that is over, as there: one subscription joins on after the other,
+//!   a `ping` is answered when all have, and all answers have the order of what they answer.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -29,9 +30,10 @@ use crate::wire::Wire;
 
 /// Messages of a client in a second, and at once.
 const MESSAGES_PER_S: f32 = 50.0;
-/// What a client may say while it catches up: messages, and bytes of them.
+/// What a client may say while it catches up: messages, and bytes of them. It is as many as it may have subscriptions, each
+/// with a position of some kilobytes.
 const MAX_WAITING: usize = 256;
-const MAX_WAITING_BYTES: usize = 64 * 1024;
+const MAX_WAITING_BYTES: usize = 1024 * 1024;
 /// Complaints after which a client is sent away.
 const MAX_OFFENCES: u8 = 10;
 /// The one path that is served without an upgrade.
@@ -65,8 +67,8 @@ struct Session {
     waiting: Option<Box<Waiting>>,
 }
 
-/// Messages that wait.
-type Waiting = VecDeque<Box<[u8]>>;
+/// Messages that wait, and in their places those that were too much.
+type Waiting = VecDeque<Result<Box<[u8]>, Complaint>>;
 
 /// The sessions of a listener's thread.
 pub struct Sessions {
@@ -84,6 +86,8 @@ pub struct Sessions {
     deliveries: Vec<Delivery>,
     /// Who has caught up and may go on speaking.
     heard_out: Vec<ConnId>,
+    /// Whose `ping` is answered when they have been given everything up to an order.
+    pinging: Vec<(ConnId, ConnKey, u64)>,
 }
 
 impl Sessions {
@@ -103,6 +107,7 @@ impl Sessions {
             due: Vec::new(),
             deliveries: Vec::new(),
             heard_out: Vec::new(),
+            pinging: Vec::new(),
         }
     }
 
@@ -128,15 +133,22 @@ impl Sessions {
         let passed_s = (now_ms as u32).wrapping_sub(session.heard_ms) as f32 / 1_000.0;
         session.heard_ms = now_ms as u32;
         session.allowance = (session.allowance.max(0.0) + passed_s * MESSAGES_PER_S).min(MESSAGES_PER_S) - 1.0;
-        if session.allowance < 0.0 {
-            return Err(protocol::TOO_MANY_MESSAGES);
+        let is_too_much = session.allowance < 0.0;
+        let Some(waiting) = &mut session.waiting else {
+            return if is_too_much {
+                Err(protocol::TOO_MANY_MESSAGES)
+            } else {
+                self.handle(conn, payload, now_ms, out)
+            };
+        };
+        let bytes: usize = waiting.iter().flatten().map(|message| message.len()).sum();
+        if is_too_much || waiting.len() >= MAX_WAITING || bytes + payload.len() > MAX_WAITING_BYTES {
+            let why = if is_too_much { protocol::TOO_MANY_MESSAGES } else { protocol::refused(Refused::Busy) };
+            waiting.push_back(Err(why));
+            self.offended(conn, out);
+        } else {
+            waiting.push_back(Ok(payload.into()));
         }
-        let Some(waiting) = &mut session.waiting else { return self.handle(conn, payload, now_ms, out) };
-        let bytes: usize = waiting.iter().map(|message| message.len()).sum();
-        if waiting.len() >= MAX_WAITING || bytes + payload.len() > MAX_WAITING_BYTES {
-            return Err(protocol::refused(Refused::Busy));
-        }
-        waiting.push_back(payload.into());
         Ok(())
     }
 
@@ -145,7 +157,17 @@ impl Sessions {
         let Some(session) = self.session(conn) else { return Ok(()) };
         let (key, dialect, seat) = (session.key, session.dialect, session.seat.number());
         match protocol::parse(payload)? {
-            Asked::Ping => out.message(conn, protocol::pong(wall_us())),
+            Asked::Ping => {
+                let hub = self.hub();
+                let (order, is_level) = (hub.order(), hub.has_passed(key, hub.order()));
+                drop(hub);
+                if is_level {
+                    out.message(conn, protocol::pong(wall_us()));
+                } else if let Some(session) = self.session(conn) {
+                    session.waiting = Some(Box::default());
+                    self.pinging.push((conn, key, order));
+                }
+            }
             Asked::Other => out.message(conn, protocol::echo(payload)),
             Asked::Refresh(token) => {
                 let caller = self.caller(conn);
@@ -176,9 +198,12 @@ impl Sessions {
     fn hear_waiting(&mut self, now_ms: u64, out: &mut Outbox<'_>) -> Option<u64> {
         for conn in std::mem::take(&mut self.heard_out) {
             let Some(mut waiting) = self.session(conn).and_then(|session| session.waiting.take()) else { continue };
-            while let Some(payload) = waiting.pop_front() {
-                if let Err(complaint) = self.handle(conn, &payload, now_ms, out) {
-                    self.complain(conn, complaint, out);
+            while let Some(message) = waiting.pop_front() {
+                match message.map(|payload| self.handle(conn, &payload, now_ms, out)) {
+                    Ok(Ok(())) => {}
+                    Ok(Err(complaint)) => self.complain(conn, complaint, out),
+                    // It was counted when it came.
+                    Err(complaint) => out.message(conn, protocol::error(complaint)),
                 }
                 if let Some(again) = self.session(conn).and_then(|session| session.waiting.as_mut()) {
                     *again = waiting;
@@ -187,6 +212,17 @@ impl Sessions {
             }
         }
         self.desk.hub().wakes_at(self.shard)
+    }
+
+    /// Answers those who are level now; they may go on speaking.
+    fn tell_level(&mut self, out: &mut Outbox<'_>) {
+        let hub = self.desk.hub();
+        let level: Vec<_> = self.pinging.extract_if(.., |(_, key, order)| hub.has_passed(*key, *order)).collect();
+        drop(hub);
+        for (conn, _, _) in level {
+            out.message(conn, protocol::pong(wall_us()));
+            self.heard_out.push(conn);
+        }
     }
 
     fn complain(&mut self, conn: ConnId, complaint: Complaint, out: &mut Outbox<'_>) {
@@ -237,7 +273,7 @@ impl Sessions {
     /// Sends away who has been complained about too often.
     fn offended(&mut self, conn: ConnId, out: &mut Outbox<'_>) {
         if let Some(session) = self.session(conn) {
-            session.offences += 1;
+            session.offences = session.offences.saturating_add(1);
             if session.offences > MAX_OFFENCES {
                 out.close(conn, code::POLICY, code::reason(code::POLICY));
             }
@@ -421,6 +457,9 @@ impl Service for Sessions {
         drop(hub);
         self.send_orders(orders, now_ms, out);
         let mut next = self.deliver(out);
+        if !self.pinging.is_empty() {
+            self.tell_level(out);
+        }
         if !self.heard_out.is_empty() {
             next = self.hear_waiting(now_ms, out);
         }

@@ -11,7 +11,9 @@ use std::time::Instant;
 
 use flx_core::admission::Principal;
 use flx_core::admission::roster::{Face, Guest};
-use flx_core::hub::{Backfill, COHORT, Class, Dialect, Event, Hub, Limits as HubLimits, Profile, Rights, Shard};
+use flx_core::hub::{
+    Backfill, COHORT, Class, Dialect, Event, Hub, Limits as HubLimits, Position, Profile, Rights, Shard,
+};
 use flx_core::jwt::revocation::{DEFAULT_TENANT, Kind, Revocation, Revocations};
 use flx_realtime::desk::{Caller, Desk, Handshake, History, Newcomer, NotIn, Owner, Question, Refresh};
 use flx_realtime::listener::{Clock, Limits, Listener};
@@ -324,6 +326,78 @@ fn history_comes_before_what_is_live_and_nothing_twice() {
     process.tell("app.x", 9, 8, "9");
     let heard: Vec<_> = (2..10).map(|_| hear(&mut late)["seq"].as_u64().unwrap()).collect();
     assert_eq!((2..10).collect::<Vec<_>>(), heard);
+}
+
+/// A process whose memory begins behind its clients' positions, and such a position, of some logs.
+fn restarted(logs: u64) -> (Process, String) {
+    let process = process(HubLimits::default(), Limits::default());
+    process.desk.hub().restart("epoch-1", 10, "", 0);
+    let logs = (0..logs).map(|number| (format!("{number:036}").into(), number)).collect();
+    (process, Position { epoch: "epoch-1".into(), seq: 5, logs }.encode())
+}
+
+impl Process {
+    /// The daemon has nothing of what is asked for next.
+    fn nothing_happened(&self) {
+        let History { caller, key, .. } = self.history.recv_timeout(PATIENCE).unwrap();
+        let nothing = Backfill { epoch: "epoch-1", events: &[], journal_seq: 10, is_last: true };
+        assert_eq!(Some(true), self.desk.backfill(caller, key, &nothing));
+    }
+}
+
+#[test]
+fn many_topics_catch_up_one_after_the_other_however_long_the_position_is() {
+    let (process, from) = restarted(60);
+    let mut client = process.client("/ws/a?ann");
+    let subscribe = |number| json!({"type": "subscribe", "event": format!("app.{number}"), "from": from});
+    let asked: Vec<_> = (0..45).map(subscribe).chain([json!({"type": "ping"})]).collect();
+    client.send(&asked.iter().flat_map(|it| frame(0x81, it.to_string().as_bytes())).collect::<Vec<_>>());
+    for number in 0..45 {
+        process.nothing_happened();
+        let answer = hear(&mut client);
+        assert_eq!(
+            (json!("subscribed"), json!(format!("app.{number}"))),
+            (answer["type"].clone(), answer["event"].clone())
+        );
+    }
+    assert_eq!("pong", hear(&mut client)["type"]);
+}
+
+#[test]
+fn what_is_too_much_while_a_client_catches_up_is_told_in_its_turn() {
+    let (process, from) = restarted(0);
+    let mut client = process.client("/ws/a?ann");
+    assert_eq!("subscribed", ask(&mut client, &json!({"type": "subscribe", "event": "app.x", "from": from}))["type"]);
+    let message = |number: usize| frame(0x81, json!({"type": "x", "n": number}).to_string().as_bytes());
+    client.send(&(0..55).flat_map(message).collect::<Vec<_>>());
+    client.send(&frame(0x89, b"read"));
+    assert_eq!(Some((0x8a, b"read".to_vec())), client.frame());
+    process.nothing_happened();
+    let answers: Vec<_> = (0..55).map(|_| hear(&mut client)).collect();
+    let refused = answers.iter().filter(|it| it["code"] == "rate_limited").count();
+    assert!((1..=10).contains(&refused), "{refused}");
+    for (number, answer) in answers.iter().enumerate().filter(|(_, it)| it["code"] != "rate_limited") {
+        assert_eq!(json!(number), answer["data"]["n"]);
+    }
+}
+
+#[test]
+fn a_ping_is_answered_when_what_was_asked_for_before_is_level() {
+    let process = process(HubLimits::default(), Limits::default());
+    let mut client = process.client("/ws/a?ann");
+    for seq in 1..5 {
+        process.tell("app.x", seq, seq - 1, "0");
+    }
+    let from = Position { epoch: "epoch-1".into(), seq: 1, ..Position::default() }.encode();
+    let asked = [
+        json!({"type": "subscribe", "event": "app.x", "from": from}),
+        json!({"type": "ping"}),
+        json!({"type": "x"}),
+        json!({"type": "ping"}),
+    ];
+    client.send(&asked.iter().flat_map(|it| frame(0x81, it.to_string().as_bytes())).collect::<Vec<_>>());
+    let kinds: Vec<_> = (0..7).map(|_| hear(&mut client)["type"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(["subscribed", "event", "event", "event", "pong", "echo", "pong"], *kinds);
 }
 
 #[test]
