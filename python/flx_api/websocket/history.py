@@ -14,6 +14,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final, Protocol
 
+import structlog
+
 from flx_api.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from flx_api.events.position import Position
 
     History = Callable[[list[str], Position], AsyncGenerator[Past, None]]
+
+_log = structlog.get_logger("flx.websocket")
 
 _CATCH_UP_S: Final = 30.0
 # Of frames that are given at once. Data of a batch, and what waits while there is room, are beside it.
@@ -74,6 +78,8 @@ async def catch_up(history: History, patterns: list[str], position: Position, co
                     break
     except (TimeoutError, Unavailable):
         pass
+    except Exception:  # noqa: BLE001 - said and logged; the hub would hold the connection for ever
+        _log.exception("history.unexpected")
     finally:
         # Left early, it would hold its stream until it is collected.
         await batches.aclose()
