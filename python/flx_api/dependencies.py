@@ -172,7 +172,11 @@ class Parts:
         self.pages = Pages(settings, self.health, self.metrics, self.tickets)
         self.framework = framework(ResourceController(self.dispatcher))
         self.streams = EventRoute(
-            manager=self.manager, tickets=self.tickets, revocations=self.revocations, cors=self.cors
+            manager=self.manager,
+            tickets=self.tickets,
+            revocations=self.revocations,
+            standing=self.standing,
+            cors=self.cors,
         )
         self.paths = paths(self.commands, self.batches, self.logs, self.streams, self.pages)
 

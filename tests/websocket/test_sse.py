@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -165,6 +166,38 @@ def test_a_token_that_ends_is_told_and_who_takes_nothing_is_cut() -> None:
             manager.look_after(manager._clock() + 11, manager._wall())
             await task
             assert not listener.is_over
+
+    run(story)
+
+
+def test_a_token_that_is_revoked_while_a_body_is_awaited_opens_no_stream() -> None:
+    class Slow(Listener):
+        def __init__(self) -> None:
+            super().__init__()
+            self.asked, self.body = asyncio.Event(), asyncio.Event()
+
+        async def receive(self) -> Message:
+            if self.asked.is_set():
+                return await super().receive()
+            self.asked.set()
+            await self.body.wait()
+            return {"type": "http.request", "body": b"{}", "more_body": False}
+
+    async def story(gateway: Running) -> None:
+        listener = Slow()
+        headers = bearer() | {"content-type": "application/json", "content-length": "2"}
+        request = scope("GET", "/v1/events", headers, "topics=app.x")
+        task = asyncio.create_task(gateway.app(request, listener.receive, listener.send))
+        await listener.asked.wait()
+        gateway.parts.revoked.apply("subject", "anna", "default", int(time.time()) + 10)
+        gateway.parts.standing.changed()
+        while gateway.parts.standing._due is not None:  # noqa: ASYNC110 - a timer, not an event
+            await asyncio.sleep(0)
+        listener.body.set()
+        await listener.until("}")
+        listener.gone.set()
+        await asyncio.wait_for(task, 10)
+        assert (listener.start["status"], msgspec.json.decode(listener.text)["code"]) == (401, "invalid_token")
 
     run(story)
 

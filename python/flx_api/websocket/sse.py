@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 import msgspec
 from msgspec import Meta
 
-from flx_api.errors import InvalidRequest, Unauthenticated
+from flx_api.errors import InvalidRequest, TokenRejected, Unauthenticated
 from flx_api.gateway.exchange import StreamCut
 from flx_api.gateway.options import convert, known, query
 from flx_api.websocket import protocol
@@ -39,10 +39,13 @@ if TYPE_CHECKING:
     from flx_api.gateway.exchange import Exchange
     from flx_api.gateway.responses import Headers
     from flx_api.websocket.connection_manager import ConnectionManager
+    from flx_api.websocket.standing import Standing
 
 MEDIA: Final = b"text/event-stream"
 NATIVE: Final = "flx.stream"
 """Where a scope of the native listener has what takes a stream over."""
+REVOKED: Final = "revoked"
+"""Why a token is not acceptable, as the core says it."""
 # A client that was lost comes back after this long: those who were lost together do not come together.
 _RETRY_MS: Final = (500, 3_000)
 
@@ -73,11 +76,13 @@ class EventRoute:
         manager: ConnectionManager,
         tickets: Tickets,
         revocations: RevocationFollower,
+        standing: Standing,
         cors: Cors,
     ) -> None:
         self._manager = manager
         self._tickets = tickets
         self._revocations = revocations
+        self._standing = standing
         self._cors = cors
 
     async def serve(self, exchange: Exchange) -> None:
@@ -115,6 +120,10 @@ class EventRoute:
             Unavailable: revocations are not known well enough to say so.
         """
         if exchange.principal is not None:
+            # It was judged before the body, which may have been long in coming. Who is not here yet is not judged again
+            # when something is revoked.
+            if exchange.admitted.length != 0 and self._standing.is_revoked(exchange.principal):
+                raise TokenRejected(REVOKED)
             return exchange.principal
         if ticket is None:
             raise Unauthenticated

@@ -161,6 +161,17 @@ class Standing:
         for is_native, handles in by_face.items():
             self.ends[is_native](handles, code)
 
+    def is_revoked(self, principal: Principal) -> bool:
+        """Whether what is in force against tokens hits this one's."""
+        return self._revoked.revokes(
+            subject=principal.subject,
+            tenant=principal.tenant,
+            token_id=principal.token_id,
+            session=principal.session,
+            key_id=principal.key_id,
+            issued_at=principal.issued_at,
+        )
+
     def renewal(self, current: Principal, token: bytes) -> Principal:
         """Whom a connection of `current` speaks for with another token.
 
