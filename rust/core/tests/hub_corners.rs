@@ -74,6 +74,34 @@ fn a_log_with_lines_to_come_is_in_the_position_however_many_others_are_over() {
 }
 
 #[test]
+fn the_log_of_an_execution_that_is_tried_again_goes_on_for_who_comes_back() {
+    let mut hub = hub();
+    let conn = connect(&mut hub, Dialect::Plain, &["execution.*"]);
+    tell(&mut hub, "execution.x.status", 1, 0, 1);
+    tell(&mut hub, "execution.x.log", 1, 0, 1);
+    hub.over("t", "x");
+    for other in 0..40 {
+        tell(&mut hub, &format!("execution.{other}.status"), 2 + other, 0, 1);
+        hub.over("t", &other.to_string());
+    }
+    // It was there to the end, when the log was complete for long, and leaves.
+    let left = said(&take(&mut hub, 1_000)).pop().unwrap();
+    assert!(!position_of(&left).logs.contains_key("x"));
+    hub.disconnect(conn);
+    tell(&mut hub, "execution.x.status", 42, 1, 1);
+    tell(&mut hub, "execution.x.log", 2, 1, 1);
+    hub.over("t", "x");
+    tell(&mut hub, "execution.x.log", 3, 2, 1);
+    let again = connect(&mut hub, Dialect::Plain, &[]);
+    assert!(hub.subscribe(again, "execution.*", left["pos"].as_str(), 2).unwrap().history.is_none());
+    let heard = said(&take(&mut hub, 2_000));
+    let told: Vec<_> = heard.iter().map(|it| (it["event"].as_str().unwrap(), it["seq"].as_u64().unwrap())).collect();
+    assert_eq!([("execution.x.status", 42), ("execution.x.log", 2), ("execution.x.log", 3)], *told);
+    // Who leaves before its first line knows that there will be some.
+    assert_eq!(Some(&1), position_of(&heard[0]).logs.get("x"));
+}
+
+#[test]
 fn a_number_of_an_ephemeral_event_means_one_event_as_long_as_the_epoch_lasts() {
     for topic in ["app.x", "user.ann", "bench.x"] {
         let mut hub = hub();

@@ -87,6 +87,8 @@ pub(super) struct TopicLog {
     pub(super) heard: bool,
     /// Whether it is part of positions (logs only).
     pub(super) listed: bool,
+    /// When it was that again after it had not been: the journal's number, and that of the line before.
+    pub(super) again: Vec<(u64, u64)>,
     /// (order, number) of the last event of each of the latest cuts.
     cuts: VecDeque<(u64, u64)>,
     /// Who hears it, sorted.
@@ -117,6 +119,7 @@ impl TopicLog {
             born_order: 0,
             heard: false,
             listed: false,
+            again: Vec::new(),
             cuts: VecDeque::new(),
             audiences: Vec::new(),
             latest: None,

@@ -117,6 +117,11 @@ pub fn execution_of_log(topic: &str) -> Option<&str> {
     (!execution.is_empty() && !execution.contains('.')).then_some(execution)
 }
 
+/// The execution whose status a topic tells; None for any other topic.
+pub(super) fn execution_of_status(topic: &str) -> Option<&str> {
+    topic.strip_prefix("execution.")?.strip_suffix(".status")
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::log::{Entry, Kind, TopicLog};
 use super::position::Position;
-use super::store::{Store, seen_of};
+use super::store::Store;
 use super::topic::matches;
 
 /// How long a log of a position that was never heard of here is waited for.
@@ -102,5 +102,21 @@ impl Joins {
             join.after <= order
                 && join.since.as_ref().is_none_or(|since| since.joined <= order && since.is_settled(store, now_ms))
         })
+    }
+}
+
+/// The last number that the reader of a position has seen of a topic; None when it wants nothing of it.
+///
+/// A log that is not in the position counts from 0 when it began at or after `born_from`, where its reader began; from where it
+/// went on when it had ended before and did so since; and not at all otherwise.
+pub(super) fn seen_of(position: &Position, born_from: u64, topic: &TopicLog) -> Option<u64> {
+    match &topic.kind {
+        Kind::Journal => Some(position.seq),
+        Kind::Log(execution) => match position.logs.get(execution) {
+            Some(line) => Some(*line),
+            None if topic.born_seq >= born_from => Some(0),
+            None => topic.again.iter().find(|(seq, _)| *seq >= born_from).map(|(_, line)| *line),
+        },
+        Kind::Local | Kind::Ephemeral | Kind::Loss => None,
     }
 }

@@ -16,7 +16,8 @@ use foldhash::fast::FoldHasher;
 use hashbrown::HashTable;
 
 use super::log::{Kind, TopicLog};
-use super::position::{self, Position, execution_of_log};
+use super::position::{self, Position, execution_of_log, execution_of_status};
+use super::reader::seen_of;
 use super::topic_rules::TopicRules;
 use super::{Event, Limits};
 
@@ -241,6 +242,9 @@ impl Store {
             }
         }
         let relisted = is_log && !topic.listed && !std::mem::replace(&mut topic.listed, true) && topic.last_seq > 0;
+        if relisted {
+            topic.again.push((seq, prev));
+        }
         if order > self.order {
             self.ring.push_back(NOBODY);
             (self.cut_order, self.cut_seq) = (order, self.cut_seq.max(if is_log { 0 } else { prev }));
@@ -278,7 +282,10 @@ impl Store {
 
     /// With the first status of an execution its log begins: from then on it is in positions, the same in every process.
     fn begin_log(&mut self, event: &Event<'_>) -> Option<u32> {
-        let execution = begun_by(event)?;
+        let Some(execution) = begun_by(event) else {
+            self.go_on(event);
+            return None;
+        };
         let (id, made) = self.open(event.tenant, &format!("execution.{execution}.log"), false);
         let order = self.order;
         let topic = self.topic_mut(id).filter(|topic| topic.kind != Kind::Journal)?;
@@ -288,6 +295,17 @@ impl Store {
             self.logs.push(id);
         }
         made.then_some(id)
+    }
+
+    /// A status of an execution that was over long ago: it is tried again, and its log is in positions again.
+    fn go_on(&mut self, event: &Event<'_>) {
+        let Some(execution) = execution_of_status(event.topic) else { return };
+        let Some(id) = self.find(event.tenant, &format!("execution.{execution}.log"), false) else { return };
+        if let Some(topic) = self.topic_mut(id).filter(|topic| topic.heard && !topic.listed) {
+            topic.listed = true;
+            topic.again.push((event.seq, topic.last_seq));
+            self.ended.retain(|other| *other != id);
+        }
     }
 
     /// Everything up to here was considered.
@@ -565,27 +583,9 @@ impl Store {
     }
 }
 
-/// The last number that the reader of a position has seen of a topic; None when it wants nothing of it.
-///
-/// A log that is not in the position counts from 0 when it began at or after `born_from`, where its reader began, and not at
-/// all when it had ended before.
-pub(super) fn seen_of(position: &Position, born_from: u64, topic: &TopicLog) -> Option<u64> {
-    match &topic.kind {
-        Kind::Journal => Some(position.seq),
-        Kind::Log(execution) => match position.logs.get(execution) {
-            Some(line) => Some(*line),
-            None => (topic.born_seq >= born_from).then_some(0),
-        },
-        Kind::Local | Kind::Ephemeral | Kind::Loss => None,
-    }
-}
-
 /// The execution that an event is the first of.
 pub(super) fn begun_by<'a>(event: &Event<'a>) -> Option<&'a str> {
-    if event.prev > 0 {
-        return None;
-    }
-    event.topic.strip_prefix("execution.")?.strip_suffix(".status")
+    if event.prev > 0 { None } else { execution_of_status(event.topic) }
 }
 
 /// Whether a topic lives in the gateway alone.
