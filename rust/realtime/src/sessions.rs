@@ -34,6 +34,8 @@ const MESSAGES_PER_S: f32 = 50.0;
 /// with a position of some kilobytes.
 const MAX_WAITING: usize = 256;
 const MAX_WAITING_BYTES: usize = 1024 * 1024;
+/// Between two looks at those who wait for their `ping` to be answered, where they are many.
+const PINGS_MS: u64 = 5;
 /// Complaints after which a client is sent away.
 const MAX_OFFENCES: u8 = 10;
 /// The one path that is served without an upgrade.
@@ -86,8 +88,8 @@ pub struct Sessions {
     deliveries: Vec<Delivery>,
     /// Who has caught up and may go on speaking.
     heard_out: Vec<ConnId>,
-    /// Whose `ping` is answered when they have been given everything up to an order.
-    pinging: Vec<(ConnId, ConnKey, u64)>,
+    /// Whose `ping` is answered when they have been given everything up to an order. So many are looked at in a turn.
+    pinging: VecDeque<(ConnId, ConnKey, u64)>,
 }
 
 impl Sessions {
@@ -107,7 +109,7 @@ impl Sessions {
             due: Vec::new(),
             deliveries: Vec::new(),
             heard_out: Vec::new(),
-            pinging: Vec::new(),
+            pinging: VecDeque::new(),
         }
     }
 
@@ -165,7 +167,7 @@ impl Sessions {
                     out.message(conn, protocol::pong(wall_us()));
                 } else if let Some(session) = self.session(conn) {
                     session.waiting = Some(Box::default());
-                    self.pinging.push((conn, key, order));
+                    self.pinging.push_back((conn, key, order));
                 }
             }
             Asked::Other => out.message(conn, protocol::echo(payload)),
@@ -214,15 +216,20 @@ impl Sessions {
         self.desk.hub().wakes_at(self.shard)
     }
 
-    /// Answers those who are level now; they may go on speaking.
-    fn tell_level(&mut self, out: &mut Outbox<'_>) {
+    /// Answers those who are level now; they may go on speaking. When to look at those who were not looked at.
+    fn tell_level(&mut self, now_ms: u64, out: &mut Outbox<'_>) -> Option<u64> {
+        let most = self.pinging.len().min(COHORT);
         let hub = self.desk.hub();
-        let level: Vec<_> = self.pinging.extract_if(.., |(_, key, order)| hub.has_passed(*key, *order)).collect();
+        let (level, behind): (Vec<_>, Vec<_>) =
+            self.pinging.drain(..most).partition(|(_, key, order)| hub.has_passed(*key, *order));
         drop(hub);
+        let others = !self.pinging.is_empty();
+        self.pinging.extend(behind);
         for (conn, _, _) in level {
             out.message(conn, protocol::pong(wall_us()));
             self.heard_out.push(conn);
         }
+        others.then_some(now_ms + PINGS_MS)
     }
 
     fn complain(&mut self, conn: ConnId, complaint: Complaint, out: &mut Outbox<'_>) {
@@ -457,13 +464,11 @@ impl Service for Sessions {
         drop(hub);
         self.send_orders(orders, now_ms, out);
         let mut next = self.deliver(out);
-        if !self.pinging.is_empty() {
-            self.tell_level(out);
-        }
+        let pings = if self.pinging.is_empty() { None } else { self.tell_level(now_ms, out) };
         if !self.heard_out.is_empty() {
             next = self.hear_waiting(now_ms, out);
         }
-        next.into_iter().chain(self.ends.wakes_at()).min()
+        next.into_iter().chain(self.ends.wakes_at()).chain(pings).min()
     }
 }
 
