@@ -116,6 +116,19 @@ def test_what_was_trimmed_before_it_was_read_is_told(tmp_path: Path, monkeypatch
         asyncio.run(story(server))
 
 
+def test_what_cannot_be_read_is_told_as_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story(server: RedisServer) -> None:
+        async with fleet(server, 1) as ((first, ear),):
+            with monkeypatch.context() as other_version:
+                other_version.setattr(redis_bus, "_encode", lambda _events: b"\xc1")
+                await first.publish("t", "app.x", b"1")
+            await first.publish("t", "app.x", b"2")
+            await until(lambda: ear.heard == ["bus_unreadable", "2"])
+
+    with running(tmp_path) as server:
+        asyncio.run(story(server))
+
+
 def test_a_redis_that_hangs_refuses_and_what_it_did_all_the_same_is_heard(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -266,11 +266,21 @@ class RedisBus:
                 for id_, told in entries:
                     fields = dict(zip(told[::2], told[1::2], strict=True))
                     self._follow(place, id_, fields[b"e"], int(fields[b"n"]), int(fields[b"c"]))
-                    self._receiver.hear(_events.decode(fields[b"d"]))
+                    self._hear(fields[b"d"])
                     self.entries += 1
             if time.monotonic() - checked_s > _CHECK_S:
                 self._compare(await self._heads(connection, run))
                 checked_s = time.monotonic()
+
+    def _hear(self, packed: bytes) -> None:
+        try:
+            events = _events.decode(packed)
+        except msgspec.DecodeError:
+            # Of a gateway of another version. It is passed, so what was in it is lost here.
+            _log.warning("bus.unreadable_entry")
+            self._receiver.lose("bus_unreadable")
+        else:
+            self._receiver.hear(events)
 
     def _follow(self, place: _Place, id_: bytes, epoch: bytes, first: int, count: int) -> None:
         """Move on to an entry; what is missing before it is told."""
