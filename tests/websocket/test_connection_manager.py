@@ -589,26 +589,6 @@ def test_a_position_of_many_logs_is_caught_up_with_in_pieces_that_a_connection_t
     run(story)
 
 
-def test_whatever_breaks_while_a_connection_catches_up_it_goes_on_with_a_gap() -> None:
-    async def story() -> None:
-        hub = Hub()
-        hub.native.restart("e", 5, "start", 0)
-        connection = hub.connect()
-
-        async def history(_topics: list[str], _position: Position) -> AsyncGenerator[Past, None]:
-            yield past(EventBatch(epoch="e", journal_seq=1, events=[Event(seq=1, topic="pipeline_events")] * 256))
-            raise RuntimeError
-
-        hub.manager.history = history
-        await hub.subscribe(connection, "pipeline_events", encode(Position("e", 0)))
-        assert [frame.get("reason") for frame in frames(connection)] == [None, None, "upstream_unavailable"]
-        hub.native.append([("default", "pipeline_events", 6, 1, 0, b"1")], 1000)
-        hub.serve()
-        assert seqs(connection) == [1, 6]
-
-    run(story)
-
-
 def test_a_full_hub_lets_nobody_in() -> None:
     async def story() -> None:
         hub = Hub(max_connections=1)
