@@ -138,8 +138,9 @@ impl Proxies {
             return client;
         }
         for line in lines.rev() {
-            let Ok(line) = std::str::from_utf8(line) else { return client };
-            for element in line.rsplit(',') {
+            // Element by element: what stands before the word of a proxy may be anything, and must not spoil it.
+            for element in line.rsplit(|&byte| byte == b',') {
+                let Ok(element) = std::str::from_utf8(element) else { return client };
                 let address = match self.header {
                     ProxyHeader::ForwardedFor => Some(element.trim()),
                     ProxyHeader::Forwarded => forwarded_for(element),
@@ -235,8 +236,21 @@ mod tests {
     }
 
     fn told(header: ProxyHeader, peer: &str, lines: &[&str]) -> String {
+        told_in_bytes(header, peer, &lines.iter().map(|line| line.as_bytes()).collect::<Vec<_>>())
+    }
+
+    fn told_in_bytes(header: ProxyHeader, peer: &str, lines: &[&[u8]]) -> String {
         let proxies = Proxies::new(["10.0.0.0/8", "::1"], header).unwrap();
-        proxies.client(peer, lines.iter().map(|line| line.as_bytes())).to_owned()
+        proxies.client(peer, lines.iter().copied()).to_owned()
+    }
+
+    #[test]
+    fn what_a_client_puts_before_the_word_of_a_proxy_does_not_spoil_it() {
+        let told = |header, line: &[u8]| told_in_bytes(header, "10.0.0.1", &[line]);
+        assert_eq!("1.2.3.4", told(ProxyHeader::ForwardedFor, b"\xff, 1.2.3.4"));
+        assert_eq!("1.2.3.4", told(ProxyHeader::ForwardedFor, b"\xff, 1.2.3.4, 10.2.2.2"));
+        assert_eq!("10.0.0.1", told(ProxyHeader::ForwardedFor, b"6.6.6.6, \xff"));
+        assert_eq!("1.2.3.4", told(ProxyHeader::Forwarded, b"for=\xff, for=1.2.3.4"));
     }
 
     #[test]
