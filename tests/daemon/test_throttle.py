@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from flx_api.daemon.throttle import FORGET_S, FREE_FAILURES, MAX_DELAY_S, Throttle
+import pytest
+
+from flx_api.daemon.throttle import FORGET_S, FREE_FAILURES, MAX_DELAY_S, Throttle, place_of
 
 
 def failed(throttle: Throttle, key: str, times: int, now_s: float) -> None:
@@ -30,6 +32,53 @@ def test_the_wait_is_bounded_and_an_hour_forgets() -> None:
     assert throttle.wait_s("a", FORGET_S) == 0
     throttle.failed("a", FORGET_S)
     assert throttle.wait_s("a", FORGET_S) == 0
+
+
+def test_a_clock_that_is_put_back_makes_nobody_wait_longer() -> None:
+    throttle = Throttle()
+    failed(throttle, "a", FREE_FAILURES + 1, 7200)
+    assert throttle.wait_s("a", 7200) == 2
+    assert throttle.wait_s("a", 0) == 2
+
+
+def test_a_success_takes_back_what_was_its_own() -> None:
+    throttle = Throttle()
+    failed(throttle, "address", 4, 0)
+    tried = throttle.failed("address", 100)
+    failed(throttle, "address", 2, 100)
+    throttle.take_back("address", 3, tried)
+    assert throttle.wait_s("address", 100) == 0
+    failed(throttle, "address", 1, 100)
+    assert throttle.wait_s("address", 100) == 1
+    throttle.take_back("address", 9, tried)
+    assert len(throttle) == 0
+    throttle.take_back("address", 1, tried)
+    assert len(throttle) == 0
+
+
+def test_a_success_after_the_last_failure_does_not_renew_it() -> None:
+    throttle = Throttle()
+    failed(throttle, "address", 5, 0)
+    throttle.take_back("address", 1, throttle.failed("address", FORGET_S - 1))
+    assert throttle.wait_s("address", 0.5) == 0.5
+    assert throttle.wait_s("address", FORGET_S) == 0
+
+
+@pytest.mark.parametrize(
+    ("address", "place"),
+    [
+        ("10.0.0.1", "10.0.0.1"),
+        ("::ffff:10.0.0.1", "10.0.0.1"),
+        ("2001:db8::1", "2001:db8::/64"),
+        ("2001:db8:0:0:ffff::2", "2001:db8::/64"),
+        ("2001:db8:0:1::1", "2001:db8:0:1::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("", ""),
+        ("unix:", "unix:"),
+    ],
+)
+def test_an_address_counts_as_limits_count_it(address: str, place: str) -> None:
+    assert place_of(address) == place
 
 
 def test_a_success_forgets() -> None:

@@ -71,6 +71,44 @@ def test_one_address_cannot_try_many_accounts(tmp_path: Path) -> None:
     asyncio.run(story())
 
 
+def test_the_addresses_of_one_network_are_one(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with parts(tmp_path) as daemon:
+            await bob(daemon)
+            for number in range(5):
+                await fails(daemon, f"user{number}", f"2001:db8::{number}")
+            with pytest.raises(RateLimited):
+                await daemon.users.log_in("bob", "correct horse", "2001:db8::ffff")
+            assert await daemon.users.log_in("bob", "correct horse", "2001:db8:0:1::1")
+
+    asyncio.run(story())
+
+
+def test_an_account_of_ones_own_gives_no_tries_of_others_back(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with parts(tmp_path) as daemon:
+            await bob(daemon)
+            for number in range(5):
+                assert await daemon.users.log_in("bob", "correct horse", "10.0.0.1")
+                await fails(daemon, f"user{number}", "10.0.0.1")
+            with pytest.raises(RateLimited):
+                await daemon.users.log_in("user9", "wrong", "10.0.0.1")
+
+    asyncio.run(story())
+
+
+def test_whoever_gets_in_after_all_has_not_failed(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with parts(tmp_path) as daemon:
+            await bob(daemon)
+            for _ in range(3):
+                for _ in range(4):
+                    await fails(daemon, "bob", "10.0.0.1")
+                assert await daemon.users.log_in("bob", "correct horse", "10.0.0.1")
+
+    asyncio.run(story())
+
+
 def test_tries_at_the_same_time_are_counted_one_by_one(tmp_path: Path) -> None:
     async def story() -> None:
         async with parts(tmp_path) as daemon:

@@ -24,7 +24,7 @@ import msgspec
 from sqlalchemy import insert, select, update
 
 from flx_api.daemon.journal.tables import users
-from flx_api.daemon.throttle import Throttle
+from flx_api.daemon.throttle import Throttle, place_of
 from flx_api.errors import Conflict, FieldError, NotFound, RateLimited, Unauthenticated, ValidationFailed
 from flx_api.models.auth import User
 
@@ -186,14 +186,13 @@ class Users:
             Unauthenticated: `invalid_credentials`, whatever of the two is wrong.
             RateLimited: too many failures of this account or address.
         """
-        keys = [f"account {username}"] + ([f"address {client_address}"] if client_address else [])
+        keys = [f"account {username}"] + ([f"address {place_of(client_address)}"] if client_address else [])
         now_s = self._clock() / 1_000_000
         wait_s = max(self._throttle.wait_s(key, now_s) for key in keys)
         if wait_s > 0:
             detail = "Too many failed logins"
             raise RateLimited(detail, retry_after_s=max(round(wait_s, 3), 0.001))
-        for key in keys:
-            self._throttle.failed(key, now_s)
+        tries = [self._throttle.failed(key, now_s) for key in keys]
         account = self._find(username)
         if account is None:
             self._dummy = self._dummy or await self._in_pool(lambda: hash_password("", self._hasher))
@@ -201,8 +200,9 @@ class Users:
         right = await self._in_pool(lambda: self._verify(known, password))
         if account is None or not right:
             raise Unauthenticated(code="invalid_credentials")
-        for key in keys:
-            self._throttle.succeeded(key)
+        own = self._throttle.succeeded(keys[0])
+        for key, tried in zip(keys[1:], tries[1:], strict=True):
+            self._throttle.take_back(key, max(own, 1), tried)
         if self._hasher.check_needs_rehash(account.password_hash):
             account = account._replace(password_hash=await self._renew(username, account.password_hash, password))
         # It took a while: a change meanwhile has ended all tokens, and this must not make another of what was before.
