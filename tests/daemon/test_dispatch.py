@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tests.daemon.daemon_parts import ADMIN, parts, turn
 
 from flx_api.daemon.handlers import Accepted
-from flx_api.daemon.trust import Gateway
+from flx_api.daemon.trust import Gateway, Nobody
 from flx_api.models.pipeline import Deleted
 from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame, Principal, ReplyFrame
 
@@ -125,5 +125,24 @@ def test_an_accepted_command_carries_its_execution(tmp_path: Path) -> None:
             first, second = seen
             assert (first.idempotency_key, first.wait_ms, first.client_address) == ("k", 5, "10.0.0.1")
             assert first.body_hash != second.body_hash
+
+    asyncio.run(story())
+
+
+def test_only_a_gateway_says_where_a_command_comes_from(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with parts(tmp_path) as daemon:
+            seen: list[str] = []
+
+            def log_in(context: Context, _args: Any) -> Deleted:
+                seen.append(context.client_address)
+                return Deleted("x")
+
+            dispatcher = daemon.dispatcher({"auth.login": log_in})
+            args = b'{"username":"bob","password":"wrong"}'
+            frame = CommandFrame(command="auth.login", args=args, client_address="10.0.0.1")
+            for caller in (Gateway(), Nobody("9.9.9.9")):
+                dispatcher.prepare(frame, caller)
+            assert seen == ["10.0.0.1", "9.9.9.9"]
 
     asyncio.run(story())

@@ -166,6 +166,9 @@ def test_a_certificate_makes_a_gateway_where_it_is_signed_for_one(
         def cert(self) -> dict[str, Any] | None:
             return certificate
 
+        def addr(self) -> Any:
+            return "10.0.0.9", 4711, 0, 0
+
     made = TokenTrust(b"shared", verify, Now(), Revocations(), names)
     assert isinstance(made.caller({}, Shown()), kind)
     # A token says more than a certificate, and a wrong one is not made good by it.
@@ -174,3 +177,22 @@ def test_a_certificate_makes_a_gateway_where_it_is_signed_for_one(
     assert "bob" == client.subject
     with pytest.raises(TokenRejected):
         made.caller({"x-flx-gateway-token": "guess"}, Shown())
+
+
+@pytest.mark.parametrize(
+    ("peername", "address"), [(("10.0.0.9", 4711), "10.0.0.9"), (("::1", 4711, 0, 0), "::1"), ("", ""), (None, "")]
+)
+def test_where_a_caller_is_comes_from_its_connection(peername: Any, address: str) -> None:
+    class Shown:
+        def cert(self) -> dict[str, Any] | None:
+            return None
+
+        def addr(self) -> Any:
+            return peername
+
+    made = trust()
+    assert made.caller({}, Shown()).address == address
+    assert made.caller({"authorization": f"Bearer {GOOD}"}, Shown()).address == address
+    assert made.caller({"x-flx-gateway-token": "shared"}, Shown()).address is None
+    assert made.caller({}).address == ""
+    assert SocketTrust().caller({}, Shown()).address is None

@@ -87,12 +87,10 @@ class Dispatcher:
                 if not command.public:
                     raise Unauthenticated()  # noqa: TRY301, RSE102 - one way out for all refusals
                 principal = ANONYMOUS
-            may_make_keys = isinstance(caller, Gateway)
             if frame.dry_run:
-                context = self._context(frame, command, principal, may_make_keys=may_make_keys)
-                return self._rehearse(frame, command, context)
+                return self._rehearse(frame, command, self._context(frame, command, principal, caller))
             authorise(command, principal.roles)
-            context = self._context(frame, command, principal, may_make_keys=may_make_keys)
+            context = self._context(frame, command, principal, caller)
             outcome = self._begin(command, context)
         except Exception as error:  # noqa: BLE001 - the border: whatever it is becomes a reply
             return failure(frame, error)
@@ -120,9 +118,9 @@ class Dispatcher:
         if self._changing:
             await asyncio.wait(self._changing, timeout=within_s)
 
-    def _context(self, frame: CommandFrame, command: Command, principal: Principal, *, may_make_keys: bool) -> Context:
+    def _context(self, frame: CommandFrame, command: Command, principal: Principal, caller: Caller) -> Context:
         key: str = frame.idempotency_key
-        if key and not _IS_KEY(key) and not (may_make_keys and key.startswith(MADE_KEY)):
+        if key and not _IS_KEY(key) and not (isinstance(caller, Gateway) and key.startswith(MADE_KEY)):
             detail = "The idempotency key is not 1 to 255 printable ASCII characters without a blank"
             raise InvalidRequest(detail)
         deadline_us = frame.deadline_unix_ms * 1000 or None
@@ -139,7 +137,7 @@ class Dispatcher:
             dry_run=frame.dry_run,
             wait_ms=frame.wait_ms,
             body_hash=_body_hash(command.name, frame.environment, raw_args) if key else "",
-            client_address=frame.client_address,
+            client_address=frame.client_address if caller.address is None else caller.address,
             raw_args=raw_args,
         )
 

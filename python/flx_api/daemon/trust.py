@@ -7,6 +7,7 @@ only use public commands of `Execute`.
 
 Rules:
 - A JWT counts before a certificate: whoever shows both is the one the JWT names.
+- Only a gateway says where a command comes from; any other caller is where its connection is.
 - A secret is compared in constant time. A wrong shared token is refused, never passed on as "no token".
 - A token is verified when its stream opens; its end and its revocation are looked at with each command.
 - A key is revoked by the `kid` of the key that verified the token; what the token's header names proves nothing.
@@ -49,6 +50,11 @@ class Caller(Protocol):
         """The one tenant this caller may see; None: all of them."""
         ...
 
+    @property
+    def address(self) -> str | None:
+        """Where it is, empty where nobody can say; None: its commands come from where their frames say."""
+        ...
+
 
 class Peer(Protocol):
     """The other side of a connection, as grpclib knows it."""
@@ -57,11 +63,16 @@ class Peer(Protocol):
         """Its certificate, verified; empty or None when it has shown none."""
         ...
 
+    def addr(self) -> Any:  # noqa: ANN401 - of TCP host and port, and more for IPv6
+        """Its address, as the transport has it."""
+        ...
+
 
 class Gateway:
     """Trusted: the message names the principal."""
 
     tenant: str | None = None
+    address: str | None = None
 
     def principal(self, named: PrincipalMessage | None) -> Principal | None:
         """Whom the message names."""
@@ -82,6 +93,9 @@ class Nobody:
 
     tenant: str | None = ""
 
+    def __init__(self, address: str = "") -> None:
+        self.address: str | None = address
+
     def principal(self, named: PrincipalMessage | None) -> Principal | None:  # noqa: ARG002 - not believed
         """Nobody."""
         return None
@@ -95,16 +109,23 @@ class Client:
         ends_s: when the token ends.
         now_s: seconds since the epoch.
         revoked: whether the token was revoked.
+        address: where it is.
     """
 
     def __init__(
-        self, principal: Principal, ends_s: float, now_s: Callable[[], float], revoked: Callable[[], bool]
+        self,
+        principal: Principal,
+        ends_s: float,
+        now_s: Callable[[], float],
+        revoked: Callable[[], bool],
+        address: str = "",
     ) -> None:
         self._principal = principal
         self._ends_s = ends_s
         self._now_s = now_s
         self._revoked = revoked
         self.tenant: str | None = principal.tenant
+        self.address: str | None = address
 
     def principal(self, named: PrincipalMessage | None) -> Principal | None:  # noqa: ARG002 - not believed
         """What the token says, as long as it has neither ended nor been revoked."""
@@ -166,7 +187,7 @@ class TokenTrust:
             return Gateway()
         credentials = metadata.get("authorization")
         if credentials is None:
-            return Gateway() if self._is_gateway(peer) else Nobody()
+            return Gateway() if self._is_gateway(peer) else Nobody(_address_of(peer))
         scheme, token = str(credentials)[: len(_BEARER)], str(credentials)[len(_BEARER) :]
         if scheme.lower() != _BEARER:
             raise Unauthenticated(code="invalid_token")
@@ -182,7 +203,7 @@ class TokenTrust:
             key_id=key_id,
             issued_at=None if issued_at is None else math.floor(issued_at),
         )
-        client = Client(principal, float(claims["exp"]), self._now_s, revoked)
+        client = Client(principal, float(claims["exp"]), self._now_s, revoked, _address_of(peer))
         client.principal(None)
         return client
 
@@ -195,6 +216,11 @@ class TokenTrust:
             return False
         names = {name for kind, name in certificate.get("subjectAltName", ()) if kind == "DNS"}
         return not self._gateways or not self._gateways.isdisjoint(names)
+
+
+def _address_of(peer: Peer | None) -> str:
+    found = None if peer is None else peer.addr()
+    return str(found[0]) if isinstance(found, tuple) and found else ""
 
 
 def principal_of(claims: Mapping[str, Any]) -> Principal:
