@@ -16,6 +16,7 @@ from flx_api.daemon.journal.tables import attempts, pipelines
 from flx_api.errors import Conflict, NotFound, ProjectInvalid, Unavailable, ValidationFailed
 from flx_api.models.event import SystemEvent
 from flx_api.models.execution import ExecutionListArgs, ExecutionLogsArgs
+from flx_api.models.listing import encode_cursor
 from flx_api.models.pipeline import PipelineRunArgs
 from flx_api.models.topic_rules import TopicRule
 
@@ -451,8 +452,9 @@ def test_pages_go_from_new_to_old_and_show_nothing_twice(play: Callable[..., Non
             failed = executions.page(ExecutionListArgs(status="failed"), ALICE)
             assert {execution.exit_code for execution in failed.items} == {1, 2}
             assert executions.page(ExecutionListArgs(), MALLORY).items == ()
-            with pytest.raises(ValidationFailed):
-                executions.page(ExecutionListArgs(cursor="bm9uZQ"), ALICE)
+            for foreign in ("none", ":x", "-1:x", f"{2**63}:x", f"{'9' * 5000}:x", "\N{ARABIC-INDIC DIGIT ONE}:x"):
+                with pytest.raises(ValidationFailed):
+                    executions.page(ExecutionListArgs(cursor=encode_cursor(foreign)), ALICE)
 
     play(story)
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from flx_api.models.execution import ExecutionListArgs
 
 EXECUTION_EVENTS = "execution_events"
+_MOST_DIGITS = 18
 _NO_EXECUTION = "There is no such execution."
 
 
@@ -411,7 +412,8 @@ def _attempt(row: Any, execution: Execution, *, is_last: bool) -> Attempt:  # no
 
 def _place(text: str) -> tuple[int, str]:
     queued_us, _, last_id = text.partition(":")
-    if not queued_us.isdecimal():
+    # Any that we made fits; a number of any length would be refused by `int` or by SQLite, as a fault.
+    if not (queued_us.isascii() and queued_us.isdecimal() and len(queued_us) <= _MOST_DIGITS):
         refused = ValidationFailed.field("cursor", "is not one that this service made")
         raise refused
     return int(queued_us), last_id
