@@ -22,6 +22,7 @@ from grpclib.const import Status
 from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 
 from flx_api.errors import Unavailable
+from flx_api.models.auth import STILL_S
 from flx_api.models.event import REVOCATION_EVENTS, RevocationEvent
 from flx_api.proto.flx.v1.daemon_pb2 import RevocationsRequest
 
@@ -263,7 +264,7 @@ class RevocationFollower:
         self.stale_refuses = refuses
         if now_s >= self._forget_s:
             self._forget_s = now_s + _FORGET_EVERY_S
-            self._target.forget_expired(int(self._wall()))
+            self._target.forget_expired(int(self._wall()) - STILL_S)
 
 
 def _entry(found: Revocation) -> Entry:

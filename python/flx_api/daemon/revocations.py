@@ -8,6 +8,7 @@ Rules:
 - A name is revoked within the tenant of whoever revokes it. A key belongs to the service: only the default tenant may.
 - A token may have been issued in the same second as the revocation of its subject: it is hit too, since `iat` has no
   finer grain.
+- What is over stays in force for `STILL_S` more, although it is not listed any more.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from flx_api.daemon.executions.ids import uuid7_factory
 from flx_api.daemon.journal import DEFAULT_TENANT
 from flx_api.daemon.journal.tables import revocations
 from flx_api.errors import Conflict, Forbidden, NotFound, ValidationFailed
-from flx_api.models.auth import Revocation, RevocationPage
+from flx_api.models.auth import STILL_S, Revocation, RevocationPage
 from flx_api.models.event import REVOCATION_EVENTS, RevocationEvent
 from flx_api.models.listing import decode_cursor, encode_cursor
 
@@ -257,11 +258,11 @@ class Revocations:
             query = select(revocations).where(revocations.c.id > after).order_by(revocations.c.id).limit(_PAGE)
             with self._journal.read() as connection:
                 rows = connection.execute(query).all()
-            now_s = self._clock() // 1_000_000
+            over_s = self._clock() // 1_000_000 - STILL_S
             page = tuple(
                 _shown(row)
                 for row in rows
-                if row.project_id == project_id and (row.expires_at is None or row.expires_at > now_s)
+                if row.project_id == project_id and (row.expires_at is None or row.expires_at > over_s)
             )
             if page:
                 yield page
@@ -304,7 +305,7 @@ class Revocations:
     def _forget(self, learner: _core.Revocations) -> None:
         now_s = self._clock() // 1_000_000
         if now_s >= self._forget_at_s:
-            learner.forget_expired(now_s)
+            learner.forget_expired(now_s - STILL_S)
             self._forget_at_s = now_s + _FORGET_EVERY_S
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 from msgspec import Meta
@@ -19,6 +19,10 @@ Moment = Annotated[int, Meta(ge=0, le=253_402_300_799)]
 RevocationKind = Literal["jti", "session", "subject", "key"]
 RevocationId = Annotated[str, Meta(min_length=1, max_length=64)]
 RoleName = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_-]{0,62}$(?!\n)")]
+
+STILL_S: Final = 3600
+"""How long a revocation stays in force beyond its `expires_at`. Tokens of another issuer have a leeway, clocks of hosts
+differ, and one that was put forward and back must not bring a token back."""
 
 
 class LoginArgs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -91,8 +95,8 @@ class TokenRevokeArgs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What is to be revoked: exactly one of `jti`, `session` (`sid`), `subject` (`sub`) and `key` (`kid`).
 
     Times are seconds as in tokens. Tokens issued (`iat`) at or before `issued_before` are hit, and those that do not
-    say when; a subject's default is now, the others' none: all tokens. At `expires_at` the revocation may be forgotten:
-    give the token's `exp` when you know it. By default a key's is never, the others' a year.
+    say when; a subject's default is now, the others' none: all tokens. An hour after `expires_at` the revocation may be
+    forgotten: give the token's `exp` when you know it. By default a key's is never, the others' a year.
     """
 
     jti: ClaimText | None = None

@@ -31,6 +31,7 @@ from flx_api.daemon.journal.tables import events, executions, idempotency, ident
 from flx_api.daemon.journal.tail import EventRow, Tail
 from flx_api.daemon.journal.writer import Group, Pending, Tx, Writer
 from flx_api.errors import FlxError, Unavailable
+from flx_api.models.auth import STILL_S
 from flx_api.models.topic_rules import expires
 
 if TYPE_CHECKING:
@@ -422,5 +423,6 @@ def _prune_keys(connection: Connection, before_us: int) -> int:
 
 def _prune_revocations(tx: Tx) -> int:
     """Remove up to a step of revocations that hit nothing any more. Gateways forget them by themselves."""
-    over = select(revocations.c.id).where(revocations.c.expires_at <= tx.now_us // 1_000_000).limit(_PRUNE_STEP)
+    over_s = tx.now_us // 1_000_000 - STILL_S
+    over = select(revocations.c.id).where(revocations.c.expires_at <= over_s).limit(_PRUNE_STEP)
     return tx.connection.execute(delete(revocations).where(revocations.c.id.in_(over))).rowcount
