@@ -7,7 +7,7 @@ import asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flx_api.events.ephemeral_log import EphemeralEvent, EphemeralLog
+from flx_api.events.ephemeral_log import EphemeralEvent, EphemeralLog, Once
 
 
 @given(st.lists(st.integers(0, 900), max_size=60), st.integers(0, 70), st.integers(1, 20), st.integers(1, 3000))
@@ -37,8 +37,9 @@ def test_who_waits_is_woken_and_a_repetition_is_nothing_new() -> None:
         waiting = asyncio.ensure_future(log.changed(0))
         await asyncio.sleep(0)
         assert not waiting.done()
-        for once in ("a", "a", "b", "a", "c", "a"):
-            log.append("t", "app.x", b"1", once)
+        for key in ("a", "a", "b", "a", "c", "a"):
+            assert log.append("t", "app.x", b"1", Once(key, "1"))
+            assert not log.append("t", "app.x", b"2", Once(key, "2"))
         # Two are remembered, so the first is forgotten with the third.
         assert 4 == log.seq
         assert await waiting

@@ -33,6 +33,13 @@ class EphemeralEvent(NamedTuple):
     data: bytes
 
 
+class Once(NamedTuple):
+    """What is to happen once: whose key, and what was asked with it."""
+
+    key: Hashable
+    asked: str
+
+
 class EphemeralLog:
     """The newest ephemeral events of one process.
 
@@ -49,16 +56,21 @@ class EphemeralLog:
         self._now_us = now_us
         self._most = (events, size)
         self._events: deque[EphemeralEvent] = deque()
-        self._onces: dict[Hashable, None] = {}
+        self._onces: dict[Hashable, str] = {}
         self._size = 0
         self._news = asyncio.Event()
 
-    def append(self, tenant: str, topic: str, data: bytes, once: Hashable | None = None) -> None:
-        """Tell an event; nothing happens when one with the same `once` is still remembered."""
+    def append(self, tenant: str, topic: str, data: bytes, once: Once | None = None) -> bool:
+        """Tell an event; nothing happens when one with the same key is still remembered.
+
+        Returns:
+            Whether it is told; False when something else was asked with its key.
+        """
         if once is not None:
-            if once in self._onces:
-                return
-            self._onces[once] = None
+            asked = self._onces.get(once.key)
+            if asked is not None:
+                return asked == once.asked
+            self._onces[once.key] = once.asked
             while len(self._onces) > self._most[0]:
                 del self._onces[next(iter(self._onces))]
         self._events.append(EphemeralEvent(tenant, topic, self._now_us(), data))
@@ -69,6 +81,7 @@ class EphemeralLog:
             self._size -= len(self._events.popleft().data) + _OVERHEAD
         news, self._news = self._news, asyncio.Event()
         news.set()
+        return True
 
     def lost(self, epoch: str, seq: int) -> str:
         """Why what is after this number of an epoch cannot be had, or nothing."""

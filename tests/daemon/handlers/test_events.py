@@ -106,6 +106,19 @@ def test_an_ephemeral_event_is_told_and_in_no_journal(tmp_path: Path) -> None:
     asyncio.run(story())
 
 
+def test_a_key_of_another_ephemeral_event_is_refused(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with parts(tmp_path) as daemon:
+            args = {"topic": "app.a", "data": 1, "ephemeral": True}
+            await daemon.result(PUBLISH, args, idempotency_key="k")
+            problem = await daemon.problem(PUBLISH, {**args, "data": 2}, idempotency_key="k")
+            assert "idempotency_key_reuse" == problem["code"]
+            await daemon.result(PUBLISH, args, idempotency_key="k")
+            assert 1 == daemon.services.ephemeral.seq
+
+    asyncio.run(story())
+
+
 def test_who_is_present_is_for_a_gateway_to_say(tmp_path: Path) -> None:
     async def story() -> None:
         async with parts(tmp_path) as daemon:

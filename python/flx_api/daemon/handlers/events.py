@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from flx_api.commands.publishing import PUBLISH, payload
 from flx_api.daemon.handlers import idempotency
-from flx_api.errors import Conflict
+from flx_api.errors import Conflict, ValidationFailed
+from flx_api.events.ephemeral_log import Once
 from flx_api.models.event import Published
 
 if TYPE_CHECKING:
@@ -31,8 +32,9 @@ async def publish(context: Context, args: PublishArgs) -> Published:
     if args.ephemeral:
         if not context.dry_run:
             key = context.idempotency_key
-            once = None if key is None else (principal.tenant, principal.subject, key)
-            services.ephemeral.append(principal.tenant, args.topic, data, once)
+            once = None if key is None else Once((principal.tenant, principal.subject, key), context.body_hash)
+            if not services.ephemeral.append(principal.tenant, args.topic, data, once):
+                raise ValidationFailed(code="idempotency_key_reuse")
         return Published(1, 0)
 
     def change(tx: Tx) -> Published:
