@@ -221,7 +221,6 @@ def test_resources_are_commands(folder: Path) -> None:
             daemon.answers["execution.get"] = lambda _: NotFound()
             daemon.answers["pipeline.run"] = lambda _: Conflict(code="already_running")
             headers = bearer()
-
             of = await client.get("/v1/pipelines/p%20q/executions", headers=headers)
             assert (of.status_code, of.json()["pipeline"]) == (200, "p q")
             made = await client.post("/v1/pipelines", headers=headers, json={"name": "p"})
@@ -230,6 +229,7 @@ def test_resources_are_commands(folder: Path) -> None:
             assert (same.status_code, same.content) == (304, b"")
             await client.patch("/v1/pipelines/p", headers={**headers, "if-match": '"2"'}, json={"description": "d"})
             assert msgspec.json.decode(daemon.commands()[-1].args) == {"description": "d", "id": "p", "revision": 2}
+            daemon.answers["pipeline.delete"] = lambda _: Conflict(code="precondition_failed")
             stale = await client.delete("/v1/pipelines/p", headers={**headers, "if-match": '"2"'})
             problem(stale, 412, "precondition_failed")
             await client.get("/v1/executions?limit=7&status=failed", headers=headers)

@@ -74,9 +74,15 @@ def test_a_revision_guards_changes() -> None:
         async with running() as gateway:
             pipeline = b'{"id":"p","revision":2}'
             assert (await ask(gateway, "GET", "/v1/pipelines/p", pipeline))[1]["etag"] == '"2"'
-            for given, status in (('"2"', 200), ('"1"', 412), ("2", 412), ("*", 200), (f'"{"1" * 5000}"', 412)):
+            for given, expected in (('"2"', 2), ("*", None), ("2", 412), (f'"{"1" * 5000}"', 412)):
                 got, _ = await ask(gateway, "DELETE", "/v1/pipelines/p", pipeline, **{"if-match": given})
-                assert got == status, given
+                assert got == (412 if expected == 412 else 200), given
+                # One command, which the daemon judges with what it does: nothing can come in between.
+                args = {"id": "p"} if expected is None else {"id": "p", "revision": expected}
+                assert expected == 412 or msgspec.json.decode(gateway.daemon.commands()[-1].args) == args
+            assert [sent.command for sent in gateway.daemon.commands()].count("pipeline.get") == 1
+            both = await ask(gateway, "DELETE", "/v1/pipelines/p?revision=3", pipeline, **{"if-match": '"2"'})
+            assert both[0] == 422
             await gateway.client.put("/v1/pipelines/p", headers={**bearer(), "if-match": '"7"'}, json={"tags": []})
             assert msgspec.json.decode(gateway.daemon.commands()[-1].args) == {"tags": [], "id": "p", "revision": 7}
 

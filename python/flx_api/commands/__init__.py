@@ -81,7 +81,7 @@ COMMANDS: dict[str, Command] = _table(
     ),
     Command(
         "pipeline.delete",
-        pipeline.PipelineIdArgs,
+        pipeline.PipelineDeleteArgs,
         pipeline.Deleted,
         "idempotent",
         "unary",

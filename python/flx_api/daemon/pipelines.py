@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from flx_api.daemon.journal import Tx
     from flx_api.daemon.principal import Principal
     from flx_api.daemon.project import Job, ProjectModel
-    from flx_api.models.pipeline import PipelineCreateArgs, PipelineUpdateArgs
+    from flx_api.models.pipeline import PipelineCreateArgs, PipelineDeleteArgs, PipelineUpdateArgs
 
 EVENTS = "pipeline_events"
 _NONE = "There is no such pipeline."
@@ -172,14 +172,17 @@ def change(tx: Tx, model: ProjectModel, principal: Principal, args: PipelineUpda
     return find(tx.connection, model, principal.tenant, tx.project_id, args.id)
 
 
-def remove(tx: Tx, model: ProjectModel, principal: Principal, name: str) -> None:
+def remove(tx: Tx, model: ProjectModel, principal: Principal, args: PipelineDeleteArgs) -> None:
     """Delete a pipeline of the API's own; its executions stay.
 
     Raises:
         NotFound: there is none.
-        Conflict: `managed_by_project`, or it has an execution that is not over.
+        Conflict: `managed_by_project`, `precondition_failed` when the revision has changed, or it has an execution that
+            is not over.
     """
-    _own(tx, model, principal, name)
+    name, present = args.id, _own(tx, model, principal, args.id)
+    if args.revision is not None and args.revision != present.revision:
+        raise Conflict(code="precondition_failed")
     active = select(func.count()).where(
         executions.c.tenant == principal.tenant,
         executions.c.project_id == tx.project_id,

@@ -80,6 +80,13 @@ class PipelineIdArgs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     id: PipelineId
 
 
+class PipelineDeleteArgs(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One pipeline. `revision`, when given, must be the present one."""
+
+    id: PipelineId
+    revision: Annotated[int, Meta(ge=1)] | None = None
+
+
 class PipelineListArgs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A page of pipelines, by name."""
 

@@ -238,7 +238,7 @@ def _header_parameters(resource: table.Resource, command: Command) -> list[Json]
     parameters: list[Json] = []
     if command.idempotency in {"key", "idempotent"}:
         parameters.append(_header("Idempotency-Key", "Sending the same request again with the same key does nothing."))
-    if resource.after in {"revision", "deleted"} and resource.method != "GET":
+    if resource.guarded:
         parameters.append(_header("If-Match", "The revision that must be the present one."))
     if resource.after == "revision" and resource.method == "GET":
         parameters.append(_header("If-None-Match", "The revision that the client has."))

@@ -65,24 +65,12 @@ class ResourceController:
         async def handle(request: Request) -> Response:
             exchange = exchange_of(request)
             args, options = _arguments(exchange, resource, command)
-            if resource.after == "deleted":
-                await self._check_revision(exchange)
             reply = await self._dispatcher.run(exchange, command, args, options)
             if options.dry_run:
                 return Response(200, [], Content(JSON, reply.result))
             return _answer(exchange, resource, reply)
 
         return handle
-
-    async def _check_revision(self, exchange: Exchange) -> None:
-        """`If-Match` on a command that knows no revision: look first. Two deletions at once are harmless."""
-        expected = _expected_revision(exchange)
-        if expected is None:
-            return
-        args = msgspec.json.encode({"id": exchange.values["id"]})
-        reply = await self._dispatcher.run(exchange, COMMANDS["pipeline.get"], args)
-        if _glance.decode(reply.result).revision != expected:
-            raise FlxError(code="precondition_failed")
 
 
 def exchange_of(request: Request) -> Exchange:
@@ -94,12 +82,16 @@ def exchange_of(request: Request) -> Exchange:
 def _arguments(exchange: Exchange, resource: Resource, command: Command) -> tuple[bytes, CommandOptions]:
     """The command's arguments as JSON, and its options."""
     values = query(exchange)
+    extra: dict[str, Any] = dict(exchange.values)
+    # The command judges it together with what it does: nothing can come in between.
+    if resource.guarded and (revision := _expected_revision(exchange)) is not None:
+        extra["revision"] = revision
     if resource.body == "none":
         fields = {field.encode_name for field in msgspec.structs.fields(command.args)}
-        known(values, (fields - set(exchange.values)) | (OPTION_NAMES - fields))
+        known(values, (fields - set(extra)) | (OPTION_NAMES - fields))
         given: dict[str, Any] = {name: value for name, value in values.items() if name in fields}
         options = options_of(exchange, {name: value for name, value in values.items() if name not in fields})
-        return msgspec.json.encode(convert({**given, **exchange.values}, command.args)), options
+        return msgspec.json.encode(convert({**given, **extra}, command.args)), options
     options = options_of(exchange, values)
     if not exchange.body:
         if resource.body == "required":
@@ -109,9 +101,6 @@ def _arguments(exchange: Exchange, resource: Resource, command: Command) -> tupl
     if not isinstance(body, dict):
         detail = "The body is not an object"
         raise ValidationFailed(detail)
-    extra: dict[str, Any] = dict(exchange.values)
-    if resource.after == "revision" and (revision := _expected_revision(exchange)) is not None:
-        extra["revision"] = revision
     for name in extra:
         if name in body:
             raise ValidationFailed.field(name, "is given by the path or a header")

@@ -27,6 +27,11 @@ class Resource(NamedTuple):
     after: After = "plain"
     access: Access = "token"
 
+    @property
+    def guarded(self) -> bool:
+        """Whether `If-Match` says which revision must be the present one."""
+        return self.after in {"revision", "deleted"} and self.method != "GET"
+
 
 class Page(NamedTuple):
     """A route of the gateway's own; `result` is a model, a media type, or empty for the command reply."""

@@ -77,7 +77,12 @@ def test_a_pipeline_from_creation_to_deletion_with_its_events(tmp_path: Path) ->
             assert (changed["revision"], changed["description"], changed["tasks"]) == (2, "d", MINE["tasks"])
             stale = await daemon.problem("pipeline.update", {"id": "mine", "description": "e", "revision": 1})
             assert stale["code"] == "precondition_failed"
-            assert await daemon.result("pipeline.delete", {"id": "mine"}) == {"id": "mine", "deleted": True}
+            stale = await daemon.problem("pipeline.delete", {"id": "mine", "revision": 1})
+            assert stale["code"] == "precondition_failed"
+            assert await daemon.result("pipeline.delete", {"id": "mine", "revision": 2}) == {
+                "id": "mine",
+                "deleted": True,
+            }
             assert (await daemon.problem("pipeline.get", {"id": "mine"}))["code"] == "not_found"
             rows = daemon.journal.events_after(0, 9)
             assert [row.topic for row in rows] == ["pipeline_events"] * 3

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from flx_api.models.pipeline import (
         Pipeline,
         PipelineCreateArgs,
+        PipelineDeleteArgs,
         PipelineIdArgs,
         PipelineListArgs,
         PipelineUpdateArgs,
@@ -98,12 +99,12 @@ async def update(context: Context, args: PipelineUpdateArgs) -> Pipeline:
     return await context.services.journal.write(idempotency.once(context, UPDATE, change))
 
 
-async def delete(context: Context, args: PipelineIdArgs) -> Deleted:
+async def delete(context: Context, args: PipelineDeleteArgs) -> Deleted:
     """Delete a pipeline; its executions stay."""
     model, principal = context.services.projects.current(), context.principal
 
     def change(tx: Tx) -> Deleted:
-        pipelines.remove(tx, model, principal, args.id)
+        pipelines.remove(tx, model, principal, args)
         return Deleted(args.id)
 
     return await context.services.journal.write(idempotency.once(context, DELETE, change))
