@@ -438,6 +438,7 @@ class Admission:
         policies: `(name, by, limit, window_ms, cost, shadow)` each: `by` is "ip", "api_key", "subject" or "tenant",
             `cost` the most one request costs. A shadow policy never refuses.
         classes: What the requests of a class pass, as `(policy, cost)`; the routes first, then what leads nowhere.
+        own: Route, method and class each, where a method of a route has a class of its own.
         refusals: By reason: status, headers, and the body before and after the request id.
         limited: The same for each policy.
         not_allowed: The same for each route and a method it does not have.
@@ -477,6 +478,7 @@ class Admission:
         max_bytes: int = 67108864,
         shared: SharedMemory | None = None,
         leases: LeaseBook | None = None,
+        own: Sequence[tuple[int, str, int]] = ...,
     ) -> Admission: ...
     def admit(
         self,

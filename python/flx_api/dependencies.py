@@ -371,6 +371,7 @@ def _admission(settings: Settings, parts: Parts, known: NativeRoutes, drawn: Lan
             commands=drawn.commands,
             policies=drawn.policies,
             classes=drawn.classes,
+            own=known.own,
             refusals=parts.policies.prepared_by_reason(),
             limited=parts.policies.prepared(),
             not_allowed=[not_allowed(allow) for allow in known.allowed],

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 import pytest
 from tests.gateway_app import Wire, built, exchange, scope
 from tests.gateway_process import bearer
 
+from flx_api._core import Admitted
 from flx_api.commands import COMMANDS
 from flx_api.commands.permissions import decide
 from flx_api.errors import Internal
 from flx_api.gateway.costs import payer
 from flx_api.models.plan import LimitCost, Plan
 from flx_api.models.rate_limit import RateLimit
+from flx_api.routes import table
 
 POLICIES = (
     RateLimit("all", "ip", 100, "1m"),
@@ -40,6 +44,32 @@ def test_a_command_costs_what_its_way_costs(path: str, expected: dict[str, int],
     seen = exchange(Wire(), scope("POST", path, {**bearer(), **json}), parts)
     found = parts.dispatcher.costs.of(seen.admitted.route, "pipeline.run", of_many=of_many)
     assert {limit.policy: limit.cost for limit in found} == expected
+
+
+@pytest.mark.parametrize(
+    ("method", "template", "command"),
+    [
+        *((resource.method, resource.template, resource.command) for resource in table.RESOURCES),
+        (table.LOGS.method, table.LOGS.template, "execution.logs"),
+    ],
+)
+def test_a_policy_about_a_command_holds_where_it_is_asked_for_and_nowhere_else(
+    method: str, template: str, command: str
+) -> None:
+    path = re.sub(r"\{\w+\}", "system.echo", template)
+    same = {resource.method: resource.command for resource in table.RESOURCES if resource.template == template}
+    others = [other for other, its in same.items() if its != command]
+    parts = built(rate_limits=(RateLimit("one", "ip", 5, "1m", commands=(command,), cost=5),))
+
+    def is_refused(method: str) -> bool:
+        headers = {"content-type": "application/json", "content-length": "0"}
+        return isinstance(parts.admission.admit(scope(method, path, {**bearer(), **headers})), tuple)
+
+    seen = parts.admission.admit(scope(method, path, {**bearer(), "content-length": "0"}))
+    assert isinstance(seen, Admitted)
+    assert [limit.cost for limit in parts.dispatcher.costs.of(seen.route, command)] == [5]
+    assert is_refused(method)
+    assert not any(is_refused(other) for other in ("OPTIONS", *others))
 
 
 def test_a_question_costs_what_questions_cost_but_a_try_what_tries_do() -> None:

@@ -37,6 +37,7 @@ _encode = msgspec.json.Encoder().encode
 class _Way(NamedTuple):
     """How limits see a route: what its requests pass, and whether the command comes by path or later by body."""
 
+    template: str
     tolls: list[Toll]
     is_named: bool
     is_late: bool
@@ -47,15 +48,17 @@ class Costs:
 
     Args:
         drawn: the policies as the core has them.
-        routes: in the order of their classes.
+        routes: in the order of their classes; those beyond the routes themselves say which command a route stands for.
         named: the templates whose last value is a command's name.
     """
 
     def __init__(self, drawn: Lanes, routes: Sequence[RouteClass], named: Collection[str]) -> None:
         self._policies = drawn.policies
         self._ways = [
-            _Way(drawn.classes[index], route.template in named, route.late) for index, route in enumerate(routes)
+            _Way(route.template, drawn.classes[index], route.template in named, route.late)
+            for index, route in enumerate(routes)
         ]
+        self._own = {(route.template, route.command): drawn.classes[index] for index, route in enumerate(routes)}
         self._commands = {
             name: (drawn.classes[whole], drawn.classes[late]) for name, (whole, late) in drawn.commands.items()
         }
@@ -64,7 +67,7 @@ class Costs:
         """What the command costs in a request of this route; as one `of_many` without the request's own share."""
         way = self._ways[route]
         whole, late = self._commands[command]
-        tolls = whole if way.is_named else way.tolls
+        tolls = whole if way.is_named else self._own.get((way.template, command), way.tolls)
         if way.is_late:
             tolls = late if of_many else [*tolls, *late]
         return tuple(_cost(self._policies[policy], cost) for policy, cost in tolls)

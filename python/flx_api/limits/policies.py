@@ -29,7 +29,10 @@ Toll = tuple[int, int]
 
 
 class RouteClass(NamedTuple):
-    """A route as policies see it. `command`: the one it stands for; `late`: it is known from the body only."""
+    """A route as policies see it, or a method of one.
+
+    `command`: the one it stands for; `late`: it is known from the body only.
+    """
 
     template: str
     command: str | None = None

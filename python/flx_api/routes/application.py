@@ -88,13 +88,15 @@ def paths(commands: CommandRoutes, batches: BatchRoute, logs: LogRoute, streams:
 class NativeRoutes(NamedTuple):
     """The routes as `flx_api._core.Admission` and `flx_api.limits.policies` take them, all in the order of `paths`.
 
-    `classes` goes on beyond the routes: what leads nowhere, and WebSocket handshakes. `named` are the templates whose
-    last value is a command's name; `allowed` are the values of the Allow header.
+    `classes` goes on beyond the routes: what leads nowhere, WebSocket handshakes, and then each method of a route that
+    stands for a command; `own` says which route, method and class that is. `named` are the templates whose last value
+    is a command's name; `allowed` are the values of the Allow header.
     """
 
     templates: list[str]
     native: list[NativeRoute]
     classes: list[RouteClass]
+    own: list[tuple[int, str, int]]
     named: frozenset[str]
     allowed: list[str]
 
@@ -103,7 +105,8 @@ def native_routes(settings: Settings) -> NativeRoutes:
     """The routes of `paths`, before there are handlers."""
     known = _laid_out({})
     metrics: Access = "token" if settings.metrics == "token" else "public"
-    commands = {resource.template: resource.command for resource in table.RESOURCES}
+    commands = {(resource.method, resource.template): resource.command for resource in table.RESOURCES}
+    commands[table.LOGS.method, table.LOGS.template] = "execution.logs"
     kinds = {table.COMMAND.template: "command", table.ROOT_COMMAND.template: "dotted"}
     native: list[NativeRoute] = []
     classes: list[RouteClass] = []
@@ -113,11 +116,16 @@ def native_routes(settings: Settings) -> NativeRoutes:
         ]
         native.append((route.template, asks, kinds.get(route.template, "value")))
         late = route.template in {table.EXECUTE.template, table.BATCH.template}
-        classes.append(RouteClass(route.template, commands.get(route.template), late))
+        classes.append(RouteClass(route.template, late=late))
     classes += [RouteClass(UNMATCHED), RouteClass(WEBSOCKET)]
-    return NativeRoutes(
-        [route.template for route in known], native, classes, frozenset(kinds), [route.allow for route in known]
-    )
+    own: list[tuple[int, str, int]] = []
+    for index, route in enumerate(known):
+        for method in route.access:
+            if (command := commands.get((method, route.template))) is not None:
+                own.append((index, method, len(classes)))
+                classes.append(RouteClass(route.template, command))
+    templates = [route.template for route in known]
+    return NativeRoutes(templates, native, classes, own, frozenset(kinds), [route.allow for route in known])
 
 
 def _laid_out(served: Mapping[table.Page, Any]) -> Paths:

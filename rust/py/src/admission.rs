@@ -46,6 +46,8 @@ type Handshake = (Option<&'static str>, Option<(usize, u64)>, Admitted);
 struct RouteInfo {
     /// Its last value is a command's name.
     names_command: bool,
+    /// The class of a method that stands for a command, by `Method as usize`.
+    own: [Option<usize>; METHODS],
     not_allowed: Template,
 }
 
@@ -79,7 +81,7 @@ impl Admission {
     #[pyo3(signature = (
         verifier, revocations, counters, *, routes, commands, policies, classes, refusals, limited, not_allowed, headers,
         hosts, proxies, proxy_header, body_limit, token_bytes=33_554_432, max_bytes=67_108_864, shared=None,
-        leases=None
+        leases=None, own=vec![]
     ))]
     #[expect(clippy::too_many_arguments, clippy::needless_pass_by_value, reason = "they are keywords in Python")]
     fn new(
@@ -103,6 +105,7 @@ impl Admission {
         max_bytes: usize,
         shared: Option<&SharedMemory>,
         leases: Option<&crate::lease::LeaseBook>,
+        own: Vec<(usize, String, usize)>,
     ) -> PyResult<Self> {
         let policies = policies.into_iter().map(policy).collect::<PyResult<Vec<_>>>()?;
         let lanes = policies.iter().zip(limited);
@@ -118,7 +121,12 @@ impl Admission {
                 access[Method::of(method.as_bytes()).0 as usize] = Some(access_of(&asks)?);
             }
             known.add(&template, access, kind == "dotted").map_err(unusable)?;
-            infos.push(RouteInfo { names_command: kind != "value", not_allowed: Template::of(given)? });
+            let names_command = kind != "value";
+            infos.push(RouteInfo { names_command, own: [None; METHODS], not_allowed: Template::of(given)? });
+        }
+        for (route, method, class) in own {
+            let info = infos.get_mut(route).ok_or_else(|| PyValueError::new_err("own: there is no such route"))?;
+            info.own[Method::of(method.as_bytes()).0 as usize] = Some(class);
         }
         let share = max_bytes / policies.len().max(1);
         let room = TokenRoom { verified: token_bytes, refused: token_bytes / 8 };
@@ -482,7 +490,7 @@ impl Admission {
                 Some(it) if fault.is_none() && it.asks(head.authorization.is_given()) => Token::Presented(bearer(head)),
                 _ => Token::NotNeeded,
             };
-            let class = this.class(route, found.as_ref().map(|found| &*found.values).unwrap_or_default());
+            let class = this.class(route, method, found.as_ref().map(|found| &*found.values).unwrap_or_default());
             let decision = this.ask(class, token, client, head, now);
             seen.told = decision.quota.map(told);
             match decision.refusal {
@@ -541,9 +549,12 @@ impl Admission {
         Ok(Bound::new(py, admitted)?.into_any())
     }
 
-    /// The class of a route, or of the command that its path names.
-    fn class(&self, route: Option<usize>, values: &[std::borrow::Cow<'_, str>]) -> usize {
+    /// The class of what a method of a route stands for, of the command that its path names, or of the route.
+    fn class(&self, route: Option<usize>, method: Method, values: &[std::borrow::Cow<'_, str>]) -> usize {
         let Some(route) = route else { return self.infos.len() };
+        if let Some(class) = self.infos[route].own[method as usize] {
+            return class;
+        }
         let command = self.infos[route].names_command.then(|| values.last()).flatten();
         command.and_then(|name| self.commands.get(&**name)).map_or(route, |&(class, _)| class)
     }
