@@ -294,6 +294,30 @@ def test_disabling_between_look_and_firing_wins(play: Callable[..., None]) -> No
     play(story)
 
 
+def test_a_fault_at_one_schedule_keeps_no_other_from_firing(play: Callable[..., None]) -> None:
+    async def story(stage: ScheduledStage, day: Day) -> None:
+        await day.look("08:00")
+        stage.set("09:00")
+        submit = day.executions.submit
+
+        async def faulty(*args: Any, **options: Any) -> Any:
+            if options["schedule"] == "bad":
+                raise KeyError
+            return await submit(*args, **options)
+
+        day.executions.submit = faulty  # type: ignore[method-assign]
+        for _ in range(2):
+            with pytest.raises(KeyError):
+                await day.look()
+        assert [("fired", "hourly", "09:00")] == stage.told()
+        day.executions.submit = submit  # type: ignore[method-assign]
+        await day.finish(day.runs()[0])
+        await day.look()
+        assert [("fired", "hourly", "09:00"), ("fired", "bad", "09:00")] == stage.told()
+
+    play(story, "{name: bad, interval: '@hourly', job: a}, " + HOURLY)
+
+
 def test_two_schedulers_fire_once(play: Callable[..., None]) -> None:
     """At the same moment, over the same database."""
 

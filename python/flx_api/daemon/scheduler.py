@@ -15,7 +15,8 @@ service that is killed has fired or has not, and one that comes after it knows.
 Rules:
 - Each of the three is an event of `schedule_events`. Nothing is lost without one, save while a schedule is disabled.
 - A change counts only if the row is still as it was looked at (`_Overtaken`): two daemons on one database decide once.
-- What storage or a broken project refuses is neither: it stays due, and is tried again.
+- What storage or a broken project refuses is neither: it stays due, and is tried again. So does what a fault of ours
+  keeps from firing, and others fire meanwhile.
 """
 
 from __future__ import annotations
@@ -139,6 +140,7 @@ class Scheduler:
         rules = self._rules(model, rows) if self._fires else {}
         await self._forget([row for row in rows.values() if row.past is not None and row.name not in rules])
         coming: list[int | None] = []
+        fault: Exception | None = None
         for name, rule in rules.items():
             row = rows.get(name) or store.new(name)
             past = row.past
@@ -149,8 +151,15 @@ class Scheduler:
                     continue
             decision = decide(rule, past, now_us, self._grace_us)
             if is_news(decision, past):
-                await self._carry_out(row, decision)
+                try:
+                    await self._carry_out(row, decision)
+                except (ProjectInvalid, Unavailable):
+                    raise
+                except Exception as error:  # noqa: BLE001 - raised below: what it keeps from firing is this one alone
+                    fault = fault or error
             coming.append(next_time(rule, now_us))
+        if fault is not None:
+            raise fault
         return min((moment for moment in coming if moment is not None), default=None)
 
     async def _try_to_consider(self) -> int | None:
