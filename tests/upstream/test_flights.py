@@ -47,12 +47,12 @@ class Sky:
         moment = self.moment
         try:
             async with asyncio.timeout(deadline_s):
-                await reply
+                told = await reply
         except TimeoutError:
             raise DeadlineExceeded from None
         finally:
             self.in_the_air.remove(entry)
-        return ReplyFrame(result=b"%s %d" % (frame.args, moment))
+        return told if told.code else ReplyFrame(result=b"%s %d" % (frame.args, moment))
 
     def ask(
         self, args: bytes = b"{}", principal: Principal = ANNA, deadline_s: float = 20, command: str = "pipeline.list"
@@ -61,12 +61,12 @@ class Sky:
         self.moment += 1
         return asyncio.create_task(self.flights.read(Question(principal, command, args, None), frame, deadline_s))
 
-    def land(self, index: int = 0, error: FlxError | None = None) -> None:
+    def land(self, index: int = 0, error: FlxError | None = None, code: str = "") -> None:
         reply = self.in_the_air[index][1]
         if error is not None:
             reply.set_exception(error)
         elif not reply.done():
-            reply.set_result(ReplyFrame())
+            reply.set_result(ReplyFrame(code=code))
 
     def is_clear(self) -> bool:
         return (self.flights._skies, self.flights._waiting) == ({}, 0)
@@ -190,6 +190,26 @@ def test_who_leaves_takes_nobody_along(when: str) -> None:
         assert [b"{} 4"] * 2 == [(await stay).result, (await last).result]
         assert leaving.cancelled()
         assert sky.is_clear()
+
+    run(story)
+
+
+def test_that_the_daemon_finds_a_leaders_time_over_says_nothing_to_the_others() -> None:
+    async def story() -> None:
+        sky = Sky()
+        first = sky.ask()
+        await settle()
+        leader, *others = [sky.ask() for _ in range(3)]
+        await settle()
+        sky.land()
+        await settle()
+        sky.land(code="deadline_exceeded")
+        assert "deadline_exceeded" == (await leader).code
+        await settle()
+        sky.land()
+        assert [b"{} 4"] * 2 == [reply.result for reply in await asyncio.gather(*others)]
+        assert b"{} 1" == (await first).result
+        assert (3, 1, True) == (sky.flown, sky.metrics.reads_shared, sky.is_clear())
 
     run(story)
 
