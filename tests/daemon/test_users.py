@@ -14,7 +14,7 @@ from tests.daemon.daemon_parts import parts
 from flx_api.daemon.journal import DEFAULT_TENANT
 from flx_api.daemon.journal.tables import users as table
 from flx_api.daemon.users import Users, default_hasher
-from flx_api.errors import RateLimited, Unauthenticated
+from flx_api.errors import RateLimited, Unauthenticated, Unavailable
 from flx_api.proto.flx.v1.daemon_pb2 import Principal
 
 if TYPE_CHECKING:
@@ -109,6 +109,24 @@ def test_whoever_gets_in_after_all_has_not_failed(tmp_path: Path) -> None:
     asyncio.run(story())
 
 
+def test_a_database_that_is_away_is_nobodys_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story() -> None:
+        async with parts(tmp_path) as daemon:
+            await bob(daemon)
+
+            def away(_username: str) -> None:
+                raise Unavailable(code="storage_unavailable")
+
+            with monkeypatch.context() as patched:
+                patched.setattr(daemon.users, "_find", away)
+                for _ in range(9):
+                    with pytest.raises(Unavailable):
+                        await daemon.users.log_in("bob", "correct horse", "10.0.0.1")
+            assert await daemon.users.log_in("bob", "correct horse", "10.0.0.1")
+
+    asyncio.run(story())
+
+
 def test_tries_at_the_same_time_are_counted_one_by_one(tmp_path: Path) -> None:
     async def story() -> None:
         async with parts(tmp_path) as daemon:
@@ -144,13 +162,22 @@ def test_an_unknown_user_costs_a_hash_too(tmp_path: Path) -> None:
     asyncio.run(story())
 
 
-def test_a_hash_with_old_parameters_is_renewed(tmp_path: Path) -> None:
+def test_a_hash_with_old_parameters_is_renewed_when_it_can_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def story() -> None:
         async with parts(tmp_path) as daemon:
             await bob(daemon)
             newer = Users(
                 daemon.journal, daemon.clock, argon2.PasswordHasher(time_cost=2, memory_cost=16, parallelism=1)
             )
+
+            async def full(_change: object) -> None:
+                raise Unavailable(code="insufficient_storage")
+
+            with monkeypatch.context() as patched:
+                patched.setattr(daemon.journal, "write", full)
+                assert await newer.log_in("bob", "correct horse", "")
             await newer.log_in("bob", "correct horse", "")
             with daemon.journal.read() as connection:
                 assert "m=16,t=2,p=1" in connection.execute(select(table.c.password_hash)).scalar_one()

@@ -15,6 +15,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -25,7 +26,7 @@ from sqlalchemy import insert, select, update
 
 from flx_api.daemon.journal.tables import users
 from flx_api.daemon.throttle import Throttle, place_of
-from flx_api.errors import Conflict, FieldError, NotFound, RateLimited, Unauthenticated, ValidationFailed
+from flx_api.errors import Conflict, FieldError, NotFound, RateLimited, Unauthenticated, Unavailable, ValidationFailed
 from flx_api.models.auth import User
 
 if TYPE_CHECKING:
@@ -193,7 +194,13 @@ class Users:
             detail = "Too many failed logins"
             raise RateLimited(detail, retry_after_s=max(round(wait_s, 3), 0.001))
         tries = [self._throttle.failed(key, now_s) for key in keys]
-        account = self._find(username)
+        try:
+            account = self._find(username)
+        except Unavailable:
+            # A password that could not be looked at was not wrong.
+            for key, tried in zip(keys, tries, strict=True):
+                self._throttle.take_back(key, 1, tried)
+            raise
         if account is None:
             self._dummy = self._dummy or await self._in_pool(lambda: hash_password("", self._hasher))
         known = account.password_hash if account else self._dummy or ""
@@ -204,7 +211,9 @@ class Users:
         for key, tried in zip(keys[1:], tries[1:], strict=True):
             self._throttle.take_back(key, max(own, 1), tried)
         if self._hasher.check_needs_rehash(account.password_hash):
-            account = account._replace(password_hash=await self._renew(username, account.password_hash, password))
+            # Where nothing can be stored the old hash is as good, and reads go on.
+            with contextlib.suppress(Unavailable):
+                account = account._replace(password_hash=await self._renew(username, account.password_hash, password))
         # It took a while: a change meanwhile has ended all tokens, and this must not make another of what was before.
         if self._find(username) != account:
             raise Unauthenticated(code="invalid_credentials")
