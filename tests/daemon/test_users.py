@@ -162,9 +162,7 @@ def test_an_unknown_user_costs_a_hash_too(tmp_path: Path) -> None:
     asyncio.run(story())
 
 
-def test_a_hash_with_old_parameters_is_renewed_when_it_can_be(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hash_with_old_parameters_is_renewed_when_it_can_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def story() -> None:
         async with parts(tmp_path) as daemon:
             await bob(daemon)
