@@ -23,6 +23,7 @@ from flx_api.models.topic_rules import TopicRule
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from flx_api.daemon.executions.log_file import LogFile
     from flx_api.daemon.journal import Tx
 
 
@@ -576,5 +577,28 @@ def test_an_end_is_told_although_storage_could_not_be_read_at_first(
             assert (await over(executions, accepted)).status == "succeeded"
             assert not faults
             await until(lambda: executions.counts() == (0, 0))
+
+    play(story)
+
+
+def test_what_was_accepted_starts_although_storage_could_not_be_read_at_first(
+    play: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(stage: Stage) -> None:
+        async with stage.daemon() as executions:
+            log, faults = executions.log, ["first", "second"]
+
+            def faulty(execution_id: str) -> LogFile:
+                if faults:
+                    faults.pop()
+                    raise Unavailable(code="storage_unavailable")
+                return log(execution_id)
+
+            monkeypatch.setattr(executions, "log", faulty)
+            monkeypatch.setattr(executions_module, "_READ_AGAIN_S", 0)
+            accepted = await submit(executions, "a")
+            (await stage.executor.run_of(accepted)).end(0)
+            assert (await over(executions, accepted)).status == "succeeded"
+            assert not faults
 
     play(story)

@@ -134,6 +134,7 @@ class Executions:
         self._ended: dict[str, asyncio.Event] = {}
         self._opened: OrderedDict[str, LogFile] = OrderedDict()
         self._housekeeping: asyncio.Task[None] | None = None
+        self._again: asyncio.TimerHandle | None = None
         self._closing = False
 
     # --- life ---
@@ -429,13 +430,28 @@ class Executions:
 
     def _schedule(self) -> None:
         """Start whatever may start now."""
+        if self._again is not None:
+            self._again.cancel()
+            self._again = None
         if self._closing:
             return
         queue = [Waiting(key, frozenset(stored.execution.state_ids)) for key, stored in self._queue.items()]
         held = [frozenset(supervisor.stored.execution.state_ids) for supervisor in self._active.values()]
         for execution_id in startable(queue, held, self._settings.run_slots - len(self._active)):
-            supervisor = self._supervisor(self._queue.pop(execution_id))
+            try:
+                supervisor = self._supervisor(self._queue[execution_id])
+            except Unavailable as error:
+                # It stays in the queue: whoever asked for it was told that it was accepted, or is about to be.
+                log.warning("the journal cannot be read; trying again", execution=execution_id, code=error.code)
+                self._look_again()
+                return
+            del self._queue[execution_id]
             self._supervise(supervisor, supervisor.run)
+
+    def _look_again(self) -> None:
+        """Schedule once more, a little later."""
+        if self._again is None:
+            self._again = asyncio.get_running_loop().call_later(_READ_AGAIN_S, self._schedule)
 
     def _supervisor(self, stored: Stored) -> Supervisor:
         return Supervisor(stored, self._parts, self.log(stored.id))
