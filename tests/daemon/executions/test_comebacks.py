@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from flx_api.daemon.executions import Executions
+    from flx_api.daemon.executions.store import Stored
     from flx_api.daemon.journal import Tx
     from flx_api.models.execution import Execution
 
@@ -201,6 +202,34 @@ def test_a_pause_outlives_the_daemon(play: Callable[..., None], cancel_runs: boo
             done = await over(executions, accepted)
             assert (done.status, done.attempts) == ("succeeded", 2)
             assert executions.log(accepted.id).last_line == 2
+
+    play(story)
+
+
+def test_a_pause_that_has_just_begun_outlives_the_daemon_too(
+    play: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(stage: Stage) -> None:
+        async with stage.daemon(cancel_runs=True) as executions:
+            read_back, cancel, go_on = executions._read_back, executions._cancel, asyncio.Event()
+
+            async def held(execution_id: str) -> Stored:
+                await go_on.wait()
+                return await read_back(execution_id)
+
+            async def last(*args: Any, **options: Any) -> Execution:
+                try:
+                    return await cancel(*args, **options)
+                finally:
+                    go_on.set()
+
+            monkeypatch.setattr(executions, "_read_back", held)
+            monkeypatch.setattr(executions, "_cancel", last)
+            accepted = await submit(executions, "later")
+            (await stage.executor.run_of(accepted)).end(1)
+            rests = await resting(executions, accepted)
+        async with stage.daemon() as executions:
+            assert executions.get(accepted.id, DEFAULT_TENANT) == rests
 
     play(story)
 

@@ -524,6 +524,8 @@ class Executions:
     ) -> Execution:
         def change(tx: Tx) -> Execution:
             execution = self._store.find(tx.connection, execution_id, tenant).execution
+            if execution.status == "retrying" and tenant is None:
+                return execution  # nobody asks but the service, which stops: a pause outlives it
             if execution.status in {"queued", "retrying"}:
                 ended = {"finished_us": tx.now_us, "error": reason, "retry_at_us": None}
                 return self._store.transition(tx, execution_id, "cancel", **ended)
