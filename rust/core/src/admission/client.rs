@@ -139,7 +139,7 @@ impl Proxies {
         }
         for line in lines.rev() {
             // Element by element: what stands before the word of a proxy may be anything, and must not spoil it.
-            for element in line.rsplit(|&byte| byte == b',') {
+            for element in from_right(line, b',', self.header == ProxyHeader::Forwarded) {
                 let Ok(element) = std::str::from_utf8(element) else { return client };
                 let address = match self.header {
                     ProxyHeader::ForwardedFor => Some(element.trim()),
@@ -158,10 +158,30 @@ impl Proxies {
     }
 }
 
+/// The parts between separators, the last one first. Where there are `quotes`, a separator in a quoted string (RFC 9110
+/// section 5.6.4) is none. Strings are told from the right too: what is on the left may be anything, a lone quote included.
+fn from_right(text: &[u8], separator: u8, quotes: bool) -> impl Iterator<Item = &[u8]> {
+    let mut rest = Some(text);
+    std::iter::from_fn(move || {
+        let text = rest.take()?;
+        let mut is_quoted = false;
+        for (at, &byte) in text.iter().enumerate().rev() {
+            if byte == b'"' && quotes {
+                let escapes = text[..at].iter().rev().take_while(|&&before| before == b'\\').count();
+                is_quoted ^= !is_quoted || escapes % 2 == 0;
+            } else if byte == separator && !is_quoted {
+                rest = Some(&text[..at]);
+                return Some(&text[at + 1..]);
+            }
+        }
+        Some(text)
+    })
+}
+
 /// The node of a `for=` parameter (RFC 7239 section 4); obfuscated identifiers are no addresses and end the walk.
 fn forwarded_for(element: &str) -> Option<&str> {
-    element.split(';').find_map(|pair| {
-        let (name, value) = pair.trim().split_once('=')?;
+    from_right(element.as_bytes(), b';', true).find_map(|pair| {
+        let (name, value) = std::str::from_utf8(pair).ok()?.trim().split_once('=')?;
         let value = value.strip_prefix('"').and_then(|value| value.strip_suffix('"')).unwrap_or(value);
         name.eq_ignore_ascii_case("for").then_some(value)
     })
@@ -280,6 +300,12 @@ mod tests {
             (&["For=\"[2001:db8::1]:4711\";proto=https"], "2001:db8::1"),
             (&["for=6.6.6.6, for=1.2.3.4;by=10.0.0.1, for=10.2.2.2"], "1.2.3.4"),
             (&["for=6.6.6.6, for=_hidden"], "10.0.0.1"),
+            // What a proxy quotes may come from the client: its host, for one.
+            (&["for=1.2.3.4;host=\"a, for=6.6.6.6;b\""], "1.2.3.4"),
+            (&["host=\"a;for=6.6.6.6;b\";for=1.2.3.4"], "1.2.3.4"),
+            (&["host=\"\\\", for=6.6.6.6, \\\"\";for=1.2.3.4"], "1.2.3.4"),
+            (&["for=6.6.6.6;x=\", for=1.2.3.4;by=10.0.0.1"], "1.2.3.4"),
+            (&["for=\"6.6.6.6, for=1.2.3.4\""], "10.0.0.1"),
             (&["proto=https"], "10.0.0.1"),
         ] {
             assert_eq!(expected, told(ProxyHeader::Forwarded, "10.0.0.1", lines), "{lines:?}");
