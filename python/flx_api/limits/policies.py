@@ -1,9 +1,10 @@
 """Rate limit policies: from settings to what the native core takes, and what each request passes.
 
 The windows themselves (true sliding ones) live in Rust. Here it is drawn up, once, which of them a request passes: that
-depends on its class, which is the route it asks for or the command that its path names. A command that is known only
-from the body (`/v1/execute`, and each of a `/v1/batch`) has a second class, with the policies that are about commands;
-the rest the request has passed. For a policy that names routes too, these two routes are one.
+depends on its class, which is the command that its method of a route stands for, the command that its path names, or
+the route. A command that is known only from the body (`/v1/execute`, and each of a `/v1/batch`) has a second class,
+with the policies that are about commands; the rest the request has passed. For a policy that names routes too, these
+two routes are one.
 
 Rules:
 - A policy with several windows is one lane per window; the first bears the policy's name, the others name and window.
