@@ -168,7 +168,7 @@ class Parts:
             cors=self.cors,
             metrics=self.metrics,
         )
-        self.logs = LogRoute(self.upstream, self.dispatcher, self.cors, self.draining)
+        self.logs = LogRoute(self.upstream, self.dispatcher, self.cors, self.draining, self.standing)
         self.pages = Pages(settings, self.health, self.metrics, self.tickets)
         self.framework = framework(ResourceController(self.dispatcher))
         self.streams = EventRoute(

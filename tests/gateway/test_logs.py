@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING
 
+import pytest
 import structlog
 from tests.gateway_app import running, scope
-from tests.gateway_process import bearer
+from tests.gateway_process import bearer, token
 from tests.small_daemon import stop
 
 from flx_api.errors import NotFound
-from flx_api.gateway.logs import MAX_STREAMS
+from flx_api.gateway.logs import MAX_PER_SUBJECT, MAX_STREAMS
+from flx_api.proto.flx.v1.daemon_pb2 import ReplyFrame
 
 if TYPE_CHECKING:
     from flx_api.gateway.exchange import Message
@@ -73,15 +76,62 @@ def test_a_stream_that_breaks_has_no_end_and_leaves_no_trace() -> None:
     asyncio.run(story())
 
 
+@pytest.mark.parametrize("end", ["expires", "is revoked", "was revoked meanwhile", "is not believed"])
+def test_a_log_is_followed_for_as_long_as_the_token_is_good(end: str) -> None:
+    async def story() -> None:
+        async with running(when_stale="refuse") as gateway:
+            await gateway.daemon.log("x", b"one")
+            parts, begun = gateway.parts, asyncio.Event()
+            sent: list[Message] = []
+
+            async def receive() -> Message:
+                await asyncio.Event().wait()
+                return {"type": "http.disconnect"}
+
+            async def send(message: Message) -> None:
+                sent.append(message)
+                if message.get("body"):
+                    begun.set()
+
+            def revoke(*_: object) -> ReplyFrame:
+                parts.revoked.apply("subject", "anna", "default", int(time.time()) + 10)
+                return ReplyFrame(result=b"{}")
+
+            if end == "was revoked meanwhile":
+                gateway.daemon.answers["execution.get"] = revoke
+            headers = {"authorization": f"Bearer {token(ttl_s=2 if end == 'expires' else 60)}"}
+            request = scope(path="/v1/executions/x/logs", headers=headers, query="follow=true")
+            following = asyncio.create_task(gateway.app(request, receive, send))
+            if end == "is revoked":
+                await begun.wait()
+                revoke()
+                parts.standing.changed()
+            elif end == "is not believed":
+                await begun.wait()
+                # The follower's own clock does not go that far in a test.
+                parts.revocations.look(asyncio.get_running_loop().time() + 1000)
+            async with asyncio.timeout(20):
+                await following
+            assert sent[0]["status"] == 200
+            assert all(message.get("more_body", True) for message in sent)
+            assert not parts.standing._readers
+
+    asyncio.run(story())
+
+
 def test_readers_of_logs_are_bounded() -> None:
     async def story() -> None:
         async with running() as gateway:
             await gateway.daemon.log("x", b"one")
             assert (await gateway.client.get("/v1/executions/x/logs", headers=bearer())).status_code == 200
-            assert gateway.parts.logs._open == 0
-            gateway.parts.logs._open = MAX_STREAMS
-            answer = await gateway.client.get("/v1/executions/x/logs", headers=bearer())
-            assert (answer.status_code, answer.json()["code"]) == (429, "rate_limited")
-            assert answer.headers["retry-after"] == "5"
+            logs = gateway.parts.logs
+            assert not logs._open
+            for own, others, status in ((MAX_PER_SUBJECT, 0, 429), (0, MAX_STREAMS, 429), (1, MAX_STREAMS // 2, 200)):
+                logs._open.clear()
+                logs._open.update({("default", "anna"): own, ("default", "others"): others})
+                answer = await gateway.client.get("/v1/executions/x/logs", headers=bearer())
+                assert status == answer.status_code
+                if status == 429:
+                    assert ("rate_limited", "5") == (answer.json()["code"], answer.headers["retry-after"])
 
     asyncio.run(story())

@@ -6,13 +6,16 @@ stream that follows has to notice that its reader left, and that the service sto
 
 Rules:
 - `Accept: text/plain` gives the lines as they are; anything else gives one JSON object a line: `line`, `text`.
-- `follow` ends when the execution is over, the client leaves, or the service drains.
+- `follow` ends when the execution is over, the client leaves, or the service drains. When the token ends or is revoked
+  the stream is cut: it is not complete.
+- One subject reads a quarter of what all may read at the same time.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
@@ -22,11 +25,12 @@ from msgspec import Meta
 
 from flx_api.commands import COMMANDS
 from flx_api.commands.permissions import authorise
-from flx_api.errors import FlxError, RateLimited, Unavailable
+from flx_api.errors import FlxError, RateLimited, Unauthenticated, Unavailable
 from flx_api.gateway.dispatch import frame_principal
 from flx_api.gateway.exchange import StreamCut
 from flx_api.gateway.options import convert, known, query
 from flx_api.proto.flx.v1.daemon_pb2 import LogRequest
+from flx_api.websocket.standing import owner_of
 
 if TYPE_CHECKING:
     from grpclib.client import Stream
@@ -36,11 +40,13 @@ if TYPE_CHECKING:
     from flx_api.gateway.exchange import Exchange
     from flx_api.proto.flx.v1.daemon_pb2 import LogBatch
     from flx_api.upstream.channel import Upstream
+    from flx_api.websocket.standing import Standing
 
 NDJSON: Final = b"application/x-ndjson"
 # One HTTP/2 connection carries 100 streams, and one more waits for as long as all of these last; commands, events and
 # resumes need theirs.
 MAX_STREAMS: Final = 80
+MAX_PER_SUBJECT: Final = 20
 TEXT: Final = b"text/plain; charset=utf-8"
 
 
@@ -57,12 +63,16 @@ class LogQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class LogRoute:
     """The handler of the log stream. `draining` is set when streams have to end."""
 
-    def __init__(self, upstream: Upstream, dispatcher: Dispatcher, cors: Cors, draining: asyncio.Event) -> None:
+    def __init__(
+        self, upstream: Upstream, dispatcher: Dispatcher, cors: Cors, draining: asyncio.Event, standing: Standing
+    ) -> None:
         self._upstream = upstream
         self._dispatcher = dispatcher
         self._cors = cors
         self._draining = draining
-        self._open = 0
+        self._standing = standing
+        # How many each subject of a tenant reads.
+        self._open: Counter[tuple[str, str]] = Counter()
 
     async def serve(self, exchange: Exchange) -> None:
         """Answer with the stream."""
@@ -70,19 +80,25 @@ class LogRoute:
         known(values, {field.encode_name for field in msgspec.structs.fields(LogQuery)})
         wanted = convert(values, LogQuery)
         principal = exchange.principal
-        authorise(COMMANDS["execution.logs"], principal.roles if principal is not None else ())
+        if principal is None:
+            raise Unauthenticated
+        authorise(COMMANDS["execution.logs"], principal.roles)
         args = msgspec.json.encode({"id": exchange.values["id"]})
         await self._dispatcher.run(exchange, COMMANDS["execution.get"], args)
-        if self._open >= MAX_STREAMS:
+        owner = owner_of(principal)
+        if self._open.total() >= MAX_STREAMS or self._open[owner] >= MAX_PER_SUBJECT:
             detail = "Too many logs are being read"
             raise RateLimited(detail, retry_after_s=5)
-        self._open += 1
+        self._open[owner] += 1
         try:
-            await self._stream(exchange, wanted)
+            with self._standing.while_good(principal) as ended:
+                await self._stream(exchange, wanted, ended)
         finally:
-            self._open -= 1
+            self._open[owner] -= 1
+            if not self._open[owner]:
+                del self._open[owner]
 
-    async def _stream(self, exchange: Exchange, wanted: LogQuery) -> None:
+    async def _stream(self, exchange: Exchange, wanted: LogQuery, ended: asyncio.Event) -> None:
         stub = await self._upstream.stub()
         text = exchange.headers.get(b"accept", b"").startswith(b"text/plain")
         request = LogRequest(
@@ -96,9 +112,11 @@ class LogRoute:
             async with stub.Logs.open(metadata=self._upstream.metadata) as stream:
                 await stream.send_message(request, end=True)
                 await begin_stream(exchange, self._cors, TEXT if text else NDJSON)
-                if exchange.method == "HEAD" or not await self._pass_on(exchange, stream, text=text):
+                if exchange.method == "HEAD" or not await self._pass_on(exchange, stream, ended, text=text):
                     # Left before its end, the stream would be waited for: say that nobody listens any more.
                     await stream.cancel()
+                    if ended.is_set():
+                        raise StreamCut
         except (GRPCError, StreamTerminatedError, ProtocolError, OSError) as error:
             if not exchange.status:
                 raise _why(error) from None
@@ -106,9 +124,11 @@ class LogRoute:
             raise StreamCut from None
         await exchange.send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _pass_on(self, exchange: Exchange, stream: Stream[LogRequest, LogBatch], *, text: bool) -> bool:
-        """Send batches until they end (True), the client leaves or the service drains (False)."""
-        ends = [asyncio.create_task(_gone(exchange)), asyncio.create_task(self._draining.wait())]
+    async def _pass_on(
+        self, exchange: Exchange, stream: Stream[LogRequest, LogBatch], ended: asyncio.Event, *, text: bool
+    ) -> bool:
+        """Send batches until they end (True), the client leaves, its token ends or the service drains (False)."""
+        ends = [asyncio.create_task(wait) for wait in (_gone(exchange), self._draining.wait(), ended.wait())]
         try:
             while True:
                 following = asyncio.create_task(stream.recv_message())

@@ -2,7 +2,8 @@
 
 Strategy: the roster (`flx_api._core.Roster`) has all connections of this process, on either face. When revocations have
 changed it is judged again in one native pass, and those that are hit are closed with 4401. A client may offer another
-token on its connection; it is judged as at a handshake.
+token on its connection; it is judged as at a handshake. Logs that are followed over HTTP are judged beside it
+(`while_good`).
 
 Rules:
 - Changes that come close together cost one pass: the next is `_PAUSE_S` after the last at the earliest.
@@ -13,6 +14,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -27,7 +29,7 @@ from flx_api.models.tenant import tenant_of
 from flx_api.websocket.close_codes import CloseCode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from flx_api._core import Admission, Hub, Principal, Revocations
     from flx_api.auth.revocations import RevocationFollower
@@ -73,6 +75,7 @@ class Standing:
         # Told of what came from the daemon: gateways of other daemons have not heard it.
         self.on_disconnect: Callable[[str, ConnectionEvent, int], None] = lambda *_: None
         self._ended: dict[tuple[str, ConnectionEvent, int], set[Place]] = {}
+        self._readers: dict[asyncio.Event, Principal] = {}
         revocations.changed = self.changed
 
     def changed(self) -> None:
@@ -145,7 +148,11 @@ class Standing:
 
     def _judge(self) -> None:
         self._due = None
-        if self._revocations.stale_refuses:
+        is_stale = self._revocations.stale_refuses
+        for ended, principal in self._readers.items():
+            if is_stale or self.is_revoked(principal):
+                ended.set()
+        if is_stale:
             self.end(self.roster.all(), CloseCode.RESTARTING)
         hit = self.roster.revoked(self._revoked)
         self.end(hit, CloseCode.TOKEN_ENDED)
@@ -160,6 +167,20 @@ class Standing:
             by_face.setdefault(is_native, []).append(handle)
         for is_native, handles in by_face.items():
             self.ends[is_native](handles, code)
+
+    @contextlib.contextmanager
+    def while_good(self, principal: Principal) -> Iterator[asyncio.Event]:
+        """An event that is set when the token of a reader ends, is revoked, or may no longer be believed."""
+        ended = asyncio.Event()
+        self._readers[ended] = principal
+        timer = asyncio.get_running_loop().call_later(principal.expires_at - time.time(), ended.set)
+        if self.is_revoked(principal):
+            ended.set()
+        try:
+            yield ended
+        finally:
+            timer.cancel()
+            del self._readers[ended]
 
     def is_revoked(self, principal: Principal) -> bool:
         """Whether what is in force against tokens hits this one's."""
