@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.daemon.daemon_parts import Parts, growing_log, parts, turn
 
+from flx_api._core import Hub
 from flx_api.daemon.executions.log_file import LogFile
 from flx_api.daemon.watch import BATCH_EVENTS, Topics, Watcher
+from flx_api.events.follower import told as told_to_hub
 from flx_api.models.event import ExecutionEvent, PipelineEvent
 from flx_api.models.topic_rules import Expiry
 from flx_api.proto.flx.v1.daemon_pb2 import EventBatch, LogPosition, WatchRequest
@@ -172,7 +174,7 @@ def test_lines_of_logs_from_named_positions_present_ends_and_first_lines(tmp_pat
                 to_old(b"1", b"2")
                 to_named(b"1", b'{"a": 1}', b"3")
                 named.finish()
-                batches = watch(daemon, logs=[LogPosition(execution_id="named", after_line=1)])
+                batches = watch(daemon, tenant="default", logs=[LogPosition(execution_id="named", after_line=1)])
                 first = await anext(batches)
                 assert shown(first) == [("execution.named.log", 2, 1), ("execution.named.log", 3, 2)]
                 assert [event.data for event in first.events] == [b'{"a": 1}', b'"3"']
@@ -191,6 +193,25 @@ def test_lines_of_logs_from_named_positions_present_ends_and_first_lines(tmp_pat
                     ("execution.new.log", 1, 0),
                     ("execution.new.log", 2, 1),
                 ]
+
+    asyncio.run(story())
+
+
+def test_a_gateway_that_begins_hears_the_last_line_of_a_quiet_log_and_has_it_in_its_positions(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with parts(tmp_path) as daemon:
+            quiet, empty = new_log(daemon, tmp_path, "quiet"), new_log(daemon, tmp_path, "empty")
+            with growing_log(tmp_path / "quiet", quiet) as to_quiet, growing_log(tmp_path / "empty", empty):
+                to_quiet(b"1", b"2")
+                first = await anext(watch(daemon))
+                assert shown(first) == [("execution.quiet.log", 2, 1)]
+                hub = Hub("here")
+                hub.restart(first.epoch, first.journal_seq, "start", 0)
+                hub.append(told_to_hub(first.events), 0)
+                assert hub.position() == (daemon.journal.epoch, 0, {"quiet": 2})
+                # Who has a position names what it has.
+                again = watch(daemon, epoch=daemon.journal.epoch, after_seq=0)
+                assert shown(await anext(again)) == []
 
     asyncio.run(story())
 

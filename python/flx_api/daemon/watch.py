@@ -11,7 +11,8 @@ Rules:
 - Topics between daemon and gateways are told to gateways only.
 - Ephemeral events have a cursor of their own, and come in the same batches where they were asked for.
 - Logs: from the position the client names; those that were going on before from their present end; new ones from their
-  first line, also when they end before anybody looked.
+  first line, also when they end before anybody looked. A gateway that begins is told the last line of those that go on:
+  it gives out positions, and a log that is quiet for now would not be in them.
 """
 
 from __future__ import annotations
@@ -96,8 +97,9 @@ class Watcher:
         self._lines: dict[str, int] = {}
         # Logs that were given to their end; their runs may still count as active for a while.
         self._given: set[str] = set()
+        back = 1 if tenant is None and not request.HasField("after_seq") else 0
         for execution_id in executions.active_logs():
-            self._lines[execution_id] = executions.log(execution_id).last_line
+            self._lines[execution_id] = max(executions.log(execution_id).last_line - back, 0)
         # One that waits may begin and end between two looks, and its first event is past: nothing else tells of it.
         self._lines.update(executions.waiting())
         self._lines.update(self._named)
