@@ -21,12 +21,15 @@ from flx_api._core import Principal
 from flx_api.config import load
 from flx_api.dependencies import Parts
 from flx_api.errors import Conflict, StartupError
+from flx_api.events.follower import Past
 from flx_api.upstream.endpoints import Endpoint
 from flx_api.websocket.close_codes import CloseCode
 from flx_api.websocket.connection import Connection
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+
+    from flx_api.events.position import Position
 
 
 def run(story: Callable[[Running], Awaitable[None]], **settings: Any) -> None:
@@ -464,3 +467,35 @@ def test_what_cannot_be_used_is_told_at_the_start(tmp_path: Path) -> None:
     (tmp_path / "k").touch()
     with pytest.raises(StartupError, match="FLX_SSL"):
         run(lambda _: asyncio.sleep(0), **given)
+
+
+def test_one_that_has_caught_up_twice_while_the_first_history_was_being_closed_is_forgotten_once() -> None:
+    class Joining:
+        """A listener whose connections have all they asked for with the first batch."""
+
+        def backfill(self, *_: object, is_last: bool) -> bool:
+            return is_last
+
+    async def story() -> None:
+        first, closing = Parts(load({"FLX_JWT_SECRET_KEY": "x" * 32}), Endpoint(path="/nowhere")), asyncio.Event()
+        closed = asyncio.Event()
+
+        async def history(topics: list[str], _position: Position) -> AsyncGenerator[Past, None]:
+            try:
+                yield Past("e", [], 1, is_last=True, gap_reason="", size=0)
+            finally:
+                if topics == ["slow"]:
+                    closing.set()
+                    await closed.wait()
+
+        native = first.native
+        native._history = history
+        listener: Any = Joining()
+        slow = asyncio.create_task(native._tell(listener, 7, 1, ["slow"], ("e", 0, {})))
+        await closing.wait()
+        await native._tell(listener, 7, 1, ["next"], ("e", 0, {}))
+        closed.set()
+        await slow
+        assert native._rooms == {}
+
+    asyncio.run(story())

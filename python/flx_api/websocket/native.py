@@ -300,8 +300,8 @@ class NativeFace:
         try:
             await catch_up(self._history, patterns, Position(*since), held)
         finally:
-            # It may have asked for another pattern meanwhile.
-            if self._rooms[conn] is held.has_room:
+            # It may have asked for another pattern meanwhile, and have that already.
+            if self._rooms.get(conn) is held.has_room:
                 del self._rooms[conn]
 
 
