@@ -12,8 +12,9 @@ use std::sync::Arc;
 
 use hashbrown::{HashMap, HashSet};
 
+use super::ids::Ids;
 use super::log::Kind;
-use super::queue::Agenda;
+use super::queue::{Agenda, Fresh};
 use super::reader::Joins;
 use super::resume::Catching;
 use super::rights::Rights;
@@ -43,11 +44,16 @@ impl Key {
 #[derive(Debug)]
 pub(super) struct Audience {
     pub(super) key: Arc<Key>,
-    pub(super) topics: Vec<u32>,
+    /// The same as in the key, which is looked at for this seldom.
+    pub(super) shard: Shard,
+    pub(super) dialect: Dialect,
+    pub(super) tenant: Arc<str>,
+    pub(super) topics: Ids,
+    pub(super) fresh: Fresh,
     pub(super) members: usize,
     pub(super) cohorts: usize,
     /// Cohorts that have everything.
-    pub(super) idle: Vec<u32>,
+    pub(super) idle: Ids,
     /// The period of the governor in which it was counted.
     pub(super) period: u64,
 }
@@ -67,7 +73,7 @@ pub(super) struct Cohort {
     pub(super) state: State,
     /// Tells an entry of the queue that is meant from one that is not any more.
     pub(super) stamp: u64,
-    pub(super) members: Vec<u32>,
+    pub(super) members: Ids,
     /// Members that have no room.
     pub(super) busy: u32,
     pub(super) joins: Option<Arc<Joins>>,
@@ -87,10 +93,10 @@ impl Cohort {
 
 #[derive(Debug)]
 pub(super) struct Conn {
-    generation: u32,
     /// NONE without subscriptions.
     pub(super) cohort: u32,
-    slot: u32,
+    /// Its place among the cohort's members, of which there are no more than `COHORT`.
+    slot: u16,
     pub(super) busy: bool,
     pub(super) profile: Arc<Profile>,
     pub(super) catching: Option<Box<Catching>>,
@@ -159,7 +165,7 @@ impl Fleet {
             self.conns.len() as u32 - 1
         });
         let generation = self.generations[index as usize];
-        let conn = Conn { generation, cohort: NONE, slot: 0, busy: false, profile, catching: None };
+        let conn = Conn { cohort: NONE, slot: 0, busy: false, profile, catching: None };
         self.conns[index as usize] = Some(conn);
         self.connections += 1;
         ConnKey { index, generation }
@@ -175,11 +181,12 @@ impl Fleet {
     }
 
     pub(super) fn get(&self, key: ConnKey) -> Option<&Conn> {
-        self.conn(key.index).filter(|conn| conn.generation == key.generation)
+        self.conn(key.index).filter(|_| self.key(key.index) == key)
     }
 
     pub(super) fn get_mut(&mut self, key: ConnKey) -> Option<&mut Conn> {
-        self.conns.get_mut(key.index as usize)?.as_mut().filter(|conn| conn.generation == key.generation)
+        let is_it = self.generations.get(key.index as usize) == Some(&key.generation);
+        self.conns.get_mut(key.index as usize)?.as_mut().filter(|_| is_it)
     }
 
     pub(super) fn conn(&self, index: u32) -> Option<&Conn> {
@@ -257,30 +264,6 @@ impl Fleet {
         }
     }
 
-    /// The order that everyone has come to, also if all is put back that was given.
-    pub(super) fn slowest(&self, top: u64) -> u64 {
-        let behind = self.cohorts.iter().flatten().filter(|cohort| cohort.state != State::Idle);
-        let given = self.agendas.iter().map(|agenda| agenda.given_from);
-        behind.map(|cohort| cohort.cursor).chain(given).fold(top, u64::min)
-    }
-
-    /// How many connections have not come to this order, and how far the last of them is from it.
-    pub(super) fn behind(&self, top: u64) -> (u64, u64) {
-        let cohorts = self.cohorts.iter().flatten().filter(|cohort| cohort.state != State::Idle && cohort.cursor < top);
-        cohorts.fold((0, 0), |(count, furthest), cohort| {
-            (count + cohort.members.len() as u64, furthest.max(top - cohort.cursor))
-        })
-    }
-
-    /// Those who are furthest behind, and by how much; the furthest first.
-    pub(super) fn laggards(&self, top: u64, most: usize) -> Vec<(ConnKey, u64)> {
-        let mut behind: Vec<_> = self.cohorts.iter().flatten().filter(|cohort| cohort.state != State::Idle).collect();
-        behind.sort_by_key(|cohort| cohort.cursor);
-        let members = behind.iter().flat_map(|cohort| cohort.members.iter().map(|index| (*index, cohort.cursor)));
-        let behind = members.map(|(index, cursor)| (self.key(index), top.saturating_sub(cursor)));
-        behind.filter(|(_, by)| *by > 0).take(most).collect()
-    }
-
     // --- moving ------------------------------------------------------------------------------------------------------
 
     /// Takes a connection out of its cohort.
@@ -300,7 +283,7 @@ impl Fleet {
         if let Some(moved) = cohort.members.get(slot).copied()
             && let Some(moved) = &mut self.conns[moved as usize]
         {
-            moved.slot = slot as u32;
+            moved.slot = slot as u16;
         }
         if empty {
             self.drop_cohort(id);
@@ -316,7 +299,7 @@ impl Fleet {
         self.free_cohorts.push(id);
         if let Some(audience) = &mut self.audiences[cohort.audience as usize] {
             audience.cohorts -= 1;
-            audience.idle.retain(|other| *other != id);
+            audience.idle.remove(id);
         }
     }
 
@@ -348,7 +331,7 @@ impl Fleet {
     fn seat(&mut self, index: u32, id: u32) {
         let Some(cohort) = self.cohorts[id as usize].as_mut() else { return };
         let Some(conn) = &mut self.conns[index as usize] else { return };
-        (conn.cohort, conn.slot) = (id, cohort.members.len() as u32);
+        (conn.cohort, conn.slot) = (id, cohort.members.len() as u16);
         cohort.busy += u32::from(conn.busy);
         cohort.members.push(index);
     }
@@ -377,7 +360,7 @@ impl Fleet {
             served_ms: standing.served_ms,
             state,
             stamp: 0,
-            members: Vec::new(),
+            members: Ids::default(),
             busy: 0,
             joins: standing.joins,
             reset: standing.reset,
@@ -428,8 +411,8 @@ impl Fleet {
         let (audience, standing) = (cohort.audience, cohort.standing());
         cohort.busy = 0;
         let other = self.new_cohort(audience, standing);
-        for index in rest {
-            self.seat(index, other);
+        for index in rest.iter() {
+            self.seat(*index, other);
         }
         let busy = self.cohort(id).map_or(0, |cohort| {
             cohort.members.iter().filter(|index| self.conn(**index).is_some_and(|conn| conn.busy)).count() as u32
@@ -459,8 +442,8 @@ impl Fleet {
             company.cursor = company.cursor.max(cursor);
             let members = self.cohorts[id as usize].as_mut().map(|cohort| std::mem::take(&mut cohort.members));
             self.drop_cohort(id);
-            for index in members.unwrap_or_default() {
-                self.seat(index, other);
+            for index in members.unwrap_or_default().iter() {
+                self.seat(*index, other);
             }
         } else if let Some(found) = &mut self.audiences[audience as usize] {
             found.idle.push(id);
@@ -479,8 +462,18 @@ impl Fleet {
         if let Some(id) = self.interned.get(&key) {
             return *id;
         }
-        let (topics, idle) = (Vec::new(), Vec::new());
-        let audience = Audience { key: Arc::clone(&key), topics, members: 0, cohorts: 0, idle, period: 0 };
+        let audience = Audience {
+            key: Arc::clone(&key),
+            shard,
+            dialect,
+            tenant: store.tenant(&key.tenant),
+            topics: Ids::default(),
+            fresh: Fresh { after: store.order, topic: NONE },
+            members: 0,
+            cohorts: 0,
+            idle: Ids::default(),
+            period: 0,
+        };
         let id = if let Some(id) = self.free_audiences.pop() {
             self.audiences[id as usize] = Some(audience);
             id
@@ -528,11 +521,10 @@ impl Fleet {
 
     fn link(&mut self, store: &mut Store, audience: u32, topic: u32) {
         let Some(log) = store.topic_mut(topic) else { return };
-        if let Err(place) = log.audiences.binary_search(&audience) {
-            log.audiences.insert(place, audience);
-            if let Some(found) = &mut self.audiences[audience as usize] {
-                found.topics.push(topic);
-            }
+        if log.audiences.insert_sorted(audience)
+            && let Some(found) = &mut self.audiences[audience as usize]
+        {
+            found.topics.push(topic);
         }
     }
 
@@ -543,8 +535,8 @@ impl Fleet {
         if log.kind == Kind::Ephemeral
             && let Some(journal) = store.find(&tenant, &name, false).and_then(|id| store.topic(id))
         {
-            for audience in journal.audiences.clone() {
-                self.link(store, audience, topic);
+            for audience in journal.audiences.clone().iter() {
+                self.link(store, *audience, topic);
             }
         }
         if self.wild.is_empty() {
@@ -583,11 +575,22 @@ impl Fleet {
                 }
             }
         }
-        for topic in audience.topics {
-            if let Some(log) = store.topic_mut(topic) {
-                log.audiences.retain(|other| *other != id);
+        for topic in audience.topics.iter() {
+            if let Some(log) = store.topic_mut(*topic) {
+                log.audiences.remove(id);
             }
-            store.release(topic);
+            store.release(*topic);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// There are twenty thousand of them.
+    #[test]
+    fn the_record_of_a_connection_is_small() {
+        assert_eq!(24, size_of::<Option<Conn>>());
     }
 }

@@ -36,6 +36,8 @@ pub struct Frame {
     pub payload: Arc<[u8]>,
     /// Events in it.
     pub events: u32,
+    /// In a turn: the order after it.
+    pub(super) end: u64,
 }
 
 impl Frame {
@@ -45,7 +47,7 @@ impl Frame {
             Dialect::Plain | Dialect::Batched => text.into_bytes(),
             Dialect::EventStream => stream_event(kind, &text, pos),
         };
-        Self { payload: payload.into(), events: 0 }
+        Self { payload: payload.into(), events: 0, end: 0 }
     }
 }
 
@@ -58,9 +60,8 @@ pub struct Turn {
     pub dialect: Dialect,
     /// The messages, in this order.
     pub frames: Vec<Frame>,
-    /// The order before the first frame, and after each.
+    /// The order before the first frame.
     pub(super) start: u64,
-    pub(super) ends: Vec<u64>,
     pub(super) joins: Option<Arc<Joins>>,
     /// Whether the first frame tells of a restart.
     pub(super) reset: bool,
@@ -76,13 +77,21 @@ pub(super) struct Run {
     pub(super) to: usize,
 }
 
-/// Builds the frames of a run; `each` gets them with the order after them.
+/// Room in which frames are made, before they are copied to where they are shared.
+#[derive(Debug, Default)]
+pub(super) struct Bench {
+    text: String,
+    bytes: Vec<u8>,
+}
+
+/// Builds the frames of a run; `each` gets them with the order of their first event.
 pub(super) fn frames_of(
     store: &Store,
     run: Run,
     dialect: Dialect,
     frame_bytes: usize,
-    mut each: impl FnMut(Frame, u64, u64),
+    bench: &mut Bench,
+    mut each: impl FnMut(Frame, u64),
 ) {
     let Some(topic) = store.topic(run.topic) else { return };
     let mut from = run.from;
@@ -94,12 +103,12 @@ pub(super) fn frames_of(
         let order = topic.entries[to - 1].order;
         let pos = store.encode_position(order, &topic.tenant);
         let epoch = store.epoch_of(topic);
-        let bytes = match dialect {
-            Dialect::Plain => plain(topic, from, epoch, &pos),
-            Dialect::Batched => batch(topic, from, to, epoch, &pos),
-            Dialect::EventStream => stream_of(store, topic, from, to, epoch),
+        let payload = match dialect {
+            Dialect::Plain => plain(topic, from, epoch, &pos).into(),
+            Dialect::Batched => batch(topic, from, to, epoch, &pos, bench),
+            Dialect::EventStream => stream_of(store, topic, from, to, epoch).into(),
         };
-        each(Frame { payload: bytes.into(), events: (to - from) as u32 }, topic.entries[from].order, order);
+        each(Frame { payload, events: (to - from) as u32, end: order }, topic.entries[from].order);
         from = to;
     }
 }
@@ -174,20 +183,22 @@ fn stream_of(store: &Store, topic: &TopicLog, from: usize, to: usize, epoch: &st
     out
 }
 
-fn batch(topic: &TopicLog, from: usize, to: usize, epoch: &str, pos: &str) -> Vec<u8> {
+fn batch(topic: &TopicLog, from: usize, to: usize, epoch: &str, pos: &str, bench: &mut Bench) -> Arc<[u8]> {
     let (first, last) = (topic.entries[from], topic.entries[to - 1]);
-    let mut text = String::with_capacity(160 + topic.len_of(from, to));
-    batch_head(&topic.name, epoch, is_ephemeral(topic), &mut text);
+    let Bench { text, bytes } = bench;
+    text.clear();
+    bytes.clear();
+    batch_head(&topic.name, epoch, is_ephemeral(topic), text);
     if to - from > 2 && last.seq - first.seq == (to - from - 1) as u64 {
-        write_numbers([first.seq, last.seq].into_iter(), &mut text);
+        write_numbers([first.seq, last.seq].into_iter(), text);
     } else {
-        write_numbers(topic.entries.range(from..to).map(|entry| entry.seq), &mut text);
+        write_numbers(topic.entries.range(from..to).map(|entry| entry.seq), text);
     }
-    batch_middle(topic.prev(from), pos, last.ts_us, is_ephemeral(topic), &mut text);
-    let mut out = text.into_bytes();
-    topic.copy(from, to, &mut out);
-    out.extend_from_slice(b"]}");
-    out
+    batch_middle(topic.prev(from), pos, last.ts_us, is_ephemeral(topic), text);
+    bytes.extend_from_slice(text.as_bytes());
+    topic.copy(from, to, bytes);
+    bytes.extend_from_slice(b"]}");
+    Arc::from(&bytes[..])
 }
 
 fn write_numbers(numbers: impl Iterator<Item = u64>, text: &mut String) {
@@ -293,7 +304,7 @@ pub(super) fn frame_of_told(events: &[Told<'_>], dialect: Dialect, epoch: &str, 
         out.extend_from_slice(&json);
         end_stream_event(begun, &mut out);
     }
-    Some(Frame { payload: out.into(), events: events.len() as u32 })
+    Some(Frame { payload: out.into(), events: events.len() as u32, end: 0 })
 }
 
 /// `subscribed`: what follows begins at `pos`.

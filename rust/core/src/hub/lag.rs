@@ -1,4 +1,4 @@
-//! How long events were here before they were given to connections, counted by frame.
+//! How long events were here before they were given to connections, counted by frame; and who is how far behind.
 //!
 //! Strategy: marks say at which order the clock had moved on, so the moment at which an event was heard is a search away and
 //! no event keeps it. The age of a frame is that of its oldest event. What a turn gives is noted first and then counted once
@@ -8,6 +8,9 @@
 //! hub's milliseconds.
 
 use std::collections::VecDeque;
+
+use super::ConnKey;
+use super::audience::{Fleet, State};
 
 /// Upper bounds in milliseconds; the last counts what is above.
 pub const LAG_BOUNDS_MS: [u64; 16] =
@@ -68,6 +71,32 @@ impl Lag {
             *count += more * connections;
         }
         self.ages.sum_ms += ages.sum_ms * connections;
+    }
+}
+
+impl Fleet {
+    /// The order that everyone has come to, also if all is put back that was given.
+    pub(super) fn slowest(&self, top: u64) -> u64 {
+        let behind = self.cohorts.iter().flatten().filter(|cohort| cohort.state != State::Idle);
+        let given = self.agendas.iter().map(|agenda| agenda.given_from);
+        behind.map(|cohort| cohort.cursor).chain(given).fold(top, u64::min)
+    }
+
+    /// How many connections have not come to this order, and how far the last of them is from it.
+    pub(super) fn behind(&self, top: u64) -> (u64, u64) {
+        let cohorts = self.cohorts.iter().flatten().filter(|cohort| cohort.state != State::Idle && cohort.cursor < top);
+        cohorts.fold((0, 0), |(count, furthest), cohort| {
+            (count + cohort.members.len() as u64, furthest.max(top - cohort.cursor))
+        })
+    }
+
+    /// Those who are furthest behind, and by how much; the furthest first.
+    pub(super) fn laggards(&self, top: u64, most: usize) -> Vec<(ConnKey, u64)> {
+        let mut behind: Vec<_> = self.cohorts.iter().flatten().filter(|cohort| cohort.state != State::Idle).collect();
+        behind.sort_by_key(|cohort| cohort.cursor);
+        let members = behind.iter().flat_map(|cohort| cohort.members.iter().map(|index| (*index, cohort.cursor)));
+        let behind = members.map(|(index, cursor)| (self.key(index), top.saturating_sub(cursor)));
+        behind.filter(|(_, by)| *by > 0).take(most).collect()
     }
 }
 

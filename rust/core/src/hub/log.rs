@@ -9,13 +9,17 @@
 //! `floor_order` (readers that have not come so far have lost something).
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
+use super::ids::Ids;
 use super::latest::Latest;
 
 const FIRST_SLAB: usize = 1024;
 const LARGEST_SLAB: usize = 64 * 1024;
 const CHECKPOINTS: usize = 32;
 const CHECKPOINT_ORDERS: u64 = 64;
+/// So many of the latest entries are looked at one by one.
+const NEAR: usize = 3;
 
 /// What is remembered of a topic at most; its latest slab is kept in any case.
 #[derive(Debug, Clone, Copy)]
@@ -65,19 +69,26 @@ struct Slab {
 
 #[derive(Debug)]
 pub(super) struct TopicLog {
-    pub(super) tenant: Box<str>,
+    // First what every event needs.
     pub(super) name: Box<str>,
+    pub(super) tenant: Arc<str>,
     pub(super) kind: Kind,
-    pub(super) hash: u64,
-    pub(super) bound: Bound,
-    /// Where the first entry begins.
-    begin: u64,
+    pub(super) last_seq: u64,
+    /// Bytes of slabs, entries and keys.
+    pub(super) bytes: usize,
     slabs: VecDeque<Slab>,
-    pub(super) entries: VecDeque<Entry>,
     /// Where the next slab begins, and how large it is.
     end: u64,
     next_slab: usize,
-    pub(super) last_seq: u64,
+    pub(super) entries: VecDeque<Entry>,
+    /// Who hears it, sorted.
+    pub(super) audiences: Ids,
+    pub(super) bound: Bound,
+    /// Of a state topic.
+    pub(super) latest: Option<Box<Latest>>,
+    /// Where the first entry begins.
+    begin: u64,
+    pub(super) hash: u64,
     pub(super) floor_seq: u64,
     pub(super) floor_order: u64,
     /// Where the journal and the order were when this began.
@@ -91,18 +102,12 @@ pub(super) struct TopicLog {
     pub(super) again: Vec<(u64, u64)>,
     /// (order, number) of the last event of each of the latest cuts.
     cuts: VecDeque<(u64, u64)>,
-    /// Who hears it, sorted.
-    pub(super) audiences: Vec<u32>,
-    /// Of a state topic.
-    pub(super) latest: Option<Box<Latest>>,
-    /// Bytes of slabs, entries and keys.
-    pub(super) bytes: usize,
 }
 
 impl TopicLog {
-    pub(super) fn new(tenant: &str, name: &str, kind: Kind, hash: u64, bound: Bound) -> Self {
+    pub(super) fn new(tenant: Arc<str>, name: &str, kind: Kind, hash: u64, bound: Bound) -> Self {
         Self {
-            tenant: tenant.into(),
+            tenant,
             name: name.into(),
             kind,
             hash,
@@ -121,7 +126,7 @@ impl TopicLog {
             listed: false,
             again: Vec::new(),
             cuts: VecDeque::new(),
-            audiences: Vec::new(),
+            audiences: Ids::default(),
             latest: None,
             bytes: 0,
         }
@@ -219,7 +224,8 @@ impl TopicLog {
         let (kind, bytes) = (std::mem::replace(&mut self.kind, Kind::Journal), self.bytes);
         let audiences = std::mem::take(&mut self.audiences);
         let latest = self.latest.as_ref().map(|latest| Box::new(latest.emptied()));
-        *self = Self { audiences, latest, ..Self::new(&self.tenant, &self.name, kind, self.hash, self.bound) };
+        *self =
+            Self { audiences, latest, ..Self::new(Arc::clone(&self.tenant), &self.name, kind, self.hash, self.bound) };
         bytes
     }
 
@@ -241,11 +247,21 @@ impl TopicLog {
 
     /// The first entry after an order.
     pub(super) fn after_order(&self, order: u64) -> usize {
-        // Nearly everyone is at the end.
-        match self.entries.back() {
-            Some(last) if last.order > order => self.entries.partition_point(|entry| entry.order <= order),
-            _ => self.entries.len(),
+        // Nearly everyone is at the end or near it, and to halve the distance would be to look where nobody has looked lately.
+        let newer = self.entries.iter().rev().take(NEAR + 1).take_while(|entry| entry.order > order).count();
+        if newer <= NEAR {
+            self.entries.len() - newer
+        } else {
+            self.entries.partition_point(|entry| entry.order <= order)
         }
+    }
+
+    /// Looks at what is needed to add an event to it, or to tell its latest; what this says is of no meaning.
+    pub(super) fn glance(&self) -> u64 {
+        let entry = self.entries.back().map_or(0, |entry| entry.order);
+        let slab = self.slabs.back().and_then(|slab| slab.bytes.last()).copied();
+        let name = self.name.as_bytes().first().copied();
+        entry ^ u64::from(slab.unwrap_or_default()) ^ u64::from(name.unwrap_or_default())
     }
 
     /// The first entry after a number.
@@ -319,7 +335,7 @@ mod tests {
         fn a_range_is_what_was_pushed(sizes in prop::collection::vec(prop_oneof![1..200_usize, 60_000..70_000_usize], 1..80),
                                       cuts in prop::collection::vec(0..12_usize, 0..20), ends in any::<(u16, u16)>(), bytes in 1..100_000_usize) {
             let bound = Bound { bytes: 1 << 20, events: usize::MAX, ttl_ms: 0 };
-            let mut log = TopicLog::new("t", "x", Kind::Journal, 0, bound);
+            let mut log = TopicLog::new("t".into(), "x", Kind::Journal, 0, bound);
             let events: Vec<Vec<u8>> = sizes.iter().enumerate().map(|(index, size)| vec![b'a' + (index % 26) as u8; *size]).collect();
             for (index, event) in events.iter().enumerate() {
                 log.push(2 * index as u64 + 1, 3 * index as u64 + 1, 0, event, 0);

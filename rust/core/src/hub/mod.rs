@@ -7,7 +7,7 @@
 //! connections of each are a [`Shard`], with audiences and cohorts of its own.
 //!
 //! What a shell does, around one lock that it never holds while it does I/O:
-//! - feeds `append`, `advance`, `over`, `restart` from the daemon, `publish` for topics of this gateway alone;
+//! - feeds `append`, `advance`, `over`, `restart` from the daemon, `publish` and `publish_all` with what is in no journal;
 //! - answers messages with `subscribe` and `unsubscribe`, sends the frames these return at once, and fetches history where
 //!   [`Subscribed::history`] asks for it (`backfill`, `give_up`);
 //! - calls `take` for each shard when `wakes_at` or `called` says so, writes what it got, and says of each connection that did
@@ -25,6 +25,7 @@
 mod audience;
 mod frame;
 mod governor;
+mod ids;
 mod lag;
 mod latest;
 mod log;
@@ -121,6 +122,17 @@ impl Event<'_> {
     }
 }
 
+/// An event that is in no journal, but for its data.
+#[derive(Clone, Copy, Debug)]
+pub struct Post<'a> {
+    /// Whose topic it is.
+    pub tenant: &'a str,
+    /// The topic.
+    pub topic: &'a str,
+    /// Microseconds since 1970.
+    pub ts_us: u64,
+}
+
 /// A connection; a number is used again with another generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ConnKey {
@@ -172,7 +184,7 @@ pub struct Stats {
     pub delivered: u64,
     /// Frames times connections that got them.
     pub frames: u64,
-    /// Turns that were built, each once for its cohort.
+    /// Turns that were built, each once for those who get the same.
     pub turns: u64,
     /// Bytes of frames times connections that got them.
     pub sent_bytes: u64,
@@ -243,33 +255,94 @@ impl Hub {
     }
 
     fn hear(&mut self, event: &Event<'_>, ephemeral: bool, now_ms: u64) -> Option<u32> {
-        let (topic, made) = self.store.append(event, ephemeral, now_ms)?;
+        let topic = self.open(event.tenant, event.topic, ephemeral);
+        let before = self.hear_in(topic, event, now_ms)?;
+        self.mark(topic, before, now_ms);
+        Some(topic)
+    }
+
+    fn open(&mut self, tenant: &str, topic: &str, ephemeral: bool) -> u32 {
+        let (id, made) = self.store.open(tenant, topic, ephemeral);
+        if made {
+            self.fleet.link_topic(&mut self.store, id);
+        }
+        id
+    }
+
+    /// Remembers an event of this topic, whose audiences have to be marked; the order before it, unless it was heard before.
+    fn hear_in(&mut self, topic: u32, event: &Event<'_>, now_ms: u64) -> Option<u64> {
+        let before = self.store.order;
+        if let Some(log) = self.store.append(topic, event, now_ms)?.0 {
+            self.fleet.link_topic(&mut self.store, log);
+        }
         self.stats.events += 1;
         self.lag.heard(self.store.order, now_ms);
-        for made in made.into_iter().flatten() {
-            self.fleet.link_topic(&mut self.store, made);
-        }
+        Some(before)
+    }
+
+    fn mark(&mut self, topic: u32, before: u64, now_ms: u64) {
         if let Some(log) = self.store.topic(topic) {
-            self.fleet.mark(&log.audiences, now_ms);
+            self.fleet.mark(&log.audiences, Some(topic), before, now_ms);
         }
-        Some(topic)
     }
 
     /// Tells an event that is in no journal: of this gateway alone (`bench.`), or an ephemeral one (`app.`, `user.`), whose
     /// numbers are a chain of their own beside those of the journal; None for any other topic. The number that it got.
     pub fn publish(&mut self, tenant: &str, topic: &str, ts_us: u64, data: &str, now_ms: u64) -> Option<u64> {
-        let local = store::is_local(topic);
-        if !local && !matches!(Class::of(topic), Some(Class::App | Class::User)) {
+        if !Self::may_publish(topic) {
             return None;
         }
-        let id = self.hear(&Event { tenant, topic, seq: 0, prev: 0, ts_us, data }, !local, now_ms)?;
+        let ephemeral = !topic::is_local(topic);
+        let id = self.hear(&Event { tenant, topic, seq: 0, prev: 0, ts_us, data }, ephemeral, now_ms)?;
         self.store.topic(id).map(|topic| topic.last_seq)
+    }
+
+    /// Tells many such events, all of them or none; false when one is of any other topic. `data_of` writes the JSON of an event,
+    /// whose place in the list it is told, and how many its topic had before.
+    pub fn publish_all(
+        &mut self,
+        posts: &[Post<'_>],
+        now_ms: u64,
+        mut data_of: impl FnMut(usize, u64, &mut String),
+    ) -> bool {
+        if !posts.iter().all(|post| Self::may_publish(post.topic)) {
+            return false;
+        }
+        // In passes: what the events need lies far apart, and in short loops much of it is fetched at the same time (`glance`).
+        let opened = posts.iter().map(|post| self.open(post.tenant, post.topic, !topic::is_local(post.topic)));
+        let opened: Vec<u32> = opened.collect();
+        self.store.glance(opened.iter().copied());
+        let (mut data, mut heard) = (String::new(), Vec::with_capacity(posts.len()));
+        for (place, (&Post { tenant, topic, ts_us }, id)) in posts.iter().zip(opened).enumerate() {
+            data.clear();
+            data_of(place, self.store.topic(id).map_or(0, |topic| topic.last_seq), &mut data);
+            let event = Event { tenant, topic, seq: 0, prev: 0, ts_us, data: &data };
+            heard.extend(self.hear_in(id, &event, now_ms).map(|before| (id, before)));
+        }
+        for (id, before) in heard {
+            self.mark(id, before, now_ms);
+        }
+        true
+    }
+
+    /// Whether events that are in no journal can be of this topic.
+    #[must_use]
+    pub fn may_publish(topic: &str) -> bool {
+        topic::is_local(topic) || matches!(Class::of(topic), Some(Class::App | Class::User))
+    }
+
+    /// The number of the latest event of a topic of this gateway alone; 0 before the first.
+    #[must_use]
+    pub fn number_of(&self, tenant: &str, topic: &str) -> u64 {
+        let found = self.store.find(tenant, topic, false).and_then(|id| self.store.topic(id));
+        found.filter(|topic| topic.kind.is_own()).map_or(0, |topic| topic.last_seq)
     }
 
     /// Ephemeral events were lost on their way here: whoever may miss one is told, and those that come begin a new epoch.
     pub fn lose(&mut self, reason: &str, now_ms: u64) {
+        let before = self.store.order;
         let audiences = self.store.lose(reason);
-        self.fleet.mark(&audiences, now_ms);
+        self.fleet.mark(&audiences, None, before, now_ms);
     }
 
     /// The daemon says that everything up to here was considered.

@@ -9,8 +9,10 @@
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 
+use hashbrown::HashSet;
+
 use super::Shard;
-use super::audience::{Cohort, Fleet, State};
+use super::audience::{Cohort, Fleet, NONE, State};
 use super::governor::Governor;
 
 /// When it is due, its stamp, and the cohort.
@@ -69,22 +71,53 @@ impl Agenda {
     }
 }
 
+/// What an audience has heard lately: all its events after an order are of this topic, if there are any.
+#[derive(Debug)]
+pub(super) struct Fresh {
+    pub(super) after: u64,
+    pub(super) topic: u32,
+}
+
+impl Fresh {
+    /// An event of a topic; before it the order was this.
+    const fn note(&mut self, topic: u32, before: u64) {
+        if self.topic != topic {
+            (self.topic, self.after) = (topic, before);
+        }
+    }
+
+    /// Topics are gone, and others will have their ids: what it says of one of them would be said of another.
+    pub(super) fn forget(&mut self, gone: &HashSet<u32>) {
+        if gone.contains(&self.topic) {
+            (self.topic, self.after) = (NONE, u64::MAX);
+        }
+    }
+}
+
 impl Fleet {
-    /// An event came for these audiences.
-    pub(super) fn mark(&mut self, audiences: &[u32], now_ms: u64) {
+    /// An event came for these audiences, of this topic, or something to tell that is no event. Until then the order was `before`.
+    pub(super) fn mark(&mut self, audiences: &[u32], topic: Option<u32>, before: u64, now_ms: u64) {
         for id in audiences {
             let Some(audience) = &mut self.audiences[*id as usize] else { continue };
-            let Some(agenda) = self.agendas.get_mut(audience.key.shard.index()) else { continue };
+            if let Some(topic) = topic {
+                audience.fresh.note(topic, before);
+            }
+            let Some(agenda) = self.agendas.get_mut(audience.shard.index()) else { continue };
             agenda.period += u64::from(agenda.governor.turn(now_ms));
             let newly = std::mem::replace(&mut audience.period, agenda.period) != agenda.period;
             let members = audience.members as u64;
-            let window_ms = agenda.governor.window_of(audience.key.dialect);
+            let window_ms = agenda.governor.window_of(audience.dialect);
             agenda.governor.heard(members, if newly { members } else { 0 });
             if !audience.idle.is_empty() {
                 let mut idle = std::mem::take(&mut audience.idle);
-                for cohort in idle.drain(..) {
-                    self.queue(cohort, now_ms, window_ms);
+                for id in idle.iter() {
+                    if let Some(cohort) = self.cohort_mut(*id) {
+                        // It has had everything up to there.
+                        cohort.cursor = cohort.cursor.max(before);
+                    }
+                    self.queue(*id, now_ms, window_ms);
                 }
+                idle.clear();
                 // Its room is used again.
                 if let Some(audience) = &mut self.audiences[*id as usize] {
                     audience.idle = idle;
@@ -97,7 +130,7 @@ impl Fleet {
     pub(super) fn queue(&mut self, id: u32, now_ms: u64, window_ms: u64) {
         let Some(cohort) = self.cohorts.get_mut(id as usize).and_then(Option::as_mut) else { return };
         let Some(audience) = &self.audiences[cohort.audience as usize] else { return };
-        let shard = audience.key.shard;
+        let shard = audience.shard;
         self.stamp += 1;
         (cohort.state, cohort.stamp) = (State::Queued, self.stamp);
         let due_ms = if cohort.served_ms == 0 { now_ms } else { now_ms.max(cohort.served_ms + window_ms) };
@@ -125,6 +158,12 @@ impl Fleet {
             }
         }
         None
+    }
+
+    /// Cohorts that `next` will most likely give one after the other.
+    pub(super) fn due(&self, shard: Shard, now_ms: u64) -> impl Iterator<Item = u32> {
+        let line = self.agendas.get(shard.index()).into_iter().flat_map(|agenda| &agenda.line);
+        line.take_while(move |(due_ms, ..)| *due_ms <= now_ms).map(|(_, _, id)| *id)
     }
 
     /// The server of a shard is at work: it need not be called.

@@ -16,8 +16,8 @@ use super::log::TopicLog;
 use super::position::{MAX_CHARS, Position, execution_of_log};
 use super::reader::{Join, Joins, Since};
 use super::rights::Refused;
-use super::store::{begun_by, is_local};
-use super::topic::matches;
+use super::store::begun_by;
+use super::topic::{is_local, matches};
 use super::turn::EVICTED;
 use super::{ConnKey, Dialect, Event, Hub, Profile};
 
@@ -400,7 +400,7 @@ impl Catching {
 }
 
 fn wants<P: AsRef<str>>(profile: &Profile, patterns: &[P], topic: &TopicLog) -> bool {
-    topic.tenant == profile.tenant && match_any(patterns, &topic.name) && profile.rights.may_hear(&topic.name)
+    *topic.tenant == *profile.tenant && match_any(patterns, &topic.name) && profile.rights.may_hear(&topic.name)
 }
 
 fn match_any<P: AsRef<str>>(patterns: &[P], topic: &str) -> bool {

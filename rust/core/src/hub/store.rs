@@ -10,14 +10,17 @@
 use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::hash::Hasher as _;
+use std::hint;
+use std::sync::Arc;
 
 use foldhash::SharedSeed;
 use foldhash::fast::FoldHasher;
-use hashbrown::HashTable;
+use hashbrown::{HashSet, HashTable};
 
 use super::log::{Kind, TopicLog};
 use super::position::{self, Position, execution_of_log, execution_of_status};
 use super::reader::seen_of;
+use super::topic::is_local;
 use super::topic_rules::TopicRules;
 use super::{Event, Limits};
 
@@ -27,8 +30,8 @@ const ENDED_KEPT: usize = 32;
 const RING: usize = 1 << 20;
 const NOBODY: u32 = u32::MAX;
 
-/// The topics that were made for an event: its own, and that of the log which begins with it.
-pub(super) type Made = [Option<u32>; 2];
+/// An event was remembered; the log that was made since it begins with it.
+pub(super) struct Heard(pub(super) Option<u32>);
 
 #[derive(Debug)]
 pub(super) struct Store {
@@ -46,6 +49,8 @@ pub(super) struct Store {
     topics: Vec<Option<TopicLog>>,
     free: Vec<u32>,
     table: HashTable<u32>,
+    /// One copy of each name.
+    tenants: HashSet<Arc<str>>,
     pub(super) rules: TopicRules,
     /// The number of the latest event, and the topics from `base` on.
     pub(super) order: u64,
@@ -86,6 +91,7 @@ impl Store {
             topics: Vec::new(),
             free: Vec::new(),
             table: HashTable::new(),
+            tenants: HashSet::new(),
             rules: TopicRules::default(),
             order: 0,
             base: 1,
@@ -114,6 +120,12 @@ impl Store {
         self.topics.get_mut(id as usize)?.as_mut()
     }
 
+    /// Looks at topics that are about to be needed one after the other. The processor waits for memory that was not used lately,
+    /// but here for that of several at once, since none depends on another.
+    pub(super) fn glance(&self, ids: impl Iterator<Item = u32>) {
+        hint::black_box(ids.filter_map(|id| self.topic(id)).fold(0, |seen, topic| seen ^ topic.glance()));
+    }
+
     pub(super) fn topics(&self) -> impl Iterator<Item = (u32, &TopicLog)> {
         self.topics.iter().enumerate().filter_map(|(id, topic)| Some((id as u32, topic.as_ref()?)))
     }
@@ -125,6 +137,11 @@ impl Store {
 
     pub(super) fn topic_count(&self) -> usize {
         self.table.len()
+    }
+
+    /// The one copy of a tenant's name.
+    pub(super) fn tenant(&mut self, name: &str) -> Arc<str> {
+        Arc::clone(self.tenants.get_or_insert_with(name, |name| name.into()))
     }
 
     fn hash(&self, tenant: &str, name: &str, ephemeral: bool) -> u64 {
@@ -161,6 +178,7 @@ impl Store {
         };
         let hash = self.hash(tenant, name, ephemeral);
         let latest = if kind == Kind::Loss { None } else { self.rules.latest_of(name) };
+        let tenant = self.tenant(tenant);
         let mut topic = TopicLog::new(tenant, name, kind, hash, self.rules.bound_of(name, &self.limits));
         topic.latest = latest;
         if topic.kind.is_own() {
@@ -201,9 +219,8 @@ impl Store {
 
     // --- hearing -----------------------------------------------------------------------------------------------------
 
-    /// Remembers an event; None when it was heard before. Otherwise its topic, and topics that were made for it.
-    pub(super) fn append(&mut self, event: &Event<'_>, ephemeral: bool, now_ms: u64) -> Option<(u32, Made)> {
-        let (id, made) = self.open(event.tenant, event.topic, ephemeral);
+    /// Remembers an event of a topic, unless it was heard before.
+    pub(super) fn append(&mut self, id: u32, event: &Event<'_>, now_ms: u64) -> Option<Heard> {
         let (seq, begun) = (self.seq, self.start_seq.max(self.forgotten_seq));
         let topic = self.topics[id as usize].as_mut()?;
         let was_heard = match topic.kind {
@@ -254,7 +271,7 @@ impl Store {
         self.bytes = self.bytes + topic.bytes - before;
         let (bound, too_many) = (topic.bound, topic.entries.len() > topic.bound.events);
         let too_much = topic.bytes > bound.bytes;
-        let is_positioned = matches!(topic.kind, Kind::Journal | Kind::Log(_));
+        let (is_positioned, is_own) = (matches!(topic.kind, Kind::Journal | Kind::Log(_)), topic.kind.is_own());
         if topic.kind == Kind::Journal {
             self.seq = number;
             self.marks.push_back((order, number));
@@ -273,11 +290,11 @@ impl Store {
         if self.bytes > self.limits.total_bytes || self.ring.len() > RING {
             self.cut_oldest();
         }
-        let log = if ephemeral { None } else { self.begin_log(event) };
+        let log = if is_own { None } else { self.begin_log(event) };
         if is_positioned {
             self.unsettle();
         }
-        Some((id, [made.then_some(id), log]))
+        Some(Heard(log))
     }
 
     /// With the first status of an execution its log begins: from then on it is in positions, the same in every process.
@@ -375,7 +392,7 @@ impl Store {
                 }
                 Kind::Loss => {
                     topic.tear(order, 0);
-                    told.extend(&topic.audiences);
+                    told.extend(topic.audiences.iter());
                 }
                 _ => {}
             }
@@ -428,6 +445,11 @@ impl Store {
         while self.marks.get(1).is_some_and(|mark| mark.0 < self.base) {
             self.marks.pop_front();
         }
+    }
+
+    /// Forgets the names of tenants of whom nothing is here.
+    pub(super) fn forget_tenants(&mut self) {
+        self.tenants.retain(|name| Arc::strong_count(name) > 1);
     }
 
     /// Forgets a topic that was there for its subscribers alone.
@@ -586,9 +608,4 @@ impl Store {
 /// The execution that an event is the first of.
 pub(super) fn begun_by<'a>(event: &Event<'a>) -> Option<&'a str> {
     if event.prev > 0 { None } else { execution_of_status(event.topic) }
-}
-
-/// Whether a topic lives in the gateway alone.
-pub(super) fn is_local(topic: &str) -> bool {
-    topic.starts_with("bench.")
 }

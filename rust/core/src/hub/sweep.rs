@@ -8,6 +8,7 @@ use hashbrown::HashSet;
 
 use super::Hub;
 use super::audience::Fleet;
+use super::ids::Ids;
 use super::log::TopicLog;
 use super::store::Store;
 
@@ -23,7 +24,7 @@ impl Hub {
 impl Store {
     /// Drops what is too old, and topics of which nothing is left and that all readers (at or after `behind`) have passed;
     /// of those that somebody hears, the ones that may go. The latter, with who heard them.
-    fn sweep(&mut self, now_ms: u64, behind: u64, may_go: impl Fn(&TopicLog) -> bool) -> Vec<(u32, Vec<u32>)> {
+    fn sweep(&mut self, now_ms: u64, behind: u64, may_go: impl Fn(&TopicLog) -> bool) -> Vec<(u32, Ids)> {
         let mut gone = Vec::new();
         for id in 0..self.ids_end() {
             while self.topic(id).is_some_and(|topic| topic.is_stale(now_ms)) {
@@ -40,6 +41,7 @@ impl Store {
             }
         }
         self.trim();
+        self.forget_tenants();
         gone
     }
 }
@@ -52,12 +54,13 @@ impl Fleet {
     }
 
     /// Topics are gone that these audiences heard.
-    fn unlink(&mut self, gone: &[(u32, Vec<u32>)]) {
+    fn unlink(&mut self, gone: &[(u32, Ids)]) {
         let topics: HashSet<u32> = gone.iter().map(|(topic, _)| *topic).collect();
         let audiences: HashSet<u32> = gone.iter().flat_map(|(_, audiences)| audiences.iter().copied()).collect();
         for id in audiences {
             if let Some(audience) = &mut self.audiences[id as usize] {
-                audience.topics.retain(|topic| !topics.contains(topic));
+                audience.topics.retain(|topic| !topics.contains(&topic));
+                audience.fresh.forget(&topics);
             }
         }
     }

@@ -29,6 +29,11 @@ pub(super) fn wild_prefix(pattern: &str) -> Option<&str> {
     if pattern == "*" { Some("") } else { pattern.strip_suffix(".*").filter(|prefix| !prefix.is_empty()) }
 }
 
+/// Whether a topic lives in the gateway alone.
+pub(super) fn is_local(topic: &str) -> bool {
+    topic.starts_with("bench.")
+}
+
 #[cfg(test)]
 mod tests {
     use super::matches;

@@ -8,17 +8,18 @@
 //!
 //! Rule: the same events of a topic make the same frame for everyone; within one `take` it is built once for all audiences.
 
+use std::slice;
 use std::sync::Arc;
 
 use hashbrown::HashMap;
 
 use super::audience::{Audience, Standing, State};
-use super::frame::{self, Frame, Gap, Run, Turn};
+use super::frame::{self, Bench, Frame, Gap, Run, Turn};
 use super::lag::Ages;
 use super::latest::SUPERSEDED;
 use super::log::{Kind, TopicLog};
 use super::reader::Joins;
-use super::{ConnKey, Dialect, Hub, Shard};
+use super::{COHORT, ConnKey, Dialect, Hub, Shard};
 
 /// Topics that are looked into one by one in any case.
 const FEW: usize = 8;
@@ -35,8 +36,24 @@ pub struct Delivery {
     pub turn: Arc<Turn>,
 }
 
-/// Frames of this `take`, each with the orders of its first and last event: by topic, first and last order, and dialect.
-type Built = HashMap<(u32, u64, u64, Dialect), Arc<[(Frame, u64, u64)]>>;
+/// Events of a topic between two orders, in a dialect.
+type Stretch = (u32, u64, u64, Dialect);
+
+/// What was built in this `take`.
+#[derive(Default)]
+struct Built {
+    /// Frames, each with the order of its first event: by the orders of the first and the last.
+    frames: HashMap<Stretch, Arc<[(Frame, u64)]>>,
+    last: Option<Last>,
+    bench: Bench,
+}
+
+/// The last turn of one run and nothing else: by where it begins and ends.
+struct Last {
+    stretch: Stretch,
+    turn: Arc<Turn>,
+    ages: Ages,
+}
 
 /// An event that is to be told: its order, topic, and index there.
 pub(super) type Pick = (u64, u32, usize);
@@ -48,7 +65,10 @@ impl Hub {
         if let Some(agenda) = self.fleet.agendas.get_mut(shard.index()) {
             agenda.given_from = u64::MAX;
         }
-        let mut built = Built::new();
+        let due = self.fleet.due(shard, now_ms).take(room.min(COHORT)).filter_map(|id| self.fleet.cohort(id));
+        let audiences = due.filter_map(|cohort| self.fleet.audience(cohort.audience));
+        self.store.glance(audiences.map(|audience| audience.fresh.topic));
+        let mut built = Built::default();
         let full = out.len() + room;
         // Once each: what a connection did with one turn is said before it gets another.
         let mut again = Vec::new();
@@ -97,7 +117,7 @@ impl Hub {
             return;
         }
         let standing = Standing {
-            cursor: if taken == 0 { turn.start } else { turn.ends[taken - 1] },
+            cursor: if taken == 0 { turn.start } else { turn.frames[taken - 1].end },
             idle: false,
             served_ms: present.served_ms,
             joins: turn.joins.clone(),
@@ -133,7 +153,7 @@ impl Hub {
         let top = self.store.order;
         let audience = self.fleet.cohort(id).and_then(|cohort| self.fleet.audience(cohort.audience));
         if let Some(audience) = audience {
-            self.store.remember_position(&audience.key.tenant);
+            self.store.remember_position(&audience.tenant);
         }
         let Some(turn) = self.build(id, now_ms, built) else {
             if let Some(cohort) = self.fleet.cohort_mut(id) {
@@ -142,8 +162,7 @@ impl Hub {
             self.settle_cohort(id, now_ms);
             return false;
         };
-        let end = turn.ends.last().copied().unwrap_or(top);
-        let (turn, before) = (Arc::new(turn), out.len());
+        let (end, before) = (turn.frames.last().map_or(top, |frame| frame.end), out.len());
         if let Some(cohort) = self.fleet.cohort_mut(id) {
             (cohort.cursor, cohort.served_ms, cohort.reset) = (end, now_ms, false);
         }
@@ -153,7 +172,6 @@ impl Hub {
         }
         let served = (out.len() - before) as u64;
         self.turned(id, served, 0, turn.start);
-        self.stats.turns += 1;
         self.stats.frames += served * turn.frames.len() as u64;
         self.stats.delivered += served * turn.frames.iter().map(|frame| u64::from(frame.events)).sum::<u64>();
         self.stats.sent_bytes += served * turn.frames.iter().map(|frame| frame.payload.len() as u64).sum::<u64>();
@@ -190,7 +208,7 @@ impl Hub {
         let (mut standing, members) = (cohort.standing(), cohort.members.clone());
         standing.behind_ms.get_or_insert(now_ms);
         self.turned(id, 0, late, u64::MAX);
-        for index in members {
+        for &index in members.iter() {
             if self.fleet.conn(index).is_some_and(|conn| conn.busy) {
                 self.fleet.part(index, standing.clone());
             }
@@ -201,7 +219,7 @@ impl Hub {
     /// So many members of a cohort got a turn that begins at an order; so many were still writing.
     fn turned(&mut self, cohort: u32, served: u64, late: u64, start: u64) {
         let audience = self.fleet.cohort(cohort).and_then(|cohort| self.fleet.audience(cohort.audience));
-        if let Some(shard) = audience.map(|audience| audience.key.shard) {
+        if let Some(shard) = audience.map(|audience| audience.shard) {
             let agenda = &mut self.fleet.agendas[shard.index()];
             agenda.governor.turned(served, late);
             agenda.given_from = agenda.given_from.min(start);
@@ -210,48 +228,54 @@ impl Hub {
 
     // --- what a cohort gets ------------------------------------------------------------------------------------------
 
-    fn build(&mut self, id: u32, now_ms: u64, built: &mut Built) -> Option<Turn> {
+    fn build(&mut self, id: u32, now_ms: u64, built: &mut Built) -> Option<Arc<Turn>> {
         let cohort = self.fleet.cohort(id)?;
         let audience = self.fleet.audience(cohort.audience)?;
-        let (dialect, start, reset, joins) = (audience.key.dialect, cohort.cursor, cohort.reset, cohort.joins.clone());
+        let (dialect, start, reset, joins) = (audience.dialect, cohort.cursor, cohort.reset, cohort.joins.clone());
         let (count, behind_ms) = (cohort.members.len() as u64, cohort.behind_ms);
         let lags = joins.is_none() && behind_ms.is_some_and(|since_ms| now_ms >= since_ms + self.limits.lag_ms);
         let (runs, end) = self.runs_after(audience, start, joins.as_deref(), lags);
-        let usual = runs.rest.len() + 1;
-        let (mut frames, mut ends) = (Vec::with_capacity(usual), Vec::with_capacity(usual));
+        let is_plain = joins.is_none() && !reset && behind_ms.is_none() && self.store.cut_order <= start;
+        let stretch = runs.only().filter(|_| is_plain).map(|run| (run.topic, start, end, dialect));
+        if let Some(last) = built.last.as_ref().filter(|last| Some(last.stretch) == stretch) {
+            self.lag.given(&last.ages, count);
+            return Some(Arc::clone(&last.turn));
+        }
+        let mut frames = Vec::with_capacity(runs.rest.len() + 1);
         if reset {
-            frames.push(self.restart_frame(&audience.key.tenant, dialect, start));
-            ends.push(start);
+            frames.push(self.restart_frame(&audience.tenant, dialect, start));
         }
         let told = frames.len();
         let lost = self.tell_cuts(audience, start, joins.as_deref(), &mut frames);
         let evicted = (frames.len() - told) as u64 - lost;
         let superseded = self.tell_left_out(runs.left_out, dialect, &mut frames);
-        ends.resize(frames.len(), start);
-        let (shared, mut ages) = (audience.cohorts > 1, Ages::default());
+        for frame in &mut frames {
+            frame.end = start;
+        }
+        let (alone, mut is_shared, mut ages) = (audience.cohorts == 1, false, Ages::default());
         for run in runs.first.into_iter().chain(runs.rest) {
             let Some(topic) = self.store.topic(run.topic) else { continue };
-            if !shared && topic.audiences.len() == 1 {
-                self.frames_of(run, dialect, |frame, first, last| {
+            if alone && topic.audiences.len() == 1 {
+                self.frames_of(run, dialect, &mut built.bench, |frame, first| {
                     frames.push(frame);
-                    ends.push(last);
                     ages.note(self.lag.age_ms(first, now_ms));
                 });
                 continue;
             }
+            is_shared = true;
             let key = (run.topic, topic.entries[run.from].order, topic.entries[run.to - 1].order, dialect);
-            let ready = built.entry(key).or_insert_with(|| {
+            let Built { frames: ready, bench, .. } = &mut *built;
+            let ready = ready.entry(key).or_insert_with(|| {
                 let mut made = Vec::new();
-                self.frames_of(run, dialect, |frame, first, last| made.push((frame, first, last)));
+                self.frames_of(run, dialect, bench, |frame, first| made.push((frame, first)));
                 made.into()
             });
-            for (frame, first, last) in ready.iter() {
+            for (frame, first) in ready.iter() {
                 frames.push(frame.clone());
-                ends.push(*last);
                 ages.note(self.lag.age_ms(*first, now_ms));
             }
         }
-        *ends.last_mut()? = end;
+        frames.last_mut()?.end = end;
         if joins.is_none() {
             self.lag.given(&ages, count);
         }
@@ -263,11 +287,16 @@ impl Hub {
         if reset {
             self.count_gaps(&self.restarted_by.clone(), count);
         }
-        Some(Turn { number: self.stats.turns, dialect, frames, start, ends, joins, reset, behind_ms })
+        let turn = Arc::new(Turn { number: self.stats.turns, dialect, frames, start, joins, reset, behind_ms });
+        self.stats.turns += 1;
+        if is_shared {
+            built.last = stretch.map(|stretch| Last { stretch, turn: Arc::clone(&turn), ages });
+        }
+        Some(turn)
     }
 
-    fn frames_of(&self, run: Run, dialect: Dialect, each: impl FnMut(Frame, u64, u64)) {
-        frame::frames_of(&self.store, run, dialect, self.limits.frame_bytes, each);
+    fn frames_of(&self, run: Run, dialect: Dialect, bench: &mut Bench, each: impl FnMut(Frame, u64)) {
+        frame::frames_of(&self.store, run, dialect, self.limits.frame_bytes, bench, each);
     }
 
     /// The history ended; what follows is new from `order` on.
@@ -294,7 +323,7 @@ impl Hub {
         for topic in audience.topics.iter().filter_map(|id| self.store.topic(*id)) {
             if topic.floor_order > start && joins.is_none_or(|joins| joins.have_lost(topic)) {
                 let after = topic.seq_at(start);
-                frames.push(self.cut_frame(topic, after, EVICTED, audience.key.dialect));
+                frames.push(self.cut_frame(topic, after, EVICTED, audience.dialect));
                 lost += u64::from(topic.kind == Kind::Loss);
             }
         }
@@ -317,7 +346,7 @@ impl Hub {
         let top = self.store.order;
         if joins.is_none()
             && !lags
-            && let Some(found) = self.only_run(&audience.topics, start)
+            && let Some(found) = self.only_run(audience, start)
         {
             return found;
         }
@@ -358,9 +387,12 @@ impl Hub {
         }
     }
 
-    /// The run after an order, and the order after it, where only one of a few topics has anything; None otherwise.
-    fn only_run(&self, topics: &[u32], start: u64) -> Option<(Runs, u64)> {
+    /// The run after an order, and the order after it, where only one topic has anything, which is known or one of a few; None
+    /// otherwise.
+    fn only_run(&self, audience: &Audience, start: u64) -> Option<(Runs, u64)> {
         let (mut run, mut end) = (None, self.store.order);
+        let is_fresh = start >= audience.fresh.after;
+        let topics = if is_fresh { slice::from_ref(&audience.fresh.topic) } else { &audience.topics };
         if topics.len() > FEW {
             return None;
         }
@@ -427,6 +459,13 @@ struct Runs {
     rest: Vec<Run>,
     /// What its reader is told to be left out.
     left_out: Vec<Pick>,
+}
+
+impl Runs {
+    /// Its run, where there is nothing else.
+    fn only(&self) -> Option<Run> {
+        self.first.filter(|_| self.rest.is_empty() && self.left_out.is_empty())
+    }
 }
 
 /// Picks that follow one another in their topic and for their reader.
