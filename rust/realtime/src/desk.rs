@@ -11,6 +11,7 @@ use std::mem;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use flx_core::admission::roster::Guest;
 use flx_core::hub::{Backfill, ConnKey, Dialect, Frame, Position, Rights, Shard};
 
 use crate::listener::{Clock, Handle};
@@ -91,6 +92,13 @@ pub struct Owner {
     pub tenant: Box<str>,
     /// The subject.
     pub subject: Box<str>,
+}
+
+impl Owner {
+    /// Who has a place in the roster.
+    pub(crate) fn of(guest: &Guest) -> Self {
+        Self { tenant: guest.tenant().into(), subject: guest.principal.subject.as_str().into() }
+    }
 }
 
 /// Who comes in.

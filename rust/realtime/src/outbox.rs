@@ -49,13 +49,14 @@ pub struct Outbox<'a>(pub(crate) &'a mut Table);
 impl Outbox<'_> {
     /// Sends a frame of which the client may as well be told later, or in other words: a full socket does not take it.
     pub fn frame(&mut self, conn: ConnId, wire: &Wire) -> Taken {
-        let now_ms = self.0.now_ms;
-        let deflate = self.0.get(conn).and_then(|connection| connection.deflate);
-        let deflated = deflate.and_then(|window| self.0.deflater.shared(wire, window));
-        let Some(connection) = self.0.open(conn) else { return Taken::Gone };
-        let written = connection.frame(deflated.as_ref().unwrap_or(wire), now_ms);
+        let Table { connections, deflater, now_ms, .. } = &mut *self.0;
+        let found = connections.get_mut(conn.index as usize);
+        let is_open = |it: &&mut Connection| it.generation == conn.generation && matches!(it.state, State::Open(_));
+        let Some(connection) = found.filter(is_open) else { return Taken::Gone };
+        let deflated = connection.deflate.and_then(|window| deflater.shared(wire, window));
+        let written = connection.frame(deflated.as_ref().unwrap_or(wire), *now_ms);
         if let (Some(deflated), Ok(Written::All | Written::Part)) = (&deflated, &written) {
-            self.0.deflater.sent(wire, deflated);
+            deflater.sent(wire, deflated);
         }
         match written {
             Ok(Written::All) => return Taken::Sent,
@@ -67,6 +68,13 @@ impl Outbox<'_> {
             Ok(_) => Taken::Full,
             Err(_) => Taken::Gone,
         }
+    }
+
+    /// Whether there is such a connection, and it is open.
+    #[must_use]
+    pub fn has(&self, conn: ConnId) -> bool {
+        let found = self.0.connections.get(conn.index as usize);
+        found.is_some_and(|it| it.generation == conn.generation && matches!(it.state, State::Open(_)))
     }
 
     /// Sends a message that must not be left out: an answer. A client that lets too many of them wait is closed as too slow.

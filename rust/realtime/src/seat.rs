@@ -28,6 +28,12 @@ impl Seat {
         self.roster.lock().unwrap_or_else(PoisonError::into_inner).heard_as(self.number, key);
     }
 
+    /// Who has it.
+    #[must_use]
+    pub fn guest(&self) -> Option<Guest> {
+        self.roster.lock().unwrap_or_else(PoisonError::into_inner).get(self.number).cloned()
+    }
+
     /// Its number in the roster.
     #[must_use]
     pub fn number(&self) -> u64 {

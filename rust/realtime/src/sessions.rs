@@ -55,8 +55,6 @@ struct Session {
     /// Of its connection, whose index is its place in the table.
     generation: u32,
     key: ConnKey,
-    client_id: Option<Arc<str>>,
-    owner: Arc<Owner>,
     ends_ms: u64,
     /// The lower half of the milliseconds.
     heard_ms: u32,
@@ -64,6 +62,7 @@ struct Session {
     offences: u8,
     dialect: Dialect,
     is_fed: bool,
+    /// By which the roster knows whose it is.
     seat: Seat,
     /// What was said since it catches up; none when it does not.
     waiting: Option<Box<Waiting>>,
@@ -292,11 +291,22 @@ impl Sessions {
         let begun = Instant::now();
         let mut put_back: Vec<(ConnKey, Arc<Turn>, usize)> = Vec::new();
         let mut frames = 0;
-        for Delivery { conn: key, turn } in self.deliveries.drain(..) {
+        let (mut wires, mut made_of): (Vec<Wire>, Option<Arc<Turn>>) = (Vec::new(), None);
+        // All before the first is written: their places lie far apart, and are fetched together here.
+        let conns = self.deliveries.iter().map(|Delivery { conn: key, .. }| {
             let found = self.by_key.get(key.index as usize).filter(|(generation, _)| *generation == key.generation);
-            let Some((_, conn)) = found else { continue };
-            for (at, frame) in turn.frames.iter().enumerate() {
-                match out.frame(*conn, &protocol::wire(Arc::clone(&frame.payload), turn.dialect)) {
+            found.map(|(_, conn)| *conn).filter(|conn| out.has(*conn))
+        });
+        let conns: Vec<Option<ConnId>> = conns.collect();
+        for (Delivery { conn: key, turn }, conn) in self.deliveries.drain(..).zip(conns) {
+            let Some(conn) = conn else { continue };
+            if made_of.as_ref().is_none_or(|made_of| !Arc::ptr_eq(made_of, &turn)) {
+                wires.clear();
+                wires.extend(turn.frames.iter().map(|frame| protocol::wire(Arc::clone(&frame.payload), turn.dialect)));
+                made_of = Some(Arc::clone(&turn));
+            }
+            for (at, wire) in wires.iter().enumerate() {
+                match out.frame(conn, wire) {
                     Taken::Sent => frames += 1,
                     Taken::Last => {
                         frames += 1;
@@ -383,8 +393,6 @@ impl Service for Sessions {
         self.table[index] = Some(Session {
             generation: conn.generation,
             key,
-            client_id: newcomer.client_id,
-            owner: newcomer.owner,
             ends_ms: newcomer.ends_ms,
             heard_ms: now_ms as u32,
             allowance: MESSAGES_PER_S,
@@ -448,7 +456,7 @@ impl Service for Sessions {
         if let Some(session) = self.table[conn.index as usize].take() {
             self.ends.unset(conn.index);
             self.hub().disconnect(session.key);
-            self.desk.leave(session.client_id.as_deref(), &session.owner);
+            leave(&self.desk, &session);
             self.desk.count_closed(match why {
                 Closed::ByServer(code) => code,
                 Closed::ByClient(_) | Closed::Lost => code::NONE,
@@ -478,8 +486,16 @@ impl Drop for Sessions {
         let mut hub = self.desk.hub();
         for session in self.table.drain(..).flatten() {
             hub.disconnect(session.key);
-            self.desk.leave(session.client_id.as_deref(), &session.owner);
+            leave(&self.desk, &session);
         }
+    }
+}
+
+/// Gives back what a connection held: a stream has no name.
+fn leave(desk: &Desk, session: &Session) {
+    if let Some(guest) = session.seat.guest() {
+        let client_id = (session.dialect != Dialect::EventStream).then_some(&*guest.client_id);
+        desk.leave(client_id, &Owner::of(&guest));
     }
 }
 
@@ -502,4 +518,16 @@ const fn spread(conn: ConnId) -> u64 {
 /// Microseconds since 1970.
 fn wall_us() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_micros() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::connection::Connection;
+
+    /// There are twenty thousand of them.
+    #[test]
+    fn the_records_of_an_idle_connection_are_small() {
+        assert_eq!((56, 88), (size_of::<Option<Session>>(), size_of::<Connection>()));
+    }
 }

@@ -11,6 +11,8 @@ use rustls::ServerConnection;
 
 /// Frames up to so many bytes are put together before they are sent: the kernel's way for several pieces costs more than the copy.
 const SMALL: usize = 2048;
+/// Those of a single event are mostly smaller than this.
+const SMALLEST: usize = 512;
 
 pub(crate) enum Stream {
     Plain(TcpStream),
@@ -51,13 +53,9 @@ impl Stream {
     pub(crate) fn write(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
         match self {
             Self::Plain(socket) => match parts {
-                [head, rest] if !head.is_empty() && head.len() + rest.len() <= SMALL => {
-                    let mut whole = [0; SMALL];
-                    whole[..head.len()].copy_from_slice(head);
-                    whole[head.len()..head.len() + rest.len()].copy_from_slice(rest);
-                    socket.write(&whole[..head.len() + rest.len()])
-                }
                 [head, rest] if head.is_empty() => socket.write(rest),
+                [head, rest] if head.len() + rest.len() <= SMALLEST => write_whole::<SMALLEST>(socket, head, rest),
+                [head, rest] if head.len() + rest.len() <= SMALL => write_whole::<SMALL>(socket, head, rest),
                 _ => socket.write_vectored(parts),
             },
             Self::Tls(tls) => {
@@ -87,6 +85,15 @@ impl Stream {
         }
         let _ = self.socket().shutdown(Shutdown::Write);
     }
+}
+
+/// Writes two pieces as one, of at most so many bytes.
+fn write_whole<const MOST: usize>(socket: &mut TcpStream, head: &[u8], rest: &[u8]) -> io::Result<usize> {
+    let mut whole = [0; MOST];
+    let length = head.len() + rest.len();
+    whole[..head.len()].copy_from_slice(head);
+    whole[head.len()..length].copy_from_slice(rest);
+    socket.write(&whole[..length])
 }
 
 impl Tls {
