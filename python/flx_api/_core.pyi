@@ -751,6 +751,46 @@ class Hub:
             ValueError: it is another topic, or the data is not UTF-8.
         """
 
+    def publish_all(self, events: Sequence[tuple[str, str, int, bytes]], now_ms: int) -> None:
+        """The same for many events, `(tenant, topic, ts_us, data)`, all of them or none; what is not UTF-8 is U+FFFD.
+
+        Raises:
+            ValueError: one is of another topic.
+        """
+
+    def numbers_of(self, tenant: str, topics: Sequence[str]) -> list[int]:
+        """The number of the latest event of each of these topics of this process alone (`bench.*`); 0: none."""
+
+    def publish_series(
+        self,
+        tenant: str,
+        topic: str,
+        topics: int | None,
+        data: bytes,
+        places: tuple[int, int],
+        *,
+        from_us: int,
+        step_us: float,
+        now_ms: int,
+    ) -> None:
+        """Make and tell events of a series on topics of this process alone, from one place of it up to another.
+
+        The data of each is `{"at","n","data"}`: when it was due, how many its topic had before, and `data`.
+
+        Args:
+            tenant: whose topics they are.
+            topic: of all of them; with `topics` they go to `topic.0`, `topic.1`, … in turn, so many.
+            topics: how many.
+            data: JSON.
+            places: the first, and the one behind the last; the first of the series is 0.
+            from_us: when that was due.
+            step_us: so long after it the next one is.
+            now_ms: the hub's time.
+
+        Raises:
+            ValueError: it is another topic, or the data is not UTF-8.
+        """
+
     def note_presence_of(self, patterns: list[str]) -> None:
         """Note from now on who hears the topics of these patterns, of both faces."""
 

@@ -131,7 +131,7 @@ class Parts:
             rules=settings.topics,
             heartbeat_s=settings.heartbeat_s,
         )
-        self.delivery = Delivery(self.manager.publish, self.manager.lose)
+        self.delivery = Delivery(self.manager.publish_all, self.manager.lose)
         self.follower = Follower(
             self.upstream,
             self.hub,
@@ -251,7 +251,7 @@ class Parts:
     def _publishers(self) -> Iterator[Publisher]:
         """What answers `event.publish` in the daemon's place."""
         if self.settings.environment == "development":
-            yield LocalTopics(self.manager.publish_local, _now_us)
+            yield LocalTopics(self.hub, self.manager.news, time.monotonic, _now_us)
         if self.bus is not None:
             yield EphemeralTopics(self.bus, self.settings.topics)
 

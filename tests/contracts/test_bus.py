@@ -61,7 +61,7 @@ class Ear(Delivery):
 
     def __init__(self) -> None:
         self.heard: list[EphemeralEvent | str] = []
-        super().__init__(lambda *event: self.heard.append(EphemeralEvent(*event)), self.heard.append)
+        super().__init__(self.heard.extend, self.heard.append)
 
 
 class Listener:

@@ -19,7 +19,7 @@ from flx_api.models.presence import PresenceListArgs
 from flx_api.models.topic_rules import TopicRule
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 RULES = (
     TopicRule("app.few", subscribe=("chief",), presence=True),
@@ -49,13 +49,17 @@ class Gateway:
         self.hub = Hub(name)
         self.told: list[tuple[str, Any]] = []
         self.presence = PresenceTeller(RULES, self.hub, bus, self.tell, name)
-        delivery = Delivery(self.tell, lambda _: None)
+        delivery = Delivery(self.tell_all, lambda _: None)
         delivery.private[PRESENCE_EVENTS] = self.presence
         bus.receivers.append(delivery)
 
     def tell(self, tenant: str, topic: str, ts_us: int, data: bytes) -> None:
         assert ts_us > 1
         self.told.append((f"{tenant} {topic}", msgspec.json.decode(data)))
+
+    def tell_all(self, events: Sequence[EphemeralEvent]) -> None:
+        for event in events:
+            self.tell(*event)
 
     @property
     def joined(self) -> list[str]:

@@ -434,7 +434,7 @@ def test_what_this_process_alone_tells_has_a_chain_and_an_epoch_of_its_own() -> 
         hub.publish()
         await hub.subscribe(resumed, "bench.a", encode(Position("e", 0)))
         for topic in ("bench.a", "bench.b", "bench.a"):
-            hub.manager.publish_local([("default", topic, 0, 0, 5, b'{"at":5}')])
+            hub.manager.publish("default", topic, 5, b'{"at":5}')
         hub.serve()
         events = [frame for frame in frames(one) if frame["type"] == "event"]
         chain = [(frame["event"], frame["prev"], frame["seq"]) for frame in events]
@@ -456,7 +456,7 @@ def test_who_is_catching_up_gets_what_this_process_alone_tells_afterwards() -> N
         hub.serve()
 
         async def history(_topics: list[str], _position: Position) -> AsyncGenerator[Past, None]:
-            hub.manager.publish_local([("default", "bench.a", 0, 0, 5, b"1")])
+            hub.manager.publish("default", "bench.a", 5, b"1")
             hub.serve()
             assert seqs(late) == []
             yield past(EventBatch(epoch="e", journal_seq=3))

@@ -147,7 +147,7 @@ def test_batches_are_for_those_who_ask_for_them() -> None:
             assert one.subprotocol == "flx.v1"
             await hear(one)
             await say(one, type="subscribe", event="bench.x")
-            gateway.parts.manager.publish_local([("default", "bench.x", 0, 0, 7, b'{"n":1}')])
+            gateway.parts.manager.publish("default", "bench.x", 7, b'{"n":1}')
             batch = await hear(one)
             assert (batch["t"], batch["s"], batch["d"], batch["ts"]) == ("bench.x", [1], [{"n": 1}], 7)
         named = [websockets.Subprotocol("flx.plain")]
@@ -161,7 +161,7 @@ def test_batches_are_for_those_who_ask_for_them() -> None:
             async with connect(gateway.parts, f"c{query}", subprotocols=subprotocols) as asking:
                 await hear(asking)
                 await say(asking, type="subscribe", event="bench.x")
-                gateway.parts.manager.publish_local([("default", "bench.x", 0, 0, 7, b'{"n":1}')])
+                gateway.parts.manager.publish("default", "bench.x", 7, b'{"n":1}')
                 assert expected in await hear(asking)
         assert await refusal(gateway.parts, "d?protocol=flx.v9", bearer()) == (400, "invalid_request")
 

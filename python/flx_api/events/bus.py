@@ -68,11 +68,11 @@ class Delivery:
     What a gateway of another version says and this one cannot read is left out: others must be heard all the same.
 
     Args:
-        tell: takes tenant, topic, microseconds since 1970, and JSON.
+        tell: takes events in their order.
         lose: is told why events were lost.
     """
 
-    def __init__(self, tell: Callable[[str, str, int, bytes], None], lose: Callable[[str], None]) -> None:
+    def __init__(self, tell: Callable[[Sequence[EphemeralEvent]], None], lose: Callable[[str], None]) -> None:
         self._tell = tell
         self._lose = lose
         # Who takes what gateways tell one another, by topic.
@@ -80,10 +80,14 @@ class Delivery:
 
     def hear(self, events: Sequence[EphemeralEvent]) -> None:
         """These events came, in this order."""
+        # Together: what an event costs is mostly the way to the hub and the waking of those who serve it.
+        public = [event for event in events if event.topic.startswith(PUBLISHED_PREFIXES)]
+        if public:
+            self._tell(public)
         for event in events:
             if event.topic.startswith(PUBLISHED_PREFIXES):
-                self._tell(*event)
-            elif (private := self.private.get(event.topic)) is not None:
+                continue
+            if (private := self.private.get(event.topic)) is not None:
                 try:
                     private.take(event.data)
                 except msgspec.MsgspecError:

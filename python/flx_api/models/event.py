@@ -29,7 +29,8 @@ class PublishArgs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Topics `bench.*` live in the gateway that is asked, in development only. There, with `count`, so many events follow
     one another, `per_s` a second (as fast as it goes without), and the answer comes after the last. The data of each is
     `{"at","n","data"}`: when it was due in microseconds since 1970, its number within its topic from 0, and what was
-    given. With `topics` they go to `topic.0`, `topic.1`, ... in turn.
+    given. With `topics` they go to `topic.0`, `topic.1`, ... in turn. With `native` the events are made without Python,
+    and published as all others.
     """
 
     topic: Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_@+:-]+(\.[A-Za-z0-9_@+:-]+)+$")]
@@ -38,6 +39,7 @@ class PublishArgs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     count: Annotated[int, Meta(ge=1, le=10_000_000)] | None = None
     per_s: Annotated[float, Meta(gt=0, le=1_000_000)] | None = None
     topics: Annotated[int, Meta(ge=1, le=20_000)] | None = None
+    native: bool = False
 
 
 class Published(msgspec.Struct, frozen=True, omit_defaults=True):

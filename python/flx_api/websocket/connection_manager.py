@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from flx_api._core import Hub, Principal, Roster
-    from flx_api.events.follower import Past, Told
+    from flx_api.events.ephemeral_log import EphemeralEvent
+    from flx_api.events.follower import Past
     from flx_api.models.topic_rules import TopicRule
     from flx_api.observability.metrics import Metrics
     from flx_api.websocket.connection import Connection
@@ -218,14 +219,14 @@ class ConnectionManager:
         for connection in self._connections:
             connection.send(frame)
 
-    def publish_local(self, events: list[Told]) -> None:
-        """Tell events of topics that are this process's alone."""
-        self._hub.append(events, self._now_ms())
-        self.news()
-
     def publish(self, tenant: str, topic: str, ts_us: int, data: bytes) -> None:
         """Tell an event that is in no journal, and never resumed."""
         self._hub.publish(tenant, topic, ts_us, data, self._now_ms())
+        self.news()
+
+    def publish_all(self, events: Sequence[EphemeralEvent]) -> None:
+        """Tell events that are in no journal, and never resumed."""
+        self._hub.publish_all(events, self._now_ms())
         self.news()
 
     def lose(self, reason: str) -> None:
@@ -237,7 +238,9 @@ class ConnectionManager:
 
     def news(self) -> None:
         """The hub has something new."""
-        self._news.set()
+        # The native listener's threads see for themselves.
+        if self._by_handle or self._waiting:
+            self._news.set()
 
     def serve(self) -> int:
         """Give those who are due their turns; how many frames these have in all."""

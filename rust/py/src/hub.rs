@@ -9,7 +9,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use flx_core::hub::{
-    self as core, Backfill, Class, ConnKey, Dialect, Event, Frame, Limits, Position, Profile, Refused, Shard, TopicRule,
+    self as core, Backfill, Class, ConnKey, Dialect, Event, Frame, Limits, Position, Post, Profile, Refused, Shard,
+    TopicRule,
 };
 use flx_realtime::shared_hub::{Guard, SharedHub};
 use pyo3::exceptions::PyValueError;
@@ -17,10 +18,15 @@ use pyo3::prelude::*;
 use pyo3::pybacked::{PyBackedBytes, PyBackedStr};
 use pyo3::types::{PyBytes, PyString, PyTuple};
 
+use crate::series::Series;
 use crate::window::seed;
+
+const NOT_ITS_TOPIC: &str = "not a topic that an event without a journal can be of";
 
 /// (tenant, topic, seq, prev, `ts_us`, JSON)
 pub(crate) type Told = (PyBackedStr, PyBackedStr, u64, u64, u64, PyBackedBytes);
+/// (tenant, topic, `ts_us`, JSON)
+type Untold = (PyBackedStr, PyBackedStr, u64, PyBackedBytes);
 /// (pattern, key of a state topic, bytes, events and milliseconds of history)
 type Rule = (String, Option<String>, Option<usize>, Option<usize>, Option<u64>);
 /// (epoch, seq, last line by execution)
@@ -129,7 +135,45 @@ impl Hub {
     ) -> PyResult<u64> {
         let data = std::str::from_utf8(data).map_err(|_| PyValueError::new_err("data is not UTF-8"))?;
         let number = self.lock(py).publish(tenant, topic, ts_us, data, now_ms);
-        number.ok_or_else(|| PyValueError::new_err("not a topic that an event without a journal can be of"))
+        number.ok_or_else(|| PyValueError::new_err(NOT_ITS_TOPIC))
+    }
+
+    /// The same for many, all of them or none.
+    #[expect(clippy::needless_pass_by_value, reason = "arguments of a pyfunction are owned")]
+    fn publish_all(&self, py: Python<'_>, events: Vec<Untold>, now_ms: u64) -> PyResult<()> {
+        let texts: Vec<_> = events.iter().map(|event| String::from_utf8_lossy(&event.3)).collect();
+        let posts: Vec<_> =
+            events.iter().map(|(tenant, topic, ts_us, _)| Post { tenant, topic, ts_us: *ts_us }).collect();
+        let is_done = self.lock(py).publish_all(&posts, now_ms, |place, _, data| data.push_str(&texts[place]));
+        is_done.then_some(()).ok_or_else(|| PyValueError::new_err(NOT_ITS_TOPIC))
+    }
+
+    /// The numbers of the latest events of topics of this process alone.
+    #[expect(clippy::needless_pass_by_value, reason = "arguments of a pyfunction are owned")]
+    fn numbers_of(&self, py: Python<'_>, tenant: &str, topics: Vec<PyBackedStr>) -> Vec<u64> {
+        let core = self.lock(py);
+        topics.iter().map(|topic| core.number_of(tenant, topic)).collect()
+    }
+
+    /// Makes and tells events of a series on topics of this process alone, from one place in it up to another.
+    #[pyo3(signature = (tenant, topic, topics, data, places, *, from_us, step_us, now_ms))]
+    #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
+    fn publish_series(
+        &self,
+        py: Python<'_>,
+        tenant: &str,
+        topic: &str,
+        topics: Option<u64>,
+        data: &[u8],
+        places: (u64, u64),
+        from_us: u64,
+        step_us: f64,
+        now_ms: u64,
+    ) -> PyResult<()> {
+        let data = std::str::from_utf8(data).map_err(|_| PyValueError::new_err("data is not UTF-8"))?;
+        let series = Series { tenant, topic, topics, data, from_us, step_us };
+        let is_done = series.publish(&mut self.lock(py), places.0, places.1, now_ms);
+        is_done.then_some(()).ok_or_else(|| PyValueError::new_err(NOT_ITS_TOPIC))
     }
 
     /// Ephemeral events were lost on their way here: whoever may miss one is told.

@@ -33,6 +33,7 @@ mod revocation;
 mod roster;
 mod rsgi;
 mod seen;
+mod series;
 mod shared;
 mod token;
 mod window;
