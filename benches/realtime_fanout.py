@@ -7,6 +7,12 @@ Rules:
 - A series is over when its last event has reached everybody, or `_DRAIN_S` after it was published; what has not come
   by then counts among the faults, and ours may have none.
 - A rival whose limit is known to lie below ours is offered what it can carry, and its row says how much.
+- Events of the shared topic and lone ones are made by Python and published by it. Those of a topic for each are made
+  where the hub is (`event.publish` with `native`), and go the same way from there; a row says what they cost made by
+  Python.
+- How many frames a core sends is compared where both do the same: the bare `write` loop sends a frame to all, one after
+  the other, without a pause, and so does ours with a lone event. At the measured rate of a topic for each nobody does,
+  and what is slept costs as well.
 """
 
 from __future__ import annotations
@@ -18,6 +24,7 @@ from benches import realtime_servers as halls
 from benches.fleet import Fleet
 from benches.load import tree_cpu_s
 from benches.peer_tools import Missing
+from benches.peers.packed import NATIVE
 from benches.realtime_servers import BARE, CENTRIFUGE, OWN, SHARED, WSE, Ground, Hall
 from benches.servers import Unavailable
 
@@ -28,13 +35,15 @@ if TYPE_CHECKING:
     from benches.fleet import Report
     from benches.record import Suite
 
-OURS = "ours"
+OURS, BY_PYTHON = "ours", "ours, events made by Python"
 EVENT_BYTES = 128
 SHARED_PER_S, OWN_PER_S = 1000, 5
 WINDOW_MS, SLICES = 150, 30
 # What a rival's own measurements say it carries to 10,000 (realtime.md, section 11).
 CARRIES = {WSE: 500, CENTRIFUGE: 36}
 LONE, LONE_EVERY_MS = 3, 500
+# Others, for what a frame of them costs.
+MORE_LONE, MORE_LONE_EVERY_MS = 6, 250
 TO_BARE, TO_WRITE, TO_BARE_LONE = 1.25, 0.85, 1.2
 OWN_P99_MS, ONE_P50_MS = 50, 0.5
 _DRAIN_S = 6.0
@@ -96,6 +105,7 @@ def measure(suite: Suite, ground: Ground, plan: Plan) -> None:
         session.shared(suite)
         session.own(suite)
         session.lone(suite)
+        session.frames(suite)
 
 
 class Plan(NamedTuple):
@@ -141,7 +151,7 @@ class Session:
             (_NAME_OWN, "p99 age", "ms", f"value <= {OWN_P99_MS} ms"),
             (_NAME_OWN, "server CPU per frame", "us", f"ratio <= {TO_BARE}"),
             (_NAME_OWN, "faults", "events", "value <= 0"),
-            (_NAME_OWN, "frames per second of CPU", "1/s", f"ratio >= {TO_WRITE}"),
+            (_NAME_LONE, "frames per second of CPU", "1/s", f"ratio >= {TO_WRITE}"),
             (_NAME_LONE, "last byte received, p99", "ms", f"ratio <= {TO_BARE_LONE}"),
         ):
             suite.unjudged(self._name + name, metric, unit, target=target, reason=reason)
@@ -172,15 +182,25 @@ class Session:
         plan = self._plan
         per_s = plan.connections * OWN_PER_S
         line = f"unshared {per_s} {plan.seconds} {EVENT_BYTES} {plan.connections}"
-        done = self._in_turn(dict.fromkeys(self._running, (line, int(per_s * plan.seconds))))
-        name = f"{self._name}{_NAME_OWN}, {OWN_PER_S} events/s each"
+        lines = dict.fromkeys([*self._running, BY_PYTHON], line) | {OURS: f"{line} {NATIVE}"}
+        done = self._in_turn({who: (its, int(per_s * plan.seconds)) for who, its in lines.items()})
+        by_python = done.pop(BY_PYTHON)
+        name = f"{self._name}{_NAME_OWN}, {OWN_PER_S} events/s each, made natively"
         suite.measure(name, "p99 age", "ms", [found.p99_ms for found in done[OURS]], target_value=OWN_P99_MS)
         ages = {one: [found.p99_ms for found in all_of] for one, all_of in done.items()}
         self._compare(suite, name, "p99 age", "ms", ages, {}, {})
         costs = {one: [found.frame_us for found in all_of] for one, all_of in done.items()}
         self._compare(suite, name, "server CPU per frame", "us", costs, {BARE: TO_BARE}, {})
-        self.faults(suite, name, done[OURS], judged=True)
-        self._frames(suite, name, [1e6 / found.frame_us for found in done[OURS]])
+        suite.compare(
+            name,
+            "server CPU per frame, events made by Python",
+            "us",
+            [found.frame_us for found in by_python],
+            rival=BARE,
+            rival_values=costs[BARE],
+        )
+        self.faults(suite, name, [*done[OURS], *by_python], judged=True)
+        suite.measure(name, "frames per second of CPU", "1/s", [1e6 / found.frame_us for found in done[OURS]])
 
     def lone(self, suite: Suite) -> None:
         """One event to all, while nothing else happens: when the last client has it."""
@@ -195,11 +215,16 @@ class Session:
                     lasts[name].append(max(found) if len(found) == LONE else _DRAIN_S * 1000)
         self._compare(suite, self._name + _NAME_LONE, "last byte received, p99", "ms", lasts, {BARE: TO_BARE_LONE}, {})
 
-    def _frames(self, suite: Suite, name: str, values: list[float]) -> None:
+    def frames(self, suite: Suite) -> None:
         """Frames per second of CPU, against the bare `write` loop on the same number of sockets."""
+        name = self._name + _NAME_LONE
+        clients = self._plan.connections
+        line = f"lone {MORE_LONE} {MORE_LONE_EVERY_MS} {EVENT_BYTES}"
         hall, fleet = self._running[BARE]
+        done: list[Series] = []
         floor = []
-        for _ in values:
+        for _ in range(self._plan.rounds):
+            done.append(series(*self._running[OURS], line, MORE_LONE * clients))
             fleet.begin()
             before = tree_cpu_s(hall.pid)
             hall.publish(f"write {self._plan.seconds} {EVENT_BYTES}")
@@ -210,19 +235,20 @@ class Session:
             name,
             "frames per second of CPU",
             "1/s",
-            values,
+            [1e6 / found.frame_us for found in done],
             rival="bare write loop",
             rival_values=floor,
             target_ratio=TO_WRITE,
             better="higher",
         )
+        self.faults(suite, name, done, judged=True)
 
     def _in_turn(self, lines: dict[str, tuple[str, int]]) -> dict[str, list[Series]]:
         """A series of everybody, round by round; a first round warms up and is not kept."""
         done: dict[str, list[Series]] = {name: [] for name in lines}
         for number in range(self._plan.rounds + 1):
             for name, (line, expected) in lines.items():
-                found = series(*self._running[name], line, expected)
+                found = series(*self._running[OURS if name == BY_PYTHON else name], line, expected)
                 if number:
                     done[name].append(found)
         return done
@@ -266,8 +292,8 @@ def by_tls(suite: Suite, ground: Ground, plan: Plan) -> None:
     per_s = plan.connections * OWN_PER_S
     lines = {
         f"{whole}{_NAME_SHARED}, {SHARED_PER_S:,} events/s": shared(plan.connections, SHARED_PER_S, plan.seconds),
-        f"{whole}{_NAME_OWN}, {OWN_PER_S} events/s each": (
-            f"unshared {per_s} {plan.seconds} {EVENT_BYTES} {plan.connections}",
+        f"{whole}{_NAME_OWN}, {OWN_PER_S} events/s each, made natively": (
+            f"unshared {per_s} {plan.seconds} {EVENT_BYTES} {plan.connections} {NATIVE}",
             int(per_s * plan.seconds),
         ),
     }

@@ -233,7 +233,7 @@ def _publish_here(address: str, line: str, ca: Path | None) -> None:
         return
     args |= {"count": command.count, "per_s": command.per_s}
     if command.name == "unshared":
-        args["topics"] = command.topics
+        args |= {"topics": command.topics} | ({"native": True} if command.native else {})
     _post(address, "/v1/commands/event.publish", json.dumps(args), ca)
 
 

@@ -7,11 +7,16 @@ given (Granian, wse-server).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+NATIVE: Final = "native"
 
 
 class Command(NamedTuple):
-    """What is to be published: `name` is shared, unshared or lone; `topics` are those of unshared events."""
+    """What is to be published: `name` is shared, unshared or lone; `topics` are those of unshared events.
+
+    With `native` at the end of its line ours makes unshared events where its hub is, and not in Python.
+    """
 
     name: str
     per_s: float
@@ -19,6 +24,7 @@ class Command(NamedTuple):
     size: int
     window_s: float
     topics: int = 0
+    native: bool = False
 
     @classmethod
     def parse(cls, line: str) -> Command:
@@ -28,12 +34,15 @@ class Command(NamedTuple):
             ValueError: it is none.
         """
         name, *words = line.split()
+        native = words[-1:] == [NATIVE]
+        if native:
+            words.pop()
         if name == "lone":
             count, every_ms, size = map(float, words)
             return cls(name, 1000 / every_ms, int(count), int(size), 0.001)
         per_s, seconds, size, *more = map(float, words)
         if name == "unshared":
-            return cls(name, per_s, int(per_s * seconds), int(size), 0.001, int(more[0]))
+            return cls(name, per_s, int(per_s * seconds), int(size), 0.001, int(more[0]), native)
         return cls(name, per_s, int(per_s * seconds), int(size), more[0] / 1000)
 
     def due(self, elapsed_s: float) -> int:
