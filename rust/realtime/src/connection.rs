@@ -150,21 +150,20 @@ impl Connection {
         self.ping_ms.min(self.life_ms).min(self.deadline_ms).min(self.stuck_ms(patience_ms))
     }
 
-    /// Writes a frame that need not be written: when the socket is full it is not kept, but for the rest of one that was
-    /// begun, and the service is told when there is room.
-    pub(crate) fn frame(&mut self, wire: &Wire, now_ms: u64) -> io::Result<Written> {
+    /// Writes frames that need not be written, and that are there in one piece (`whole`) too: those for which the socket has no
+    /// room are not kept, but for the rest of one that was begun, and the service is told when there is room. How many were
+    /// begun, and what became of the last that was tried.
+    pub(crate) fn frames(&mut self, wires: &[Wire], whole: &Wire, now_ms: u64) -> io::Result<(usize, Written)> {
         if let Some(backlog) = &mut self.backlog {
             backlog.is_owed = true;
-            return Ok(Written::None);
+            return Ok((0, Written::None));
         }
-        let taken = self.write(wire, 0)?;
-        if taken == wire.len() {
-            return Ok(Written::All);
-        }
-        let torn = (taken > 0).then(|| (wire.clone(), taken));
-        let written = if torn.is_some() { Written::Part } else { Written::None };
+        let (sent, left) = whole_ones(wires, self.write(whole, 0)?);
+        let Some(next) = wires.get(sent) else { return Ok((sent, Written::All)) };
+        let torn = (left > 0).then(|| (next.clone(), left));
+        let (begun, written) = if torn.is_some() { (sent + 1, Written::Part) } else { (sent, Written::None) };
         self.backlog = Some(Box::new(Backlog { torn, since_ms: now_ms, is_owed: true, ..Backlog::default() }));
-        Ok(written)
+        Ok((begun, written))
     }
 
     /// Writes what must be written, or keeps it until there is room; false when something is kept already and this would be
@@ -248,5 +247,35 @@ impl Connection {
             }
         }
         Ok(at - offset)
+    }
+}
+
+/// How many frames the first so many bytes of them are, and how many bytes of the next one.
+fn whole_ones(wires: &[Wire], mut bytes: usize) -> (usize, usize) {
+    let mut whole = 0;
+    while let Some(wire) = wires.get(whole).filter(|wire| wire.len() <= bytes) {
+        bytes -= wire.len();
+        whole += 1;
+    }
+    (whole, bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The twin sums up from the beginning, for each number of frames.
+    #[test]
+    fn wherever_frames_are_torn_the_parts_are_all_of_them() {
+        let wires: Vec<Wire> = [0, 1, 200, 70_000, 3].map(|length| Wire::text(vec![b'x'; length])).into();
+        let joined = Wire::joined(&wires).rest(0).concat();
+        assert_eq!(wires.iter().flat_map(|wire| wire.rest(0)).collect::<Vec<_>>().concat(), joined);
+        let bytes_of = |count: usize| wires[..count].iter().map(Wire::len).sum::<usize>();
+        for bytes in (0..400).chain([70_204, joined.len() - 6, joined.len() - 5, joined.len() - 1, joined.len()]) {
+            let (whole, left) = whole_ones(&wires, bytes);
+            assert_eq!(bytes, bytes_of(whole) + left);
+            assert!(wires.get(whole).is_none_or(|next| left < next.len()), "{bytes}");
+        }
+        assert_eq!((wires.len(), 0), whole_ones(&wires, joined.len()));
     }
 }

@@ -3,11 +3,15 @@
 //! Strategy: everything that ends a connection is noted here and carried out by the thread between two calls of the service, so
 //! that a service is never called from within a call of its own.
 
+use std::io;
+use std::slice;
+
 use flx_core::ws::close::code;
 use slab::Slab;
 
 use crate::connection::{Connection, Kind, NEVER, Protocol, State, Written};
 use crate::deflate::Deflater;
+use crate::extensions::WindowBits;
 use crate::listener::Limits;
 use crate::service::{Closed, ConnId};
 use crate::wheel::Wheel;
@@ -49,24 +53,29 @@ pub struct Outbox<'a>(pub(crate) &'a mut Table);
 impl Outbox<'_> {
     /// Sends a frame of which the client may as well be told later, or in other words: a full socket does not take it.
     pub fn frame(&mut self, conn: ConnId, wire: &Wire) -> Taken {
+        self.frames(conn, slice::from_ref(wire), wire).1
+    }
+
+    /// Sends such frames, which are there in one piece (`whole`) too: to most they go by one call. How many were taken, and
+    /// what became of the last that was tried.
+    pub fn frames(&mut self, conn: ConnId, wires: &[Wire], whole: &Wire) -> (usize, Taken) {
         let Table { connections, deflater, now_ms, .. } = &mut *self.0;
         let found = connections.get_mut(conn.index as usize);
         let is_open = |it: &&mut Connection| it.generation == conn.generation && matches!(it.state, State::Open(_));
-        let Some(connection) = found.filter(is_open) else { return Taken::Gone };
-        let deflated = connection.deflate.and_then(|window| deflater.shared(wire, window));
-        let written = connection.frame(deflated.as_ref().unwrap_or(wire), *now_ms);
-        if let (Some(deflated), Ok(Written::All | Written::Part)) = (&deflated, &written) {
-            deflater.sent(wire, deflated);
-        }
+        let Some(connection) = found.filter(is_open) else { return (0, Taken::Gone) };
+        let written = match connection.deflate {
+            None => connection.frames(wires, whole, *now_ms),
+            Some(window) => deflated(connection, deflater, window, wires, *now_ms),
+        };
         match written {
-            Ok(Written::All) => return Taken::Sent,
+            Ok((begun, Written::All)) => return (begun, Taken::Sent),
             Ok(_) => self.0.rearm(conn.index),
             Err(_) => self.0.lost(conn),
         }
         match written {
-            Ok(Written::Part) => Taken::Last,
-            Ok(_) => Taken::Full,
-            Err(_) => Taken::Gone,
+            Ok((begun, Written::Part)) => (begun, Taken::Last),
+            Ok((begun, _)) => (begun, Taken::Full),
+            Err(_) => (0, Taken::Gone),
         }
     }
 
@@ -96,6 +105,28 @@ impl Outbox<'_> {
     pub fn close(&mut self, conn: ConnId, code: u16, reason: &str) {
         self.0.close(conn, code, reason);
     }
+}
+
+/// Sends frames one by one, each compressed where that is worth it.
+fn deflated(
+    connection: &mut Connection,
+    deflater: &mut Deflater,
+    window: WindowBits,
+    wires: &[Wire],
+    now_ms: u64,
+) -> io::Result<(usize, Written)> {
+    for (at, wire) in wires.iter().enumerate() {
+        let deflated = deflater.shared(wire, window);
+        let sent = deflated.as_ref().unwrap_or(wire);
+        let (begun, written) = connection.frames(slice::from_ref(sent), sent, now_ms)?;
+        if let (Some(deflated), 1) = (&deflated, begun) {
+            deflater.sent(wire, deflated);
+        }
+        if written != Written::All {
+            return Ok((at + begun, written));
+        }
+    }
+    Ok((wires.len(), Written::All))
 }
 
 impl Table {

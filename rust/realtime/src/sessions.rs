@@ -290,8 +290,9 @@ impl Sessions {
     fn deliver(&mut self, out: &mut Outbox<'_>) -> Option<u64> {
         let begun = Instant::now();
         let mut put_back: Vec<(ConnKey, Arc<Turn>, usize)> = Vec::new();
-        let mut frames = 0;
-        let (mut wires, mut made_of): (Vec<Wire>, Option<Arc<Turn>>) = (Vec::new(), None);
+        let mut writes = 0;
+        let (mut wires, mut whole, mut made_of): (Vec<Wire>, Option<Wire>, Option<Arc<Turn>>) =
+            (Vec::new(), None, None);
         // All before the first is written: their places lie far apart, and are fetched together here.
         let conns = self.deliveries.iter().map(|Delivery { conn: key, .. }| {
             let found = self.by_key.get(key.index as usize).filter(|(generation, _)| *generation == key.generation);
@@ -303,29 +304,24 @@ impl Sessions {
             if made_of.as_ref().is_none_or(|made_of| !Arc::ptr_eq(made_of, &turn)) {
                 wires.clear();
                 wires.extend(turn.frames.iter().map(|frame| protocol::wire(Arc::clone(&frame.payload), turn.dialect)));
+                whole = if wires.len() == 1 { wires.first().cloned() } else { Some(Wire::joined(&wires)) };
                 made_of = Some(Arc::clone(&turn));
             }
-            for (at, wire) in wires.iter().enumerate() {
-                match out.frame(conn, wire) {
-                    Taken::Sent => frames += 1,
-                    Taken::Last => {
-                        frames += 1;
-                        put_back.push((key, Arc::clone(&turn), at + 1));
-                        break;
-                    }
-                    Taken::Full => {
-                        put_back.push((key, Arc::clone(&turn), at));
-                        break;
-                    }
-                    Taken::Gone => break,
+            let Some(whole) = &whole else { continue };
+            match out.frames(conn, &wires, whole) {
+                (_, Taken::Sent) => writes += 1,
+                (taken, Taken::Last | Taken::Full) => {
+                    writes += u64::from(taken > 0);
+                    put_back.push((key, turn, taken));
                 }
+                (_, Taken::Gone) => {}
             }
         }
         let mut hub = self.desk.hub();
         for (key, turn, taken) in put_back {
             hub.put_back(key, &turn, taken);
         }
-        hub.spent(self.shard, frames, begun.elapsed().as_micros() as u64);
+        hub.spent(self.shard, writes, begun.elapsed().as_micros() as u64);
         hub.wakes_at(self.shard)
     }
 

@@ -67,6 +67,12 @@ impl Wire {
         Self { head: [0; MAX_SERVER_HEAD], head_len: 0, payload: bytes.into() }
     }
 
+    /// Several in one piece.
+    #[must_use]
+    pub fn joined(wires: &[Self]) -> Self {
+        Self::raw(wires.iter().flat_map(|wire| wire.rest(0)).collect::<Vec<_>>().concat())
+    }
+
     /// The same message, compressed to this (RFC 7692 section 7.2.1).
     pub(crate) fn deflated(&self, payload: &[u8]) -> Self {
         let opcode = if self.head[0] == BINARY { Opcode::Binary } else { Opcode::Text };

@@ -465,7 +465,7 @@ impl Hub {
 
     // --- keeping house -----------------------------------------------------------------------------------------------
 
-    /// Writing so many frames of a shard took so long.
+    /// So many connections of a shard were written to, which took so long.
     pub fn spent(&mut self, shard: Shard, frames: u64, busy_us: u64) {
         if let Some(agenda) = self.fleet.agendas.get_mut(shard.index()) {
             agenda.governor.spent(frames, busy_us);
