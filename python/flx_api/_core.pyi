@@ -417,8 +417,8 @@ class Admitted:
     def keep(self, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> None:
         """Remember an answer that depends on nothing but the principal: the next GET of this route gets it at once."""
 
-    def over(self, status: int) -> None:
-        """Count the request as over."""
+    def over(self, status: int, responded_since_ns: int | None = None) -> None:
+        """Count the request as over; and the phase `respond`, where it is told when that began."""
 
 @final
 class Admission:
@@ -483,7 +483,6 @@ class Admission:
     def admit(
         self,
         scope: dict[str, Any],
-        *,
         pages: bool = True,
         last: bool = True,
         now_s: float | None = None,
@@ -501,7 +500,6 @@ class Admission:
     def admit_rsgi(
         self,
         scope: Any,  # noqa: ANN401 - RSGI
-        *,
         pages: bool = True,
         last: bool = True,
         bare: int | None = None,

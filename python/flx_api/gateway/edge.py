@@ -101,7 +101,7 @@ class Edge:
         self, scope: Scope, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]
     ) -> None:
         """Serve one request: the request path from top to bottom."""
-        seen = self._admission.admit(scope, pages=not self._revocations.stale_refuses, last=self._never_waits)
+        seen = self._admission.admit(scope, not self._revocations.stale_refuses, self._never_waits)
         if seen is None:
             seen = await self._patience.wait(lambda last: self._admission.admit(scope, pages=False, last=last))
         if not isinstance(seen, tuple):
@@ -120,8 +120,7 @@ class Edge:
     def decide(
         self,
         rsgi: Any,  # noqa: ANN401 - RSGI
-        *,
-        last: bool | None = None,
+        last: bool | None = None,  # noqa: FBT001 - by place, since the lane asks for every request
         bare: int | None = None,
     ) -> tuple[Any, ...] | None:
         """Decide about a request of RSGI: the three parts of a whole answer, or what was admitted and its scope.
@@ -130,7 +129,7 @@ class Edge:
         have a body of known length get no scope (None).
         """
         last = self._never_waits if last is None else last
-        seen = self._admission.admit_rsgi(rsgi, pages=not self._revocations.stale_refuses, last=last, bare=bare)
+        seen = self._admission.admit_rsgi(rsgi, not self._revocations.stale_refuses, last, bare)
         if seen is not None and self._cors.active and isinstance(seen[1], list):
             origin = rsgi.headers.get("origin")
             cors = self._cors.headers(None if origin is None else origin.encode())
@@ -186,12 +185,11 @@ class Edge:
                 raise
             await self.respond(exchange, Response(*problem(unexpected(), exchange.request_id)))
         finally:
-            exchange.passed("respond")
-            admitted.over(exchange.status or 500)
+            admitted.over(exchange.status or 500, exchange.mark_ns)
 
     async def _answer(self, exchange: Exchange) -> Response | Whole | None:
         """Take the body and let the route answer; None when it has responded by itself."""
-        if exchange.principal is not None:
+        if exchange.principal is not None and self._revocations.stale_refuses:
             self._revocations.require()
         if exchange.admitted.length != 0:
             exchange.body = await take_body(exchange, self._limit, self._bodies)

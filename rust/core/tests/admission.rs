@@ -80,7 +80,7 @@ fn an_acceptable_token_becomes_a_principal() {
     assert_eq!(200, decision.status());
     let principal = decision.known.unwrap().principal.clone();
     assert_eq!(("a", Some("t"), 2000), (&*principal.subject, principal.tenant.as_deref(), principal.expires_at));
-    assert_eq!((vec!["r".to_owned()], Some("j".to_owned())), (principal.roles, principal.token_id));
+    assert_eq!((vec!["r".to_owned()], Some("j".to_owned())), (principal.roles.clone(), principal.token_id.clone()));
 }
 
 #[test]

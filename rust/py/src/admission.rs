@@ -8,11 +8,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use flx_core::admission::client::{Proxies, ProxyHeader};
-use flx_core::admission::head::{Body, Field, Head};
+use flx_core::admission::head::{Body, Head};
 use flx_core::admission::path::{Access, METHODS, Method, Routes};
-use flx_core::admission::{self as core, Ask, Decision, Token, TokenRoom};
+use flx_core::admission::{self as core, Ask, Decision, Token, TokenRoom, Tokens};
 use flx_core::error::{Reason, Unusable};
-use flx_core::limit::Rate;
+use flx_core::limit::{Heap, Lone, Rate};
 use flx_core::limit::lease::LeaseBook;
 use flx_core::metrics;
 use pyo3::exceptions::PyValueError;
@@ -25,20 +25,42 @@ use crate::answer::{Answers, Face, Given, Lane, Template};
 use crate::counters::{Counters, method_of};
 use crate::errors::unusable;
 use crate::given::{GivenPolicy, GivenRoute, access_of, policy, toll};
-use crate::memory::{Regions, Words};
+use crate::memory::Words;
 use crate::principal::{Principal, Shell};
 use crate::request::{Now, Value, Version, bearer, is_secure, kept, peer, raw_path, text, walk, without_port};
 use crate::revocation::Revocations;
 use crate::rsgi::Rsgi;
 use crate::seen::{Request, Seen, seconds, told};
-use crate::shared::SharedMemory;
+use crate::shared::{Region, SharedMemory};
 use crate::token::TokenVerifier;
 use crate::window::seed;
 
 /// Of so many requests one tells how long its head and its decision took.
 const TIMED: u64 = 16;
 
-type Core = core::Admission<Words, Shell>;
+/// The core, by where its windows lie: in memory of this process alone, which the lock around it orders and which costs less
+/// then, or in memory that workers share.
+enum Core {
+    Own(core::Admission<Heap<Lone>, Shell>),
+    Shared(core::Admission<Region, Shell>),
+}
+
+/// The same for either.
+macro_rules! of_either {
+    ($core:expr, $it:ident => $said:expr) => {
+        match $core {
+            Core::Own($it) => $said,
+            Core::Shared($it) => $said,
+        }
+    };
+}
+
+impl Core {
+    fn tokens(&mut self) -> &mut Tokens<Shell> {
+        of_either!(self, it => &mut it.tokens)
+    }
+}
+
 /// Why a handshake is refused, the policy and the seconds to wait, and what is known of it.
 type Handshake = (Option<&'static str>, Option<(usize, u64)>, Admitted);
 
@@ -132,13 +154,21 @@ impl Admission {
         let room = TokenRoom { verified: token_bytes, refused: token_bytes / 8 };
         let classes = classes.into_iter().map(|tolls| tolls.into_iter().map(toll).collect()).collect();
         let seed = shared.map_or_else(seed, |shared| Ok(shared.seed()))?;
-        // Behind the counters, which are as long for all who share the memory.
-        let mut regions = Regions::new(shared, counters.words().next_multiple_of(8));
-        let memory = |rate: Rate| {
-            let words = rate.words(share)?;
-            regions.take(words).map_err(|_| Unusable("the memory of the windows is too small"))
+        let verifier = Arc::clone(&verifier.core);
+        let core = if let Some(shared) = shared {
+            // Behind the counters, which are as long for all who share the memory.
+            let mut start = counters.words().next_multiple_of(8);
+            let memory = |rate: Rate| {
+                let region = crate::memory::next(shared, &mut start, rate.words(share)?);
+                region.ok_or(Unusable("the memory of the windows is too small"))
+            };
+            core::Admission::new(verifier, policies, classes, room, memory, seed).map(Core::Shared)
+        } else {
+            let memory =
+                |rate: Rate| Heap::zeroed(rate.words(share)?).ok_or(Unusable("there is no memory for the windows"));
+            core::Admission::new(verifier, policies, classes, room, memory, seed).map(Core::Own)
         };
-        let core = Core::new(Arc::clone(&verifier.core), policies, classes, room, memory, seed).map_err(unusable)?;
+        let core = core.map_err(unusable)?;
         let mut templates: Vec<Option<Template>> = Vec::new();
         for reason in Reason::ALL {
             let given: Option<Given<'_>> =
@@ -170,7 +200,7 @@ impl Admission {
     }
 
     /// Decides about an HTTP request by its ASGI scope.
-    #[pyo3(signature = (scope, *, pages=true, last=true, now_s=None, now_ns=None))]
+    #[pyo3(signature = (scope, pages=true, last=true, now_s=None, now_ns=None))]
     fn admit<'py>(
         slf: &Bound<'py, Self>,
         scope: &Bound<'py, PyDict>,
@@ -202,7 +232,7 @@ impl Admission {
 
     /// Decides about an HTTP request by its RSGI scope: the three arguments of a whole answer, or what was admitted and its
     /// scope as ASGI has it; none of the route `bare`, when there is a body of known length.
-    #[pyo3(signature = (scope, *, pages=true, last=true, bare=None, now_s=None, now_ns=None))]
+    #[pyo3(signature = (scope, pages=true, last=true, bare=None, now_s=None, now_ns=None))]
     fn admit_rsgi<'py>(
         slf: &Bound<'py, Self>,
         scope: &Bound<'py, PyAny>,
@@ -214,7 +244,7 @@ impl Admission {
     ) -> PyResult<Option<Bound<'py, PyTuple>>> {
         let py = scope.py();
         let now = Now::of(now_s, now_ns)?;
-        let it = Rsgi::read(scope)?;
+        let (it, head) = Rsgi::read(scope)?;
         let request = Request {
             method: it.method.to_str()?,
             path: it.path()?,
@@ -226,12 +256,6 @@ impl Admission {
             last,
             face: Face::Rsgi,
         };
-        let mut head = Head::default();
-        it.walk(|name, value| {
-            if let Some(field) = Field::of(name) {
-                head.take(field, value);
-            }
-        })?;
         let seen = Self::decide(slf, &request, &head, now)?;
         if seen.is_none() {
             return Ok(None);
@@ -326,7 +350,8 @@ impl Admission {
         now_s: Option<f64>,
     ) -> PyResult<(Option<&'static str>, Option<Py<Principal>>)> {
         let now = Now::of(now_s, None)?;
-        let found = self.core().who(token, now.s, self.revocations.get(), |_| Shell::default());
+        let revocations = self.revocations.get();
+        let found = of_either!(&mut *self.core(), it => it.who(token, now.s, revocations, |_| Shell::default()));
         match found {
             Ok(known) => Ok((None, Some(known.shell.object(py, &known.principal)?))),
             Err(reason) => {
@@ -338,26 +363,27 @@ impl Admission {
 
     /// Puts another key set in the place of the present one, at once.
     fn replace_keys(&self, verifier: &TokenVerifier) {
-        self.core().tokens.replace_keys(Arc::clone(&verifier.core));
+        self.core().tokens().replace_keys(Arc::clone(&verifier.core));
     }
 
     /// What is remembered of tokens: (answered from memory, verified, bytes, tokens).
     fn tokens(&self) -> (u64, u64, usize, usize) {
-        let core = self.core();
-        let (bytes, count) = core.tokens.remembered();
-        (core.tokens.hits, core.tokens.misses, bytes, count)
+        let mut core = self.core();
+        let tokens = core.tokens();
+        let (bytes, count) = tokens.remembered();
+        (tokens.hits, tokens.misses, bytes, count)
     }
 
     /// How many tokens named a key that is not known.
     #[getter]
     fn unknown_keys(&self) -> u64 {
-        self.core().tokens.unknown_keys
+        self.core().tokens().unknown_keys
     }
 
     /// How many keys verify tokens.
     #[getter]
     fn key_count(&self) -> usize {
-        self.core().tokens.key_count()
+        self.core().tokens().key_count()
     }
 }
 
@@ -395,13 +421,14 @@ impl Admission {
             class,
             token: Token::NotNeeded,
             client: admitted.client.text(py)?,
-            api_key: admitted.api_key.as_deref(),
+            api_key: admitted.api_key.as_ref().map(|key| key.bytes(py)),
             revocations: self.revocations.get(),
             now_s: now.s,
             now_ns: now.ns,
         };
         let mut leases = self.leases.as_ref().map(|book| book.lock().unwrap_or_else(PoisonError::into_inner));
-        Ok(self.core().admit_later(&ask, leases.as_deref_mut(), admitted.known.as_deref()))
+        let known = admitted.known.as_deref();
+        Ok(of_either!(&mut *self.core(), it => it.admit_later(&ask, leases.as_deref_mut(), known)))
     }
 
     fn request_id(&self, head: &Head<Value<'_>>) -> RequestId {
@@ -435,7 +462,8 @@ impl Admission {
         let api_key = head.api_key.as_ref().map(AsRef::as_ref);
         let ask = Ask { class, token, client, api_key, revocations, now_s: now.s, now_ns: now.ns };
         let mut leases = self.leases.as_ref().map(|book| book.lock().unwrap_or_else(PoisonError::into_inner));
-        let decision = self.core().admit(&ask, leases.as_deref_mut(), |_| Shell::default());
+        let decision =
+            of_either!(&mut *self.core(), it => it.admit(&ask, leases.as_deref_mut(), |_| Shell::default()));
         self.count_shadows(&decision);
         decision
     }
@@ -454,8 +482,7 @@ impl Admission {
     ) -> PyResult<Bound<'py, PyAny>> {
         let (py, this) = (slf.py(), slf.get());
         let (method, is_head) = Method::of(request.method.as_bytes());
-        let end = request.path.iter().position(|&byte| byte == b'?').unwrap_or(request.path.len());
-        let found = this.routes.find(&request.path[..end]);
+        let found = this.routes.find_before_query(request.path);
         let route = found.as_ref().map(|found| found.route);
         let access = route.and_then(|route| this.routes.route(route).access[method as usize]);
         let access = if method == Method::Options { Some(Access::Public) } else { access };

@@ -4,13 +4,15 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use flx_core::admission::Known;
+use flx_core::metrics::RESPOND;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyString, PyTuple};
 
 use crate::admission::Admission;
-use crate::answer::{Face, Parts, Told, header, last, line, number};
+use crate::answer::{Face, LINES, Lines, Parts, Told, last};
 use crate::counters::method_of;
 use crate::principal::{Page, Principal, Shell};
+use crate::request::Kept;
 
 /// The id of a request, written out when somebody asks for it.
 pub(crate) enum RequestId {
@@ -73,10 +75,10 @@ pub(crate) struct Admitted {
     pub(crate) request_id: RequestId,
     pub(crate) client: Client,
     /// Its `X-API-Key`, for what is decided about it later.
-    pub(crate) api_key: Option<Box<[u8]>>,
+    pub(crate) api_key: Option<Kept>,
     /// Its `Idempotency-Key` and `traceparent`, for the frame of a command.
-    pub(crate) idempotency_key: Option<Box<[u8]>>,
-    pub(crate) traceparent: Option<Box<[u8]>>,
+    pub(crate) idempotency_key: Option<Kept>,
+    pub(crate) traceparent: Option<Kept>,
     /// Bytes of its body: 0 when there is none, None when it ends when it ends.
     #[pyo3(get)]
     pub(crate) length: Option<u64>,
@@ -126,19 +128,20 @@ impl Admitted {
         for tuple in &own {
             own_security |= tuple.get_borrowed_item(0)?.cast::<PyBytes>()?.as_bytes() == b"content-security-policy";
         }
-        let list = PyList::empty(py);
+        let answers = self.by.get().answers();
+        let mut lines = Lines::with_capacity(LINES + own.len());
         for tuple in own {
-            list.append(line(self.face, &tuple)?)?;
+            lines.push(answers.line(self.face, &tuple)?);
         }
         let request_id = self.request_id(py);
         let parts = Parts { request_id: &request_id, secure: self.secure, told: self.told, face: self.face };
-        self.by.get().answers().finish(py, &list, &parts, own_security)?;
+        answers.finish(py, &mut lines, &parts, own_security)?;
         if let Some(length) = length
             && needs_length(self.face, self.method == method_of("HEAD"))
         {
-            list.append(length_header(py, self.face, length)?)?;
+            lines.push(answers.length(py, self.face, length)?);
         }
-        Ok(list)
+        PyList::new(py, lines)
     }
 
     /// Remembers a whole answer that depends on nothing but the principal: the next such request gets it at once.
@@ -150,18 +153,23 @@ impl Admitted {
         body: Bound<'_, PyBytes>,
     ) -> PyResult<()> {
         if let Some(known) = self.known.as_deref() {
-            let headers =
-                headers.into_iter().map(|it| Ok(line(self.face, &it)?.unbind())).collect::<PyResult<Vec<_>>>()?;
-            let length = length_header(py, self.face, body.as_bytes().len() as u64)?.unbind();
+            let answers = self.by.get().answers();
+            let headers = headers.into_iter().map(|it| Ok(answers.line(self.face, &it)?.unbind()));
+            let headers = headers.collect::<PyResult<Box<[_]>>>()?;
             let end = (self.face == Face::Asgi).then(|| last(py, &body)).transpose()?.map(Bound::unbind);
-            known.shell.keep(Page { route: self.route, status, headers, length, body: body.unbind(), end });
+            known.shell.keep(Page { route: self.route, status, headers, body: body.unbind(), end });
         }
         Ok(())
     }
 
-    /// Counts the request as over.
-    fn over(&self, status: u16) {
-        self.over_at(status, crate::request::monotonic_ns());
+    /// Counts the request as over; and the phase `respond`, where it is told when that began.
+    #[pyo3(signature = (status, responded_since_ns=None))]
+    fn over(&self, status: u16, responded_since_ns: Option<u64>) {
+        let now_ns = crate::request::monotonic_ns();
+        if let Some(since_ns) = responded_since_ns {
+            self.by.get().counters().phase(RESPOND, now_ns.saturating_sub(since_ns));
+        }
+        self.over_at(status, now_ns);
     }
 }
 
@@ -184,10 +192,4 @@ pub(crate) fn values_of(py: Python<'_>, values: &[Cow<'_, str>]) -> PyResult<Py<
 /// knows that it is empty.
 pub(crate) fn needs_length(face: Face, is_head: bool) -> bool {
     face == Face::Asgi || is_head
-}
-
-pub(crate) fn length_header(py: Python<'_>, face: Face, length: u64) -> PyResult<Bound<'_, PyTuple>> {
-    let mut value = Vec::with_capacity(8);
-    number(&mut value, length);
-    header(py, face, b"content-length", &value)
 }

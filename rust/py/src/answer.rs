@@ -11,6 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use pyo3::intern;
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyDict, PyList, PyString, PyTuple};
 
 use crate::admitted::needs_length;
@@ -58,6 +59,45 @@ pub(crate) fn line<'py>(face: Face, header: &Bound<'py, PyTuple>) -> PyResult<Bo
         PyString::from_bytes(header.py(), bytes.cast::<PyBytes>()?.as_bytes())
     };
     PyTuple::new(header.py(), [text(0)?, text(1)?])
+}
+
+/// The headers of an answer, on their way into a list.
+pub(crate) type Lines<'py> = Vec<Bound<'py, PyTuple>>;
+
+/// So many an answer has at most, but for what CORS adds.
+pub(crate) const LINES: usize = 16;
+
+/// The name of a header whose value is another each time.
+struct Name {
+    asgi: Py<PyBytes>,
+    rsgi: Py<PyString>,
+}
+
+impl Name {
+    fn new(py: Python<'_>, name: &str) -> Self {
+        Self { asgi: PyBytes::new(py, name.as_bytes()).unbind(), rsgi: PyString::new(py, name).unbind() }
+    }
+
+    fn with<'py>(&self, py: Python<'py>, face: Face, value: &[u8]) -> PyResult<Bound<'py, PyTuple>> {
+        match face {
+            Face::Asgi => PyTuple::new(py, [self.asgi.bind(py).clone(), PyBytes::new(py, value)]),
+            Face::Rsgi => PyTuple::new(py, [self.rsgi.bind(py).clone(), PyString::from_bytes(py, value)?]),
+        }
+    }
+}
+
+/// Lengths of bodies that are told by tuples made once: those of nearly all answers.
+const SHORT: usize = 1_024;
+
+/// Whether two headers of ours say the same.
+fn same(one: &Bound<'_, PyTuple>, other: &Bound<'_, PyTuple>) -> PyResult<bool> {
+    for at in 0..2 {
+        let (one, other) = (one.get_borrowed_item(at)?, other.get_borrowed_item(at)?);
+        if !one.is(&other) && one.cast::<PyBytes>()?.as_bytes() != other.cast::<PyBytes>()?.as_bytes() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// A header that says the same as the last time more often than not.
@@ -116,21 +156,13 @@ pub(crate) struct Template {
     headers: Vec<Line>,
     before: Vec<u8>,
     after: Vec<u8>,
-    length: Memo,
     retry_after: Memo,
 }
 
 impl Template {
     pub(crate) fn of(given: Given<'_>) -> PyResult<Self> {
         let (status, headers, before, after) = given;
-        Ok(Self {
-            status,
-            headers: lines(&headers)?,
-            before,
-            after,
-            length: Memo::default(),
-            retry_after: Memo::default(),
-        })
+        Ok(Self { status, headers: lines(&headers)?, before, after, retry_after: Memo::default() })
     }
 
     pub(crate) fn status(&self) -> u16 {
@@ -177,6 +209,11 @@ pub(crate) struct Answers {
     transport_security: Line,
     close: Line,
     json: Line,
+    request_id: Name,
+    ratelimit: Name,
+    content_length: Name,
+    /// Content-Length for ASGI, by length.
+    lengths: Box<[PyOnceLock<Py<PyTuple>>]>,
     pub(crate) lanes: Vec<Lane>,
 }
 
@@ -202,6 +239,10 @@ impl Answers {
             transport_security: Line::new(transport_security)?,
             close: Line::new(&header(py, Face::Asgi, b"connection", b"close")?)?,
             json: Line::new(&header(py, Face::Asgi, b"content-type", b"application/json")?)?,
+            request_id: Name::new(py, "x-request-id"),
+            ratelimit: Name::new(py, "ratelimit"),
+            content_length: Name::new(py, "content-length"),
+            lengths: std::iter::repeat_with(PyOnceLock::new).take(SHORT).collect(),
             lanes,
         })
     }
@@ -211,39 +252,58 @@ impl Answers {
         self.json.of(face)
     }
 
-    /// The headers of a response: `list` holds its own already.
-    pub(crate) fn finish(
+    /// Content-Length.
+    pub(crate) fn length<'py>(&self, py: Python<'py>, face: Face, length: u64) -> PyResult<Bound<'py, PyTuple>> {
+        let make = || {
+            let mut value = Vec::with_capacity(8);
+            number(&mut value, length);
+            self.content_length.with(py, face, &value)
+        };
+        let kept = usize::try_from(length).ok().and_then(|at| self.lengths.get(at)).filter(|_| face == Face::Asgi);
+        match kept {
+            Some(kept) => Ok(kept.get_or_try_init(py, || Ok::<_, PyErr>(make()?.unbind()))?.bind(py).clone()),
+            None => make(),
+        }
+    }
+
+    /// A header of ours as a face takes it; what nearly all answers have is one object for all of them.
+    pub(crate) fn line<'py>(&self, face: Face, header: &Bound<'py, PyTuple>) -> PyResult<Bound<'py, PyTuple>> {
+        let (py, json) = (header.py(), self.json.asgi.bind(header.py()));
+        if same(header, json)? { Ok(self.json.of(face).bind(py).clone()) } else { line(face, header) }
+    }
+
+    /// The headers of a response: `lines` holds its own already.
+    pub(crate) fn finish<'py>(
         &self,
-        py: Python<'_>,
-        list: &Bound<'_, PyList>,
+        py: Python<'py>,
+        lines: &mut Lines<'py>,
         parts: &Parts<'_>,
         own_security: bool,
     ) -> PyResult<()> {
         let face = parts.face;
-        for line in &self.common {
-            list.append(line.of(face))?;
-        }
-        list.append(header(py, face, b"x-request-id", parts.request_id.as_bytes())?)?;
+        let ready = |line: &Line| line.of(face).bind(py).clone();
+        lines.extend(self.common.iter().map(ready));
+        lines.push(self.request_id.with(py, face, parts.request_id.as_bytes())?);
         if !own_security {
-            list.append(self.content_security.of(face))?;
+            lines.push(ready(&self.content_security));
         }
         if parts.secure {
-            list.append(self.transport_security.of(face))?;
+            lines.push(ready(&self.transport_security));
         }
         if let Some(told) = parts.told {
             let lane = &self.lanes[told.policy];
-            list.append(lane.policy.of(face))?;
+            lines.push(ready(&lane.policy));
             let make = || {
                 let mut value = Vec::with_capacity(lane.prefix.len() + 24);
                 value.extend_from_slice(&lane.prefix);
                 number(&mut value, u64::from(told.remaining));
                 value.extend_from_slice(b";t=");
                 number(&mut value, told.reset_s);
-                header(py, face, b"ratelimit", &value)
+                self.ratelimit.with(py, face, &value)
             };
             let ratelimit =
                 if told.remaining == 0 { lane.used_up.header(py, face, told.reset_s, make)? } else { make()? };
-            list.append(ratelimit)?;
+            lines.push(ratelimit);
         }
         Ok(())
     }
@@ -256,12 +316,13 @@ impl Answers {
         parts: &Parts<'_>,
         head: bool,
     ) -> PyResult<Bound<'py, PyTuple>> {
-        let list = PyList::empty(py);
-        let length = needs_length(parts.face, head).then_some(&page.length);
-        for line in page.headers.iter().chain(length) {
-            list.append(line)?;
+        let mut lines = Lines::with_capacity(LINES);
+        lines.extend(page.headers.iter().map(|line| line.bind(py).clone()));
+        if needs_length(parts.face, head) {
+            lines.push(self.length(py, parts.face, page.body.as_bytes(py).len() as u64)?);
         }
-        self.finish(py, &list, parts, false)?;
+        self.finish(py, &mut lines, parts, false)?;
+        let list = PyList::new(py, lines)?;
         if head {
             return whole(py, parts.face, page.status, &list, &PyBytes::new(py, b""), None);
         }
@@ -279,18 +340,20 @@ impl Answers {
         head: bool,
     ) -> PyResult<Bound<'py, PyTuple>> {
         let face = parts.face;
-        let list = PyList::new(py, template.headers.iter().map(|line| line.of(face)))?;
+        let mut lines = Lines::with_capacity(LINES);
+        lines.extend(template.headers.iter().map(|line| line.of(face).bind(py).clone()));
         if let Some(seconds) = retry_after_s {
-            list.append(template.retry_after.numbered(py, face, b"retry-after", seconds)?)?;
+            lines.push(template.retry_after.numbered(py, face, b"retry-after", seconds)?);
         }
         if close {
-            list.append(self.close.of(face))?;
+            lines.push(self.close.of(face).bind(py).clone());
         }
-        self.finish(py, &list, parts, false)?;
+        self.finish(py, &mut lines, parts, false)?;
         let body = [&template.before, parts.request_id.as_bytes(), &template.after].concat();
         if needs_length(face, head) {
-            list.append(template.length.numbered(py, face, b"content-length", body.len() as u64)?)?;
+            lines.push(self.length(py, face, body.len() as u64)?);
         }
+        let list = PyList::new(py, lines)?;
         let body = PyBytes::new(py, if head { b"" } else { &body });
         whole(py, face, template.status, &list, &body, None)
     }

@@ -19,8 +19,8 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyString, PyTuple};
 
 use crate::admission::Admission;
-use crate::admitted::{Admitted, length_header, needs_length};
-use crate::answer::{Parts, line};
+use crate::admitted::{Admitted, needs_length};
+use crate::answer::{LINES, Lines, Parts, line};
 use crate::request::{Now, monotonic_ns};
 use crate::window::seed;
 
@@ -80,7 +80,7 @@ impl PlainCommands {
     ) -> PyResult<Option<PlainCommand>> {
         let it = admitted.get();
         let Some(mut found) = plain(body.as_bytes()) else { return Ok(None) };
-        let Ok(header) = key(it) else { return Ok(None) };
+        let Ok(header) = key(py, it) else { return Ok(None) };
         match (header, found.idempotency_key) {
             (Some(header), Some(key)) if header != key => return Ok(None),
             (header, key) => found.idempotency_key = header.or(key),
@@ -120,7 +120,7 @@ impl PlainCommands {
         let it = admitted.get();
         let Some(known) = it.known.as_deref() else { return Ok(None) };
         let Some(entry) = self.catalog.permitted(found.command, &known.principal.roles) else { return Ok(None) };
-        let Ok(traceparent) = ascii(it.traceparent.as_deref()) else { return Ok(None) };
+        let Ok(traceparent) = ascii(it.traceparent.as_ref().map(|it| it.bytes(py))) else { return Ok(None) };
         let gateway = self.admission.get();
         if let Some(class) = entry.extra.class {
             let decision = gateway.later(py, it, class, now)?;
@@ -186,8 +186,8 @@ fn ascii(value: Option<&[u8]>) -> Result<Option<&str>, NotPlain> {
 }
 
 /// The key of the header.
-fn key(admitted: &Admitted) -> Result<Option<&str>, NotPlain> {
-    let key = ascii(admitted.idempotency_key.as_deref())?;
+fn key<'a>(py: Python<'a>, admitted: &'a Admitted) -> Result<Option<&'a str>, NotPlain> {
+    let key = ascii(admitted.idempotency_key.as_ref().map(|key| key.bytes(py)))?;
     if key.is_none_or(is_key) { Ok(key) } else { Err(NotPlain) }
 }
 
@@ -280,17 +280,18 @@ impl PlainCommand {
             replayed,
         };
         let body = PyBytes::new(py, &body.encoded());
-        let list = PyList::empty(py);
         let answers = gateway.answers();
-        list.append(answers.json(it.face))?;
+        let mut lines = Lines::with_capacity(LINES + own.len());
+        lines.push(answers.json(it.face).bind(py).clone());
         for header in own {
-            list.append(line(it.face, &header)?)?;
+            lines.push(line(it.face, &header)?);
         }
         let parts = Parts { request_id: &request_id, secure: it.secure, told: it.told, face: it.face };
-        answers.finish(py, &list, &parts, false)?;
+        answers.finish(py, &mut lines, &parts, false)?;
         if needs_length(it.face, false) {
-            list.append(length_header(py, it.face, body.as_bytes().len() as u64)?)?;
+            lines.push(answers.length(py, it.face, body.as_bytes().len() as u64)?);
         }
+        let list = PyList::new(py, lines)?;
         crate::answer::whole(py, it.face, OK, &list, &body, None)
     }
 

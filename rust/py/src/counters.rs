@@ -6,7 +6,7 @@ use flx_core::metrics::{self as core, METHOD_NAMES, PHASE_NAMES};
 use pyo3::prelude::*;
 
 use crate::errors::unusable;
-use crate::memory::{Regions, Words};
+use crate::memory::Words;
 use crate::shared::SharedMemory;
 
 /// One histogram: cumulative counts by bound in seconds (the last is all of them), and the sum in seconds.
@@ -26,7 +26,7 @@ impl Counters {
     #[pyo3(signature = (*, routes, refusals, policies, shared=None))]
     fn new(routes: usize, refusals: usize, policies: usize, shared: Option<&SharedMemory>) -> PyResult<Self> {
         let words = core::words_for(routes, refusals, policies);
-        let memory = Regions::new(shared, 0).take(words)?;
+        let memory = Words::first(shared, words)?;
         let core = core::Counters::new(memory, routes, refusals, policies).map_err(unusable)?;
         Ok(Self { core: Arc::new(core), routes, words })
     }

@@ -28,28 +28,22 @@ impl Memory for Words {
     }
 }
 
-/// Gives out regions one after another; who shares the memory must ask for the same ones in the same order.
-pub(crate) struct Regions<'a> {
-    shared: Option<&'a SharedMemory>,
-    next: usize,
+impl Words {
+    /// So many zeroed words: the first ones of what is shared, or on the heap.
+    pub(crate) fn first(shared: Option<&SharedMemory>, words: usize) -> PyResult<Self> {
+        match shared {
+            Some(shared) => shared.region(0, words).map(Self::Shared),
+            None => Heap::zeroed(words).map(Self::Own),
+        }
+        .ok_or_else(|| PyValueError::new_err("there is no such memory"))
+    }
 }
 
-impl<'a> Regions<'a> {
-    /// Regions from the word `start` on; on the heap when nothing is shared.
-    pub(crate) fn new(shared: Option<&'a SharedMemory>, start: usize) -> Self {
-        Self { shared, next: start }
-    }
-
-    /// So many zeroed words.
-    pub(crate) fn take(&mut self, words: usize) -> PyResult<Words> {
-        let Some(shared) = self.shared else {
-            let heap = Heap::zeroed(words).ok_or_else(|| PyValueError::new_err("there is no such memory"))?;
-            return Ok(Words::Own(heap));
-        };
-        let region = shared.region(self.next, words);
-        let region = region.ok_or_else(|| PyValueError::new_err("the shared memory is too small"))?;
-        // Whole cache lines, so that entries are laid out as on the heap.
-        self.next += words.next_multiple_of(8);
-        Ok(Words::Shared(region))
-    }
+/// The next region of shared memory: regions are given out one after another, and who shares the memory must ask for the
+/// same ones in the same order.
+pub(crate) fn next(shared: &SharedMemory, start: &mut usize, words: usize) -> Option<Region> {
+    let region = shared.region(*start, words)?;
+    // Whole cache lines, so that entries are laid out as on the heap.
+    *start += words.next_multiple_of(8);
+    Some(region)
 }

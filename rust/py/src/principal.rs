@@ -110,9 +110,7 @@ pub(crate) struct Page {
     pub(crate) route: usize,
     pub(crate) status: u16,
     /// Its own headers.
-    pub(crate) headers: Vec<Py<PyTuple>>,
-    /// Content-Length.
-    pub(crate) length: Py<PyTuple>,
+    pub(crate) headers: Box<[Py<PyTuple>]>,
     pub(crate) body: Py<PyBytes>,
     /// ASGI: the message with the body.
     pub(crate) end: Option<Py<PyDict>>,
@@ -134,8 +132,8 @@ impl Default for Shell {
 
 impl Shell {
     /// The one Python object of this principal.
-    pub(crate) fn object(&self, py: Python<'_>, principal: &core::Principal) -> PyResult<Py<Principal>> {
-        let made = self.object.get_or_try_init(py, || Py::new(py, Principal { core: Arc::new(principal.clone()) }));
+    pub(crate) fn object(&self, py: Python<'_>, principal: &Arc<core::Principal>) -> PyResult<Py<Principal>> {
+        let made = self.object.get_or_try_init(py, || Py::new(py, Principal { core: Arc::clone(principal) }));
         made.map(|object| object.clone_ref(py))
     }
 

@@ -180,7 +180,25 @@ pub(crate) fn bearer<'a>(head: &'a Head<Value<'_>>) -> Result<&'a [u8], Reason> 
     head.authorization.only().and_then(|value| credentials::bearer(value.as_ref()))
 }
 
-/// A header that is needed later.
-pub(crate) fn kept(value: Option<&Value<'_>>) -> Option<Box<[u8]>> {
-    value.map(|value| value.as_ref().into())
+/// A header that is needed later: the server's own object, which costs less than a copy.
+pub(crate) enum Kept {
+    Bytes(Py<PyBytes>),
+    Text(Py<PyString>),
+}
+
+impl Kept {
+    pub(crate) fn bytes<'a>(&'a self, py: Python<'a>) -> &'a [u8] {
+        match self {
+            Self::Bytes(value) => value.as_bytes(py),
+            // As `Value` has it.
+            Self::Text(value) => value.to_str(py).map_or(b"\xff", str::as_bytes),
+        }
+    }
+}
+
+pub(crate) fn kept(value: Option<&Value<'_>>) -> Option<Kept> {
+    value.map(|value| match value {
+        Value::Bytes(value) => Kept::Bytes(value.clone().unbind()),
+        Value::Text(value) => Kept::Text(value.clone().unbind()),
+    })
 }

@@ -7,6 +7,7 @@
 //!   nothing accepts;
 //! - the host of HTTP/2 is no header but the authority.
 
+use flx_core::admission::head::{Field, Head};
 use pyo3::exceptions::PyTypeError;
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -34,8 +35,10 @@ pub(crate) struct Rsgi<'py> {
 }
 
 impl<'py> Rsgi<'py> {
-    pub(crate) fn read(scope: &Bound<'py, PyAny>) -> PyResult<Self> {
+    /// The scope, and what admission decides by: both in one walk over the headers.
+    pub(crate) fn read(scope: &Bound<'py, PyAny>) -> PyResult<(Self, Head<Value<'py>>)> {
         let py = scope.py();
+        let mut head = Head::default();
         let text = |name| Ok::<_, PyErr>(scope.getattr(name)?.cast_into::<PyString>()?);
         // Each look at the headers copies them.
         let headers = scope.getattr(intern!(py, "headers"))?;
@@ -44,12 +47,16 @@ impl<'py> Rsgi<'py> {
         let mut has_host = false;
         let mut last: Option<Bound<'py, PyString>> = None;
         for item in items.iter() {
-            let (name, _) = pair(&item)?;
+            let (name, value) = pair(&item)?;
+            let text = name.to_str()?;
+            if let Some(field) = Field::of(text.as_bytes()) {
+                head.take(field, Value::Text(value.clone()));
+            }
             // Those of one name follow one another.
-            if last.as_ref().is_none_or(|last| !same(last, &name)) {
+            if !last.as_ref().is_some_and(|last| last.is(name) || last.to_str().is_ok_and(|last| last == text)) {
                 names += 1;
-                has_host |= name == "host";
-                last = Some(name);
+                has_host |= text == "host";
+                last = Some(name.clone());
             }
         }
         let unreadable = if headers.len()? == names { Vec::new() } else { missing(&headers, &items)? };
@@ -61,8 +68,16 @@ impl<'py> Rsgi<'py> {
             let given = scope.getattr(intern!(py, "authority"))?.cast_into::<PyString>();
             Some(given.unwrap_or_else(|_| PyString::new(py, "")))
         };
+        for name in &unreadable {
+            if let Some(field) = Field::of(name.to_str()?.as_bytes()) {
+                head.take(field, unreadable_value(py));
+            }
+        }
+        if let Some(authority) = &authority {
+            head.take(Field::Host, Value::Text(authority.clone()));
+        }
         let decoded = text(intern!(py, "path"))?;
-        Ok(Self {
+        let it = Self {
             method: text(intern!(py, "method"))?,
             client: text(intern!(py, "client"))?,
             scheme: text(intern!(py, "scheme"))?,
@@ -72,7 +87,8 @@ impl<'py> Rsgi<'py> {
             unreadable,
             authority,
             scope: scope.clone(),
-        })
+        };
+        Ok((it, head))
     }
 
     /// The path as it may have stood in the request.
@@ -84,16 +100,16 @@ impl<'py> Rsgi<'py> {
     }
 
     /// Every header: those that can be read, then the others, and the host of HTTP/2.
-    pub(crate) fn walk(&self, mut see: impl FnMut(&[u8], Value<'py>)) -> PyResult<()> {
+    fn walk(&self, mut see: impl FnMut(&[u8], Value<'py>)) -> PyResult<()> {
         if let Some(authority) = &self.authority {
             see(b"host", Value::Text(authority.clone()));
         }
         for item in self.items.iter() {
             let (name, value) = pair(&item)?;
-            see(name.to_str()?.as_bytes(), Value::Text(value));
+            see(name.to_str()?.as_bytes(), Value::Text(value.clone()));
         }
         for name in &self.unreadable {
-            see(name.to_str()?.as_bytes(), Value::Bytes(PyBytes::new(name.py(), UNREADABLE)));
+            see(name.to_str()?.as_bytes(), unreadable_value(name.py()));
         }
         Ok(())
     }
@@ -124,7 +140,7 @@ impl<'py> Rsgi<'py> {
 /// The scope of a request or a connection as ASGI has it.
 #[pyfunction]
 pub(crate) fn asgi_scope<'py>(scope: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyDict>> {
-    Rsgi::read(scope)?.asgi_scope(scope.py())
+    Rsgi::read(scope)?.0.asgi_scope(scope.py())
 }
 
 /// Names without a value that can be read.
@@ -134,7 +150,7 @@ fn missing<'py>(headers: &Bound<'py, PyAny>, items: &Bound<'py, PyList>) -> PyRe
         let name = name?.cast_into::<PyString>()?;
         let mut readable = false;
         for item in items.iter() {
-            readable |= same(&pair(&item)?.0, &name);
+            readable |= same(pair(&item)?.0, &name);
         }
         if !readable {
             found.push(name);
@@ -143,11 +159,15 @@ fn missing<'py>(headers: &Bound<'py, PyAny>, items: &Bound<'py, PyList>) -> PyRe
     Ok(found)
 }
 
-fn pair<'py>(item: &Bound<'py, PyAny>) -> PyResult<(Bound<'py, PyString>, Bound<'py, PyString>)> {
+fn unreadable_value(py: Python<'_>) -> Value<'_> {
+    Value::Bytes(PyBytes::new(py, UNREADABLE))
+}
+
+fn pair<'a, 'py>(item: &'a Bound<'py, PyAny>) -> PyResult<(&'a Bound<'py, PyString>, &'a Bound<'py, PyString>)> {
     let wrong = || PyTypeError::new_err("headers are tuples of two str objects");
     let item = item.cast::<PyTuple>().map_err(|_| wrong())?;
-    let text = |at| item.get_item(at)?.cast_into::<PyString>().map_err(|_| wrong());
-    Ok((text(0)?, text(1)?))
+    let [name, value] = item.as_slice() else { return Err(wrong()) };
+    Ok((name.cast().map_err(|_| wrong())?, value.cast().map_err(|_| wrong())?))
 }
 
 fn same(one: &Bound<'_, PyString>, other: &Bound<'_, PyString>) -> bool {

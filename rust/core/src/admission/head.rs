@@ -273,18 +273,17 @@ fn in_names(text: &[u8]) -> bool {
 
 /// A host without its port, when it is a name, an IPv4 address, or an IPv6 address in brackets.
 fn bare_host(text: &[u8]) -> Option<&[u8]> {
-    let end = match text {
-        [b'[', rest @ ..] => rest.iter().position(|&byte| byte == b']')? + 2,
-        _ => memchr::memchr(b':', text).unwrap_or(text.len()),
+    let (end, sound) = if let [b'[', rest @ ..] = text {
+        let end = rest.iter().position(|&byte| byte == b']')?;
+        let inner = &rest[..end];
+        let sound = inner.iter().all(|byte| byte.is_ascii_hexdigit() || matches!(byte, b':' | b'.'));
+        (end + 2, sound && (2..=45).contains(&inner.len()))
+    } else {
+        // Whatever ends the name is the colon of a port, or it must not be there: then it is no port either.
+        let end = text.iter().position(|&byte| !IN_NAMES[usize::from(byte)]).unwrap_or(text.len());
+        (end, (1..=253).contains(&end))
     };
     let (host, port) = text.split_at(end);
-    let sound = match host {
-        [b'[', inner @ .., b']'] => {
-            (2..=45).contains(&inner.len())
-                && inner.iter().all(|byte| byte.is_ascii_hexdigit() || matches!(byte, b':' | b'.'))
-        }
-        name => (1..=253).contains(&name.len()) && in_names(name),
-    };
     let port_is_sound = match port {
         [] => true,
         [b':', digits @ ..] => (1..=5).contains(&digits.len()) && digits.iter().all(u8::is_ascii_digit),
@@ -301,6 +300,8 @@ fn length(text: &[u8]) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn head(headers: &[(&str, &str)]) -> Head<Vec<u8>> {
@@ -350,6 +351,35 @@ mod tests {
         let known = [b"api.example".to_vec()];
         assert!(head(&[("host", "API.example:1")]).host_is_sound(&known));
         assert!(!head(&[("host", "api.example.evil")]).host_is_sound(&known));
+    }
+
+    /// Piece by piece, as the rule has it.
+    fn bare_host_twin(text: &[u8]) -> Option<&[u8]> {
+        let end = match text {
+            [b'[', rest @ ..] => rest.iter().position(|&byte| byte == b']')? + 2,
+            _ => text.iter().position(|&byte| byte == b':').unwrap_or(text.len()),
+        };
+        let (host, port) = text.split_at(end);
+        let sound = match host {
+            [b'[', inner @ .., b']'] => {
+                (2..=45).contains(&inner.len())
+                    && inner.iter().all(|byte| byte.is_ascii_hexdigit() || matches!(byte, b':' | b'.'))
+            }
+            name => (1..=253).contains(&name.len()) && in_names(name),
+        };
+        let port_is_sound = match port {
+            [] => true,
+            [b':', digits @ ..] => (1..=5).contains(&digits.len()) && digits.iter().all(u8::is_ascii_digit),
+            _ => false,
+        };
+        (sound && port_is_sound).then_some(host)
+    }
+
+    proptest! {
+        #[test]
+        fn hosts_are_read_as_by_the_rule(text in r"(\[?[a-f0-9:.\]]{0,4}|[a-z._ @é-]{0,4}|a{250,256})\]?(:[0-9]{0,6}|)[x:]?") {
+            prop_assert_eq!(bare_host_twin(text.as_bytes()), bare_host(text.as_bytes()));
+        }
     }
 
     #[test]

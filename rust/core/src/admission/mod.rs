@@ -334,7 +334,7 @@ impl<M: Memory, P> Admission<M, P> {
         self.tokens.who(token, now_s, revocations, |principal| {
             let (key, tenant_len) = key_of(&principal);
             let (subject, tenant) = (Identity::new(seed, &key), Identity::new(seed, &key[..tenant_len]));
-            Known { shell: shell(&principal), principal, subject, tenant, key, tenant_len }
+            Known { shell: shell(&principal), principal: Arc::new(principal), subject, tenant, key, tenant_len }
         })
     }
 

@@ -182,13 +182,27 @@ impl Routes {
         self.all.is_empty()
     }
 
+    /// Where a path leads that may have a query behind it.
+    #[must_use]
+    pub fn find_before_query<'a>(&self, target: &'a [u8]) -> Option<Found<'a>> {
+        // Hardly any has one, and no path that is known by heart.
+        let known = self.find_by_heart(target);
+        known.or_else(|| self.find(target.split(|&byte| byte == b'?').next().unwrap_or_default()))
+    }
+
     /// Where `path` (without its query) leads; none when it is refused or unknown.
     #[must_use]
     pub fn find<'a>(&self, path: &'a [u8]) -> Option<Found<'a>> {
-        // What is known by heart was checked when it was added.
-        if let Some(&route) = self.exact.get(path) {
-            return Some(Found { route, values: Vec::new() });
-        }
+        self.find_by_heart(path).or_else(|| self.find_by_segments(path))
+    }
+
+    /// What was checked when it was added.
+    fn find_by_heart<'a>(&self, path: &[u8]) -> Option<Found<'a>> {
+        let &route = self.exact.get(path)?;
+        Some(Found { route, values: Vec::new() })
+    }
+
+    fn find_by_segments<'a>(&self, path: &'a [u8]) -> Option<Found<'a>> {
         let path = sound(path)?;
         let mut at = 0;
         let mut values = Vec::new();
@@ -366,6 +380,16 @@ mod tests {
             let routes = routes();
             let found = routes.find(&path);
             prop_assert!(found.is_none() || path.is_ascii());
+        }
+
+        #[test]
+        fn a_query_leads_nowhere_else(
+            path in prop_oneof![Just("/"), Just("/v1/things"), Just("/v1/things/a"), Just("/v1/none"), Just("")],
+            query in "[?]?[a-z?/]{0,4}",
+        ) {
+            let (routes, target) = (routes(), [path, &query].concat());
+            let end = target.find('?').unwrap_or(target.len());
+            prop_assert_eq!(routes.find(&target.as_bytes()[..end]), routes.find_before_query(target.as_bytes()));
         }
     }
 }

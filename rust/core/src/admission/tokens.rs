@@ -45,8 +45,8 @@ impl InForce for Revocations {
 /// A principal whose token stood.
 #[derive(Debug)]
 pub struct Known<P> {
-    /// Who.
-    pub principal: Principal,
+    /// Who. Apart: of a token that is remembered nearly nobody asks, and what everybody asks then fits two cache lines.
+    pub principal: Arc<Principal>,
     /// What the shell made of it.
     pub shell: P,
     pub(super) subject: Identity,

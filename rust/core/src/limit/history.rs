@@ -157,7 +157,7 @@ impl Shape {
         }
     }
 
-    pub(super) const fn words(self) -> usize {
+    pub(super) const fn words(&self) -> usize {
         match self.form {
             Form::Log { places, .. } => REST + places as usize,
             // Whole cache lines, so that what every look reads lies in one of them.
@@ -167,7 +167,7 @@ impl Shape {
 
     /// The entry at `head`, at `now_ns` or later.
     #[inline]
-    pub(super) fn read<W: Word>(self, entry: &[W], head: u64, now_ns: u64) -> Reading {
+    pub(super) fn read<W: Word>(&self, entry: &[W], head: u64, now_ns: u64) -> Reading {
         match self.form {
             Form::Log { reach, places } => self.read_log(entry, head, now_ns, reach, places),
             Form::Ring => self.read_ring(entry, head, now_ns),
@@ -175,7 +175,7 @@ impl Shape {
     }
 
     #[inline(never)]
-    fn read_log<W: Word>(self, entry: &[W], head: u64, now_ns: u64, reach: u64, places: u64) -> Reading {
+    fn read_log<W: Word>(&self, entry: &[W], head: u64, now_ns: u64, reach: u64, places: u64) -> Reading {
         let log = &entry[REST..];
         let last = before(head & COUNT, places);
         // The `nth` newest unit, from 1.
@@ -205,7 +205,7 @@ impl Shape {
 
     #[expect(clippy::inline_always, reason = "what it returns is large, and the hot path has one caller of it")]
     #[inline(always)]
-    fn read_ring<W: Word>(self, entry: &[W], head: u64, now_ns: u64) -> Reading {
+    fn read_ring<W: Word>(&self, entry: &[W], head: u64, now_ns: u64) -> Reading {
         // One check of the length in place of one for each word.
         let entry = &entry[..SNAPSHOTS + RING as usize];
         let tick = self.tick(now_ns);
@@ -220,7 +220,7 @@ impl Shape {
             }
             let note = entry[OLDEST].load();
             let start = noted(note, stamp).map_or(first, |oldest| oldest.max(first));
-            let Some((oldest, base)) = snapshots(&entry[SNAPSHOTS..], start, newest).next() else {
+            let Some((oldest, base)) = oldest(&entry[SNAPSHOTS..], start, newest) else {
                 if entry[FLOOR].load() <= stamp {
                     return nothing;
                 }
@@ -239,7 +239,7 @@ impl Shape {
 
     /// Nanoseconds until `units` (at least one, at most the raw ones) of what was read have left.
     #[inline]
-    pub(super) fn wait<W: Word>(self, entry: &[W], head: u64, reading: &Reading, units: u64) -> u64 {
+    pub(super) fn wait<W: Word>(&self, entry: &[W], head: u64, reading: &Reading, units: u64) -> u64 {
         match self.form {
             Form::Log { places, .. } => {
                 let place = (before(head & COUNT, places) + places - (reading.raw - units)) % places;
@@ -247,21 +247,24 @@ impl Shape {
                 (stored + self.window_ns).saturating_sub(1 + reading.now_ns)
             }
             Form::Ring => {
-                let mut holder = reading.oldest;
-                for (tick, count) in snapshots(&entry[SNAPSHOTS..], reading.oldest + 1, reading.newest) {
+                let ring = &entry[SNAPSHOTS..];
+                let leaves = |count: u64| {
                     let left = count.wrapping_sub(reading.base) & COUNT;
-                    if left >= units && left <= reading.raw {
-                        break;
-                    }
-                    holder = tick;
-                }
+                    left >= units && left <= reading.raw
+                };
+                // Of a key that is asked for all the time it is the one after the oldest.
+                let next = reading.oldest + 1;
+                let holder = match snapshot(ring, next) {
+                    Some(count) if next <= reading.newest && leaves(count) => reading.oldest,
+                    _ => holder(ring, reading, leaves),
+                };
                 (holder + RING) * self.tick_ns - reading.now_ns
             }
         }
     }
 
     /// How long a unit used at what was read as now will count.
-    pub(super) const fn lifetime(self, reading: &Reading) -> u64 {
+    pub(super) const fn lifetime(&self, reading: &Reading) -> u64 {
         match self.form {
             Form::Log { .. } => self.window_ns,
             Form::Ring => (reading.stamp + RING) * self.tick_ns - reading.now_ns,
@@ -270,7 +273,7 @@ impl Shape {
 
     /// Adds `cost` units at `stamp` to an entry whose head is still `head`; false when it is not, or time went on.
     #[inline]
-    pub(super) fn charge<W: Word>(self, entry: &[W], head: u64, stamp: u64, cost: u64) -> bool {
+    pub(super) fn charge<W: Word>(&self, entry: &[W], head: u64, stamp: u64, cost: u64) -> bool {
         let count = head & COUNT;
         match self.form {
             Form::Log { places, .. } => {
@@ -292,7 +295,7 @@ impl Shape {
     }
 
     /// Gives back units charged at `stamp`.
-    pub(super) fn refund<W: Word>(self, entry: &[W], stamp: u64, cost: u64) {
+    pub(super) fn refund<W: Word>(&self, entry: &[W], stamp: u64, cost: u64) {
         let tick = self.tick_of(stamp) & CREDIT_TICK;
         loop {
             let seen = entry[RETURNED].load();
@@ -312,7 +315,7 @@ impl Shape {
     }
 
     /// For how many ticks units given back count. A log's charge may lie anywhere in its tick.
-    const fn credit_life(self) -> u64 {
+    const fn credit_life(&self) -> u64 {
         match self.form {
             Form::Log { .. } => TICKS - 1,
             Form::Ring => TICKS,
@@ -321,14 +324,14 @@ impl Shape {
 
     /// Units given back that count at this tick.
     #[inline]
-    fn credit<W: Word>(self, entry: &[W], tick: u64) -> u64 {
+    fn credit<W: Word>(&self, entry: &[W], tick: u64) -> u64 {
         let returned = entry[RETURNED].load();
         let age = tick.wrapping_sub(returned >> CREDIT_BITS) & CREDIT_TICK;
         if age <= self.credit_life() { returned & CREDIT } else { 0 }
     }
 
     /// Makes time on this entry at least `now_ns`.
-    pub(super) fn raise_floor<W: Word>(self, entry: &[W], now_ns: u64) {
+    pub(super) fn raise_floor<W: Word>(&self, entry: &[W], now_ns: u64) {
         entry[FLOOR].raise(match self.form {
             Form::Log { .. } => now_ns,
             Form::Ring => self.tick(now_ns),
@@ -337,14 +340,14 @@ impl Shape {
 
     /// The tick of a time: a division, by the way that costs least.
     #[inline]
-    const fn tick(self, now_ns: u64) -> u64 {
+    const fn tick(&self, now_ns: u64) -> u64 {
         let tick = ((now_ns as u128 * self.reciprocal as u128) >> 64) as u64;
         // Too small by one at most: the factor is less than 1 below 2^64 over the tick's length or exactly that, and of so
         // little a time, which is less than 2^64, makes less than one tick.
         tick + (now_ns - tick * self.tick_ns >= self.tick_ns) as u64
     }
 
-    const fn tick_of(self, stamp: u64) -> u64 {
+    const fn tick_of(&self, stamp: u64) -> u64 {
         match self.form {
             Form::Log { .. } => self.tick(stamp),
             Form::Ring => stamp,
@@ -365,8 +368,43 @@ fn noted(note: u64, tick: u64) -> Option<u64> {
     (looked <= tick).then(|| looked.saturating_sub(note & BEHIND))
 }
 
+/// Without a division for as long as there is no need of one.
 const fn tag(tick: u64) -> u64 {
-    tick % TAGS + 1
+    if tick < TAGS { tick + 1 } else { tick % TAGS + 1 }
+}
+
+/// The count of a tick's snapshot, where it has one.
+#[inline]
+fn snapshot<W: Word>(ring: &[W], tick: u64) -> Option<u64> {
+    let snapshot = ring[(tick % RING) as usize].load();
+    (snapshot >> COUNT_BITS == tag(tick)).then_some(snapshot & COUNT)
+}
+
+/// The oldest snapshot of these ticks: (tick, count). It is mostly that of the first one.
+#[inline]
+fn oldest<W: Word>(ring: &[W], first: u64, last: u64) -> Option<(u64, u64)> {
+    match snapshot(ring, first) {
+        Some(count) if first <= last => Some((first, count)),
+        _ => after(ring, first, last),
+    }
+}
+
+#[inline(never)]
+fn after<W: Word>(ring: &[W], first: u64, last: u64) -> Option<(u64, u64)> {
+    snapshots(ring, first + 1, last).next()
+}
+
+/// The last tick after the oldest one before whose snapshot enough `leaves`.
+#[inline(never)]
+fn holder<W: Word>(ring: &[W], reading: &Reading, leaves: impl Fn(u64) -> bool) -> u64 {
+    let mut holder = reading.oldest;
+    for (tick, count) in snapshots(ring, reading.oldest + 1, reading.newest) {
+        if leaves(count) {
+            break;
+        }
+        holder = tick;
+    }
+    holder
 }
 
 /// The snapshots of these ticks, in order: (tick, count).

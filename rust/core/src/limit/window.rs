@@ -105,7 +105,27 @@ pub struct Charge {
     cost: u32,
 }
 
-/// What one entry says.
+/// What one entry says at one head.
+struct Found {
+    admitted: bool,
+    left: u32,
+    reset_ns: u64,
+    now_ns: u64,
+    stamp: u64,
+    /// Whether the entry counts any unit, given back or not.
+    is_used: bool,
+}
+
+impl Found {
+    #[inline]
+    fn check<W>(&self, identity: Identity, cost: u32, open: &Open<'_, W>) -> Check {
+        let &Self { admitted, left, reset_ns, now_ns, stamp, .. } = self;
+        let place = Place::Entry { index: open.index, head: open.head, stamp };
+        Check { admitted, remaining: left, reset_ns, identity, now_ns, cost, place }
+    }
+}
+
+/// The same, and whether it stands.
 struct Judgement {
     check: Check,
     /// Whether the entry counts any unit, given back or not.
@@ -157,7 +177,21 @@ impl<M: Memory> SlidingWindow<M> {
     /// Checks and, when admitted, counts.
     #[inline]
     pub fn hit(&self, key: &[u8], now_ns: u64, cost: u32) -> Result<Charge, Check> {
-        self.charge(&self.check(self.identify(key), now_ns, cost))
+        let identity = self.identify(key);
+        // The usual case in one go: an entry of its own, room in it, and nobody faster. Any other is decided from the start.
+        if let Some(open) = self.table.find(identity) {
+            let found = self.weigh(now_ns.min(MAX_NOW), cost, &open, TELL);
+            let Found { admitted, left, reset_ns, now_ns, stamp, .. } = found;
+            if admitted && self.shape.charge(open.entry, open.head, stamp, u64::from(cost)) {
+                return Ok(Charge { remaining: left, reset_ns, now_ns, index: open.index, stamp, cost });
+            }
+        }
+        self.hit_anew(identity, now_ns, cost)
+    }
+
+    #[inline(never)]
+    fn hit_anew(&self, identity: Identity, now_ns: u64, cost: u32) -> Result<Charge, Check> {
+        self.charge(&self.check(identity, now_ns, cost))
     }
 
     /// Says whether `cost` units fit, counting nothing.
@@ -180,17 +214,25 @@ impl<M: Memory> SlidingWindow<M> {
         used: impl FnOnce(Check) -> T,
     ) -> T {
         let now_ns = now_ns.min(MAX_NOW);
+        if let Some(open) = self.table.find(identity) {
+            let found = self.weigh(now_ns, cost, &open, tell_below);
+            if found.admitted {
+                return used(found.check(identity, cost, &open));
+            }
+        }
+        used(self.look_anew(identity, now_ns, cost, tell_below))
+    }
+
+    /// The key has no entry, or it refuses.
+    #[inline(never)]
+    fn look_anew(&self, identity: Identity, now_ns: u64, cost: u32, tell_below: u64) -> Check {
         loop {
-            if let Some(open) = self.table.find(identity) {
-                let Judgement { check, is_current, .. } = self.judge(identity, now_ns, cost, &open, tell_below);
-                if is_current {
-                    return used(check);
-                }
-            } else {
-                let Judgement { check, is_current, .. } = self.judge_without_entry(identity, now_ns, cost);
-                if is_current {
-                    return used(check);
-                }
+            let Judgement { check, is_current, .. } = match self.table.find(identity) {
+                Some(open) => self.judge(identity, now_ns, cost, &open, tell_below),
+                None => self.judge_without_entry(identity, now_ns, cost),
+            };
+            if is_current {
+                return check;
             }
         }
     }
@@ -285,8 +327,6 @@ impl<M: Memory> SlidingWindow<M> {
     }
 
     /// What an entry says at this head, and whether it still has it.
-    #[expect(clippy::inline_always, reason = "what it returns is large, and the hot path has one caller of it")]
-    #[inline(always)]
     fn judge(
         &self,
         identity: Identity,
@@ -295,20 +335,28 @@ impl<M: Memory> SlidingWindow<M> {
         open: &Open<'_, M::Word>,
         tell_below: u64,
     ) -> Judgement {
-        let &Open { index, head, entry } = open;
+        let found = self.weigh(now_ns, cost, open, tell_below);
+        // A refusal must be true; of an admission the charge finds out.
+        let is_current = found.admitted || open.entry[HEAD].load() == open.head;
+        Judgement { check: found.check(identity, cost, open), is_used: found.is_used, is_current }
+    }
+
+    /// What an entry says at this head.
+    #[expect(clippy::inline_always, reason = "what it returns is large, and the hot path has two callers of it")]
+    #[inline(always)]
+    fn weigh(&self, now_ns: u64, cost: u32, open: &Open<'_, M::Word>, tell_below: u64) -> Found {
+        let &Open { head, entry, .. } = open;
         let reading = self.shape.read(entry, head, now_ns);
         let limit = u64::from(self.rate.limit);
         let missing = (reading.used + u64::from(cost)).saturating_sub(limit);
         let admitted = missing == 0 && cost <= self.rate.max_cost;
         let left = limit.saturating_sub(reading.used) - if admitted { u64::from(cost) } else { 0 };
         let reset_ns = if !admitted || left < tell_below { self.reset(entry, head, &reading, missing) } else { 0 };
-        let place = Place::Entry { index, head, stamp: reading.stamp };
-        let check = Check { admitted, remaining: left as u32, reset_ns, identity, now_ns: reading.now_ns, cost, place };
-        // A refusal must be true; of an admission the charge finds out.
-        let is_current = admitted || entry[HEAD].load() == head;
-        Judgement { check, is_used: reading.raw > 0, is_current }
+        let Reading { now_ns, stamp, raw, .. } = reading;
+        Found { admitted, left: left as u32, reset_ns, now_ns, stamp, is_used: raw > 0 }
     }
 
+    #[inline]
     fn reset(&self, entry: &[M::Word], head: u64, reading: &Reading, missing: u64) -> u64 {
         if reading.raw == 0 {
             return self.shape.lifetime(reading);
