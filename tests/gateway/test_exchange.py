@@ -26,3 +26,15 @@ def test_phases_add_up() -> None:
     assert ["receive", "admit", "dispatch", "upstream"] == list(phases)
     told = sum(total for _, total in phases.values())
     assert 0 < told <= seen.duration_us / 1e6 + 1e-6
+
+
+def test_the_last_phase_ends_with_the_request() -> None:
+    parts = built()
+    seen = exchange(Wire(), scope(), parts)
+    seen.passed("upstream")
+    for responded_since_ns, told in ((None, 0), (seen.mark_ns, 1), (seen.mark_ns, 2)):
+        seen.admitted.over(200, responded_since_ns)
+        counts, total = parts.metrics.counters.phases()[PHASES.index("respond")]
+        assert counts[-1] == told
+        assert (total > 0) == (told > 0)
+    assert sum(parts.metrics.requests.values()) == 3

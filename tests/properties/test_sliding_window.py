@@ -128,6 +128,10 @@ def test_absurd_hits_are_refused() -> None:
     window = SlidingWindow(1, 1000)
     with pytest.raises(ValueError, match="cost"):
         window.hit(b"key", 0, 0)
-    with pytest.raises(OverflowError):
-        window.hit(b"key", -1)
+    for never in (-1, -(2**64), 2**64):
+        with pytest.raises(OverflowError):
+            window.hit(b"key", never)
+    with pytest.raises(TypeError):
+        window.hit(b"key", "0")  # type: ignore[arg-type]
+    assert window.hit(b"late", 2**64 - 1)[0]
     assert window.hit(b"key", 0) == (True, 0, 1000 * MS)

@@ -120,7 +120,8 @@ class Edge:
     def decide(
         self,
         rsgi: Any,  # noqa: ANN401 - RSGI
-        last: bool | None = None,  # noqa: FBT001 - by place, since the lane asks for every request
+        *,
+        last: bool | None = None,
         bare: int | None = None,
     ) -> tuple[Any, ...] | None:
         """Decide about a request of RSGI: the three parts of a whole answer, or what was admitted and its scope.

@@ -79,7 +79,7 @@ class Lane:
             self._ordinary(watcher)
             return
         try:
-            seen = self._decide(scope, None, self._bare)
+            seen = self._decide(scope, bare=self._bare)
             if seen is None:  # it has to wait for a lease, and waiting is an affair of the loop
                 self._ordinary(watcher)
                 return

@@ -12,8 +12,8 @@ use flx_core::admission::head::{Body, Head};
 use flx_core::admission::path::{Access, METHODS, Method, Routes};
 use flx_core::admission::{self as core, Ask, Decision, Token, TokenRoom, Tokens};
 use flx_core::error::{Reason, Unusable};
-use flx_core::limit::{Heap, Lone, Rate};
 use flx_core::limit::lease::LeaseBook;
+use flx_core::limit::{Heap, Lone, Rate};
 use flx_core::metrics;
 use pyo3::exceptions::PyValueError;
 use pyo3::intern;
@@ -462,8 +462,7 @@ impl Admission {
         let api_key = head.api_key.as_ref().map(AsRef::as_ref);
         let ask = Ask { class, token, client, api_key, revocations, now_s: now.s, now_ns: now.ns };
         let mut leases = self.leases.as_ref().map(|book| book.lock().unwrap_or_else(PoisonError::into_inner));
-        let decision =
-            of_either!(&mut *self.core(), it => it.admit(&ask, leases.as_deref_mut(), |_| Shell::default()));
+        let decision = of_either!(&mut *self.core(), it => it.admit(&ask, leases.as_deref_mut(), |_| Shell::default()));
         self.count_shadows(&decision);
         decision
     }

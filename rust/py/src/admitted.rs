@@ -12,7 +12,7 @@ use crate::admission::Admission;
 use crate::answer::{Face, LINES, Lines, Parts, Told, last};
 use crate::counters::method_of;
 use crate::principal::{Page, Principal, Shell};
-use crate::request::Kept;
+use crate::request::{Kept, Nanoseconds};
 
 /// The id of a request, written out when somebody asks for it.
 pub(crate) enum RequestId {
@@ -164,9 +164,9 @@ impl Admitted {
 
     /// Counts the request as over; and the phase `respond`, where it is told when that began.
     #[pyo3(signature = (status, responded_since_ns=None))]
-    fn over(&self, status: u16, responded_since_ns: Option<u64>) {
+    fn over(&self, status: u16, responded_since_ns: Option<Nanoseconds>) {
         let now_ns = crate::request::monotonic_ns();
-        if let Some(since_ns) = responded_since_ns {
+        if let Some(Nanoseconds(since_ns)) = responded_since_ns {
             self.by.get().counters().phase(RESPOND, now_ns.saturating_sub(since_ns));
         }
         self.over_at(status, now_ns);

@@ -93,7 +93,7 @@ const SHORT: usize = 1_024;
 fn same(one: &Bound<'_, PyTuple>, other: &Bound<'_, PyTuple>) -> PyResult<bool> {
     for at in 0..2 {
         let (one, other) = (one.get_borrowed_item(at)?, other.get_borrowed_item(at)?);
-        if !one.is(&other) && one.cast::<PyBytes>()?.as_bytes() != other.cast::<PyBytes>()?.as_bytes() {
+        if !one.is(other) && one.cast::<PyBytes>()?.as_bytes() != other.cast::<PyBytes>()?.as_bytes() {
             return Ok(false);
         }
     }

@@ -5,6 +5,7 @@ use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 
 use crate::errors::unusable;
+use crate::request::Nanoseconds;
 use crate::shared::{Region, SharedMemory};
 
 /// At most `limit` units in any window of `window_ms`.
@@ -36,13 +37,13 @@ impl SlidingWindow {
     /// Checks and, when admitted, counts: (admitted, remaining, `reset_ns`). Exclusive, since an own window is for one caller at
     /// a time.
     #[pyo3(signature = (key, now_ns, cost=1))]
-    fn hit(&mut self, key: &[u8], now_ns: u64, cost: u32) -> PyResult<(bool, u32, u64)> {
+    fn hit(&mut self, key: &[u8], now_ns: Nanoseconds, cost: u32) -> PyResult<(bool, u32, u64)> {
         if cost == 0 {
             return Err(PyValueError::new_err("cost is at least 1"));
         }
         let answer = match &self.0 {
-            Window::Own(window) => window.hit(key, now_ns, cost),
-            Window::Shared(window) => window.hit(key, now_ns, cost),
+            Window::Own(window) => window.hit(key, now_ns.0, cost),
+            Window::Shared(window) => window.hit(key, now_ns.0, cost),
         };
         Ok(match answer {
             Ok(charge) => (true, charge.remaining, charge.reset_ns),

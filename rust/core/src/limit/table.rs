@@ -167,14 +167,17 @@ impl<M: Memory> Table<M> {
     /// The entries that may be the key's, beginning where it prefers to be.
     #[inline]
     fn candidates(&self, identity: Identity) -> impl Iterator<Item = usize> {
-        let (first, hash) = (identity.tag as usize % WAYS, identity.buckets);
-        let near = self.near;
+        let first = identity.tag as usize % WAYS;
+        self.starts(identity).into_iter().flat_map(move |start| (0..WAYS).map(move |way| start + (first + way) % WAYS))
+    }
+
+    /// Where the key's three buckets begin.
+    #[inline]
+    fn starts(&self, identity: Identity) -> [usize; 3] {
+        let (near, hash) = (self.near, identity.buckets);
         // The other two are beyond that part, or they would be full whenever it is.
         let far = |hash| if near < self.buckets { near + scale(hash, self.buckets - near) } else { 0 };
-        [scale(hash.rotate_left(16), near), far(hash), far(hash >> 32)].into_iter().flat_map(move |bucket| {
-            let bucket = bucket * WAYS;
-            (0..WAYS).map(move |way| bucket + (first + way) % WAYS)
-        })
+        [scale(hash.rotate_left(16), near), far(hash), far(hash >> 32)].map(|bucket| bucket * WAYS)
     }
 
     /// The key's own entry, when it has an open one.
@@ -188,7 +191,18 @@ impl<M: Memory> Table<M> {
 
     #[inline(never)]
     fn find_elsewhere<'a>(&self, words: &'a [M::Word], identity: Identity) -> Option<Open<'a, M::Word>> {
-        self.candidates(identity).find_map(|index| self.open(words, identity, index))
+        // In any order: at most one of them is the key's and open.
+        for start in self.starts(identity) {
+            let bucket = &words[HEADER + start..HEADER + start + WAYS];
+            for (way, word) in bucket.iter().enumerate() {
+                if word.load() >> TAG_SHIFT == identity.tag
+                    && let Some(open) = self.open(words, identity, start + way)
+                {
+                    return Some(open);
+                }
+            }
+        }
+        None
     }
 
     /// An entry when it is the key's and open.
