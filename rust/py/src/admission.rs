@@ -10,10 +10,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use flx_core::admission::client::{Proxies, ProxyHeader};
 use flx_core::admission::head::{Body, Head};
 use flx_core::admission::path::{Access, METHODS, Method, Routes};
-use flx_core::admission::{self as core, Ask, Decision, Token, TokenRoom, Tokens};
-use flx_core::error::{Reason, Unusable};
+use flx_core::admission::{self as core, Ask, Decision, Token, TokenRoom};
+use flx_core::error::Reason;
+use flx_core::limit::Rate;
 use flx_core::limit::lease::LeaseBook;
-use flx_core::limit::{Heap, Lone, Rate};
 use flx_core::metrics;
 use pyo3::exceptions::PyValueError;
 use pyo3::intern;
@@ -23,6 +23,7 @@ use pyo3::types::{PyDict, PyTuple};
 use crate::admitted::{Admitted, Client, RequestId, values_of};
 use crate::answer::{Answers, Face, Given, Lane, Template};
 use crate::counters::{Counters, method_of};
+use crate::either::{Core, of_either};
 use crate::errors::unusable;
 use crate::given::{GivenPolicy, GivenRoute, access_of, policy, toll};
 use crate::memory::Words;
@@ -31,35 +32,12 @@ use crate::request::{Now, Value, Version, bearer, is_secure, kept, peer, raw_pat
 use crate::revocation::Revocations;
 use crate::rsgi::Rsgi;
 use crate::seen::{Request, Seen, seconds, told};
-use crate::shared::{Region, SharedMemory};
+use crate::shared::SharedMemory;
 use crate::token::TokenVerifier;
 use crate::window::seed;
 
 /// Of so many requests one tells how long its head and its decision took.
 const TIMED: u64 = 16;
-
-/// The core, by where its windows lie: in memory of this process alone, which the lock around it orders and which costs less
-/// then, or in memory that workers share.
-enum Core {
-    Own(core::Admission<Heap<Lone>, Shell>),
-    Shared(core::Admission<Region, Shell>),
-}
-
-/// The same for either.
-macro_rules! of_either {
-    ($core:expr, $it:ident => $said:expr) => {
-        match $core {
-            Core::Own($it) => $said,
-            Core::Shared($it) => $said,
-        }
-    };
-}
-
-impl Core {
-    fn tokens(&mut self) -> &mut Tokens<Shell> {
-        of_either!(self, it => &mut it.tokens)
-    }
-}
 
 /// Why a handshake is refused, the policy and the seconds to wait, and what is known of it.
 type Handshake = (Option<&'static str>, Option<(usize, u64)>, Admitted);
@@ -154,21 +132,11 @@ impl Admission {
         let room = TokenRoom { verified: token_bytes, refused: token_bytes / 8 };
         let classes = classes.into_iter().map(|tolls| tolls.into_iter().map(toll).collect()).collect();
         let seed = shared.map_or_else(seed, |shared| Ok(shared.seed()))?;
-        let verifier = Arc::clone(&verifier.core);
-        let core = if let Some(shared) = shared {
-            // Behind the counters, which are as long for all who share the memory.
-            let mut start = counters.words().next_multiple_of(8);
-            let memory = |rate: Rate| {
-                let region = crate::memory::next(shared, &mut start, rate.words(share)?);
-                region.ok_or(Unusable("the memory of the windows is too small"))
-            };
-            core::Admission::new(verifier, policies, classes, room, memory, seed).map(Core::Shared)
-        } else {
-            let memory =
-                |rate: Rate| Heap::zeroed(rate.words(share)?).ok_or(Unusable("there is no memory for the windows"));
-            core::Admission::new(verifier, policies, classes, room, memory, seed).map(Core::Own)
-        };
-        let core = core.map_err(unusable)?;
+        // Behind the counters, which are as long for all who share the memory.
+        let place = shared.map(|shared| (shared, counters.words().next_multiple_of(8)));
+        let words = |rate: Rate| rate.words(share);
+        let core =
+            Core::new(Arc::clone(&verifier.core), policies, classes, room, words, place, seed).map_err(unusable)?;
         let mut templates: Vec<Option<Template>> = Vec::new();
         for reason in Reason::ALL {
             let given: Option<Given<'_>> =

@@ -17,6 +17,7 @@ mod admitted;
 mod answer;
 mod command;
 mod counters;
+mod either;
 mod errors;
 mod given;
 mod hub;
