@@ -125,13 +125,16 @@ class Ride:
     def too_late(self) -> None:
         """The body did not come in time."""
         del self._rides.boarding[self]
-        self._body.cancel()
+        body, self._body = self._body, None
+        body.cancel()
         self._go_on(_refused(InvalidRequest(code="request_timeout")))
 
     def _depart(self, body: Any) -> None:  # noqa: ANN401 - Granian's own
         """The body has come, or never will."""
         if self._rides.boarding.pop(self, None) is None:
             return
+        # Granian's future keeps its callback, and with it this ride, for as long as it lives; no collector sees that.
+        self._body = None
         try:
             try:
                 content = body.result()
