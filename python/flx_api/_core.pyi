@@ -27,6 +27,8 @@ __all__ = [
     "Admission",
     "Admitted",
     "Counters",
+    "Express",
+    "Hall",
     "Hub",
     "LeaseBook",
     "Meter",
@@ -35,8 +37,11 @@ __all__ = [
     "Principal",
     "RealtimeListener",
     "Revocations",
+    "Ride",
     "Roster",
+    "Settled",
     "SharedMemory",
+    "Shortcut",
     "SlidingWindow",
     "TokenVerifier",
     "asgi_scope",
@@ -591,6 +596,10 @@ class PlainCommand:
         """Whether its answer may be that of another one who asked the same."""
 
     @property
+    def vital(self) -> bool:
+        """Whether it passes where others are refused."""
+
+    @property
     def mark_ns(self) -> int:
         """When its last phase ended, in monotonic nanoseconds."""
 
@@ -615,7 +624,8 @@ class PlainCommands:
 
     Args:
         admission: Decides about their limits.
-        commands: Name, `idempotency`, whether answers may be shared, and the roles that may call it.
+        commands: Name, `idempotency`, whether answers may be shared, whether it is vital, and the roles that may call
+            it.
         deadline_ms: Of a command that names none.
         made_key: How a key begins that is made for a request without one.
 
@@ -626,7 +636,7 @@ class PlainCommands:
     def __new__(
         cls,
         admission: Admission,
-        commands: Sequence[tuple[str, str, bool, Sequence[str]]],
+        commands: Sequence[tuple[str, str, bool, bool, Sequence[str]]],
         *,
         deadline_ms: int,
         made_key: str,
@@ -651,6 +661,234 @@ class PlainCommands:
         deadline_ms: int | None = None,
     ) -> PlainCommand | None:
         """The same for one of many operations of a request, which are read already. No phase is counted."""
+
+@final
+class Hall:
+    """Where rides begin: plain commands on their way from the server's thread to the loop, without a task.
+
+    Args:
+        plain: Reads bodies and decides about their commands, in the thread that brings them.
+        wake: Called when something has boarded and nothing had before.
+        context: What the callbacks of bodies run in.
+        timeout_s: How long a body may take.
+    """
+
+    def __new__(
+        cls,
+        plain: PlainCommands,
+        wake: Callable[[], Any],
+        context: Any,  # noqa: ANN401 - contextvars.Context
+        timeout_s: float,
+    ) -> Hall: ...
+    def board(self, watcher: Any, protocol: Any, admitted: Admitted, done: Any = None) -> None:  # noqa: ANN401 - RSGI
+        """Ask for the body of an admitted request of RSGI; what follows are callbacks.
+
+        Args:
+            watcher: Has its `scope`, and logs what is raised (`err`).
+            protocol: Its protocol, which gets the answer.
+            admitted: What admission has found out.
+            done: A future that gets None when it is answered, where somebody waits for that.
+        """
+
+    def join(
+        self,
+        command: PlainCommand,
+        admitted: Admitted,
+        done: Any,  # noqa: ANN401 - a future
+        watcher: Any = None,  # noqa: ANN401 - as above
+    ) -> tuple[Ride, bool]:
+        """Let a command board whose body was read elsewhere: its ride, and whether it is the first.
+
+        `done` gets the result and whether that is an earlier one's.
+        """
+
+    def boarded(self) -> tuple[list[Ride], list[Ride], list[tuple[Ride, bytes | None]]]:
+        """All that have boarded since the last time and are still there.
+
+        The plain ones; those to be looked at (shared or vital); and those that are not plain, with their bodies (None:
+        it was broken).
+        """
+
+    def late(self, now_ns: int | None = None) -> list[Ride]:
+        """Those whose body did not come in time; they board no more."""
+
+    @property
+    def boarding(self) -> int:
+        """How many wait for their body."""
+
+@final
+class Ride:
+    """One command without a task, and the callback of its body. Made by `Hall` and `Express` only."""
+
+    def __call__(self, body: Any, /) -> None:  # noqa: ANN401 - Granian's future
+        """The body has come, or never will. Raises nothing."""
+
+    def leave(self) -> None:
+        """Nobody waits for it any more: if it has not left yet, it does not."""
+
+    @property
+    def watcher(self) -> Any:  # noqa: ANN401 - Granian's own
+        """What it was boarded with."""
+
+    @property
+    def protocol(self) -> Any:  # noqa: ANN401 - RSGI
+        """What it was boarded with; None for one that joined."""
+
+    @property
+    def done(self) -> Any:  # noqa: ANN401 - a future
+        """Who waits for its end; None: nobody."""
+
+    @property
+    def group(self) -> Any:  # noqa: ANN401 - whatever `depart_many` was given
+        """Who waits for it and for others of one request; None: it is alone."""
+
+    @property
+    def place(self) -> int:
+        """Its place among those."""
+
+    @property
+    def admitted(self) -> Any:  # noqa: ANN401 - Admitted, but for one of a group
+        """What admission has found out."""
+
+    @property
+    def command(self) -> PlainCommand | None:
+        """Its command; None as long as none was read."""
+
+    @property
+    def until_s(self) -> float:
+        """When nobody waits any more, by the loop's clock; 0 before it has left."""
+
+@final
+class Shortcut:
+    """A loop's `call_soon_threadsafe` that lets a ride board in the thread where its body came.
+
+    Args:
+        ordinary: What everything else is for.
+    """
+
+    def __new__(cls, ordinary: Callable[..., Any]) -> Shortcut: ...
+    def __call__(self, *args: Any, context: Any = None) -> Any:  # noqa: ANN401 - asyncio's
+        """Call soon."""
+
+@final
+class Express:
+    """What is outstanding of plain commands that have no task, and who gets which reply."""
+
+    def __new__(cls) -> Express: ...
+    def __len__(self) -> int: ...
+    @property
+    def waited_for(self) -> int:
+        """How many are waited for; others are not over yet."""
+
+    def depart(
+        self, rides: list[Ride], first: int, *, stream: int, life: int, now_s: float, grace_s: float
+    ) -> list[PlainCommand]:
+        """Let rides leave; their commands, which have their numbers now.
+
+        Args:
+            rides: Each has a command.
+            first: The number of the first one.
+            stream: Names where they leave.
+            life: Of the breaker.
+            now_s: The moment, by the loop's clock.
+            grace_s: How much later than its deadline a command is over.
+
+        Raises:
+            ValueError: A ride has no command.
+        """
+
+    def depart_many(
+        self,
+        group: Any,  # noqa: ANN401 - given back
+        members: list[tuple[int, PlainCommand]],
+        first: int,
+        *,
+        stream: int,
+        life: int,
+        now_s: float,
+        grace_s: float,
+    ) -> list[PlainCommand]:
+        """The same for commands of one request, each with its place in it."""
+
+    def settle(
+        self,
+        message: bytes,
+        *,
+        stream: int,
+        life: int,
+        now_s: float,
+        since_s: float,
+        own: Callable[[Any], list[tuple[bytes, bytes]]] | None = None,
+    ) -> Settled:
+        """Take what came on a stream: answer those who wait for it, and tell the rest.
+
+        Args:
+            message: A `ReplyBatch`.
+            stream: Where it came.
+            life: Of the breaker.
+            now_s: The moment.
+            since_s: What left before is not in `took`.
+            own: The headers of an answer to this scope beside those of every response.
+
+        Raises:
+            ValueError: It is no message.
+        """
+
+    def abandon(self, seq: int) -> int | None:
+        """Nobody waits for a reply any more: the stream where it would come; None when nobody did before."""
+
+    def sweep(self, now_s: float, long_s: float) -> tuple[list[tuple[Ride, int, float, int, bool, bool]], list[Ride]]:
+        """What has no time left, and is over now; and rides that left before `long_s` and were not told here yet.
+
+        Of the former: stream, when it left, life, whether it was waited for, whether it is one of a group.
+        """
+
+    def lost(self, stream: int) -> tuple[list[Ride], int, int]:
+        """A stream has ended: those on it that were waited for; how many were alone, and how many of groups."""
+
+@final
+class Settled:
+    """What one message meant. Made by `Express` only."""
+
+    @property
+    def answered(self) -> int:
+        """Commands that were waited for."""
+
+    @property
+    def of_life(self) -> int:
+        """Of these, those of the life that was asked for."""
+
+    @property
+    def of_many(self) -> int:
+        """Of these, those of groups."""
+
+    @property
+    def forgotten(self) -> tuple[int, int]:
+        """Commands that nobody waited for any more, and how many of these are of groups."""
+
+    @property
+    def foreign(self) -> int:
+        """Replies on a stream where nobody had asked."""
+
+    @property
+    def took(self) -> list[tuple[str, int, float]]:
+        """The name of each command, how many came to their end, and how long they took together."""
+
+    @property
+    def marked(self) -> list[Ride]:
+        """Rides that are over, and that were shared or told here as long."""
+
+    @property
+    def others(self) -> list[tuple[Ride, bytes]]:
+        """Those whose reply is no plain result, with its frame."""
+
+    @property
+    def results(self) -> list[tuple[Any, list[tuple[int, bytes, bool]]]]:
+        """Groups with the results for them: place, result, and whether it is an earlier one's."""
+
+    @property
+    def rest(self) -> bytes | None:
+        """Frames of what is not here, as a `ReplyBatch`; None: there are none."""
 
 def joined(frames: list[Any]) -> bytes:
     """Frames as a `CommandBatch`: plain commands, and whatever has a `SerializeToString`."""

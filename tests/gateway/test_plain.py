@@ -10,7 +10,7 @@ from flx_api.gateway.plain import plain_commands
 
 
 def test_who_may_call_a_plain_command_is_who_is_permitted() -> None:
-    for name, idempotency, _, roles in plain_commands(()):
+    for name, idempotency, _, _, roles in plain_commands(()):
         assert COMMANDS[name].idempotency == idempotency
         assert [role for role in ROLES if permits((role,), name)] == roles
 
@@ -22,6 +22,6 @@ def test_what_is_special_by_nature_is_not_plain() -> None:
     assert not names & special
     assert {"system.echo", "pipeline.run", "pipeline.list"} <= names
     assert not names & {"execution.wait", "event.publish", "auth.login", "auth.logout"}
-    assert {name for name, _, shared, _ in plain_commands(()) if shared} <= {
+    assert {name for name, _, shared, _, _ in plain_commands(()) if shared} <= {
         name for name, command in COMMANDS.items() if command.idempotency == "read"
     }

@@ -114,7 +114,7 @@ def asked(body: bytes, headers: dict[str, str], roles: tuple[str, ...]) -> Excha
 def generally(asked: Exchange) -> CommandFrame | None:
     """The frame that the general way makes of a request; None where it refuses it, or where it is no plain command."""
     dispatcher = parts().dispatcher
-    plain = {name: roles for name, _, _, roles in plain_commands(dispatcher.special)}
+    plain = {name: roles for name, _, _, _, roles in plain_commands(dispatcher.special)}
     try:
         request = decoded(asked, _execute)
         options = with_key(request, asked.headers.get(b"idempotency-key"))

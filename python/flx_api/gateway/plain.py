@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from flx_api.commands import Command
 
 
-def plain_commands(special: Collection[str]) -> list[tuple[str, str, bool, list[str]]]:
+def plain_commands(special: Collection[str]) -> list[tuple[str, str, bool, bool, list[str]]]:
     """The commands that may be plain, as `flx_api._core.PlainCommands` takes them.
 
     Args:
         special: those that a gateway has a part in.
     """
     return [
-        (command.name, command.idempotency, command.name in SHARED, list(granting(command.name)))
+        (command.name, command.idempotency, command.name in SHARED, command.vital, list(granting(command.name)))
         for command in COMMANDS.values()
         if command.name not in special and _may_be_plain(command)
     ]

@@ -24,8 +24,8 @@ use crate::answer::{LINES, Lines, Parts, line};
 use crate::request::{Now, monotonic_ns};
 use crate::window::seed;
 
-/// name, what repeating it means, whether its answer may be shared, the roles that may call it
-type GivenCommand = (Py<PyString>, String, bool, Vec<String>);
+/// name, what repeating it means, whether its answer may be shared, whether it is vital, the roles that may call it
+type GivenCommand = (Py<PyString>, String, bool, bool, Vec<String>);
 
 const OK: u16 = 200;
 
@@ -33,6 +33,7 @@ const OK: u16 = 200;
 struct Extra {
     name: Py<PyString>,
     shared: bool,
+    vital: bool,
     class: Option<usize>,
 }
 
@@ -57,12 +58,12 @@ impl PlainCommands {
         made_key: String,
     ) -> PyResult<Self> {
         let mut entries = Vec::with_capacity(commands.len());
-        for (name, repeat, shared, roles) in commands {
+        for (name, repeat, shared, vital, roles) in commands {
             let text = name.to_str(py)?.to_owned();
             let repeat = Repeat::named(&repeat)
                 .ok_or_else(|| PyValueError::new_err("a command is read, idempotent, key or none"))?;
             let class = admission.get().class_in_body(&text);
-            entries.push((text, Entry { repeat, roles, extra: Extra { name, shared, class } }));
+            entries.push((text, Entry { repeat, roles, extra: Extra { name, shared, vital, class } }));
         }
         Ok(Self { admission, catalog: Catalog::new(entries), deadline_ms, made_key })
     }
@@ -70,7 +71,7 @@ impl PlainCommands {
     /// Reads the body of a request, decides about its command and makes its frame; None, and nothing done, when it is to go
     /// the general way.
     #[pyo3(signature = (admitted, body, since_ns, *, now_s=None))]
-    fn read(
+    pub(crate) fn read(
         &self,
         py: Python<'_>,
         admitted: &Bound<'_, Admitted>,
@@ -166,6 +167,7 @@ impl PlainCommands {
             deadline_s: f64::from(deadline_ms) / 1e3,
             reads: entry.repeat == Repeat::Read,
             shared: entry.extra.shared,
+            vital: entry.extra.vital,
             seq: AtomicU64::new(0),
             mark_ns: AtomicU64::new(mark),
         }))
@@ -196,19 +198,22 @@ fn key<'a>(py: Python<'a>, admitted: &'a Admitted) -> Result<Option<&'a str>, No
 pub(crate) struct PlainCommand {
     admitted: Py<Admitted>,
     #[pyo3(get)]
-    command: Py<PyString>,
+    pub(crate) command: Py<PyString>,
     frame: Vec<u8>,
     key: String,
     args: Box<str>,
     environment: Option<Box<str>>,
     #[pyo3(get)]
-    deadline_s: f64,
+    pub(crate) deadline_s: f64,
     /// It changes nothing.
     #[pyo3(get)]
     reads: bool,
     /// Its answer may be another one's as well.
     #[pyo3(get)]
-    shared: bool,
+    pub(crate) shared: bool,
+    /// It passes when others are refused.
+    #[pyo3(get)]
+    pub(crate) vital: bool,
     seq: AtomicU64,
     mark_ns: AtomicU64,
 }
@@ -221,7 +226,7 @@ impl PlainCommand {
     }
 
     #[setter]
-    fn set_seq(&self, seq: u64) {
+    pub(crate) fn set_seq(&self, seq: u64) {
         self.seq.store(seq, Ordering::Relaxed);
     }
 
@@ -261,7 +266,7 @@ impl PlainCommand {
 
     /// The whole answer: the two messages of ASGI, or the three arguments of RSGI. `own`: headers beside those of every
     /// response.
-    fn answer<'py>(
+    pub(crate) fn answer<'py>(
         &self,
         py: Python<'py>,
         result: &[u8],
@@ -296,7 +301,7 @@ impl PlainCommand {
     }
 
     /// Counts the request as over.
-    fn over(&self, status: u16) {
+    pub(crate) fn over(&self, status: u16) {
         let now = self.passed(RESPOND);
         self.admitted.get().over_at(status, now);
     }

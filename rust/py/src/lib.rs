@@ -19,6 +19,7 @@ mod command;
 mod counters;
 mod either;
 mod errors;
+mod express;
 mod given;
 mod hub;
 mod json;
@@ -31,6 +32,7 @@ mod process;
 mod realtime;
 mod request;
 mod revocation;
+mod ride;
 mod roster;
 mod rsgi;
 mod seen;
@@ -53,6 +55,8 @@ mod _core {
     #[pymodule_export]
     use crate::counters::Counters;
     #[pymodule_export]
+    use crate::express::{Express, Settled};
+    #[pymodule_export]
     use crate::given::{reasons, segments};
     #[pymodule_export]
     use crate::hub::Hub;
@@ -72,6 +76,8 @@ mod _core {
     use crate::realtime::{close_codes, negotiate, origin_allowed};
     #[pymodule_export]
     use crate::revocation::Revocations;
+    #[pymodule_export]
+    use crate::ride::{Hall, Ride, Shortcut};
     #[pymodule_export]
     use crate::roster::Roster;
     #[pymodule_export]

@@ -9,9 +9,11 @@
 //! - [`request`]: the body of the universal endpoint
 //! - [`catalog`]: which commands may be plain, and who may call them
 //! - [`frame`]: what goes to the daemon, as `daemon.proto` has it
+//! - [`reply`]: what comes back from it
 //! - [`answer`]: what goes to the client
 
 pub mod answer;
 pub mod catalog;
 pub mod frame;
+pub mod reply;
 pub mod request;

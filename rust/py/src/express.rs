@@ -1,0 +1,392 @@
+//! `Express`: what is outstanding of the rides, and who gets which reply.
+//!
+//! Strategy: what the daemon says in one message is read, matched and answered in one call. What that means for limits,
+//! credits and the breaker is told as numbers, once for all of it; what is no plain result is told by itself.
+//!
+//! Rules: a reply counts only on the stream that its command left on; no lock is held while Python is called.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use flx_core::command::reply::{Reply, replies};
+use pyo3::exceptions::PyValueError;
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyList, PyString, PyTuple};
+
+use crate::command::PlainCommand;
+use crate::ride::Ride;
+
+const OK: u16 = 200;
+
+/// Ride, stream, when it left, life, whether it was waited for, whether it is one of many.
+type Late = (Py<Ride>, u64, f64, u64, bool, bool);
+
+/// Who waits for a reply.
+enum Who {
+    Ride(Py<Ride>),
+    /// One of many commands of a request, by its place.
+    Member {
+        group: Py<PyAny>,
+        place: usize,
+        command: Py<PlainCommand>,
+    },
+}
+
+impl Who {
+    fn command(&self) -> PyResult<&Py<PlainCommand>> {
+        match self {
+            Self::Ride(ride) => command(ride.get()),
+            Self::Member { command, .. } => Ok(command),
+        }
+    }
+
+    fn is_member(&self) -> bool {
+        matches!(self, Self::Member { .. })
+    }
+}
+
+struct Entry {
+    who: Who,
+    grace_s: f64,
+    stream: u64,
+    life: u64,
+    began_s: f64,
+    until_s: f64,
+    /// Its caller has left, and the daemon was told.
+    is_abandoned: bool,
+    /// It was told that it takes long.
+    is_long: bool,
+}
+
+impl Entry {
+    fn new(who: Who, stream: u64, life: u64, began_s: f64, until_s: f64, grace_s: f64) -> Self {
+        Self { who, grace_s, stream, life, began_s, until_s, is_abandoned: false, is_long: false }
+    }
+
+    /// Who waits, as something that Python can be told of.
+    fn ride(&self, py: Python<'_>) -> PyResult<Py<Ride>> {
+        match &self.who {
+            Who::Ride(ride) => Ok(ride.clone_ref(py)),
+            Who::Member { group, place, command } => {
+                let ride = Ride::member(group.clone_ref(py), *place, command.clone_ref(py));
+                ride.leaves(self.until_s - self.grace_s);
+                Py::new(py, ride)
+            }
+        }
+    }
+}
+
+/// The results for the commands of one request: place, result, whether it is an earlier one's.
+struct Results {
+    group: Py<PyAny>,
+    results: Py<PyList>,
+}
+
+/// What is outstanding, by its number.
+#[pyclass(frozen, module = "flx_api._core")]
+pub(crate) struct Express {
+    table: Mutex<HashMap<u64, Entry>>,
+}
+
+/// What came on a stream in one message, in numbers; and what of it is not done with.
+#[pyclass(frozen, get_all, module = "flx_api._core")]
+pub(crate) struct Settled {
+    /// Commands that were waited for.
+    answered: usize,
+    /// Of these, those of the life that was asked for.
+    of_life: usize,
+    /// Of these, those that are of many.
+    of_many: usize,
+    /// Commands that were not waited for any more, and of these those that are of many.
+    forgotten: (usize, usize),
+    /// Replies on a stream where nobody had asked.
+    foreign: usize,
+    /// For each command: its name, how many, and how long they took together.
+    took: Py<PyList>,
+    /// Rides that are over, and about which there is something to be forgotten elsewhere.
+    marked: Py<PyList>,
+    /// Rides whose reply is no plain result, with the frame.
+    others: Py<PyList>,
+    /// For each request that has many commands: who waits for it, and a list of place, result and whether that is an
+    /// earlier one's.
+    results: Py<PyList>,
+    /// Frames of what is not here, as a batch; None: there are none.
+    rest: Option<Py<PyBytes>>,
+}
+
+struct Took {
+    name: Py<PyString>,
+    count: usize,
+    total_s: f64,
+}
+
+impl Express {
+    fn table(&self) -> MutexGuard<'_, HashMap<u64, Entry>> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[pymethods]
+impl Express {
+    #[new]
+    fn new() -> Self {
+        Self { table: Mutex::default() }
+    }
+
+    /// How many are not over, those that nobody waits for included.
+    fn __len__(&self) -> usize {
+        self.table().len()
+    }
+
+    /// How many are waited for.
+    #[getter]
+    fn waited_for(&self) -> usize {
+        self.table().values().filter(|entry| !entry.is_abandoned).count()
+    }
+
+    /// Lets rides leave on a stream, numbered from `first` on; their commands.
+    #[pyo3(signature = (rides, first, *, stream, life, now_s, grace_s))]
+    #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
+    fn depart<'py>(
+        &self,
+        py: Python<'py>,
+        rides: Vec<Bound<'py, Ride>>,
+        first: u64,
+        stream: u64,
+        life: u64,
+        now_s: f64,
+        grace_s: f64,
+    ) -> PyResult<Bound<'py, PyList>> {
+        let mut commands = Vec::with_capacity(rides.len());
+        let mut entries = Vec::with_capacity(rides.len());
+        for (ride, seq) in rides.into_iter().zip(first..) {
+            let command = command(ride.get())?.bind(py);
+            command.get().set_seq(seq);
+            let until_s = now_s + command.get().deadline_s;
+            ride.get().leaves(until_s);
+            commands.push(command.clone());
+            let who = Who::Ride(ride.unbind());
+            entries.push((seq, Entry::new(who, stream, life, now_s, until_s + grace_s, grace_s)));
+        }
+        self.table().extend(entries);
+        PyList::new(py, commands)
+    }
+
+    /// Lets commands of one request leave on a stream, each with its place in it, as `depart` does.
+    #[pyo3(signature = (group, members, first, *, stream, life, now_s, grace_s))]
+    #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
+    fn depart_many<'py>(
+        &self,
+        group: &Bound<'py, PyAny>,
+        members: Vec<(usize, Bound<'py, PlainCommand>)>,
+        first: u64,
+        stream: u64,
+        life: u64,
+        now_s: f64,
+        grace_s: f64,
+    ) -> PyResult<Bound<'py, PyList>> {
+        let mut commands = Vec::with_capacity(members.len());
+        let mut entries = Vec::with_capacity(members.len());
+        for ((place, command), seq) in members.into_iter().zip(first..) {
+            command.get().set_seq(seq);
+            let until_s = now_s + command.get().deadline_s;
+            commands.push(command.clone());
+            let who = Who::Member { group: group.clone().unbind(), place, command: command.unbind() };
+            entries.push((seq, Entry::new(who, stream, life, now_s, until_s + grace_s, grace_s)));
+        }
+        self.table().extend(entries);
+        PyList::new(group.py(), commands)
+    }
+
+    /// Takes what came on a stream: answers those who wait for it, and tells the rest. `since_s`: who left before is not
+    /// counted in `took`; `own`: the headers that an answer to this scope has beside those of every response, where there
+    /// are any.
+    #[pyo3(signature = (message, *, stream, life, now_s, since_s, own=None))]
+    #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
+    fn settle(
+        &self,
+        py: Python<'_>,
+        message: &[u8],
+        stream: u64,
+        life: u64,
+        now_s: f64,
+        since_s: f64,
+        own: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Settled> {
+        let found = replies(message).map_err(|_| PyValueError::new_err("not a ReplyBatch"))?;
+        let (mut forgotten, mut foreign, mut rest) = ((0, 0), 0, Vec::new());
+        let mut over = Vec::with_capacity(found.len());
+        {
+            let mut table = self.table();
+            for reply in found {
+                match table.get(&reply.seq) {
+                    None => rest.push(reply),
+                    Some(entry) if entry.stream != stream => foreign += 1,
+                    Some(_) => over.extend(table.remove(&reply.seq).map(|entry| (entry, reply))),
+                }
+            }
+        }
+        let mut took: Vec<Took> = Vec::new();
+        let mut many: Vec<Results> = Vec::new();
+        let (marked, others) = (PyList::empty(py), PyList::empty(py));
+        let (mut answered, mut of_many, mut of_life) = (0, 0, 0);
+        for (entry, reply) in over {
+            let is_member = usize::from(entry.who.is_member());
+            if entry.is_abandoned {
+                forgotten = (forgotten.0 + 1, forgotten.1 + is_member);
+                continue;
+            }
+            answered += 1;
+            of_many += is_member;
+            of_life += usize::from(entry.life == life);
+            let command = entry.who.command()?.bind(py).get();
+            if entry.began_s >= since_s {
+                note(py, &mut took, command, now_s - entry.began_s);
+            }
+            let is_result = reply.code.is_empty() && reply.accepted_id.is_empty();
+            match &entry.who {
+                Who::Member { group, place, .. } if is_result => gather(py, &mut many, group, *place, &reply)?,
+                Who::Ride(ride) => {
+                    if command.shared || entry.is_long {
+                        marked.append(ride)?;
+                    }
+                    if is_result && let Err(error) = answer(py, ride.get(), command, &reply, own) {
+                        ride.get().failed(py, error);
+                    }
+                }
+                Who::Member { .. } => {}
+            }
+            if !is_result {
+                others.append((entry.ride(py)?, PyBytes::new(py, reply.frame)))?;
+            }
+        }
+        let took = took.into_iter().map(|took| (took.name, took.count, took.total_s));
+        Ok(Settled {
+            answered,
+            of_life,
+            of_many,
+            forgotten,
+            foreign,
+            took: PyList::new(py, took.collect::<Vec<_>>())?.unbind(),
+            marked: marked.unbind(),
+            others: others.unbind(),
+            results: PyList::new(py, many.into_iter().map(|one| (one.group, one.results)).collect::<Vec<_>>())?
+                .unbind(),
+            rest: (!rest.is_empty()).then(|| PyBytes::new(py, &batch(&rest)).unbind()),
+        })
+    }
+
+    /// Nobody waits for a reply any more: the stream where it would come; None when nobody did before. It is not over
+    /// before there is one.
+    fn abandon(&self, seq: u64) -> Option<u64> {
+        let mut table = self.table();
+        let entry = table.get_mut(&seq).filter(|entry| !entry.is_abandoned)?;
+        entry.is_abandoned = true;
+        Some(entry.stream)
+    }
+
+    /// What has no time left, which is over now: ride, stream, when it left, life, whether it was waited for, whether it is
+    /// one of many; and the rides that have left before `long_s` and were not told yet.
+    fn sweep(&self, py: Python<'_>, now_s: f64, long_s: f64) -> PyResult<(Vec<Late>, Vec<Py<Ride>>)> {
+        let (late, long) = {
+            let mut table = self.table();
+            let late: Vec<Entry> =
+                table.extract_if(|_, entry| entry.until_s <= now_s).map(|(_, entry)| entry).collect();
+            let mut long = Vec::new();
+            for entry in table.values_mut() {
+                if let Who::Ride(ride) = &entry.who
+                    && entry.began_s <= long_s
+                    && !entry.is_long
+                    && !entry.is_abandoned
+                {
+                    long.push(ride.clone_ref(py));
+                    entry.is_long = true;
+                }
+            }
+            (late, long)
+        };
+        let told = |entry: Entry| {
+            let ride = entry.ride(py)?;
+            Ok((ride, entry.stream, entry.began_s, entry.life, !entry.is_abandoned, entry.who.is_member()))
+        };
+        Ok((late.into_iter().map(told).collect::<PyResult<_>>()?, long))
+    }
+
+    /// A stream has ended: the rides on it that were waited for; and of all that were on it, which are over now, how many
+    /// were alone and how many of many.
+    fn lost(&self, py: Python<'_>, stream: u64) -> PyResult<(Vec<Py<Ride>>, usize, usize)> {
+        let lost: Vec<Entry> =
+            self.table().extract_if(|_, entry| entry.stream == stream).map(|(_, entry)| entry).collect();
+        let of_many = lost.iter().filter(|entry| entry.who.is_member()).count();
+        let alone = lost.len() - of_many;
+        let waited = lost.into_iter().filter(|entry| !entry.is_abandoned);
+        let rides = waited.map(|entry| entry.ride(py)).collect::<PyResult<_>>()?;
+        Ok((rides, alone, of_many))
+    }
+}
+
+/// Keeps a result for whoever waits for many.
+fn gather(py: Python<'_>, many: &mut Vec<Results>, group: &Py<PyAny>, place: usize, reply: &Reply<'_>) -> PyResult<()> {
+    let result = (place, PyBytes::new(py, reply.result), reply.replayed);
+    // Replies of one request come together.
+    if let Some(known) = many.iter().rev().find(|known| known.group.is(group)) {
+        return known.results.bind(py).append(result);
+    }
+    let results = PyList::new(py, [result])?.unbind();
+    many.push(Results { group: group.clone_ref(py), results });
+    Ok(())
+}
+
+fn command(ride: &Ride) -> PyResult<&Py<PlainCommand>> {
+    ride.command.get().ok_or_else(|| PyValueError::new_err("no command was read"))
+}
+
+fn note(py: Python<'_>, took: &mut Vec<Took>, command: &PlainCommand, seconds: f64) {
+    // There is one object for each name, and few of them in one message.
+    if let Some(known) = took.iter_mut().find(|known| known.name.is(&command.command)) {
+        known.count += 1;
+        known.total_s += seconds;
+    } else {
+        took.push(Took { name: command.command.clone_ref(py), count: 1, total_s: seconds });
+    }
+}
+
+fn answer(
+    py: Python<'_>,
+    ride: &Ride,
+    command: &PlainCommand,
+    reply: &Reply<'_>,
+    own: Option<&Bound<'_, PyAny>>,
+) -> PyResult<()> {
+    if let Some(protocol) = &ride.protocol {
+        let own: Vec<Bound<'_, PyTuple>> = match (own, &ride.watcher) {
+            (Some(own), Some(watcher)) => own.call1((watcher.getattr(py, intern!(py, "scope"))?,))?.extract()?,
+            _ => Vec::new(),
+        };
+        let parts = command.answer(py, reply.result, reply.replayed, own)?;
+        protocol.bind(py).call_method1(intern!(py, "response_bytes"), parts)?;
+        command.over(OK);
+    }
+    let Some(done) = &ride.done else { return Ok(()) };
+    let done = done.bind(py);
+    // Who waited may be just leaving.
+    if done.call_method0(intern!(py, "done"))?.is_truthy()? {
+        return Ok(());
+    }
+    let ending = match &ride.protocol {
+        Some(_) => py.None().into_bound(py),
+        None => (PyBytes::new(py, reply.result), reply.replayed).into_pyobject(py)?.into_any(),
+    };
+    done.call_method1(intern!(py, "set_result"), (ending,))?;
+    Ok(())
+}
+
+/// Frames as a `ReplyBatch`.
+fn batch(replies: &[Reply<'_>]) -> Vec<u8> {
+    let mut batch = Vec::new();
+    for reply in replies {
+        flx_core::command::frame::join(&mut batch, 0, reply.frame);
+    }
+    batch
+}

@@ -1,0 +1,352 @@
+//! `Hall`, `Ride` and `Shortcut`: plain commands from the server's thread to the loop, without a task.
+//!
+//! Strategy: the thread that admits a request asks for its body and goes on. The body is read, and decided about, in the
+//! call that brings it; what has boarded so gathers until the loop takes all of it at once. So the loop is woken once for
+//! many commands, and by the server's own future not at all (`Shortcut`).
+//!
+//! Rules:
+//! - a ride does not hold its body's future: that keeps its callback, which is the ride, for as long as it lives, and no
+//!   collector sees either;
+//! - what is told to a ride never raises: whoever tells it has others to tell. The server logs it.
+
+use std::collections::HashMap;
+use std::mem::take;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
+
+use crate::admitted::Admitted;
+use crate::command::{PlainCommand, PlainCommands};
+use crate::request::monotonic_ns;
+
+/// Those whose body has not come yet, and those that wait for the loop.
+#[derive(Default)]
+struct Inside {
+    number: u64,
+    boarding: HashMap<u64, Boarding>,
+    boarded: Vec<Boarded>,
+}
+
+struct Boarding {
+    ride: Py<Ride>,
+    body: Py<PyAny>,
+    until_ns: u64,
+}
+
+enum Boarded {
+    Plain(Py<Ride>),
+    /// It is plain, and yet there is something to be looked at before it leaves.
+    Marked(Py<Ride>),
+    /// It is to go the general way, with this body; None: there is none.
+    Other(Py<Ride>, Option<Py<PyBytes>>),
+}
+
+/// Where rides begin.
+#[pyclass(frozen, module = "flx_api._core")]
+pub(crate) struct Hall {
+    plain: Py<PlainCommands>,
+    context: Py<PyDict>,
+    wake: Py<PyAny>,
+    timeout_ns: u64,
+    inside: Mutex<Inside>,
+}
+
+impl Hall {
+    fn inside(&self) -> MutexGuard<'_, Inside> {
+        self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[pymethods]
+impl Hall {
+    /// `wake` is called when the first one has boarded, `context` is what callbacks run in.
+    #[new]
+    fn new(
+        py: Python<'_>,
+        plain: Py<PlainCommands>,
+        wake: Py<PyAny>,
+        context: Py<PyAny>,
+        timeout_s: f64,
+    ) -> PyResult<Self> {
+        let kept = PyDict::new(py);
+        kept.set_item(intern!(py, "context"), context)?;
+        let timeout_ns = (timeout_s * 1e9) as u64;
+        Ok(Self { plain, context: kept.unbind(), wake, timeout_ns, inside: Mutex::default() })
+    }
+
+    /// Asks for the body of an admitted request; what follows are callbacks. `done` is a future of who waits for the end:
+    /// of None when the request is answered.
+    #[pyo3(signature = (watcher, protocol, admitted, done=None))]
+    fn board(
+        slf: &Bound<'_, Self>,
+        watcher: Py<PyAny>,
+        protocol: &Bound<'_, PyAny>,
+        admitted: Py<Admitted>,
+        done: Option<Py<PyAny>>,
+    ) -> PyResult<()> {
+        let (py, hall) = (slf.py(), slf.get());
+        let body = protocol.call0()?;
+        let mark_ns = monotonic_ns();
+        let number = {
+            let mut inside = hall.inside();
+            inside.number += 1;
+            inside.number
+        };
+        let ride = Ride {
+            hall: Some(slf.clone().unbind()),
+            number,
+            watcher: Some(watcher),
+            protocol: Some(protocol.clone().unbind()),
+            done,
+            group: None,
+            place: 0,
+            admitted: Some(admitted),
+            mark_ns,
+            command: OnceLock::new(),
+            until_s: AtomicU64::new(0),
+            is_gone: AtomicBool::new(false),
+        };
+        let ride = Bound::new(py, ride)?;
+        let boarding = Boarding {
+            ride: ride.clone().unbind(),
+            body: body.clone().unbind(),
+            until_ns: mark_ns.saturating_add(hall.timeout_ns),
+        };
+        hall.inside().boarding.insert(number, boarding);
+        body.call_method(intern!(py, "add_done_callback"), (ride,), Some(hall.context.bind(py)))?;
+        Ok(())
+    }
+
+    /// Lets a command board whose body was read elsewhere: its ride, and whether it is the first. `done` is a future of
+    /// who waits for it: of its result, and whether that is an earlier one's.
+    #[pyo3(signature = (command, admitted, done, watcher=None))]
+    fn join(
+        slf: &Bound<'_, Self>,
+        command: Py<PlainCommand>,
+        admitted: Py<Admitted>,
+        done: Py<PyAny>,
+        watcher: Option<Py<PyAny>>,
+    ) -> PyResult<(Py<Ride>, bool)> {
+        let is_marked = command.get().shared || command.get().vital;
+        let ride = Ride {
+            hall: Some(slf.clone().unbind()),
+            number: 0,
+            watcher,
+            protocol: None,
+            done: Some(done),
+            group: None,
+            place: 0,
+            admitted: Some(admitted),
+            mark_ns: 0,
+            command: OnceLock::from(command),
+            until_s: AtomicU64::new(0),
+            is_gone: AtomicBool::new(false),
+        };
+        let ride = Py::new(slf.py(), ride)?;
+        let own = ride.clone_ref(slf.py());
+        let mut inside = slf.get().inside();
+        inside.boarded.push(if is_marked { Boarded::Marked(own) } else { Boarded::Plain(own) });
+        Ok((ride, inside.boarded.len() == 1))
+    }
+
+    /// All that have boarded and are still there: the plain ones, those to be looked at, and others, each with its body, or None.
+    #[expect(clippy::type_complexity, reason = "three lists")]
+    fn boarded<'py>(
+        &self,
+        py: Python<'py>,
+    ) -> PyResult<(Bound<'py, PyList>, Bound<'py, PyList>, Vec<(Py<Ride>, Option<Py<PyBytes>>)>)> {
+        let boarded = take(&mut self.inside().boarded);
+        let (plain, marked, mut others) = (PyList::empty(py), PyList::empty(py), Vec::new());
+        for one in boarded {
+            match one {
+                Boarded::Plain(ride) | Boarded::Marked(ride) if ride.get().is_gone.load(Ordering::Relaxed) => {}
+                Boarded::Plain(ride) => plain.append(ride)?,
+                Boarded::Marked(ride) => marked.append(ride)?,
+                Boarded::Other(ride, body) => others.push((ride, body)),
+            }
+        }
+        Ok((plain, marked, others))
+    }
+
+    /// Those whose body did not come in time: they board no more.
+    #[pyo3(signature = (now_ns=None))]
+    fn late(&self, py: Python<'_>, now_ns: Option<u64>) -> PyResult<Vec<Py<Ride>>> {
+        let now_ns = now_ns.unwrap_or_else(monotonic_ns);
+        let late: Vec<Boarding> = self
+            .inside()
+            .boarding
+            .extract_if(|_, boarding| boarding.until_ns <= now_ns)
+            .map(|(_, late)| late)
+            .collect();
+        let mut rides = Vec::with_capacity(late.len());
+        for Boarding { ride, body, .. } in late {
+            body.call_method0(py, intern!(py, "cancel"))?;
+            rides.push(ride);
+        }
+        Ok(rides)
+    }
+
+    /// How many wait for their body.
+    #[getter]
+    fn boarding(&self) -> usize {
+        self.inside().boarding.len()
+    }
+}
+
+/// One command without a task; the callback of its body.
+#[pyclass(frozen, module = "flx_api._core")]
+pub(crate) struct Ride {
+    hall: Option<Py<Hall>>,
+    number: u64,
+    #[pyo3(get)]
+    pub(crate) watcher: Option<Py<PyAny>>,
+    #[pyo3(get)]
+    pub(crate) protocol: Option<Py<PyAny>>,
+    #[pyo3(get)]
+    pub(crate) done: Option<Py<PyAny>>,
+    /// Who waits for it and for others of one request, and its place there.
+    #[pyo3(get)]
+    group: Option<Py<PyAny>>,
+    #[pyo3(get)]
+    place: usize,
+    #[pyo3(get)]
+    admitted: Option<Py<Admitted>>,
+    mark_ns: u64,
+    pub(crate) command: OnceLock<Py<PlainCommand>>,
+    /// When nobody waits any more, by the loop's clock, as bits.
+    until_s: AtomicU64,
+    is_gone: AtomicBool,
+}
+
+#[pymethods]
+impl Ride {
+    /// Nobody waits for it any more: if it has not left yet, it does not.
+    fn leave(&self) {
+        self.is_gone.store(true, Ordering::Relaxed);
+    }
+
+    /// The body has come, or never will.
+    fn __call__(slf: &Bound<'_, Self>, body: &Bound<'_, PyAny>) {
+        if let Err(error) = Self::arrived(slf, body) {
+            slf.get().failed(slf.py(), error);
+        }
+    }
+
+    /// Its command; None as long as none was read.
+    #[getter]
+    fn command(&self, py: Python<'_>) -> Option<Py<PlainCommand>> {
+        self.command.get().map(|command| command.clone_ref(py))
+    }
+
+    #[getter(until_s)]
+    fn get_until_s(&self) -> f64 {
+        f64::from_bits(self.until_s.load(Ordering::Relaxed))
+    }
+}
+
+impl Ride {
+    fn arrived(slf: &Bound<'_, Self>, body: &Bound<'_, PyAny>) -> PyResult<()> {
+        let (py, ride) = (slf.py(), slf.get());
+        let (Some(hall), Some(admitted)) = (&ride.hall, &ride.admitted) else { return Ok(()) };
+        let hall = hall.get();
+        let boarding = hall.inside().boarding.remove(&ride.number);
+        if boarding.is_none() {
+            return Ok(());
+        }
+        let boarded = match body.call_method0(intern!(py, "result")) {
+            Err(error) if error.is_instance_of::<PyRuntimeError>(py) => Boarded::Other(slf.clone().unbind(), None),
+            Err(error) => return Err(error),
+            Ok(content) => {
+                let content = content.cast_into::<PyBytes>()?;
+                match hall.plain.get().read(py, admitted.bind(py), &content, ride.mark_ns, None)? {
+                    None => Boarded::Other(slf.clone().unbind(), Some(content.unbind())),
+                    Some(command) => {
+                        let is_marked = command.shared || command.vital;
+                        let _ = ride.command.set(Py::new(py, command)?);
+                        let own = slf.clone().unbind();
+                        if is_marked { Boarded::Marked(own) } else { Boarded::Plain(own) }
+                    }
+                }
+            }
+        };
+        let is_first = {
+            let mut inside = hall.inside();
+            inside.boarded.push(boarded);
+            inside.boarded.len() == 1
+        };
+        if is_first {
+            hall.wake.call0(py)?;
+        }
+        Ok(())
+    }
+
+    /// One of many commands of a request, to be told of.
+    pub(crate) fn member(group: Py<PyAny>, place: usize, command: Py<PlainCommand>) -> Self {
+        Self {
+            hall: None,
+            number: 0,
+            watcher: None,
+            protocol: None,
+            done: None,
+            group: Some(group),
+            place,
+            admitted: None,
+            mark_ns: 0,
+            command: OnceLock::from(command),
+            until_s: AtomicU64::new(0),
+            is_gone: AtomicBool::new(false),
+        }
+    }
+
+    pub(crate) fn leaves(&self, until_s: f64) {
+        self.until_s.store(until_s.to_bits(), Ordering::Relaxed);
+    }
+
+    /// Lets the server log what was raised, and end the request.
+    pub(crate) fn failed(&self, py: Python<'_>, error: PyErr) {
+        let told = match (&self.watcher, &self.done) {
+            (Some(watcher), _) => watcher.call_method1(py, intern!(py, "err"), (error,)),
+            (None, Some(done)) => done.call_method1(py, intern!(py, "set_exception"), (error,)),
+            (None, None) => Err(error),
+        };
+        if let Err(error) = told {
+            error.write_unraisable(py, None);
+        }
+    }
+}
+
+/// A loop's `call_soon_threadsafe` that lets a ride board in the thread where its body came; all else goes to the loop.
+#[pyclass(frozen, module = "flx_api._core")]
+pub(crate) struct Shortcut {
+    ordinary: Py<PyAny>,
+}
+
+#[pymethods]
+impl Shortcut {
+    #[new]
+    fn new(ordinary: Py<PyAny>) -> Self {
+        Self { ordinary }
+    }
+
+    #[pyo3(signature = (*args, context=None))]
+    fn __call__<'py>(
+        &self,
+        args: &Bound<'py, PyTuple>,
+        context: Option<Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let py = args.py();
+        if let [callback, body] = args.as_slice()
+            && let Ok(ride) = callback.cast::<Ride>()
+        {
+            Ride::__call__(ride, body);
+            return Ok(py.None().into_bound(py));
+        }
+        let own = PyDict::new(py);
+        own.set_item(intern!(py, "context"), context)?;
+        self.ordinary.bind(py).call(args, Some(&own))
+    }
+}
