@@ -14,6 +14,7 @@ import asyncio
 import os
 import socket
 import time
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from flx_api._core import Admission, Hub, LeaseBook, PlainCommands, Revocations
@@ -235,8 +236,9 @@ class Parts:
     async def _present(self, principal: Principal | None, wanted: PresenceListArgs) -> PresenceList:
         return self.presence.listed(principal, wanted)
 
+    @cached_property
     def rides(self) -> Rides:
-        """Commands without a task, for the lane."""
+        """Plain commands without a task for each phase."""
         return Rides(self.commands, self.dispatcher, self.upstream, self.cors)
 
     def _plain(self) -> PlainCommands:
@@ -259,6 +261,7 @@ class Parts:
         """Start what runs in the background; the daemon need not be there yet."""
         await self.framework.start()  # type: ignore[no-untyped-call]
         self.upstream.start()
+        self.rides.open(self.edge)
         if self.keys is not None:
             self.keys.start()
         if self.leases is not None:

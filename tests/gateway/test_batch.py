@@ -322,7 +322,7 @@ def test_who_leaves_ends_the_whole_batch(mode: str, begun: int, *, streamed: boo
         assert begun == len(gateway.daemon.commands())
         assert all(message.get("more_body", True) for message in sent)
         assert {(URL, "POST", "4xx"): 1} == gateway.parts.metrics.requests
-        assert begun == len(gateway.parts.upstream._abandoned)
+        assert begun == len(gateway.parts.upstream._abandoned) + gateway.parts.upstream.express.abandoned
 
     run(story)
 

@@ -7,7 +7,9 @@ import contextlib
 import contextvars
 import gc
 import json
+import random
 import weakref
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from tests.gateway_app import running, scope
@@ -16,7 +18,7 @@ from tests.small_admission import RsgiScope
 
 from flx_api.errors import Conflict
 from flx_api.gateway.lane import Lane
-from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame, ReplyFrame
+from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame, ReplyBatch, ReplyFrame
 from flx_api.upstream.flights import WIDTH
 
 if TYPE_CHECKING:
@@ -116,7 +118,7 @@ class Stage:
         self.gateway = gateway
         self.parts = gateway.parts
         self.daemon = gateway.daemon
-        self.rides = gateway.parts.rides()
+        self.rides = gateway.parts.rides
         self.lane = Lane(
             gateway.parts.edge,
             asyncio.get_running_loop(),
@@ -126,9 +128,9 @@ class Stage:
             rides=self.rides,
         )
 
-    async def ask(self, body: bytes | None = ECHO, *, fails: bool = False, **more: Any) -> Watcher:
+    async def ask(self, body: bytes | Body = ECHO, *, fails: bool = False, **more: Any) -> Watcher:
         """Send a request down the lane, from another thread."""
-        watcher = Watcher(Body(body, fails=fails), **more)
+        watcher = Watcher(body if isinstance(body, Body) else Body(body, fails=fails), **more)
         await asyncio.to_thread(self.lane.schedule, watcher)
         return watcher
 
@@ -187,7 +189,7 @@ def test_a_plain_command_is_answered_without_a_task() -> None:
             assert expected == {**told, "content-length": expected["content-length"]}
             assert {"2xx": 2} == at.requests()
             assert {"authorise": 2, "dispatch": 2, "upstream": 2, "respond": 2, "record": 0} == at.phases()
-            assert {} == at.rides.boarding
+            assert 0 == at.rides.hall.boarding
 
     asyncio.run(story())
 
@@ -199,9 +201,8 @@ def test_what_is_answered_is_forgotten_without_a_collector() -> None:
             for sent in (ECHO, b"{"):
                 body = Body(sent)
                 gone.append(weakref.ref(body))
-                watcher = Watcher(body)
+                watcher = await at.ask(body)
                 del body
-                await asyncio.to_thread(at.lane.schedule, watcher)
                 await watcher.answer()
                 await asyncio.gather(*watcher.tasks)
                 del watcher
@@ -243,11 +244,10 @@ def test_a_body_that_is_broken_or_late_is_refused() -> None:
         async with stage() as at:
             broken = await at.ask(fails=True)
             assert (400, "invalid_request") == ((await broken.answer())[0], (await broken.answer())[1]["code"])
-            late = await at.ask(None)
-            (ride,) = at.rides.boarding
-            body = ride._body
-            at.rides.boarding[ride] = 0.0
-            at.rides._look()
+            body = Body(None)
+            late = await at.ask(body)
+            assert ([], 1) == (at.rides.hall.late(), at.rides.hall.boarding)
+            at.rides.late(now_ns=2**63)
             assert 408 == (await late.answer())[0]
             assert body.is_cancelled
             assert ("connection", "close") in late.proto.answers[0][1]
@@ -301,10 +301,14 @@ def test_reads_that_are_the_same_share_answers() -> None:
             at.hold("pipeline.list", WIDTH)
             watchers = [await at.ask(b'{"command":"pipeline.list"}') for _ in range(WIDTH + 3)]
             await at.outstanding(WIDTH)
+            async with asyncio.timeout(20):
+                while at.parts.dispatcher.flights._waiting < 3:  # noqa: ASYNC110 - no event tells
+                    await asyncio.sleep(0)
             frames = at.daemon.commands()
             assert WIDTH == len(frames)
             upstream = at.parts.upstream
-            upstream.replies(upstream._ready[0], [ReplyFrame(seq=frame.seq, result=b"[0]") for frame in frames])
+            replies = ReplyBatch(frames=[ReplyFrame(seq=frame.seq, result=b"[0]") for frame in frames])
+            upstream.received(upstream._ready[0], replies.SerializeToString())
             results = [(await watcher.answer())[1]["result"] for watcher in watchers]
             assert [[0]] * WIDTH + [[WIDTH + 1]] * 3 == results
             assert [0] * WIDTH + [1] * 3 == [len(watcher.tasks) for watcher in watchers]
@@ -321,5 +325,173 @@ def test_where_there_is_no_room_it_waits_as_a_task() -> None:
             waiting = [watcher for watcher in watchers if watcher.tasks]
             assert 0 < len(waiting) < 120
             assert (503, "overloaded") == ((await waiting[0].answer())[0], (await waiting[0].answer())[1]["code"])
+
+    asyncio.run(story())
+
+
+def test_a_task_waits_for_the_end_of_its_ride() -> None:
+    """The RSGI face."""
+
+    async def story() -> None:
+        async with stage() as at:
+
+            async def asked(body: bytes) -> Watcher:
+                watcher = Watcher(Body(body))
+                admitted, scoped = at.parts.edge.decide(watcher.scope, bare=at.rides.bare) or ()
+                assert scoped is None
+                await at.rides.ride(watcher.scope, watcher.proto, admitted)
+                return watcher
+
+            status, reply = await (await asked(ECHO)).answer()
+            assert (200, {"n": 1}) == (status, reply["result"])
+            assert 400 == (await (await asked(b"{")).answer())[0]
+            at.hold("system.echo", 1)
+            asking = asyncio.create_task(asked(b'{"command":"system.echo","deadline_ms":1}'))
+            assert 504 == (await (await asking).answer())[0]
+            assert {"2xx": 1, "4xx": 1, "5xx": 1} == at.requests()
+
+    asyncio.run(story())
+
+
+def test_a_fault_of_ours_is_answered() -> None:
+    async def story() -> None:
+        async with stage() as at:
+            for given in (None, 7):
+                wrong: Any = given
+                watcher = Watcher(Body(b"{}"))
+                watcher.proto._body._data = wrong  # type: ignore[union-attr]
+                admitted, _ = at.parts.edge.decide(watcher.scope, bare=at.rides.bare) or ()
+                asking = asyncio.create_task(at.rides.ride(watcher.scope, watcher.proto, admitted))
+                if wrong is None:
+                    await asyncio.sleep(0)
+                    (ride,) = at.rides.hall.late(2**63)
+                    ride.done.set_exception(ValueError("ours"))
+                await asking
+                assert (500, "internal") == ((await watcher.answer())[0], (await watcher.answer())[1]["code"])
+            no_bytes: Any = bytearray(ECHO)
+            asgi = Asgi(no_bytes)
+            await at.parts.edge.http(asgi.scope, asgi.receive, asgi.send)
+            assert (500, "internal") == (asgi.answer[0], asgi.answer[1]["code"])
+
+    asyncio.run(story())
+
+
+class Asgi:
+    """A request of ASGI: its body in these pieces, and whether its caller has left."""
+
+    def __init__(self, *pieces: bytes) -> None:
+        self._pieces = list(pieces)
+        self.gone = asyncio.Event()
+        self.sent: list[Any] = []
+        own = {**bearer(), "content-type": "application/json", "content-length": str(sum(map(len, pieces)))}
+        self.scope = scope("POST", "/v1/execute", own)
+
+    async def receive(self) -> dict[str, Any]:
+        if self._pieces:
+            return {"type": "http.request", "body": self._pieces.pop(0), "more_body": True}
+        await self.gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Any) -> None:
+        if self.gone.is_set():
+            raise RuntimeError
+        self.sent.append(message)
+
+    @property
+    def answer(self) -> tuple[int, Any]:
+        start, end = self.sent
+        return start["status"], json.loads(end["body"])
+
+
+def test_a_request_of_asgi_rides_when_its_body_comes_at_once() -> None:
+    async def story() -> None:
+        async with stage() as at:
+            for pieces, status, code in (
+                ((ECHO,), 200, None),
+                ((ECHO[:5], ECHO[5:]), 200, None),
+                ((b"{",), 400, "invalid_json"),
+            ):
+                asgi = Asgi(*pieces)
+                await at.parts.edge.http(asgi.scope, asgi.receive, asgi.send)
+                assert (status, code) == (asgi.answer[0], asgi.answer[1].get("code"))
+            cut = Asgi(ECHO)
+            cut.scope = scope(
+                "POST", "/v1/execute", {**bearer(), "content-type": "application/json", "content-length": "99"}
+            )
+            cut.gone.set()
+            await at.parts.edge.http(cut.scope, cut.receive, cut.send)
+            assert {"2xx": 2, "4xx": 2} == at.requests()
+
+    asyncio.run(story())
+
+
+def test_who_leaves_a_request_of_asgi_is_noticed() -> None:
+    async def story() -> None:
+        async with stage() as at:
+            at.hold("system.echo", 1)
+            asgi = Asgi(ECHO)
+            serving = asyncio.create_task(at.parts.edge.http(asgi.scope, asgi.receive, asgi.send))
+            await at.outstanding(1)
+            asgi.gone.set()
+            await serving
+            assert ([], 0, {"4xx": 1}) == (asgi.sent, at.parts.upstream.in_flight, at.requests())
+            while not at.daemon.given_up:  # noqa: ASYNC110 - no event tells
+                await asyncio.sleep(0)
+
+    asyncio.run(story())
+
+
+def test_a_task_that_is_cancelled_leaves_nothing_behind() -> None:
+    async def story() -> None:
+        async with stage() as at:
+            at.hold("pipeline.list", 1)
+            for until in (0, 1):
+                asgi = Asgi(b'{"command":"pipeline.list"}')
+                serving = asyncio.create_task(at.parts.edge.http(asgi.scope, asgi.receive, asgi.send))
+                if until:
+                    await at.outstanding(1)
+                else:
+                    await asyncio.sleep(0)
+                serving.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await serving
+                await asyncio.sleep(0)
+                assert ({}, {}) == (at.parts.dispatcher.flights._skies, at.rides._questions)
+            assert (0, [until]) == (at.parts.upstream.in_flight, [len(at.daemon.commands())])
+
+    asyncio.run(story())
+
+
+def test_ten_thousand_cancellations_leave_no_answer_to_another_one() -> None:
+    async def story() -> None:
+        draw = random.Random(7)
+        async with stage(rate_limits=()) as at:
+            counted = Counter[str]()
+
+            async def ask(marker: int) -> None:
+                asgi = Asgi(b'{"command":"system.echo","args":{"n":%d}}' % marker)
+                serving = asyncio.create_task(at.parts.edge.http(asgi.scope, asgi.receive, asgi.send))
+                for _ in range(draw.choice((0, 1, 2, 3, 4, 6, 8, 99))):
+                    if serving.done():
+                        break
+                    await asyncio.sleep(0)
+                serving.cancel()
+                try:
+                    await serving
+                except asyncio.CancelledError:
+                    counted["cancelled"] += 1
+                    return
+                counted["answered"] += 1
+                assert (200, marker) == (asgi.answer[0], asgi.answer[1]["result"]["n"])
+
+            marker = 0
+            while counted["cancelled"] < 10_000:
+                await asyncio.gather(*(ask(marker + number) for number in range(40)))
+                marker += 40
+            assert counted["answered"]
+            async with asyncio.timeout(20):
+                while len(at.parts.upstream.express._native):  # noqa: ASYNC110 - what was cancelled ends with its reply
+                    await asyncio.sleep(0.01)
+            assert (0, 240) == (at.parts.upstream.in_flight, at.parts.upstream._credits._value)
 
     asyncio.run(story())

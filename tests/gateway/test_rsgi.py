@@ -313,9 +313,11 @@ class App(RsgiFace):
 
 
 def test_a_life_from_start_to_end() -> None:
-    app, protocol = App(), Upgrade(Transport())
+    app, protocol, rides = App(), Upgrade(Transport()), Rides()
+    app.parts = SimpleNamespace(rides=rides)
     loop = asyncio.new_event_loop()
     app.__rsgi_init__(loop)
+    assert [loop] == rides.shortened
     loop.run_until_complete(app.__rsgi__(Rsgi(), protocol))
     app.__rsgi_del__(loop)
     loop.close()
@@ -329,13 +331,32 @@ class Edge:
     def __init__(self, *decision: Any) -> None:
         self._decision = decision
 
-    def decide(self, rsgi: Any) -> tuple[Any, ...]:
+    is_stale = False
+
+    def decide(self, rsgi: Any, *, bare: int | None) -> tuple[Any, ...]:
+        assert 7 == bare
         return self._decision
 
     async def serve(self, scope: Scope, receive: Any, send: Any, admitted: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": scope["path"].encode(), "more_body": True})
         admitted.served = True
+
+
+class Rides:
+    """Writes down what it is to carry."""
+
+    bare = 7
+
+    def __init__(self) -> None:
+        self.shortened: list[asyncio.AbstractEventLoop] = []
+        self.ridden: list[Any] = []
+
+    def shorten(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.shortened.append(loop)
+
+    async def ride(self, scope: Any, protocol: Any, admitted: Any) -> None:
+        self.ridden.append(admitted)
 
 
 class Admitted:
@@ -347,17 +368,24 @@ class Admitted:
 
 def test_a_refusal_is_one_call() -> None:
     app, protocol = App(), Protocol()
-    app.parts = SimpleNamespace(edge=Edge(401, [("a", "b")], b"no"))
+    app.parts = SimpleNamespace(edge=Edge(401, [("a", "b")], b"no"), rides=Rides())
     asyncio.run(app.__rsgi__(Rsgi(proto="http"), protocol))
     assert [(401, [("a", "b")], b"no")] == protocol.calls
 
 
 def test_what_is_admitted_is_served() -> None:
     app, protocol, admitted = App(), Protocol(), Admitted()
-    app.parts = SimpleNamespace(edge=Edge(admitted, {"path": "/x"}))
+    app.parts = SimpleNamespace(edge=Edge(admitted, {"path": "/x"}), rides=Rides())
     asyncio.run(app.__rsgi__(Rsgi(proto="http"), protocol))
     assert admitted.served
     assert [(200, []), (b"/x",)] == protocol.calls
+
+
+def test_a_bare_command_rides() -> None:
+    app, protocol, admitted, rides = App(), Protocol(), Admitted(), Rides()
+    app.parts = SimpleNamespace(edge=Edge(admitted, None), rides=rides)
+    asyncio.run(app.__rsgi__(Rsgi(proto="http"), protocol))
+    assert ([admitted], []) == (rides.ridden, protocol.calls)
 
 
 def test_a_worker_that_cannot_start_ends() -> None:

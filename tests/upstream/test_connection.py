@@ -33,6 +33,12 @@ def part(server: Server) -> None:
             stream.connection.flush()
 
 
+def message(*frames: ReplyFrame) -> bytes:
+    """What a daemon says at once."""
+    whole: bytes = ReplyBatch(frames=frames).SerializeToString()
+    return whole
+
+
 async def until(condition: object) -> None:
     async with asyncio.timeout(10):
         while not condition():  # type: ignore[operator]  # noqa: ASYNC110 - what is waited for is no event
@@ -152,10 +158,10 @@ def test_an_answer_on_another_stream_is_nobodys(monkeypatch: pytest.MonkeyPatch)
         await until(daemon.commands)
         (seq,) = (command.seq for command in daemon.commands())
         stranger = connection.Carrier(upstream._ready[0].connection)
-        upstream.replies(stranger, [ReplyFrame(seq=seq, result=b"foreign")])
+        upstream.received(stranger, message(ReplyFrame(seq=seq, result=b"foreign")))
         assert not call.done()
         assert 1 == upstream.state().foreign
-        upstream.replies(upstream._ready[0], [ReplyFrame(seq=seq, result=b"ours")])
+        upstream.received(upstream._ready[0], message(ReplyFrame(seq=seq, result=b"ours")))
         assert b"ours" == (await call).result
 
     run(story)

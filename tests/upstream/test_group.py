@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 def told(ending: Ending) -> str:
     """A reply's result, or an error's code."""
+    if isinstance(ending, tuple):
+        return ending[0].decode()
     return ending.code if isinstance(ending, FlxError) else ending.result.decode()
 
 

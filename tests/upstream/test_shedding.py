@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import tempfile
+from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.small_daemon import SmallDaemon, serving
 from tests.upstream.test_channel import frame
 
 from flx_api.errors import DeadlineExceeded, Unavailable
 from flx_api.observability.metrics import Metrics
-from flx_api.proto.flx.v1.daemon_pb2 import ReplyFrame
+from flx_api.proto.flx.v1.daemon_pb2 import ReplyBatch, ReplyFrame
 from flx_api.upstream import concurrency, shedding
 from flx_api.upstream.breaker import LEAST_OUTCOMES, PROBES, State
 from flx_api.upstream.channel import BURST_S, MOMENT_S, QUEUE_S, Upstream
@@ -23,11 +26,13 @@ from flx_api.upstream.endpoints import Endpoint
 from flx_api.upstream.group import Group
 from flx_api.upstream.pace import WINDOW_S, Pace
 from flx_api.upstream.pending import StreamLost
-from flx_api.upstream.shedding import Load, Loads
+from flx_api.upstream.shedding import Load, Loads, Passage
 from flx_api.upstream.streams import Overloaded
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+
+    from flx_api.upstream.shedding import Together
 
 ORDINARY = concurrency.FIRST - int(concurrency.FIRST * concurrency.VITAL_SHARE + 0.999)
 
@@ -136,7 +141,7 @@ def test_what_comes_free_goes_to_who_waits_the_longest() -> None:
         waiting[1].cancel()
         await dropped(held)
         for seq in list(upstream._abandoned):
-            upstream.replies(upstream._ready[0], [ReplyFrame(seq=seq)])
+            upstream.received(upstream._ready[0], ReplyBatch(frames=[ReplyFrame(seq=seq)]).SerializeToString())
         done = await asyncio.gather(*waiting, return_exceptions=True)
         assert [True, False, True, True, True] == [isinstance(reply, ReplyFrame) for reply in done]
         assert [b"0", b"2", b"3", b"4"] == [one.args for one in daemon.frames if one.args.isdigit()]
@@ -249,3 +254,65 @@ def test_what_is_known_of_addresses_is_bounded() -> None:
     for number in range(3000):
         loads.of((1, str(number)), float(number))
     assert len(loads.of_daemon(1)) < 2000
+
+
+SPELLS = st.lists(
+    st.tuples(
+        # What enters, after what time, and how many of the oldest are answered, lost or late then.
+        st.sampled_from([0.0, 0.001, 0.03, 0.2, 1.5]),
+        st.integers(0, 40),
+        st.booleans(),
+        st.integers(0, 40),
+        st.sampled_from(["answered", "answered", "answered", "lost", "late"]),
+    ),
+    max_size=60,
+)
+
+
+def end(passage: Passage, how: str, now_s: float) -> None:
+    if how == "answered":
+        passage.answered(now_s)
+    elif how == "lost":
+        passage.lost()
+    else:
+        passage.unanswered(now_s, 0.0)
+
+
+@given(SPELLS)
+def test_together_is_the_same_as_one_by_one(story: list[tuple[float, int, bool, int, str]]) -> None:
+    """Only that where windows end within what came together, they end after it."""
+    one, many, now = Load(0.0), Load(0.0), 0.0
+    passages: deque[Passage] = deque()
+    together: deque[tuple[float, int, Together]] = deque()
+    for wait_s, count, is_grouped, ending, how in story:
+        now += wait_s
+        sort: Together = "grouped" if is_grouped else "ordinary"
+        entered = [passage for _ in range(count) if (passage := one.enter("a", now, sort)) is not None]
+        passages += entered
+        let_in, life = many.enter_many(count, sort)
+        if one.state is not State.CLOSED:
+            # Probes are an affair of those that come one by one.
+            assert 0 == let_in
+            return
+        assert len(entered) == let_in
+        together += [(now, life, sort)] * let_in
+        over = [passages.popleft() for _ in range(min(ending, len(passages)))]
+        over_together = [together.popleft() for _ in over]
+        for passage in over:
+            end(passage, how, now)
+        grouped = sum(sort == "grouped" for _, _, sort in over_together)
+        if how == "answered" and over_together:
+            times = [now - began_s for began_s, _, _ in over_together if began_s >= many.since_s]
+            took = [("a", len(times), sum(times))] if times else []
+            of_life = sum(life == many.life for _, life, _ in over_together)
+            many.answered_many(took, len(over_together) - grouped, grouped, of_life, now)
+        elif how == "lost":
+            many.lost_many(len(over_together) - grouped, grouped)
+        for began_s, life, sort in over_together if how == "late" else ():
+            many.unanswered_one(began_s, life, now, 0.0, sort)
+        assert one._gate.outstanding == many._gate.outstanding
+        assert one._gate._of == many._gate._of
+        assert one.state is many.state
+        assert (one.room > 0) == (many.room > 0) or one.limit != many.limit
+        if one.limit != many.limit:
+            return

@@ -165,13 +165,14 @@ class _Batch:
                 if refused := await self._begin_some(group):
                     yield refused
                 elif ended := await group.ended():
-                    yield [self._result(index, ending) for index, ending in ended]
+                    meta = self.meta()
+                    yield [self._result(index, ending, meta) for index, ending in ended]
         finally:
             group.close()
-        not_begun = Conflict(self._stopped, code="not_attempted")
+        not_begun, meta = Conflict(self._stopped, code="not_attempted"), self.meta()
         count = len(self._operations)
         for start in range(self._next, count, _TURN):
-            yield [self._result(index, not_begun) for index in range(start, min(start + _TURN, count))]
+            yield [self._result(index, not_begun, meta) for index in range(start, min(start + _TURN, count))]
             await asyncio.sleep(0)
 
     @property
@@ -190,7 +191,7 @@ class _Batch:
             error = await self._begin(group, index)
             if error is None:
                 continue
-            refused.append(self._result(index, error))
+            refused.append(self._result(index, error, self.meta()))
             if len(refused) == _TURN:
                 await asyncio.sleep(0)
                 break
@@ -286,21 +287,25 @@ class _Batch:
             self._unknown[name] = error
         return self._unknown[name]
 
-    def _result(self, index: int, ending: Ending) -> BatchResult:
-        """How an operation went, counted, and what it means for those after it."""
+    def _result(self, index: int, ending: Ending, meta: ReplyMeta) -> BatchResult:
+        """How an operation went, counted, and what it means for those after it. `meta`: of answers given now."""
         operation = self._operations[index]
+        if isinstance(ending, tuple):
+            result, replayed = ending
+            if replayed:
+                meta = ReplyMeta(meta.request_id, meta.duration_us, replayed)
+            return self._success(index, operation.command, result, meta)
         if isinstance(ending, ReplyFrame) and not ending.code:
             dry_run = self._dry_run or operation.dry_run
             error = self._tell_costs(ending, operation.command) if dry_run else None
             if error is None:
-                return self._success(index, operation.command, ending, dry_run=dry_run)
+                meta = ReplyMeta(meta.request_id, meta.duration_us, ending.replayed, dry_run)
+                return self._success(index, operation.command, ending.result, meta, ending.accepted_id)
         else:
             error = error_of(ending) if isinstance(ending, ReplyFrame) else ending
-        return self._failure(index, operation.command, error)
+        return self._failure(index, operation.command, error, meta)
 
-    def _success(self, index: int, name: str, reply: ReplyFrame, *, dry_run: bool) -> BatchResult:
-        exchange, accepted_id, result = self._exchange, reply.accepted_id, reply.result
-        request_id = exchange.request_id
+    def _success(self, index: int, name: str, result: bytes, meta: ReplyMeta, accepted_id: str = "") -> BatchResult:
         status: Literal["ok", "accepted"] = "ok"
         if accepted_id:
             status = "accepted"
@@ -313,14 +318,14 @@ class _Batch:
         self._route.metrics.operation(name, status)
         return BatchResult(
             index=index,
-            id=accepted_id or f"{request_id}.{index}",
+            id=accepted_id or f"{meta.request_id}.{index}",
             command=name,
             status=status,
             result=msgspec.Raw(result or b"null"),
-            meta=ReplyMeta(request_id, exchange.duration_us, reply.replayed, dry_run),
+            meta=meta,
         )
 
-    def _failure(self, index: int, name: str, error: FlxError) -> BatchResult:
+    def _failure(self, index: int, name: str, error: FlxError, meta: ReplyMeta) -> BatchResult:
         known = name in COMMANDS
         self._route.metrics.refusal(error.code)
         self._route.metrics.operation(name if known else UNMATCHED, "error")
@@ -329,14 +334,13 @@ class _Batch:
             self.totals.not_attempted += 1
         elif self._fail_fast and not self._stopped:
             self._stopped = _FAILED
-        request_id = self._exchange.request_id
         return BatchResult(
             index=index,
-            id=f"{request_id}.{index}",
+            id=f"{meta.request_id}.{index}",
             command=name if known else "",
             status="error",
-            error=item_problem(error, request_id),
-            meta=self.meta(),
+            error=item_problem(error, meta.request_id),
+            meta=meta,
         )
 
     def _tell_costs(self, reply: ReplyFrame, command: str) -> FlxError | None:

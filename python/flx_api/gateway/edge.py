@@ -26,7 +26,7 @@ from flx_api.errors import FlxError
 from flx_api.gateway.alarms import Alarms
 from flx_api.gateway.exchange import Exchange, StreamCut
 from flx_api.gateway.intake import BODY_TIMEOUT_S, CLIENT_GONE, ClientGone, take_body
-from flx_api.gateway.responses import problem, unexpected
+from flx_api.gateway.responses import origin_of, problem, unexpected
 from flx_api.gateway.routes_fast import Response, Whole
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from flx_api.gateway.paths import Paths
     from flx_api.gateway.patience import Patience
     from flx_api.gateway.responses import Headers
+    from flx_api.gateway.ride import Rides
     from flx_api.observability.metrics import Metrics
 
 _BODY_FAULTS: Final = frozenset({"payload_too_large", "request_timeout"})
@@ -96,6 +97,8 @@ class Edge:
         self._metrics = metrics
         self._framework = framework
         self._bodies = Alarms(BODY_TIMEOUT_S)
+        # What carries plain commands, once it runs.
+        self.rides: Rides | None = None
 
     async def http(
         self, scope: Scope, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]
@@ -105,11 +108,14 @@ class Edge:
         if seen is None:
             seen = await self._patience.wait(lambda last: self._admission.admit(scope, pages=False, last=last))
         if not isinstance(seen, tuple):
-            await self.serve(scope, receive, send, seen)
+            if self.rides is not None and self.rides.carries(scope, seen):
+                await self.rides.ride_over_asgi(scope, receive, send, seen)
+            else:
+                await self.serve(scope, receive, send, seen)
             return
         start, end = seen
         if self._cors.active:
-            start["headers"] += self._cors.headers(_origin(scope))
+            start["headers"] += self._cors.headers(origin_of(scope))
         try:
             await send(start)
             await send(end)
@@ -288,10 +294,6 @@ class Edge:
                 await exchange.send(message)
         except (RuntimeError, OSError):
             exchange.status = CLIENT_GONE
-
-
-def _origin(scope: Scope) -> bytes | None:
-    return next((value for key, value in scope["headers"] if key == b"origin"), None)
 
 
 def _is_http1(scope: Scope) -> bool:

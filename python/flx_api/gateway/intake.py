@@ -29,7 +29,7 @@ class ClientGone(Exception):
     """The client went away; nobody waits for an answer."""
 
 
-class _Reading:
+class Reading:
     """The task that reads a body, and whether it was told to stop."""
 
     __slots__ = ("_task", "is_over")
@@ -39,6 +39,7 @@ class _Reading:
         self.is_over = False
 
     def ring(self) -> None:
+        """It takes too long."""
         self.is_over = True
         if self._task is not None:
             self._task.cancel()
@@ -63,7 +64,7 @@ async def take_body(exchange: Exchange, limit: int, alarms: Alarms) -> bytes:
     length = exchange.admitted.length
     if length == 0:
         return b""
-    reading = _Reading(alarms.task())
+    reading = Reading(alarms.task())
     alarms.set(reading)
     try:
         body = await _read(exchange, length, limit)

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 
 from flx_api._core import asgi_scope
-from flx_api.gateway.ride import Ride
 from flx_api.gateway.rsgi import WHOLE, serve, watched
 
 if TYPE_CHECKING:
@@ -69,7 +68,7 @@ class Lane:
         self._context = context
         self._ordinary = ordinary
         self._rides = rides
-        self._bare = None if rides is None else rides.open(edge, loop, context)
+        self._bare = None if rides is None else rides.bare
 
     def schedule(self, watcher: Any) -> None:  # noqa: ANN401 - Granian's own
         """Answer a request here, or let it go on in the loop."""
@@ -88,7 +87,7 @@ class Lane:
                 return
             if seen[1] is None:
                 if self._rides is not None and not scope.query_string and not self._edge.is_stale:
-                    Ride(self._rides, watcher, seen[0]).board()
+                    self._rides.board(watcher, seen[0])
                     return
                 seen = seen[0], asgi_scope(scope)
             rest = serve(self._edge, scope, protocol, *seen)

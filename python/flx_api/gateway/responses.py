@@ -8,7 +8,7 @@ Rules:
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -27,7 +27,7 @@ from flx_api.errors import (
 from flx_api.models.envelope import ItemProblem, Problem
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from flx_api.limits.policies import NativePolicy
 
@@ -180,3 +180,8 @@ def prepared(error: FlxError, *more: tuple[bytes, bytes]) -> Prepared:
 def common_headers() -> tuple[Headers, tuple[bytes, bytes], tuple[bytes, bytes]]:
     """What every response carries: always, unless it has a policy of its own, and over TLS only."""
     return _SECURITY, (b"content-security-policy", STRICT_CSP), _STRICT_TRANSPORT
+
+
+def origin_of(scope: Mapping[str, Any]) -> bytes | None:
+    """The page that asks, by its `Origin`."""
+    return next((value for key, value in scope["headers"] if key == b"origin"), None)

@@ -1,42 +1,52 @@
-"""A plain command on the lane: from the server's thread to its answer without a task of its own.
+"""A plain command without a task: from the server's thread to its answer.
 
-Strategy: the thread that admits the request asks for its body at once and goes on. What comes then are callbacks in the
-loop: the body has come, the daemon has replied, the time is over. Each is a few calls, and the last one answers.
-Whatever is not the usual case leaves the ride and goes on as a coroutine from where it is (`Edge.serve` with the rest
-of it): a body that is not plain, no room at the daemon, a refusal, a broken connection.
+Strategy: whoever admits the request asks for its body at once and goes on. Where the body comes it is read and decided
+about (`flx_api._core.Hall`); the loop takes all that have boarded by then together and lets them leave by the express
+(`flx_api.upstream.express`), which answers them when the daemon has. Whatever is not the usual case leaves the ride and
+goes on as a coroutine from where it is (`Edge.serve` with the rest of it): a body that is not plain, no room at the
+daemon, a refusal, a broken connection.
 
 Rules:
 - What is told to a ride never raises: whoever tells it has others to tell.
 - A body that does not come in time ends the request; one look a second for all of them.
 - A caller that goes away is noticed after a moment, as elsewhere (`flx_api.gateway.dispatch.Watch`).
-- Reads that may share an answer do so: a ride takes off only where a coroutine would not wait.
+- Reads that may share an answer do so: a ride leaves only where a coroutine would not wait. What is vital has a part of
+  the room for itself, and so goes as a coroutine.
 """
 
 from __future__ import annotations
 
-from time import monotonic, monotonic_ns
+import asyncio
+import contextlib
+import contextvars
+from functools import partial
+from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final
 
+from flx_api._core import Hall, Shortcut
 from flx_api.errors import InvalidRequest
+from flx_api.gateway.alarms import Alarms
 from flx_api.gateway.dispatch import question_of
-from flx_api.gateway.intake import BODY_TIMEOUT_S, CLIENT_GONE
+from flx_api.gateway.intake import BODY_TIMEOUT_S, CLIENT_GONE, ClientGone, Reading
+from flx_api.gateway.responses import origin_of
 from flx_api.gateway.rsgi import serve_rest, watched
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Awaitable, Callable
 
-    from flx_api._core import Admitted, PlainCommand
+    from flx_api._core import Admitted, PlainCommand, Ride
     from flx_api.errors import FlxError
     from flx_api.gateway.cors import Cors
     from flx_api.gateway.dispatch import Dispatcher
     from flx_api.gateway.edge import Edge
-    from flx_api.gateway.exchange import Exchange
+    from flx_api.gateway.exchange import Exchange, Message, Scope
     from flx_api.gateway.routes_fast import CommandRoutes, Response, Whole
     from flx_api.proto.flx.v1.daemon_pb2 import ReplyFrame
     from flx_api.upstream.channel import Upstream
     from flx_api.upstream.flights import Question
 
+    Receive = Callable[[], Awaitable[Message]]
+    Send = Callable[[Message], Awaitable[None]]
     Rest = Callable[[Exchange], Awaitable[Response | Whole]]
 
 LOOK_EVERY_S: Final = 1.0
@@ -54,199 +64,299 @@ class Rides:
     """
 
     def __init__(self, commands: CommandRoutes, dispatcher: Dispatcher, upstream: Upstream, cors: Cors) -> None:
-        self.commands = commands
-        self.upstream = upstream
-        self.flights = dispatcher.flights
-        self.alarms = dispatcher.alarms
-        self.cors = cors
-        self.edge: Edge
-        self.loop: asyncio.AbstractEventLoop
-        self.context: Any = None
-        # Those whose body has not come yet, and until when it may: the oldest first.
-        self.boarding: dict[Ride, float] = {}
+        self._commands = commands
+        self._upstream = upstream
+        self._express = upstream.express
+        self._flights = dispatcher.flights
+        self._cors = cors
+        self.own: Callable[[Any], list[tuple[bytes, bytes]]] | None = self._own_headers if cors.active else None
+        self.hall: Hall
+        # The index of the route that is served so, where it is.
+        self.bare: int | None = None
+        self._edge: Edge
+        self._loop: asyncio.AbstractEventLoop
+        self._questions: dict[Ride, Question] = {}
+        # Bodies that are read by a task.
+        self._bodies = Alarms(BODY_TIMEOUT_S)
+        # Who looks whether a caller is still there.
+        self._watches: dict[Ride, asyncio.Task[None]] = {}
 
-    def open(self, edge: Edge, loop: asyncio.AbstractEventLoop, context: Any) -> int | None:  # noqa: ANN401 - contextvars.Context
-        """Begin; the index of the route that is served so."""
-        self.edge, self.loop, self.context = edge, loop, context
-        loop.call_soon_threadsafe(self._look)
-        return edge.place_of(self.commands.execute)
+    def open(self, edge: Edge) -> None:
+        """Begin, in the loop that runs."""
+        self._edge, self._loop = edge, asyncio.get_running_loop()
+        context = contextvars.copy_context()
+        wake = partial(self._loop.call_soon_threadsafe, self._depart, context=context)
+        self.hall = Hall(self._commands.plain, wake, context, BODY_TIMEOUT_S)
+        self._express.passengers = self
+        self._commands.rides = edge.rides = self
+        self.bare = edge.place_of(self._commands.execute)
+        self._look()
+
+    def shorten(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Let bodies board in the thread that brings them: the server asks the loop for its own by this name."""
+        with contextlib.suppress(AttributeError):  # a loop that takes no attributes is woken for each body instead
+            loop.call_soon_threadsafe = Shortcut(loop.call_soon_threadsafe)  # type: ignore[method-assign, assignment]
+
+    def board(self, watcher: Any, admitted: Admitted) -> None:  # noqa: ANN401 - Granian's own
+        """Ask for the body of a request of RSGI; in any thread."""
+        self.hall.board(watcher, watcher.proto, admitted)
+
+    async def ride(self, scope: Any, protocol: Any, admitted: Admitted) -> None:  # noqa: ANN401 - RSGI
+        """The same, and wait for the end of the request."""
+        done: asyncio.Future[Rest | None] = self._loop.create_future()
+        self.hall.board(_Waiting(done, protocol.client_disconnect, scope), protocol, admitted, done)
+        rest: Rest | None
+        try:
+            rest = await done
+        except Exception as error:  # noqa: BLE001 - the edge logs it, and answers
+            rest = _refused(error)
+        if rest is not None:
+            await serve_rest(self._edge, scope, protocol, admitted, rest)
+
+    def carries(self, scope: Scope, admitted: Admitted) -> bool:
+        """Whether `ride_over_asgi` serves this request."""
+        return (
+            admitted.route == self.bare
+            and bool(admitted.length)
+            and scope["method"] == "POST"
+            and not scope["query_string"]
+            and not self._edge.is_stale
+        )
+
+    async def ride_over_asgi(self, scope: Scope, receive: Receive, send: Send, admitted: Admitted) -> None:
+        """The same for a request of ASGI, in as few steps as there can be."""
+        mark_ns = monotonic_ns()
+        reading = Reading(self._bodies.task())
+        self._bodies.set(reading)
+        try:
+            message = await receive()
+        except asyncio.CancelledError:
+            if not reading.is_over:
+                raise
+            reading.go_on()
+            late = _refused(InvalidRequest(code="request_timeout"))
+            await self._edge.serve(scope, receive, send, admitted, late)
+            return
+        finally:
+            self._bodies.clear(reading)
+        body: bytes = message.get("body", b"")
+        if len(body) != admitted.length:
+            # What is not whole is a long one, or none: for those there is the general way. (That there is more is said
+            # of every first part.)
+            await self._edge.serve(scope, _again(message, receive), send, admitted)
+            return
+        try:
+            command = self._commands.plain.read(admitted, body, mark_ns)
+            if command is None:
+                ending: Rest | tuple[bytes, bool] | None = _general(self._commands, body)
+            else:
+                ending = await self._ending(command, admitted, partial(_disconnected, receive))
+        except Exception as error:  # noqa: BLE001 - as above
+            command, ending = None, _refused(error)
+        if command is None or callable(ending):
+            await self._edge.serve(scope, receive, send, admitted, ending if callable(ending) else None)
+        elif ending is None:
+            command.over(CLIENT_GONE)
+        else:
+            await self._answer(scope, send, command, *ending)
+
+    async def _answer(self, scope: Scope, send: Send, command: PlainCommand, result: bytes, replayed: bool) -> None:  # noqa: FBT001 - as it travels
+        own = self._cors.headers(origin_of(scope)) if self._cors.active else []
+        status = _OK
+        try:
+            for part in command.answer(result, replayed, own):
+                await send(part)
+        except (RuntimeError, OSError):
+            # The client left before its answer; Granian says so by raising.
+            status = CLIENT_GONE
+        command.over(status)
+
+    async def _ending(
+        self, command: PlainCommand, admitted: Admitted, gone: Callable[[], Awaitable[object]] | None
+    ) -> Rest | tuple[bytes, bool] | None:
+        """How a command ends that leaves with others: a result, or what is to be done; None: its caller left."""
+        done: asyncio.Future[Rest | tuple[bytes, bool] | None] = self._loop.create_future()
+        ride, is_first = self.hall.join(command, admitted, done, None if gone is None else _Waiting(done, gone))
+        if is_first:
+            self._loop.call_soon(self._depart)
+        try:
+            return await done
+        except BaseException:
+            ride.leave()
+            if self._express.abandon(ride):
+                self.over(ride)
+            raise
+
+    async def carry(self, exchange: Exchange, command: PlainCommand) -> Response | Whole:
+        """Let a command that was read elsewhere leave with others; its answer.
+
+        Raises:
+            FlxError: whatever the gateway or the daemon has against it.
+            ClientGone: nobody waits any more.
+        """
+        with self._commands.watch(exchange):
+            ending = await self._ending(command, exchange.admitted, None)
+        if ending is None:
+            raise ClientGone
+        if isinstance(ending, tuple):
+            return self._commands.plain_answer(exchange, command, *ending)
+        return await ending(exchange)
 
     def _look(self) -> None:
-        """End the requests whose body did not come in time, and look again later."""
-        now = monotonic()
-        for ride in [ride for ride, until in list(self.boarding.items()) if until <= now]:
-            ride.too_late()
-        self.loop.call_later(LOOK_EVERY_S, self._look)
+        """Look for late bodies, and again later."""
+        self.late()
+        self._loop.call_later(LOOK_EVERY_S, self._look)
 
+    def late(self, now_ns: int | None = None) -> None:
+        """End the requests whose body did not come in time."""
+        for ride in self.hall.late(now_ns):
+            self._go_on(ride, _refused(InvalidRequest(code="request_timeout")))
 
-class Ride:
-    """One command.
-
-    Args:
-        rides: what all have in common.
-        watcher: the server's own, with its scope and its protocol.
-        admitted: what admission has found out.
-    """
-
-    __slots__ = (
-        "_admitted",
-        "_body",
-        "_command",
-        "_deadline",
-        "_mark_ns",
-        "_protocol",
-        "_question",
-        "_rides",
-        "_watch",
-        "_watcher",
-        "is_done",
-    )
-
-    _command: PlainCommand
-
-    def __init__(self, rides: Rides, watcher: Any, admitted: Admitted) -> None:  # noqa: ANN401 - Granian's own
-        self._rides = rides
-        self._watcher = watcher
-        self._protocol = watcher.proto
-        self._admitted = admitted
-        self._mark_ns = monotonic_ns()
-        self._body: Any = None
-        self._deadline = 0.0
-        self._question: Question | None = None
-        self._watch: asyncio.Task[None] | None = None
-        self.is_done = False
-
-    def board(self) -> None:
-        """Ask for the body; in the server's thread."""
-        self._body = body = self._protocol()
-        self._rides.boarding[self] = monotonic() + BODY_TIMEOUT_S
-        body.add_done_callback(self._depart, context=self._rides.context)
-
-    def too_late(self) -> None:
-        """The body did not come in time."""
-        del self._rides.boarding[self]
-        body, self._body = self._body, None
-        body.cancel()
-        self._go_on(_refused(InvalidRequest(code="request_timeout")))
-
-    def _depart(self, body: Any) -> None:  # noqa: ANN401 - Granian's own
-        """The body has come, or never will."""
-        if self._rides.boarding.pop(self, None) is None:
-            return
-        # Granian's future keeps its callback, and with it this ride, for as long as it lives; no collector sees that.
-        self._body = None
-        try:
-            try:
-                content = body.result()
-            except RuntimeError:
-                detail = "The body is malformed or ended too early"
-                self._go_on(_refused(InvalidRequest(detail)))
+    def _depart(self) -> None:
+        """Let those leave that have boarded."""
+        rides, marked, others = self.hall.boarded()
+        for ride, body in others:
+            broken = InvalidRequest("The body is malformed or ended too early")
+            self._go_on(ride, _refused(broken) if body is None else _general(self._commands, body))
+        for ride in marked:
+            if self._takes_off(ride):
+                rides.append(ride)
             else:
-                self._send(content)
-        except BaseException as error:  # noqa: BLE001 - the server logs it
-            self._watcher.err(error)
+                self._go_on(ride, self._once_more(_command(ride)))
+        left = self._express.depart(rides) if rides else 0
+        for ride in rides[left:]:
+            self.over(ride)
+            self._go_on(ride, self._once_more(_command(ride)))
 
-    def _send(self, body: bytes) -> None:
-        rides = self._rides
-        command = rides.commands.plain.read(self._admitted, body, self._mark_ns)
-        if command is None:
-            self._go_on(_general(rides.commands, body))
-            return
-        self._command = command
-        if command.shared:
-            self._question = question = question_of(self._admitted.principal, command)
-            if not rides.flights.take_off(question):
-                self._question = None
-                self._go_on(self._once_more)
-                return
-        self._deadline = rides.loop.time() + command.deadline_s
-        rides.alarms.set(self)
-        if not rides.upstream.call_now(command, command.deadline_s, self):
-            self._leave()
-            self._go_on(self._once_more)
+    def _takes_off(self, ride: Ride) -> bool:
+        """Whether one that was marked leaves as others do."""
+        command = _command(ride)
+        if command.vital:
+            return False
+        question = question_of(ride.admitted.principal, command)
+        if not self._flights.take_off(question):
+            return False
+        self._questions[ride] = question
+        return True
 
-    def done(self) -> bool:
-        """Whether there is nothing to come any more."""
-        return self.is_done
+    # --- what the express tells ---------------------------------------------------------------------------------------
 
-    def set_result(self, reply: ReplyFrame, /) -> None:
-        """The daemon replied."""
-        self._end()
-        try:
-            if reply.code or reply.accepted_id:
-                self._go_on(self._settled(reply))
-                return
-            own = self._own_headers() if self._rides.cors.active else []
-            self._protocol.response_bytes(*self._command.answer(reply.result, reply.replayed, own))
-            self._command.over(_OK)
-        except BaseException as error:  # noqa: BLE001 - as above
-            self._watcher.err(error)
+    def ended(self, ride: Ride, ending: ReplyFrame | FlxError) -> None:
+        """It has ended otherwise than with a plain result."""
+        self.over(ride)
+        self._go_on(ride, self._settled(_command(ride), ride.until_s, ending))
 
-    def set_exception(self, error: FlxError, /) -> None:
-        """There will be no reply on this stream."""
-        self._end()
-        try:
-            self._go_on(self._settled(error))
-        except BaseException as fault:  # noqa: BLE001 - as above
-            self._watcher.err(fault)
-
-    def ring(self) -> None:
-        """It takes so long that it is worth looking whether the caller is still there."""
-        self._watch = self._rides.loop.create_task(self._until_gone(), name="disconnect-watch")
-
-    async def _until_gone(self) -> None:
-        await self._protocol.client_disconnect()
-        self._watch = None
-        if not self.is_done:
-            self.is_done = True
-            self._leave()
-            self._rides.upstream.abandon(self._command.seq)
-            self._command.over(CLIENT_GONE)
-
-    def _end(self) -> None:
-        self.is_done = True
-        self._leave()
-        self._rides.upstream.end(self._command.seq)
-
-    def _leave(self) -> None:
+    def over(self, ride: Ride) -> None:
         """It is no longer on its way."""
-        self._rides.alarms.clear(self)
-        if self._watch is not None:
-            self._watch.cancel()
-        if self._question is not None:
-            self._rides.flights.landed(self._question)
-            self._question = None
+        question = self._questions.pop(ride, None)
+        if question is not None:
+            self._flights.landed(question)
+        watch = self._watches.pop(ride, None)
+        if watch is not None:
+            watch.cancel()
 
-    def _own_headers(self) -> list[tuple[bytes, bytes]]:
-        origin = self._watcher.scope.headers.get("origin")
-        return self._rides.cors.headers(None if origin is None else origin.encode())
+    def takes_long(self, ride: Ride) -> None:
+        """It takes so long that it is worth looking whether the caller is still there."""
+        watcher: Any = ride.watcher
+        if watcher is None:
+            return  # whoever waits with an exchange looks by himself
+        gone = ride.protocol.client_disconnect if ride.done is None else watcher.gone
+        self._watches[ride] = self._loop.create_task(self._until_gone(ride, gone), name="disconnect-watch")
+
+    async def _until_gone(self, ride: Ride, gone: Callable[[], Awaitable[object]]) -> None:
+        await gone()
+        self._watches.pop(ride, None)
+        if self._express.abandon(ride):
+            self.over(ride)
+            if ride.protocol is not None:
+                _command(ride).over(CLIENT_GONE)
+            if ride.done is not None and not ride.done.done():
+                ride.done.set_result(None)
+
+    def _own_headers(self, scope: Any) -> list[tuple[bytes, bytes]]:  # noqa: ANN401 - RSGI
+        origin = scope.headers.get("origin")
+        return self._cors.headers(None if origin is None else origin.encode())
 
     # --- the rest of it, as a coroutine -------------------------------------------------------------------------------
 
-    async def _once_more(self, exchange: Exchange) -> Response | Whole:
+    def _once_more(self, command: PlainCommand) -> Rest:
         """What could not be sent at once waits for its turn."""
-        exchange.passed_until(self._command.mark_ns)
-        return await self._rides.commands.send(exchange, self._command)
 
-    def _settled(self, ending: ReplyFrame | FlxError) -> Rest:
+        async def once_more(exchange: Exchange) -> Response | Whole:
+            exchange.passed_until(command.mark_ns)
+            return await self._commands.send_alone(exchange, command)
+
+        return once_more
+
+    def _settled(self, command: PlainCommand, until_s: float, ending: ReplyFrame | FlxError) -> Rest:
         """What has ended otherwise than with a plain result."""
 
         async def settled(exchange: Exchange) -> Response | Whole:
-            exchange.passed_until(self._command.mark_ns)
-            rides, command = self._rides, self._command
-            with rides.commands.watch(exchange):
-                reply = await rides.upstream.settled(command, self._deadline, ending, read=command.reads)
-            return rides.commands.answer(exchange, command, reply)
+            exchange.passed_until(command.mark_ns)
+            with self._commands.watch(exchange):
+                reply = await self._upstream.settled(command, until_s, ending, read=command.reads)
+            return self._commands.answer(exchange, command, reply)
 
         return settled
 
-    def _go_on(self, rest: Rest) -> None:
-        rides, watcher = self._rides, self._watcher
-        serving = serve_rest(rides.edge, watcher.scope, self._protocol, self._admitted, rest)
-        watcher.taskref(rides.loop.create_task(watched(serving, watcher)))
+    def _go_on(self, ride: Ride, rest: Rest) -> None:
+        if ride.done is not None:
+            if not ride.done.done():
+                ride.done.set_result(rest)
+            return
+        watcher: Any = ride.watcher
+        try:
+            serving = serve_rest(self._edge, watcher.scope, ride.protocol, ride.admitted, rest)
+            watcher.taskref(self._loop.create_task(watched(serving, watcher)))
+        except BaseException as error:  # noqa: BLE001 - the server logs it
+            watcher.err(error)
 
 
-def _refused(error: FlxError) -> Rest:
+class _Waiting:
+    """Stands for the server's watcher where a task waits for the end of its ride."""
+
+    __slots__ = ("_done", "gone", "scope")
+
+    def __init__(
+        self,
+        done: asyncio.Future[Any],
+        gone: Callable[[], Awaitable[object]],
+        scope: Any = None,  # noqa: ANN401 - RSGI
+    ) -> None:
+        self._done = done
+        self.gone = gone
+        self.scope = scope
+
+    def err(self, error: BaseException) -> None:
+        """Something was raised on the way."""
+        if not self._done.done():
+            self._done.set_exception(error)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _again(message: Message, receive: Receive) -> Receive:
+    """The same, from this message on."""
+    first: list[Message] = [message]
+
+    async def again() -> Message:
+        return first.pop() if first else await receive()
+
+    return again
+
+
+def _command(ride: Ride) -> PlainCommand:
+    command = ride.command
+    if command is None:
+        msg = "What has boarded as plain has no command"
+        raise RuntimeError(msg)
+    return command
+
+
+def _refused(error: Exception) -> Rest:
     async def rest(_exchange: Exchange) -> Response:
         raise error
 

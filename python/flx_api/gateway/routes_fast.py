@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from flx_api.gateway.exchange import Exchange
     from flx_api.gateway.patience import Patience
     from flx_api.gateway.responses import Headers, PolicyRefusals
+    from flx_api.gateway.ride import Rides
     from flx_api.models.envelope import CommandOptions
     from flx_api.proto.flx.v1.daemon_pb2 import ReplyFrame
 
@@ -74,6 +75,8 @@ class CommandRoutes:
         self._patience = patience
         self._policies = policies
         self._cors = cors
+        # Where commands leave together; without it each leaves alone.
+        self.rides: Rides | None = None
 
     async def execute(self, exchange: Exchange) -> Response | Whole:
         """`POST /v1/execute`: everything in the body."""
@@ -86,6 +89,12 @@ class CommandRoutes:
 
     async def send(self, exchange: Exchange, command: PlainCommand) -> Response | Whole:
         """Carry a plain command out and answer it."""
+        if self.rides is not None:
+            return await self.rides.carry(exchange, command)
+        return await self.send_alone(exchange, command)
+
+    async def send_alone(self, exchange: Exchange, command: PlainCommand) -> Response | Whole:
+        """The same, where it has to wait for its turn."""
         return self.answer(exchange, command, await self._dispatcher.send(exchange, command))
 
     def answer(self, exchange: Exchange, command: PlainCommand, reply: ReplyFrame) -> Response | Whole:
@@ -99,8 +108,12 @@ class CommandRoutes:
             if reply.code:
                 raise error_of(reply)
             return envelope(exchange, COMMANDS[command.command], reply)
+        return self.plain_answer(exchange, command, reply.result, reply.replayed)
+
+    def plain_answer(self, exchange: Exchange, command: PlainCommand, result: bytes, replayed: bool) -> Whole:  # noqa: FBT001 - as it travels
+        """The answer to a plain command that was carried out."""
         own = self._cors.headers(exchange.headers.get(b"origin")) if self._cors.active else []
-        parts = command.answer(reply.result, reply.replayed, own)
+        parts = command.answer(result, replayed, own)
         exchange.passed_until(command.mark_ns)
         return Whole(parts)
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from flx_api._core import Admitted
     from flx_api.gateway.edge import Edge
     from flx_api.gateway.exchange import Exchange, Message, Scope
+    from flx_api.gateway.ride import Rides
     from flx_api.gateway.routes_fast import Response, Whole
 
 ASGI: Final = {"version": "3.0", "spec_version": "2.3"}
@@ -65,10 +66,11 @@ class RsgiFace:
         if failure is not None:
             _log.error("gateway.not_started", reason=failure)
             sys.exit(1)
+        self.parts.rides.shorten(loop)
         if self.wants_lane:
             from flx_api.gateway.lane import install  # noqa: PLC0415 - it is made of this module
 
-            install(self.parts.edge, self.parts.rides())
+            install(self.parts.edge, self.parts.rides)
 
     def __rsgi_del__(self, loop: asyncio.AbstractEventLoop) -> None:
         """Stop, after the last request."""
@@ -82,13 +84,20 @@ class RsgiFace:
             await self(connection.scope, connection.receive, connection.send)
             return
         edge: Edge = self.parts.edge
-        seen = edge.decide(scope)
+        rides: Rides = self.parts.rides
+        seen = edge.decide(scope, bare=rides.bare)
         if seen is None:
             seen = await edge.decide_later(scope)
         if len(seen) == WHOLE:
             protocol.response_bytes(*seen)
-        else:
-            await serve(edge, scope, protocol, *seen)
+            return
+        admitted, bridged = seen
+        if bridged is None:
+            if not scope.query_string and not edge.is_stale:
+                await rides.ride(scope, protocol, admitted)
+                return
+            bridged = asgi_scope(scope)
+        await serve(edge, scope, protocol, admitted, bridged)
 
 
 async def serve(edge: Edge, rsgi: Any, protocol: Any, admitted: Admitted, scope: Scope) -> None:  # noqa: ANN401 - RSGI

@@ -70,6 +70,13 @@ class Outbox(Generic[Frame]):
             self._is_due = True
             self._loop.call_soon(self._flush)
 
+    def put_many(self, frames: Sequence[Frame]) -> None:
+        """Let frames leave with this tick."""
+        self._frames += frames
+        if not self._is_due:
+            self._is_due = True
+            self._loop.call_soon(self._flush)
+
     def _flush(self) -> None:
         self._is_due = False
         if self._is_waiting or not self._frames:

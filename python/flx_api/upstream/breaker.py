@@ -111,6 +111,16 @@ class Breaker:
             self._probes.append(now_s)
         return self._ticket
 
+    @property
+    def ticket(self) -> Ticket | None:
+        """That of all who pass now; None where each has to ask."""
+        return self._ticket if self.state is _CLOSED else None
+
+    @property
+    def life(self) -> int:
+        """That of the tickets that mean anything now."""
+        return self._life
+
     def retry_after_s(self, now_s: float) -> float:
         """Seconds after which it makes sense to come again; 0 when commands pass."""
         if self.state is State.OPEN:
@@ -118,6 +128,10 @@ class Breaker:
         if self.state is State.HALF_OPEN and len(self._probes) + self._succeeded >= PROBES:
             return max(min(self._probes, default=now_s) + PROBE_S - now_s, 0.0)
         return 0.0
+
+    def succeeded_many(self, count: int, now_s: float) -> None:
+        """The daemon answered so many commands of the present life; while it is closed."""
+        self._count(now_s, count, failed=False)
 
     def succeeded(self, ticket: Ticket, now_s: float) -> None:
         """The daemon answered, whatever it said about the command."""
@@ -151,11 +165,11 @@ class Breaker:
             if self._succeeded >= PROBES:
                 self._move("probes_succeeded")
             return
-        self._count(now_s, failed=failed)
+        self._count(now_s, 1, failed=failed)
         if failed and self._outcomes >= LEAST_OUTCOMES and self._failures >= FAILURE_RATIO * self._outcomes:
             self._open("tripped", now_s, jitter)
 
-    def _count(self, now_s: float, *, failed: bool) -> None:
+    def _count(self, now_s: float, count: int, *, failed: bool) -> None:
         present = self._slice
         if now_s - present.began_s >= _SLICE_S:
             present = self._slice = _Slice(now_s)
@@ -164,11 +178,11 @@ class Breaker:
                 gone = self._slices.popleft()
                 self._outcomes -= gone.outcomes
                 self._failures -= gone.failures
-        present.outcomes += 1
-        self._outcomes += 1
+        present.outcomes += count
+        self._outcomes += count
         if failed:
-            present.failures += 1
-            self._failures += 1
+            present.failures += count
+            self._failures += count
 
     def _open(self, event: Event, now_s: float, jitter: float) -> None:
         if event == "tripped" and now_s - self._opened_s > FORGET_S:

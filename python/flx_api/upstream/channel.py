@@ -32,10 +32,11 @@ from flx_api.commands import VITAL
 from flx_api.errors import FlxError, Unavailable
 from flx_api.observability.metrics import UpstreamState
 from flx_api.proto import http2
-from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame, Principal
+from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame, Principal, ReplyBatch
 from flx_api.upstream.connection import PROBE_TIMEOUT_S
 from flx_api.upstream.credits import Credits
 from flx_api.upstream.endpoints import Endpoint
+from flx_api.upstream.express import Express
 from flx_api.upstream.outstanding import DEADLINE_GRACE_S, Outstanding
 from flx_api.upstream.pace import Pace
 from flx_api.upstream.pending import SORTS, Pending, StreamLost, is_wait, sends_of
@@ -45,14 +46,14 @@ from flx_api.upstream.retry_budget import RetryBudget
 from flx_api.upstream.streams import Overloaded, Streams
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable
 
     from flx_api.observability.metrics import Metrics
     from flx_api.proto.flx.v1.daemon_grpc import DaemonStub
     from flx_api.proto.flx.v1.daemon_pb2 import ReplyFrame
     from flx_api.upstream.connection import Carrier, Connection
     from flx_api.upstream.endpoints import Daemons
-    from flx_api.upstream.pending import Frame, Kind, Member, Reply
+    from flx_api.upstream.pending import Frame, Kind, Reply
 
 PATIENCE_S: Final = 0.5
 RECONNECT_S: Final = 5.0
@@ -124,6 +125,17 @@ class Upstream:
         self._sent_again = self._not_sent_again = 0
         self._shed, self._shed_s = 0, -CALM_S
         self._pace = Pace(0.0)
+        self.express = Express(
+            self._streams,
+            self._outstanding,
+            credits_=self._credits,
+            grouped=self._grouped,
+            waiting=self._waiting,
+            budget=self._budget,
+            freed=self._freed,
+            jitter=jitter,
+            sheds=sheds,
+        )
         self._closing = False
         self.connected = asyncio.Event()
 
@@ -141,18 +153,18 @@ class Upstream:
         self._closing = True
         await asyncio.gather(*(pool.close() for pool in self._pools))
         self._outstanding.close()
+        self.express.close()
 
     @property
     def in_flight(self) -> int:
         """How many calls wait for a reply."""
-        return len(self._pending)
+        return len(self._pending) + self.express.waited_for
 
     def state(self) -> UpstreamState:
         """The upstream in numbers."""
         pools = [self._streams.told(pool.state, pool.number) for pool in self._pools]
-        return UpstreamState(
-            len(self._pending), self._sent_again, self._not_sent_again, self._outstanding.foreign, self._shed, pools
-        )
+        foreign = self._outstanding.foreign + self.express.foreign
+        return UpstreamState(self.in_flight, self._sent_again, self._not_sent_again, foreign, self._shed, pools)
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -301,22 +313,6 @@ class Upstream:
         self._grouped.release()
         return False
 
-    @property
-    def room(self) -> int:
-        """How many plain commands of batches may be begun together now; 0 where each has to find its stream."""
-        if len(self._ready) != 1 or self._waiting:
-            return 0
-        room = min(self._grouped.free, self._credits.free)
-        return min(room, self._ready[0].load.room) if self._sheds else room
-
-    def begin_many(self, members: Sequence[Member]) -> None:
-        """Send plain commands of a batch, no more than there is `room` for; each as `begin` does."""
-        self._grouped.resize(-len(members))
-        self._credits.resize(-len(members))
-        self._outstanding.put_many(self._seq, members, self._ready[0], sheds=self._sheds)
-        self._seq += len(members)
-        self._budget.sent(self._now(), len(members))
-
     async def begin(
         self,
         frame: Frame,
@@ -387,9 +383,11 @@ class Upstream:
         if not self._ready:
             self.connected.clear()
 
-    def replies(self, carrier: Carrier, frames: Iterable[ReplyFrame]) -> None:
-        """These came on a stream."""
-        self._outstanding.replies(carrier, frames)
+    def received(self, carrier: Carrier, message: bytes) -> None:
+        """This came on a stream: a `ReplyBatch`, as its bytes."""
+        rest = self.express.settle(carrier, message)
+        if rest is not None:
+            self._outstanding.replies(carrier, ReplyBatch.FromString(rest).frames)
 
     def lost(self, carrier: Carrier) -> None:
         """A stream has ended; no more replies come on it."""
@@ -397,7 +395,8 @@ class Upstream:
         detail, code = _BROKE, "upstream_unavailable"
         if self._closing:
             detail, code = "The service is shutting down", STOPPING
-        self._outstanding.lost(carrier, detail, code, broke=not self._closing)
+        told = self.express.lost(carrier, detail, code, broke=not self._closing)
+        self._outstanding.lost(carrier, detail, code, broke=not told and not self._closing)
 
     async def ask(self, carrier: Carrier) -> None:
         """Wait for an echo on a stream."""
@@ -447,16 +446,17 @@ class Upstream:
             raise
         return kind
 
-    def _freed(self, kind: Kind | None) -> None:
-        """Something is over, and what it held is free."""
-        self._pace.ended += 1
+    def _freed(self, kind: Kind | None, count: int = 1) -> None:
+        """So many things are over, and what they held is free."""
+        self._pace.ended += count
         if self._waiting:
-            self._queue.wake()
+            for _ in range(count):
+                self._queue.wake()
         if kind is None:
             return
         if kind != "call":
             self._release_share(kind)
-        self._credits.release()
+        self._credits.release(count)
 
     def _release_share(self, kind: Kind) -> None:
         if kind == "wait":

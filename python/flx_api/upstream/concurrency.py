@@ -26,8 +26,11 @@ Rules:
 
 from __future__ import annotations
 
-from math import ceil, sqrt
-from typing import Final, Literal
+from math import ceil, inf, sqrt
+from typing import TYPE_CHECKING, Final, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 LEAST: Final = 16
 MOST: Final = 240
@@ -125,6 +128,36 @@ class AdaptiveLimit:
         times.total_s += took_s
         self._note(outstanding, now_s)
 
+    @property
+    def since_s(self) -> float:
+        """What was sent before this moment is no sample now."""
+        if self._phase == "open":
+            return -inf
+        return inf if self._phase == "draining" else self._drained_s
+
+    def samples(self, took: Iterable[tuple[str, int, float]], outstanding: int, count: int, now_s: float) -> None:
+        """Commands came to their end together: what `sample` is for one.
+
+        Args:
+            took: of those that were sent after `since_s`: the kind, how many, and how long they took together.
+            outstanding: how many commands were, these included.
+            count: how many these are.
+            now_s: the moment.
+        """
+        if self._phase == "draining":
+            self._drain(outstanding - count + 1, now_s)
+            return
+        counted = 0
+        for kind, many, total_s in took:
+            times = self._seen.get(kind)
+            if times is None:
+                times = self._seen[kind] = _Times()
+            times.count += many
+            times.total_s += total_s
+            counted += many
+        if counted:
+            self._note(outstanding, now_s, counted)
+
     def failure(self, outstanding: int, now_s: float) -> None:
         """A command was not answered in time: as bad as the longest time."""
         self._failures += 1
@@ -133,8 +166,8 @@ class AdaptiveLimit:
         else:
             self._note(outstanding, now_s)
 
-    def _note(self, outstanding: int, now_s: float) -> None:
-        self._samples += 1
+    def _note(self, outstanding: int, now_s: float, count: int = 1) -> None:
+        self._samples += count
         if outstanding > self._peak:  # noqa: PLR1730 - a call of `max` for each command
             self._peak = outstanding
         if now_s - self._window_s >= WINDOW_S and self._samples >= LEAST_SAMPLES:
@@ -232,6 +265,20 @@ class Gate:
         of[sort] += 1
         return True
 
+    def enter_many(self, count: int, sort: Literal["ordinary", "grouped"] = "ordinary") -> int:
+        """Let commands of one sort pass, as many of these as there is room for; how many do."""
+        limit = self._limit.limit
+        if limit != self._for:
+            self._follow(limit)
+        of = self._of
+        room = limit - max(self._kept - of["vital"], 0) - self.outstanding
+        if sort == "grouped":
+            room = min(room, self._shared - of[sort])
+        count = max(min(count, room), 0)
+        self.outstanding += count
+        of[sort] += count
+        return count
+
     def room(self) -> int:
         """How many commands of batches could pass now, one after the other."""
         limit = self._limit.limit
@@ -247,7 +294,7 @@ class Gate:
         self._kept = min(max(ceil(limit * VITAL_SHARE), _LEAST_VITAL), limit)
         self._shared = self._limit.grouped
 
-    def leave(self, sort: Sort = "ordinary") -> None:
-        """A command that had passed is over."""
-        self.outstanding -= 1
-        self._of[sort] -= 1
+    def leave(self, sort: Sort = "ordinary", count: int = 1) -> None:
+        """Commands that had passed are over."""
+        self.outstanding -= count
+        self._of[sort] -= count

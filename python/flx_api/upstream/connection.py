@@ -29,17 +29,17 @@ from flx_api.errors import Unavailable
 from flx_api.proto import http2
 from flx_api.proto.buffer import Buffer
 from flx_api.proto.flx.v1.daemon_grpc import DaemonStub
-from flx_api.proto.flx.v1.daemon_pb2 import CommandBatch, ReplyBatch
+from flx_api.proto.flx.v1.daemon_pb2 import CommandBatch
 from flx_api.proto.outbox import Outbox
 from flx_api.proto.tls import why_refused
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from grpclib.client import Channel, Stream
     from grpclib.protocol import H2Protocol
 
-    from flx_api.proto.flx.v1.daemon_pb2 import ReplyFrame
+    from flx_api.proto.flx.v1.daemon_pb2 import ReplyBatch
     from flx_api.upstream.pending import Frame
     from flx_api.upstream.shedding import Load, Place
 
@@ -95,8 +95,8 @@ class Table(Protocol):
         """It takes no more; its replies still come. May be told twice."""
         ...
 
-    def replies(self, carrier: Carrier, frames: Iterable[ReplyFrame]) -> None:
-        """These came."""
+    def received(self, carrier: Carrier, message: bytes) -> None:
+        """This came: a `ReplyBatch`, as its bytes."""
         ...
 
     def lost(self, carrier: Carrier) -> None:
@@ -293,11 +293,11 @@ class Connection:
 
     async def _read(self, carrier: Carrier, stream: Stream[CommandBatch, ReplyBatch]) -> None:
         loop = asyncio.get_running_loop()
-        replies = self._table.replies
+        received = self._table.received
 
         def take(message: bytes) -> None:
             self.heard_s = loop.time()
-            replies(carrier, ReplyBatch.FromString(message).frames)
+            received(carrier, message)
 
         await stream.recv_initial_metadata()
         buffer: Any = stream._stream.buffer  # noqa: SLF001 - grpclib offers its messages only by a coroutine
@@ -305,8 +305,7 @@ class Connection:
             with stream._wrapper:  # noqa: SLF001 - it tells of a connection that ends
                 await buffer.messages(take)
         while (batch := await stream.recv_message()) is not None:
-            self.heard_s = loop.time()
-            replies(carrier, batch.frames)
+            take(batch.SerializeToString())
 
     async def _finish(self) -> None:
         """Wait for what is under way."""

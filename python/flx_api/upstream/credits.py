@@ -37,9 +37,9 @@ class Credits:
         """One, as soon as it is this caller's turn; False when that does not come within so many seconds."""
         return self.take() or await self._queue.wait(within_s)
 
-    def release(self) -> None:
-        """Give one back."""
-        self._value += 1
+    def release(self, count: int = 1) -> None:
+        """Give so many back."""
+        self._value += count
         if self._waiting:
             self._give()
 

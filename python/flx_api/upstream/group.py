@@ -15,6 +15,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from flx_api.errors import FlxError, Unavailable
@@ -30,14 +31,13 @@ from flx_api.upstream.channel import (
 from flx_api.upstream.pending import StreamLost, sends_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from flx_api._core import PlainCommand
     from flx_api.upstream.channel import Upstream
     from flx_api.upstream.pending import Frame
 
-Ending = ReplyFrame | FlxError
-"""How a command ended: the daemon's reply, whatever it says, or why there is none."""
+Ending = ReplyFrame | FlxError | tuple[bytes, bool]
+"""How a command ended: the daemon's reply, whatever it says, or why there is none; or a plain result, and whether that
+is an earlier one's."""
 
 
 class _Member:
@@ -84,6 +84,9 @@ class Group:
         self._upstream = upstream
         self._width = width
         self._outstanding: dict[int, _Member] = {}
+        # What left by the express: how many are not over, and the numbers of all.
+        self._travelling = 0
+        self._numbers: list[range] = []
         self._lost: list[_Member] = []
         # Commands that the daemon is still about, until it is asked again.
         self._resting: dict[_Member, asyncio.TimerHandle] = {}
@@ -100,7 +103,8 @@ class Group:
         """How many commands may be begun; none before it was looked at what has ended."""
         if self._endings:
             return 0
-        return max(self._bound - len(self._outstanding) - len(self._lost) - len(self._resting), 0)
+        busy = self._travelling + len(self._outstanding) + len(self._lost) + len(self._resting)
+        return max(self._bound - busy, 0)
 
     @property
     def has_room(self) -> bool:
@@ -110,7 +114,7 @@ class Group:
     @property
     def is_idle(self) -> bool:
         """Whether everything that was begun has ended and was told."""
-        return not (self._outstanding or self._lost or self._resting or self._endings)
+        return not (self._travelling or self._outstanding or self._lost or self._resting or self._endings)
 
     def begin_now(self, index: int, frame: Frame, deadline_s: float, *, read: bool) -> bool:
         """Do what `begin` does, if nothing has to be waited for; else nothing, and say so."""
@@ -125,19 +129,17 @@ class Group:
     @property
     def room_at_once(self) -> int:
         """How many plain commands may be begun together."""
-        return min(self.room, self._upstream.room)
+        return min(self.room, self._upstream.express.room_of_many)
 
-    def begin_many(self, commands: Sequence[tuple[int, PlainCommand]]) -> None:
+    def begin_many(self, commands: list[tuple[int, PlainCommand]]) -> None:
         """Send plain commands, no more than there is `room_at_once` for: as `begin` does with each."""
+        numbers = self._upstream.express.depart_many(self, commands)
+        self._travelling += len(numbers)
+        self._numbers.append(numbers)
         now = self._now()
-        members = []
-        for index, command in commands:
-            sends = 2 if command.reads else sends_of(command, read=False)
-            members.append(_Member(self, index, command, sends=sends, until=now + command.deadline_s))
-        self._upstream.begin_many(members)
-        for member in members:
-            if not member.is_done:
-                self._outstanding[member.frame.seq] = member
+        for index, command in commands[len(numbers) :]:
+            sends = sends_of(command, read=command.reads)
+            self._lost.append(_Member(self, index, command, sends=sends, until=now + command.deadline_s))
 
     async def begin(self, index: int, frame: Frame, deadline_s: float, *, read: bool) -> None:
         """Send a command.
@@ -169,18 +171,38 @@ class Group:
         """Wait for nothing any more."""
         for seq in self._outstanding:
             self._upstream.abandon(seq)
+        if self._travelling:
+            for seq in chain.from_iterable(self._numbers):
+                self._upstream.express.abandon_number(seq)
+            self._travelling = 0
         for handle in self._resting.values():
             handle.cancel()
         self._outstanding.clear()
         self._lost.clear()
         self._resting.clear()
 
-    def take(self, member: _Member, ending: Ending) -> None:
+    def took(self, results: list[tuple[int, bytes, bool]]) -> None:
+        """So many have ended with results; for the express."""
+        self._travelling -= len(results)
+        self._endings += [(index, (result, replayed)) for index, result, replayed in results]
+        self._patient = True
+        self._wake.set()
+
+    def ended_otherwise(self, place: int, command: PlainCommand, until_s: float, ending: ReplyFrame | FlxError) -> None:
+        """One has ended otherwise; for the express."""
+        self._travelling -= 1
+        member = _Member(self, place, command, sends=sends_of(command, read=command.reads), until=until_s)
+        self._ended(member, ending)
+
+    def take(self, member: _Member, ending: ReplyFrame | FlxError) -> None:
         """A command has ended; for the upstream's table."""
-        member.is_done = True
         seq = member.frame.seq
         self._outstanding.pop(seq, None)
         self._upstream.end(seq)
+        self._ended(member, ending)
+
+    def _ended(self, member: _Member, ending: ReplyFrame | FlxError) -> None:
+        member.is_done = True
         if isinstance(ending, ReplyFrame) and not ending.code:
             self._endings.append((member.index, ending))
             self._patient = True
@@ -189,7 +211,7 @@ class Group:
             self._patient = self._patient or isinstance(ending, ReplyFrame)
         self._wake.set()
 
-    def _goes_again(self, member: _Member, ending: Ending) -> bool:
+    def _goes_again(self, member: _Member, ending: ReplyFrame | FlxError) -> bool:
         """Whether a command that ended like this is sent again; if so, it is on its way to that."""
         if isinstance(ending, StreamLost):
             if member.sends <= 1 or not self._upstream.may_send_again():

@@ -15,20 +15,18 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
-from flx_api.commands import VITAL
 from flx_api.errors import DeadlineExceeded
 from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame
 from flx_api.upstream.pending import Pending, StreamLost
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable
 
     from flx_api.proto.flx.v1.daemon_pb2 import ReplyFrame
-    from flx_api.upstream.concurrency import Sort
     from flx_api.upstream.connection import Carrier
-    from flx_api.upstream.pending import Kind, Member
+    from flx_api.upstream.pending import Kind
 
-_SWEEP_EVERY_S: Final = 0.1
+SWEEP_EVERY_S: Final = 0.1
 # The daemon knows the deadline too and its answer is better than ours, so ours comes a little later.
 DEADLINE_GRACE_S: Final = 0.25
 
@@ -67,28 +65,7 @@ class Outstanding:
         """A command is about to leave."""
         self.pending[seq] = pending
         if self._sweeper is None:
-            self._sweeper = asyncio.get_running_loop().call_later(_SWEEP_EVERY_S, self._sweep)
-
-    def put_many(self, seq: int, members: Sequence[Member], carrier: Carrier, *, sheds: bool) -> None:
-        """Let plain commands of a batch leave with this tick on a stream.
-
-        Args:
-            seq: the last number that was given.
-            members: each holds a credit, and the daemon lets all of them in.
-            carrier: the stream.
-            sheds: whether load is shed.
-        """
-        outbox, load, now = carrier.outbox, carrier.load, self.now()
-        for seq_, member in enumerate(members, seq + 1):
-            frame, passage = member.frame, None
-            if sheds:
-                sort: Sort = "vital" if frame.command in VITAL else "grouped"
-                passage = load.enter(frame.command, now, sort)
-            frame.seq = seq_
-            self.put(seq_, Pending(member, member.until + DEADLINE_GRACE_S, "grouped", carrier, passage))
-            carrier.outstanding += 1
-            if outbox is not None:
-                outbox.put(frame)
+            self._sweeper = asyncio.get_running_loop().call_later(SWEEP_EVERY_S, self._sweep)
 
     def end(self, seq: int) -> None:
         """A reply has come, or never will."""
@@ -185,4 +162,4 @@ class Outstanding:
         for seq in [seq for seq, abandoned in self.abandoned.items() if abandoned.deadline <= now]:
             self._done(self.abandoned.pop(seq))
         if self.pending or self.abandoned:
-            self._sweeper = asyncio.get_running_loop().call_later(_SWEEP_EVERY_S, self._sweep)
+            self._sweeper = asyncio.get_running_loop().call_later(SWEEP_EVERY_S, self._sweep)

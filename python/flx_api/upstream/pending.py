@@ -77,13 +77,6 @@ class Reply(Protocol):
         ...
 
 
-class Member(Reply, Protocol):
-    """One of many commands that are sent together, and where its reply goes. `until`: by the loop's clock."""
-
-    frame: Frame
-    until: float
-
-
 class Pending:
     """A command that is waited for, or whose caller left while the daemon works on it."""
 

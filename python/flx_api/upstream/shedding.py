@@ -15,17 +15,21 @@ Rules:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
-from flx_api.upstream.breaker import Breaker, State
+from flx_api.upstream.breaker import Breaker, State, Ticket
 from flx_api.upstream.concurrency import AdaptiveLimit, Gate
 
 if TYPE_CHECKING:
-    from flx_api.upstream.breaker import Ticket
+    from collections.abc import Iterable
+
     from flx_api.upstream.concurrency import Sort
 
 Place = tuple[int, str]
 """An address: the daemon it belongs to, by its number in the configuration, and where it is."""
+
+Together = Literal["ordinary", "grouped"]
+"""What those are that enter and leave together."""
 
 PATIENT_S: Final = 1.0
 # What is known of an address that nothing was heard of for so long is of no use.
@@ -106,6 +110,50 @@ class Load:
             self._gate.leave(sort)
             return None
         return Passage(self, ticket, command, now_s, sort)
+
+    def enter_many(self, count: int, sort: Together = "ordinary") -> tuple[int, int]:
+        """Let commands go to it together, as many of these as it takes: how many, and the life of all."""
+        ticket = self._breaker.ticket
+        return (0, 0) if ticket is None else (self._gate.enter_many(count, sort), ticket.life)
+
+    @property
+    def life(self) -> int:
+        """The life whose commands say something about it now."""
+        return self._breaker.life
+
+    @property
+    def since_s(self) -> float:
+        """How long a command took that was sent before this moment says nothing now."""
+        return self._limit.since_s
+
+    def answered_many(
+        self, took: Iterable[tuple[str, int, float]], ordinary: int, grouped: int, of_life: int, now_s: float
+    ) -> None:
+        """It answered so many that had entered together.
+
+        Args:
+            took: those sent after `since_s`: their name, how many, and how long they took together.
+            ordinary: how many were answered of one sort.
+            grouped: and of the other.
+            of_life: of all, those of the present life.
+            now_s: the moment.
+        """
+        self._limit.samples(took, self._gate.outstanding, ordinary + grouped, now_s)
+        if of_life:
+            self._breaker.succeeded_many(of_life, now_s)
+        self.lost_many(ordinary, grouped)
+        self.last_s = now_s
+
+    def unanswered_one(self, began_s: float, life: int, now_s: float, jitter: float, sort: Together) -> None:
+        """The time of one of these is over, and there was no answer."""
+        Passage(self, Ticket(life), "", began_s, sort).unanswered(now_s, jitter)
+
+    def lost_many(self, ordinary: int, grouped: int) -> None:
+        """So many of these were lost with their connection, or cut short."""
+        if ordinary:
+            self._gate.leave("ordinary", ordinary)
+        if grouped:
+            self._gate.leave("grouped", grouped)
 
     def answered(self, passage: Passage, now_s: float) -> None:
         """It answered, whatever it said."""

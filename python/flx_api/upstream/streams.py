@@ -82,7 +82,7 @@ class Streams:
             Overloaded: no daemon lets it in.
         """
         ready = self.ready
-        first = ready[0] if len(ready) == 1 else self._least(turn, avoid)
+        first = ready[0] if len(ready) == 1 else self.least(turn, avoid)
         if sort is None or not self._sheds:
             return first, None
         if command in VITAL:
@@ -97,7 +97,8 @@ class Streams:
                     return carrier, passage
         raise self._refusal(now_s)
 
-    def _least(self, turn: int, avoid: object) -> Carrier:
+    def least(self, turn: int, avoid: object = None) -> Carrier:
+        """The stream with the fewest outstanding, of which there is one at least."""
         ready = self.ready
         if avoid is not None:
             ready = [carrier for carrier in ready if carrier.connection.place != avoid] or ready
