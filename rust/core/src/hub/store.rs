@@ -50,14 +50,14 @@ pub(super) struct Store {
     free: Vec<u32>,
     table: HashTable<u32>,
     /// One copy of each name.
-    tenants: HashSet<Arc<str>>,
+    pub(super) tenants: HashSet<Arc<str>>,
     pub(super) rules: TopicRules,
     /// The number of the latest event, and the topics from `base` on.
     pub(super) order: u64,
-    base: u64,
-    ring: VecDeque<u32>,
+    pub(super) base: u64,
+    pub(super) ring: VecDeque<u32>,
     /// (order, sequence number): from that order on the journal was there.
-    marks: VecDeque<(u64, u64)>,
+    pub(super) marks: VecDeque<(u64, u64)>,
     /// All log topics, and all local ones, that have events.
     logs: Vec<u32>,
     locals: Vec<u32>,
@@ -430,26 +430,6 @@ impl Store {
             self.cut(id, TopicLog::give_way);
             self.trim();
         }
-    }
-
-    /// Drops the part of the ring and of the marks that is behind every event that is still here.
-    pub(super) fn trim(&mut self) {
-        while let Some(id) = self.ring.front() {
-            let first = self.topic(*id).and_then(|topic| topic.entries.front());
-            if first.is_some_and(|entry| entry.order <= self.base) {
-                break;
-            }
-            self.ring.pop_front();
-            self.base += 1;
-        }
-        while self.marks.get(1).is_some_and(|mark| mark.0 < self.base) {
-            self.marks.pop_front();
-        }
-    }
-
-    /// Forgets the names of tenants of whom nothing is here.
-    pub(super) fn forget_tenants(&mut self) {
-        self.tenants.retain(|name| Arc::strong_count(name) > 1);
     }
 
     /// Forgets a topic that was there for its subscribers alone.

@@ -4,6 +4,8 @@
 //! patterns alone: it is linked again when it is made again, and its numbers are the journal's. Numbers of this process go on
 //! where somebody hears them, and who has subscribed to a topic by its name is linked to that topic.
 
+use std::sync::Arc;
+
 use hashbrown::HashSet;
 
 use super::Hub;
@@ -43,6 +45,26 @@ impl Store {
         self.trim();
         self.forget_tenants();
         gone
+    }
+
+    /// Drops the part of the ring and of the marks that is behind every event that is still here.
+    pub(super) fn trim(&mut self) {
+        while let Some(id) = self.ring.front() {
+            let first = self.topic(*id).and_then(|topic| topic.entries.front());
+            if first.is_some_and(|entry| entry.order <= self.base) {
+                break;
+            }
+            self.ring.pop_front();
+            self.base += 1;
+        }
+        while self.marks.get(1).is_some_and(|mark| mark.0 < self.base) {
+            self.marks.pop_front();
+        }
+    }
+
+    /// Forgets the names of tenants of whom nothing is here.
+    fn forget_tenants(&mut self) {
+        self.tenants.retain(|name| Arc::strong_count(name) > 1);
     }
 }
 
