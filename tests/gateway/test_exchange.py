@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from time import monotonic_ns
+
 from tests.gateway_app import Wire, built, exchange, scope
 
 from flx_api.observability.metrics import PHASES
@@ -26,6 +28,14 @@ def test_phases_add_up() -> None:
     assert ["receive", "admit", "dispatch", "upstream"] == list(phases)
     told = sum(total for _, total in phases.values())
     assert 0 < told <= seen.duration_us / 1e6 + 1e-6
+
+
+def test_admission_begins_where_a_request_was_received() -> None:
+    parts = built()
+    parts.admission.admit(scope(), now_ns=monotonic_ns() - 10**9)
+    received, admitted = (total for _, total in parts.metrics.counters.phases()[:2])
+    assert received >= 1
+    assert admitted < 0.5
 
 
 def test_the_last_phase_ends_with_the_request() -> None:

@@ -462,9 +462,9 @@ impl Admission {
         } else {
             None
         };
-        let is_timed = this.is_timed();
-        if is_timed {
-            this.counters.phase(0, Now::elapsed(now));
+        let received_ns = this.is_timed().then(|| Now::elapsed(now));
+        if let Some(received_ns) = received_ns {
+            this.counters.phase(0, received_ns);
         }
         let client = this.client(head, request.peer);
         let mut seen = Seen {
@@ -475,7 +475,7 @@ impl Admission {
             now,
             request,
             is_head,
-            is_timed,
+            received_ns,
             two_lengths: head.has_two_lengths(),
         };
         let mut known = None;
@@ -537,8 +537,8 @@ impl Admission {
             face: request.face,
             request_id: seen.request_id,
         };
-        if is_timed {
-            this.counters.phase(1, Now::elapsed(now));
+        if let Some(received_ns) = received_ns {
+            this.counters.phase(1, Now::elapsed(now).saturating_sub(received_ns));
         }
         Ok(Bound::new(py, admitted)?.into_any())
     }
@@ -576,8 +576,8 @@ impl Admission {
 
     fn over(&self, seen: &Seen<'_>, status: u16) {
         let elapsed = Now::elapsed(seen.now);
-        if seen.is_timed {
-            self.counters.phase(1, elapsed);
+        if let Some(received_ns) = seen.received_ns {
+            self.counters.phase(1, elapsed.saturating_sub(received_ns));
         }
         self.counters.request(seen.route, seen.method, status, elapsed);
     }

@@ -34,7 +34,8 @@ pub(crate) struct Seen<'r> {
     pub(crate) now: Now,
     pub(crate) request: &'r Request<'r>,
     pub(crate) is_head: bool,
-    pub(crate) is_timed: bool,
+    /// How long it took to read, in nanoseconds; none when its phases are not timed.
+    pub(crate) received_ns: Option<u64>,
     pub(crate) two_lengths: bool,
 }
 
