@@ -14,11 +14,9 @@ from flx_api.daemon.executions import executions as executions_module
 from flx_api.daemon.journal import DEFAULT_TENANT, Rehearsed, rehearsing
 from flx_api.daemon.journal.tables import attempts, pipelines
 from flx_api.errors import Conflict, NotFound, ProjectInvalid, Unavailable, ValidationFailed
-from flx_api.models.event import SystemEvent
 from flx_api.models.execution import ExecutionListArgs, ExecutionLogsArgs
 from flx_api.models.listing import encode_cursor
 from flx_api.models.pipeline import PipelineRunArgs
-from flx_api.models.topic_rules import TopicRule
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -508,26 +506,6 @@ def test_a_fault_of_ours_ends_the_run_and_says_so(play: Callable[..., None], mon
             assert executions.counts() == (0, 0)
 
     play(story)
-
-
-async def tell(stage: Stage, topic: str) -> None:
-    event = SystemEvent("started", "x")
-    await stage.journal.write(lambda tx: tx.emit(topic, event, tenant=DEFAULT_TENANT))
-
-
-def test_events_of_a_topic_go_when_its_rule_says_so(play: Callable[..., None]) -> None:
-    async def story(stage: Stage) -> None:
-        async with stage.daemon() as executions:
-            for topic in ("app.short.x", "app.long"):
-                await tell(stage, topic)
-            stage.clock.now_us += 2 * 3_600_000_000
-            await tell(stage, "app.short.x")
-            await executions.retain()
-            kept = {row.seq: row.topic for row in stage.journal.events_after(0, 9) if row.data}
-            assert {2: "app.long", 3: "app.short.x", 4: "system_events"} == kept
-            assert "Removed 0 run logs and 1 events." == stage.events("system_events")[-1]["message"]
-
-    play(story, topics=(TopicRule("app.short.*", retention_h=1), TopicRule("app.*")))
 
 
 def test_logs_beyond_the_retention_go_and_the_execution_stays(play: Callable[..., None]) -> None:

@@ -1,4 +1,4 @@
-"""Which run folders go."""
+"""Which run folders go, and which events."""
 
 from __future__ import annotations
 
@@ -8,9 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flx_api.daemon.executions.retention import RunLog, expired, remove, survey, with_ends
+from flx_api.daemon.journal import DEFAULT_TENANT
+from flx_api.models.event import SystemEvent
+from flx_api.models.topic_rules import TopicRule
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+    from tests.daemon.executions.fake_runs import Stage
 
 DAY_US = 86_400_000_000
 MIB = 1024 * 1024
@@ -60,3 +66,23 @@ def test_the_survey_leaves_out_what_goes_on_and_links(tmp_path: Path) -> None:
     assert sorted(path.name for path in runs.iterdir()) == ["active", "unknown"]
     assert (elsewhere / "big").exists()
     assert survey(tmp_path / "absent") == []
+
+
+async def tell(stage: Stage, topic: str) -> None:
+    event = SystemEvent("started", "x")
+    await stage.journal.write(lambda tx: tx.emit(topic, event, tenant=DEFAULT_TENANT))
+
+
+def test_events_of_a_topic_go_when_its_rule_says_so(play: Callable[..., None]) -> None:
+    async def story(stage: Stage) -> None:
+        async with stage.daemon() as executions:
+            for topic in ("app.short.x", "app.long"):
+                await tell(stage, topic)
+            stage.clock.now_us += 2 * 3_600_000_000
+            await tell(stage, "app.short.x")
+            await executions.retain()
+            kept = {row.seq: row.topic for row in stage.journal.events_after(0, 9) if row.data}
+            assert {2: "app.long", 3: "app.short.x", 4: "system_events"} == kept
+            assert "Removed 0 run logs and 1 events." == stage.events("system_events")[-1]["message"]
+
+    play(story, topics=(TopicRule("app.short.*", retention_h=1), TopicRule("app.*")))
