@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 from tests.service import PLUGIN_KINDS, ROOT, Service, copy_project
 
 if TYPE_CHECKING:
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 
     from tests.postgres_server import PostgresServer
 
+
+# No test is timed: on a busy machine the usual bound of 200 ms for an example would say so of sound code.
+settings.register_profile("flx", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("flx")
 
 # Where the prepared folders are; not settings of the service under test.
 _OURS = {"FLX_MELTANO", "FLX_TEST_PLUGINS"}

@@ -232,7 +232,7 @@ def naive(changes: list[tuple[list[str], bool, bool]]) -> list[tuple[int, int, s
     return expected
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(CHANGES)
 def test_like_a_naive_journal(home: Home, changes: list[tuple[list[str], bool, bool]]) -> None:
     """Numbers are dense, `prev` is the topic's last one, effect and events are there both or neither."""

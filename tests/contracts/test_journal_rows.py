@@ -207,7 +207,7 @@ def naive(present: set[str], wanted: Sequence[tuple[str, str]]) -> tuple[set[str
     return now, told
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     changes=st.lists(st.tuples(steps, st.sets(st.sampled_from(NAMES))), min_size=1, max_size=6),
     before=st.sets(st.sampled_from(NAMES)),

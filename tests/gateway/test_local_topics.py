@@ -83,7 +83,7 @@ def test_events_go_to_topics_in_turn_and_each_counts_for_itself() -> None:
     st.none() | st.floats(1_000, 1e6),
     st.recursive(st.none() | st.integers() | st.text(), st.lists, max_leaves=4),
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_what_is_made_natively_is_what_python_makes(
     count: int, topics: int | None, per_s: float | None, data: Any
 ) -> None:

@@ -28,7 +28,7 @@ from flx_api._core import Admitted
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-FIXED = settings(derandomize=True, deadline=None, database=None, max_examples=150)
+FIXED = settings(derandomize=True, database=None, max_examples=150)
 START = 10**15
 
 ADDRESSES = ["10.0.0.1", "::ffff:10.0.0.1", "10.0.0.2", "2001:db8::1", "2001:db8::2", "2001:db8:0:1::1"]

@@ -82,7 +82,7 @@ async def cancel_resting(executions: Executions, known: list[str]) -> None:
         await executions.cancel(key, "", ALICE)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.lists(OPS, min_size=1, max_size=12), min_size=1, max_size=3), st.integers(1, 3))
 def test_at_most_one_attempt_of_a_state_id_at_any_time(lives: list[list[tuple[Any, ...]]], slots: int) -> None:
     """Each list is what happens in one daemon's life; runs go on between two of them."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tests.gateway_app import Wire, built, exchange, scope
 from tests.gateway_process import bearer
@@ -211,7 +211,6 @@ class World:
             del self.entries[seq]
 
 
-@settings(deadline=None)  # the first one builds a gateway
 @given(STORIES)
 def test_it_is_as_a_dictionary_would_have_it(story: list[tuple[Any, ...]]) -> None:
     world = World()

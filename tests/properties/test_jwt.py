@@ -25,7 +25,7 @@ from flx_api.errors import TokenRejected
 NOW = 1_700_000_000
 SECRET = b"0123456789abcdef0123456789ABCDEF"
 OTHER = b"fedcba9876543210fedcba9876543210"
-FIXED = settings(derandomize=True, deadline=None, database=None, max_examples=120)
+FIXED = settings(derandomize=True, database=None, max_examples=120)
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:jwt")
 
 

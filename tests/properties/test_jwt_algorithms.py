@@ -26,7 +26,7 @@ ALGORITHMS = [
     *("HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
     *("ES256", "ES384", "ES512", "EdDSA"),
 ]
-FIXED = settings(derandomize=True, deadline=None, database=None, max_examples=60)
+FIXED = settings(derandomize=True, database=None, max_examples=60)
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:jwt")
 
 

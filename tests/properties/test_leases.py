@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.lease_world import MS, REFUSED, UNAVAILABLE, UNKNOWN, Node, S, Wire, World, debt
 
-FIXED = settings(derandomize=True, deadline=None, database=None, max_examples=25)
+FIXED = settings(derandomize=True, database=None, max_examples=25)
 WINDOW_MS = 2_000
 
 wires = st.builds(

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from flx_api._core import Meter
 
-FIXED = settings(derandomize=True, deadline=None, database=None, max_examples=80)
+FIXED = settings(derandomize=True, database=None, max_examples=80)
 STREAMS = ["a", "b", "käse", 'q"\\']
 STREAM_COUNTS = (
     "records",

@@ -287,7 +287,7 @@ async def world() -> AsyncIterator[World]:
                 made.users.close()
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(STEPS, min_size=1, max_size=12))
 @example(
     [

@@ -87,7 +87,7 @@ STEP = st.one_of(st.integers(1, 3), st.integers(1, 300), st.integers(-200, -1))
 CHANGE = st.one_of(st.none(), st.none(), st.none(), st.sampled_from(EXPRESSIONS))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.sampled_from(EVENINGS),
     st.sampled_from(EXPRESSIONS),
@@ -133,7 +133,7 @@ def test_each_firing_is_told_once(
     assert len(fired) == len({at for _, at in fired})
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.sampled_from(EVENINGS), st.sampled_from(EXPRESSIONS[:3]), st.integers(COUNTED, 4 * COUNTED))
 def test_a_long_absence_is_counted_up_to_a_bound(evening: tuple[str, int], expression: Fields, minutes: int) -> None:
     """The newest and the oldest are told exactly, however many were between."""

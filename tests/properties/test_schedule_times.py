@@ -68,7 +68,7 @@ NIGHTLY = fields(field(0, 59), field(0, 23, likely=4))
 BEGIN = st.one_of(st.integers(0, ALL_MIN - 2), st.integers(BEFORE_MIN - 90, BEFORE_MIN + 90))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.sampled_from(CHANGES), st.one_of(ANY, NIGHTLY), BEGIN)
 def test_fire_times_are_those_of_the_walk(change: tuple[str, str], expression: Fields, begin: int) -> None:
     """From any moment on, also from within an hour that comes twice."""

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from flx_api._core import SlidingWindow
 
 MS = 1_000_000
-FIXED = settings(derandomize=True, deadline=None, database=None, max_examples=100)
+FIXED = settings(derandomize=True, database=None, max_examples=100)
 
 
 class Log:

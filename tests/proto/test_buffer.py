@@ -61,7 +61,7 @@ class Reader:
             self._task = None
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(steps)
 def test_it_gives_what_grpclibs_buffer_gives(story: list[tuple[str, Any]]) -> None:
     async def told() -> None:
@@ -144,7 +144,7 @@ def test_nobody_may_ask_for_more_than_a_message() -> None:
     asyncio.run(story())
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.binary(max_size=40), max_size=12), st.data())
 def test_messages_are_those_that_reads_give(messages: list[bytes], data: st.DataObject) -> None:
     """However the bytes are cut: each within the call that brings its end, and all room is handed back."""

@@ -131,7 +131,7 @@ def _plain(event: Any) -> tuple[str, dict[str, str]]:
     return type(event).__name__, {name: repr(value) for name, value in vars(event).items()}
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.lists(steps, max_size=40))
 def test_it_says_and_understands_what_h2_does(story: list[Step]) -> None:
     ours, judge = Pair(http2.Connection), Pair(h2.connection.H2Connection)

@@ -9,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from flx_api.daemon.executions import log_file
@@ -21,7 +21,6 @@ def naive(content: bytes, *, complete: bool) -> list[bytes]:
     return [*lines, rest] if rest and complete else lines
 
 
-@settings(deadline=None)
 @given(st.lists(st.binary(max_size=40), max_size=12), st.integers(1, 40), st.integers(1, 40), st.booleans())
 def test_pages_are_those_of_the_whole_file(pieces: list[bytes], start: int, limit: int, newlines: bool) -> None:
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
@@ -127,7 +126,6 @@ def test_a_second_reader_waits_for_the_index_that_a_first_one_makes(
         first.result(5)
 
 
-@settings(deadline=None)
 @given(st.lists(st.lists(st.binary(max_size=20), max_size=6), min_size=1, max_size=4), st.integers(1, 20))
 def test_attempts_are_one_log(attempts: list[list[bytes]], start: int) -> None:
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:

@@ -6,7 +6,7 @@ import contextlib
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from flx_api.daemon.project.document import Refused, merge, read_lock, read_yaml
@@ -62,7 +62,6 @@ def test_refusals_have_a_place_and_no_content(text: str, reason: str) -> None:
     assert "hunter2" not in refused.value.reason
 
 
-@settings(deadline=None)
 @given(st.text(alphabet=st.sampled_from("ab:-[]{}&*!|>\"'#\n\t ,?%@`<0.~"), max_size=40))
 def test_any_text_is_a_value_or_a_refusal(text: str) -> None:
     with contextlib.suppress(Refused):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import dotenv
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from flx_api.daemon.project.dotenv import read_dotenv
@@ -35,7 +35,6 @@ def test_forms(text: str, expected: dict[str, str]) -> None:
     assert expected == read_dotenv(text, {"HOME": "/h"})
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(NAMES, st.sampled_from(["=", " = ", "", "= "]), VALUES), max_size=5))
 def test_agrees_with_python_dotenv(lines: Iterable[tuple[str, str, str]]) -> None:
     """Whatever stands in the file: the same names with the same values."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from flx_api.daemon.project.parse import Document, Values, build, declare, include_patterns
@@ -159,7 +159,6 @@ ANYTHING: st.SearchStrategy[Any] = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(["plugins", "jobs", "schedules", "environments", "env", "x"]), ANYTHING))
 def test_any_content_is_a_model_or_a_refusal(content: dict[str, Any]) -> None:
     """No shape of file gets past with another error, and every refusal names a field."""
