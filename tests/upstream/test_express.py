@@ -14,7 +14,7 @@ from tests.upstream.test_group import all_of
 from tests.upstream.test_shedding import run
 
 from flx_api.proto.flx.v1.daemon_pb2 import ReplyFrame
-from flx_api.upstream import outstanding
+from flx_api.upstream import express
 from flx_api.upstream.group import Group
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def test_a_refusal_is_one_members_own() -> None:
 
 
 def test_the_end_of_their_time_is_told_and_what_they_held_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outstanding, "DEADLINE_GRACE_S", 0.0)
+    monkeypatch.setattr(express, "DEADLINE_GRACE_S", 0.0)
 
     async def story(daemon: SmallDaemon, upstream: Upstream) -> None:
         daemon.answers["system.echo"] = lambda _: None
