@@ -232,23 +232,6 @@ class Upstream:
                 return ending
         return await self.settled(frame, deadline, ending, read=read)
 
-    def call_now(self, frame: Frame, deadline_s: float, reply: Reply, kind: Kind = "call") -> bool:
-        """Send a command as `call` does, if nothing has to be waited for; else nothing, and say so.
-
-        Its reply goes to `reply`, maybe before this returns, and then `end` or `abandon` has to be called. What it
-        means when there is none, or a refusal to take it, is an affair of `settled`.
-        """
-        if not self._ready or self._waiting or is_wait(frame) or not self._credits.take():
-            return False
-        now = self._now()
-        try:
-            self._put(frame, now + deadline_s, reply, kind)
-        except Overloaded:
-            self._credits.release()
-            return False
-        self._budget.sent(now)
-        return True
-
     async def settled(self, frame: Frame, deadline: float, ending: ReplyFrame | FlxError, *, read: bool) -> ReplyFrame:
         """The last word on a command that ended like this: its reply, sent again where that is allowed.
 
@@ -306,12 +289,20 @@ class Upstream:
 
     def begin_now(self, frame: Frame, deadline_s: float, reply: Reply) -> bool:
         """Do what `begin` does, if nothing has to be waited for; else nothing, and say so."""
-        if not self._grouped.take():
+        if not self._ready or self._waiting or is_wait(frame) or not self._grouped.take():
             return False
-        if self.call_now(frame, deadline_s, reply, "grouped"):
-            return True
-        self._grouped.release()
-        return False
+        if not self._credits.take():
+            self._grouped.release()
+            return False
+        now = self._now()
+        try:
+            self._put(frame, now + deadline_s, reply, "grouped")
+        except Overloaded:
+            self._credits.release()
+            self._grouped.release()
+            return False
+        self._budget.sent(now)
+        return True
 
     async def begin(
         self,
