@@ -59,11 +59,15 @@ struct Entry {
     is_long: bool,
 }
 
-impl Entry {
-    fn new(who: Who, stream: u64, life: u64, began_s: f64, until_s: f64, grace_s: f64) -> Self {
-        Self { who, grace_s, stream, life, began_s, until_s, is_abandoned: false, is_long: false }
-    }
+/// What those have in common that leave together.
+struct Leaving {
+    stream: u64,
+    life: u64,
+    now_s: f64,
+    grace_s: f64,
+}
 
+impl Entry {
     /// Who waits, as something that Python can be told of.
     fn ride(&self, py: Python<'_>) -> PyResult<Py<Ride>> {
         match &self.who {
@@ -125,6 +129,34 @@ impl Express {
     fn table(&self) -> MutexGuard<'_, HashMap<u64, Entry>> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Commands leave, numbered from `first` on; they are returned, as they are to be sent.
+    fn enter<'py>(
+        &self,
+        py: Python<'py>,
+        all: Vec<(Who, Py<PlainCommand>)>,
+        first: u64,
+        leaving: &Leaving,
+    ) -> PyResult<Bound<'py, PyList>> {
+        let &Leaving { stream, life, now_s: began_s, grace_s } = leaving;
+        let mut commands = Vec::with_capacity(all.len());
+        let mut entries = Vec::with_capacity(all.len());
+        for ((who, command), seq) in all.into_iter().zip(first..) {
+            command.get().set_seq(seq);
+            let until_s = began_s + command.get().deadline_s;
+            if let Who::Ride(ride) = &who {
+                ride.get().leaves(until_s);
+            }
+            commands.push(command);
+            let until_s = until_s + grace_s;
+            entries.push((
+                seq,
+                Entry { who, grace_s, stream, life, began_s, until_s, is_abandoned: false, is_long: false },
+            ));
+        }
+        self.table().extend(entries);
+        PyList::new(py, commands)
+    }
 }
 
 #[pymethods]
@@ -158,19 +190,12 @@ impl Express {
         now_s: f64,
         grace_s: f64,
     ) -> PyResult<Bound<'py, PyList>> {
-        let mut commands = Vec::with_capacity(rides.len());
-        let mut entries = Vec::with_capacity(rides.len());
-        for (ride, seq) in rides.into_iter().zip(first..) {
-            let command = command(ride.get())?.bind(py);
-            command.get().set_seq(seq);
-            let until_s = now_s + command.get().deadline_s;
-            ride.get().leaves(until_s);
-            commands.push(command.clone());
-            let who = Who::Ride(ride.unbind());
-            entries.push((seq, Entry::new(who, stream, life, now_s, until_s + grace_s, grace_s)));
-        }
-        self.table().extend(entries);
-        PyList::new(py, commands)
+        let leaving = Leaving { stream, life, now_s, grace_s };
+        let who = rides.into_iter().map(|ride| {
+            let command = command(ride.get())?.clone_ref(py);
+            Ok((Who::Ride(ride.unbind()), command))
+        });
+        self.enter(py, who.collect::<PyResult<Vec<_>>>()?, first, &leaving)
     }
 
     /// Lets commands of one request leave on a stream, each with its place in it, as `depart` does.
@@ -186,17 +211,13 @@ impl Express {
         now_s: f64,
         grace_s: f64,
     ) -> PyResult<Bound<'py, PyList>> {
-        let mut commands = Vec::with_capacity(members.len());
-        let mut entries = Vec::with_capacity(members.len());
-        for ((place, command), seq) in members.into_iter().zip(first..) {
-            command.get().set_seq(seq);
-            let until_s = now_s + command.get().deadline_s;
-            commands.push(command.clone());
-            let who = Who::Member { group: group.clone().unbind(), place, command: command.unbind() };
-            entries.push((seq, Entry::new(who, stream, life, now_s, until_s + grace_s, grace_s)));
-        }
-        self.table().extend(entries);
-        PyList::new(group.py(), commands)
+        let leaving = Leaving { stream, life, now_s, grace_s };
+        let who = members.into_iter().map(|(place, command)| {
+            let command = command.unbind();
+            let own = command.clone_ref(group.py());
+            (Who::Member { group: group.clone().unbind(), place, command: own }, command)
+        });
+        self.enter(group.py(), who.collect(), first, &leaving)
     }
 
     /// Takes what came on a stream: answers those who wait for it, and tells the rest. `since_s`: who left before is not
