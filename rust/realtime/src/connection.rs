@@ -13,6 +13,7 @@ use std::net::SocketAddr;
 use flx_core::ws::Decoder;
 
 use crate::extensions::{Deflate, WindowBits};
+use crate::service::ConnId;
 use crate::stream::Stream;
 use crate::wire::Wire;
 
@@ -138,6 +139,11 @@ impl Connection {
             life_ms: NEVER,
             deadline_ms,
         }
+    }
+
+    /// Whether it is this one, and open.
+    pub(crate) fn is_open_as(&self, conn: ConnId) -> bool {
+        self.generation == conn.generation && matches!(self.state, State::Open(_))
     }
 
     /// When its socket must have taken something, if it is behind.

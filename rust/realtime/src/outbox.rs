@@ -61,8 +61,7 @@ impl Outbox<'_> {
     pub fn frames(&mut self, conn: ConnId, wires: &[Wire], whole: &Wire) -> (usize, Taken) {
         let Table { connections, deflater, now_ms, .. } = &mut *self.0;
         let found = connections.get_mut(conn.index as usize);
-        let is_open = |it: &&mut Connection| it.generation == conn.generation && matches!(it.state, State::Open(_));
-        let Some(connection) = found.filter(is_open) else { return (0, Taken::Gone) };
+        let Some(connection) = found.filter(|it| it.is_open_as(conn)) else { return (0, Taken::Gone) };
         let written = match connection.deflate {
             None => connection.frames(wires, whole, *now_ms),
             Some(window) => deflated(connection, deflater, window, wires, *now_ms),
@@ -82,8 +81,7 @@ impl Outbox<'_> {
     /// Whether there is such a connection, and it is open.
     #[must_use]
     pub fn has(&self, conn: ConnId) -> bool {
-        let found = self.0.connections.get(conn.index as usize);
-        found.is_some_and(|it| it.generation == conn.generation && matches!(it.state, State::Open(_)))
+        self.0.connections.get(conn.index as usize).is_some_and(|it| it.is_open_as(conn))
     }
 
     /// Sends a message that must not be left out: an answer. A client that lets too many of them wait is closed as too slow.
@@ -135,7 +133,7 @@ impl Table {
     }
 
     fn open(&mut self, conn: ConnId) -> Option<&mut Connection> {
-        self.get(conn).filter(|connection| matches!(connection.state, State::Open(_)))
+        self.connections.get_mut(conn.index as usize).filter(|connection| connection.is_open_as(conn))
     }
 
     /// Moves its deadline to where it is now.
