@@ -331,8 +331,6 @@ class Edge:
     def __init__(self, *decision: Any) -> None:
         self._decision = decision
 
-    is_stale = False
-
     def decide(self, rsgi: Any, *, bare: int | None) -> tuple[Any, ...]:
         assert 7 == bare
         return self._decision
@@ -354,6 +352,9 @@ class Rides:
 
     def shorten(self, loop: asyncio.AbstractEventLoop) -> None:
         self.shortened.append(loop)
+
+    def takes(self, query: str) -> bool:
+        return not query
 
     async def ride(self, scope: Any, protocol: Any, admitted: Any) -> None:
         self.ridden.append(admitted)

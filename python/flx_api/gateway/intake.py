@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Final
 from flx_api.errors import InvalidRequest
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from flx_api.gateway.alarms import Alarms
     from flx_api.gateway.exchange import Exchange
 
@@ -30,24 +32,39 @@ class ClientGone(Exception):
 
 
 class Reading:
-    """The task that reads a body, and whether it was told to stop."""
+    """What the present task reads of a body within: `InvalidRequest` (request_timeout) when that takes too long.
 
-    __slots__ = ("_task", "is_over")
+    Args:
+        alarms: how long it may take.
+    """
 
-    def __init__(self, task: asyncio.Task[None] | None) -> None:
-        self._task = task
-        self.is_over = False
+    __slots__ = ("_alarms", "_is_over", "_task")
+
+    def __init__(self, alarms: Alarms) -> None:
+        self._alarms = alarms
+        self._task = alarms.task()
+        self._is_over = False
+
+    def __enter__(self) -> None:
+        """Begin to read."""
+        self._alarms.set(self)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Have read, or tell why not."""
+        self._alarms.clear(self)
+        if self._is_over and isinstance(error, asyncio.CancelledError):
+            # What was cancelled was the reading, and not the request.
+            if self._task is not None:
+                self._task.uncancel()
+            raise InvalidRequest(code="request_timeout") from None
 
     def ring(self) -> None:
         """It takes too long."""
-        self.is_over = True
+        self._is_over = True
         if self._task is not None:
             self._task.cancel()
-
-    def go_on(self) -> None:
-        """What was cancelled was the reading, and not the request."""
-        if self._task is not None:
-            self._task.uncancel()
 
 
 async def take_body(exchange: Exchange, limit: int, alarms: Alarms) -> bytes:
@@ -64,17 +81,8 @@ async def take_body(exchange: Exchange, limit: int, alarms: Alarms) -> bytes:
     length = exchange.admitted.length
     if length == 0:
         return b""
-    reading = Reading(alarms.task())
-    alarms.set(reading)
-    try:
+    with Reading(alarms):
         body = await _read(exchange, length, limit)
-    except asyncio.CancelledError:
-        if not reading.is_over:
-            raise
-        reading.go_on()
-        raise InvalidRequest(code="request_timeout") from None
-    finally:
-        alarms.clear(reading)
     if body and length is None and not _is_json(exchange.headers.get(b"content-type", b"")):
         raise InvalidRequest(code="unsupported_media_type")
     return body

@@ -86,7 +86,7 @@ class Lane:
                 protocol.response_bytes(*seen)
                 return
             if seen[1] is None:
-                if self._rides is not None and not scope.query_string and not self._edge.is_stale:
+                if self._rides is not None and self._rides.takes(scope.query_string):
                     self._rides.board(watcher, seen[0])
                     return
                 seen = seen[0], asgi_scope(scope)

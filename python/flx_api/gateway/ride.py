@@ -113,32 +113,28 @@ class Rides:
         if rest is not None:
             await serve_rest(self._edge, scope, protocol, admitted, rest)
 
+    def takes(self, query: str | bytes) -> bool:
+        """Whether requests of the route `bare` with this query may ride; others are for the general way to answer."""
+        return not query and not self._edge.is_stale
+
     def carries(self, scope: Scope, admitted: Admitted) -> bool:
         """Whether `ride_over_asgi` serves this request."""
         return (
             admitted.route == self.bare
             and bool(admitted.length)
             and scope["method"] == "POST"
-            and not scope["query_string"]
-            and not self._edge.is_stale
+            and self.takes(scope["query_string"])
         )
 
     async def ride_over_asgi(self, scope: Scope, receive: Receive, send: Send, admitted: Admitted) -> None:
         """The same for a request of ASGI, in as few steps as there can be."""
         mark_ns = monotonic_ns()
-        reading = Reading(self._bodies.task())
-        self._bodies.set(reading)
         try:
-            message = await receive()
-        except asyncio.CancelledError:
-            if not reading.is_over:
-                raise
-            reading.go_on()
-            late = _refused(InvalidRequest(code="request_timeout"))
-            await self._edge.serve(scope, receive, send, admitted, late)
+            with Reading(self._bodies):
+                message = await receive()
+        except InvalidRequest as late:
+            await self._edge.serve(scope, receive, send, admitted, _refused(late))
             return
-        finally:
-            self._bodies.clear(reading)
         body: bytes = message.get("body", b"")
         if len(body) != admitted.length:
             # What is not whole is a long one, or none: for those there is the general way. (That there is more is said

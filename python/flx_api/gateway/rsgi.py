@@ -93,7 +93,7 @@ class RsgiFace:
             return
         admitted, bridged = seen
         if bridged is None:
-            if not scope.query_string and not edge.is_stale:
+            if rides.takes(scope.query_string):
                 await rides.ride(scope, protocol, admitted)
                 return
             bridged = asgi_scope(scope)
