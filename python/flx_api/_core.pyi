@@ -30,6 +30,9 @@ __all__ = [
     "Express",
     "Hall",
     "Hub",
+    "Lane",
+    "LaneCall",
+    "LaneSocket",
     "LeaseBook",
     "Meter",
     "PlainCommand",
@@ -173,6 +176,9 @@ class Revocations:
     """
 
     def __new__(cls) -> Revocations: ...
+    def refuse(self, refuses: bool) -> None:
+        """Say whether no token may be believed now, because too little is known of what is revoked: for the lane."""
+
     def apply(
         self,
         kind: str,
@@ -723,6 +729,20 @@ class Ride:
     def __call__(self, body: Any, /) -> None:  # noqa: ANN401 - Granian's future
         """The body has come, or never will. Raises nothing."""
 
+    def call(self) -> LaneCall | None:
+        """On the lane: the request, to be answered another way; None when it is not there, or not there any more."""
+
+    @property
+    def is_of_lane(self) -> bool:
+        """Whether it is one of the lane, not answered yet."""
+
+    @property
+    def number(self) -> int:
+        """On the lane: the number of its call; else 0."""
+
+    def ask_for_end(self) -> bool:
+        """On the lane: ask to be told when the client is gone; False when it is already."""
+
     def leave(self) -> None:
         """Nobody waits for it any more: if it has not left yet, it does not."""
 
@@ -1125,6 +1145,136 @@ class Hub:
     @staticmethod
     def age_bounds() -> list[float]:
         """The upper bounds, in seconds."""
+
+@final
+class Lane:
+    """An HTTP server of our own, with a thread of its own: HTTP/1.1, HTTP/2 and WebSockets, over TLS where configured.
+
+    It decides about each request as `Admission.admit` does, and answers what that answers: refusals and kept pages.
+    What else there is lies on a desk until it is taken.
+
+    Args:
+        admission: Paths, tokens and windows.
+        listening: The descriptor of a socket that listens; it is copied.
+        bare: The index of the route whose plain commands board in a hall.
+        never_waits: Whether no policy ever waits for a lease.
+        cors: What is said beside the headers of every response to a page that may not ask, to each that may by its
+            origin, and to any other where all may.
+        tls: Certificate chain and key in PEM.
+
+    Raises:
+        ValueError: Certificate or key cannot be used.
+        OSError: There is no thread, or no way to wait for sockets.
+    """
+
+    def __new__(
+        cls,
+        admission: Admission,
+        listening: int,
+        *,
+        bare: int | None = None,
+        never_waits: bool = True,
+        cors: tuple[
+            list[tuple[bytes, bytes]], dict[bytes, list[tuple[bytes, bytes]]], list[tuple[bytes, bytes]] | None
+        ]
+        | None = None,
+        tls: tuple[bytes, bytes] | None = None,
+    ) -> Lane: ...
+    def fileno(self) -> int:
+        """The descriptor that is readable when something lies on the desk."""
+
+    def take(self, hall: Hall | None) -> tuple[list[LaneCall], list[LaneSocket], list[tuple[int, Any]]]:
+        """Take what lies there.
+
+        Commands that may be plain board in the hall; without one they are calls as others are. Then there are calls,
+        sockets, and what calls and sockets are told by their numbers: True, there is room; None, the client is gone; a
+        text or bytes that a socket has said, or the code that it has ended with.
+        """
+
+    def stop(self, within_s: float) -> None:
+        """Take no more connections, let what is under way end within this time, and end. It blocks."""
+
+@final
+class LaneCall:
+    """A request of the lane, to be answered once. Dropped without an answer, it ends its connection."""
+
+    @property
+    def number(self) -> int:
+        """What it is told by."""
+
+    @property
+    def admitted(self) -> Admitted | None:
+        """What admission has found out; None where it has to wait for a lease."""
+
+    @property
+    def body(self) -> bytes | Literal["too_large", "late", "broken"]:
+        """The whole body, or what is wrong with it."""
+
+    def scope(self) -> dict[str, Any]:
+        """The request as ASGI has it."""
+
+    def answer(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> bool:
+        """Answer with a whole body; False when nobody waits any more.
+
+        Raises:
+            ValueError: A header or the status cannot be sent.
+            RuntimeError: It has been answered.
+        """
+
+    def stream(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        """Begin an answer whose body comes in parts; raises as `answer` does."""
+
+    def part(self, body: bytes) -> bool | None:
+        """Send a part: True when it is on its way, False when there is no room yet, None when the client is gone.
+
+        Where there is no room it is told of it when there is.
+        """
+
+    def end(self) -> None:
+        """That was the last part."""
+
+    def cut(self) -> None:
+        """Give the answer up: a connection with none, or with half of one, is cut."""
+
+    def ask_for_end(self) -> bool:
+        """Ask to be told when the client is gone; False when it is already."""
+
+@final
+class LaneSocket:
+    """A WebSocket of the lane. Dropped, it is closed."""
+
+    @property
+    def number(self) -> int:
+        """What it is told by."""
+
+    def scope(self) -> dict[str, Any]:
+        """The handshake as ASGI has it."""
+
+    def accept(self, headers: list[tuple[bytes, bytes]]) -> None:
+        """Let it in, with these headers beside those of every handshake.
+
+        Raises:
+            ValueError: A header cannot be sent.
+            RuntimeError: It has been decided about.
+        """
+
+    def refuse(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+        """Send it away; raises as `accept` does."""
+
+    def text(self, text: str) -> bool | None:
+        """Send text: as `LaneCall.part`."""
+
+    def binary(self, body: bytes) -> bool | None:
+        """Send bytes: as `LaneCall.part`."""
+
+    def close(self, code: int, reason: str) -> bool | None:
+        """End it: as `LaneCall.part`."""
+
+    def took(self) -> None:
+        """A message of the client was taken; the next one may come."""
+
+    def drop(self) -> None:
+        """Nobody serves it any more."""
 
 @final
 class LeaseBook:

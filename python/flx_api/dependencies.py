@@ -35,6 +35,7 @@ from flx_api.gateway.costs import Costs
 from flx_api.gateway.dispatch import Dispatcher
 from flx_api.gateway.edge import Edge
 from flx_api.gateway.ephemeral_topics import EphemeralTopics
+from flx_api.gateway.lane import LaneFace
 from flx_api.gateway.local_topics import LocalTopics
 from flx_api.gateway.logs import LogRoute
 from flx_api.gateway.patience import Patience
@@ -241,6 +242,18 @@ class Parts:
         """Plain commands without a task for each phase."""
         return Rides(self.commands, self.dispatcher, self.upstream, self.cors)
 
+    @cached_property
+    def lane(self) -> LaneFace:
+        """The server of our own."""
+        return LaneFace(
+            self.settings,
+            admission=self.admission,
+            edge=self.edge,
+            endpoint=self.endpoint,
+            rides=self.rides,
+            cors=self.cors,
+        )
+
     def _plain(self) -> PlainCommands:
         """The commands that may go the short way."""
         return PlainCommands(
@@ -288,6 +301,8 @@ class Parts:
     async def close(self) -> None:
         """Stop, in reverse order of construction."""
         await self.drain(0)
+        if "lane" in self.__dict__:
+            await self.lane.close()
         await self.native.close()
         await self.manager.shutdown()
         await self.histories.close()

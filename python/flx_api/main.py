@@ -54,7 +54,8 @@ class Gateway(RsgiFace):
         self._daemons = daemons
         self._shared = shared
         self.parts: Parts | None = None
-        self.wants_lane = settings.interface == "lane"
+        # The descriptor of the socket that the lane serves, where there is a lane: it takes the server's place.
+        self.lane_listens: int | None = None
         # Told when a drain has ended, in the worker.
         self.on_drained: Callable[[], None] = lambda: None
 
@@ -86,6 +87,8 @@ class Gateway(RsgiFace):
         try:
             self.parts = parts = Parts(self._settings, self._daemons, self._shared)
             await parts.start()
+            if self.lane_listens is not None:
+                parts.lane.start(self.lane_listens)
         except StartupError as error:
             # Raising here would make the server go on without a lifespan; it must be said.
             await send({"type": "lifespan.startup.failed", "message": str(error)})

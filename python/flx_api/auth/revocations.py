@@ -86,6 +86,10 @@ class Target(Protocol):
         """Put exactly these in force."""
         ...
 
+    def refuse(self, refuses: bool) -> None:  # noqa: FBT001 - as the native core has it
+        """Say whether no token may be believed now."""
+        ...
+
     def forget_expired(self, now_s: int) -> int:
         """Forget those that can hit nothing any more."""
         ...
@@ -120,6 +124,7 @@ class RevocationFollower:
         self.known = False
         self.stale = False
         self.stale_refuses = True
+        target.refuse(True)  # noqa: FBT003 - as the native core has it
         # Told of every change: what is revoked, and whether tokens may be believed.
         self.changed: Callable[[], None] = lambda: None
 
@@ -262,6 +267,7 @@ class RevocationFollower:
         if refuses and not self.stale_refuses:
             self.changed()
         self.stale_refuses = refuses
+        self._target.refuse(refuses)
         if now_s >= self._forget_s:
             self._forget_s = now_s + _FORGET_EVERY_S
             self._target.forget_expired(int(self._wall()) - STILL_S)

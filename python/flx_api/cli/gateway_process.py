@@ -6,7 +6,9 @@ Granian forks its workers, so that a worker starts (and is started again) withou
 Rules:
 - One listening socket for all workers: connections in its queue outlive any worker. Granian's own default, a socket per
   worker (SO_REUSEPORT), loses the queue of a worker that dies.
-- Limits are those of security.md, section 3. They are written here once.
+- Limits are those of security.md, section 3. They are written here once, and for the lane in `rust/lane/src/server.rs`.
+- On the lane a server of our own has that socket, in each worker. Granian keeps the workers, their loop and their
+  end, and listens on a socket that has no name.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import select
 import signal
 import socket
 import sys
+import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,13 +53,17 @@ class Gateway(MPServer):
     """Granian on a socket it did not open."""
 
     def __init__(self, settings: Settings, listening: int) -> None:
+        self._nobody: socket.socket | None = None
+        if settings.interface == "lane":
+            self._nobody = _nameless()
+            listening = self._nobody.fileno()
         self._listening = listening
         self._drain_s = settings.drain_s
         # Each worker has the writer until it has drained; so the reader ends when all have.
         self._drained, self.draining = os.pipe()
         super().__init__(
             "flx_api.main",
-            interface=Interfaces.ASGI if settings.interface == "asgi" else Interfaces.RSGI,
+            interface=Interfaces.RSGI if settings.interface == "rsgi" else Interfaces.ASGI,
             loop=Loops.uvloop,
             http=HTTPModes.auto,
             workers=settings.workers,
@@ -80,11 +87,11 @@ class Gateway(MPServer):
     def _init_shared_socket(self) -> None:
         # Granian's stubs leave out the constructor and say None for what is set later.
         holder: Any = SocketHolder
-        shared = socket.socket(fileno=self._listening)
+        shared = self._nobody or socket.socket(fileno=self._listening)
         shared.set_inheritable(True)
         self._ssp = None
         self._sfd: Any = self._listening
-        self._shd: Any = holder(self._listening, False, self.backlog)  # noqa: FBT003 - not a Unix socket
+        self._shd: Any = holder(self._listening, self._nobody is not None, self.backlog)
         self._sso: Any = shared
 
     def _stop_workers(self) -> None:
@@ -99,12 +106,21 @@ class Gateway(MPServer):
         super()._stop_workers()  # type: ignore[no-untyped-call]
 
 
+def _nameless() -> socket.socket:
+    """A socket that listens where nobody can connect to."""
+    nobody = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    with tempfile.TemporaryDirectory(prefix="flx-") as folder:
+        nobody.bind(f"{folder}/s")
+        nobody.listen(1)
+    return nobody
+
+
 def hand_over(app: Any, server: int, draining: int, interface: str) -> Any:  # noqa: ANN401 - an ASGI and RSGI one
     """In a worker: the application, ready before the fork. The worker ends with the server that forked it."""
     expect_parent(server)
     app.on_drained = partial(os.close, draining)
     spare_the_collector()
-    return app.enter if interface == "asgi" else app
+    return app if interface == "rsgi" else app.enter
 
 
 def main() -> int:
@@ -118,6 +134,8 @@ def main() -> int:
 
         set_up(settings.log_level)
         app = create_app(settings)
+        if settings.interface == "lane":
+            app.lane_listens = int(sys.argv[2])
         gateway = Gateway(settings, int(sys.argv[2]))
         gateway.serve(
             target_loader=partial(hand_over, app, os.getpid(), gateway.draining, settings.interface), wrap_loader=False

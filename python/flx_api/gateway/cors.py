@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Final
 
+Headers = list[tuple[bytes, bytes]]
+
 _EXPOSED: Final = b"etag, location, ratelimit, ratelimit-policy, retry-after, x-request-id"
 _ACCEPTED: Final = (
     b"authorization, content-type, idempotency-key, if-match, if-none-match, last-event-id, traceparent, x-request-id"
@@ -30,7 +32,7 @@ class Cors:
             return b"*"
         return origin if origin in self._origins else None
 
-    def headers(self, origin: bytes | None) -> list[tuple[bytes, bytes]]:
+    def headers(self, origin: bytes | None) -> Headers:
         """What a response says to a page of this origin."""
         allowed = self._allowed(origin)
         vary = [] if self._any else [(b"vary", b"Origin")]
@@ -38,7 +40,12 @@ class Cors:
             return vary
         return [*vary, (b"access-control-allow-origin", allowed), (b"access-control-expose-headers", _EXPOSED)]
 
-    def preflight(self, origin: bytes | None, methods: str) -> list[tuple[bytes, bytes]]:
+    def table(self) -> tuple[Headers, dict[bytes, Headers], Headers | None]:
+        """`headers` for the native core: of a page that may not ask, of each that may, of any other where all may."""
+        anybody = self.headers(b"https://any.invalid") if self._any else None
+        return self.headers(None), {origin: self.headers(origin) for origin in self._origins if origin != b"*"}, anybody
+
+    def preflight(self, origin: bytes | None, methods: str) -> Headers:
         """What a preflight is told beside `headers`; nothing when the origin is not allowed."""
         if self._allowed(origin) is None:
             return []

@@ -90,7 +90,7 @@ class Edge:
         self._limit = settings.body_limit
         self._admission = admission
         self._patience = patience
-        self._never_waits = never_waits
+        self.never_waits = never_waits
         self._revocations = revocations
         self._routes = paths.by_index
         self._cors = cors
@@ -104,7 +104,7 @@ class Edge:
         self, scope: Scope, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]
     ) -> None:
         """Serve one request: the request path from top to bottom."""
-        seen = self._admission.admit(scope, not self._revocations.stale_refuses, self._never_waits)
+        seen = self._admission.admit(scope, not self._revocations.stale_refuses, self.never_waits)
         if seen is None:
             seen = await self._patience.wait(lambda last: self._admission.admit(scope, pages=False, last=last))
         if not isinstance(seen, tuple):
@@ -135,7 +135,7 @@ class Edge:
         None when it has to be asked about again (`decide_later`); never with `last`. Requests of the route `bare` that
         have a body of known length get no scope (None).
         """
-        last = self._never_waits if last is None else last
+        last = self.never_waits if last is None else last
         seen = self._admission.admit_rsgi(rsgi, not self._revocations.stale_refuses, last, bare)
         if seen is not None and self._cors.active and isinstance(seen[1], list):
             origin = rsgi.headers.get("origin")

@@ -1,153 +1,333 @@
-"""The lane: what can be answered without the event loop is answered on Granian's own thread, under RSGI.
+"""The lane: a server of our own (`flx_api._core.Lane`), with admission in its thread, for the same application.
 
-Strategy: Granian's thread for Python hands every request to the loop as a new task. That hop costs more than admission
-and the answer together. So admission happens right there: refusals, pages that a principal was given before, and probes
-are answered at once; a command's body is asked for at once, and what follows needs no task (`flx_api.gateway.ride`);
-what else is admitted goes on to the loop as a task, with what admission has found out.
+Strategy: the lane's thread speaks HTTP, decides about each request, and answers what it can without Python: refusals,
+and pages that a principal was given before. What else there is lies on its desk, and the loop takes all of it at once:
+plain commands leave together (`flx_api.gateway.ride`), and every other request becomes a task that serves it with a
+scope, a `receive` and a `send` as ASGI has them, and with what admission has found out.
 
 Rules:
-- The hook is a private function of Granian, so its version and its shape are checked when the worker starts. When they
-  are not the known ones, one line says so and the plain RSGI face serves.
-- Granian ignores what the hook returns and does not clear what it raises: it returns None and never raises.
-- Nothing here may ask for the running loop, and what is shared with the loop's thread must bear two threads: admission
-  and counters are native and do.
-- HTTP only: a WebSocket is an affair of the loop from its first word.
+- A body is whole, and within its limit, before Python hears of the request; what is wrong with it is raised where it is
+  read.
+- What a client does not take is not made: a part of a stream waits for room, and so does a message of a WebSocket.
+- Granian has no part in it but the worker's process, its loop and its end: there it listens where nobody comes.
 """
 
 from __future__ import annotations
 
-import contextlib
-import inspect
+import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
-from flx_api._core import asgi_scope
-from flx_api.gateway.rsgi import WHOLE, serve, watched
+from flx_api._core import Lane
+from flx_api.errors import InvalidRequest, StartupError
+from flx_api.gateway.certificate import certificate
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Callable, Coroutine
 
+    from flx_api._core import Admission, Admitted, LaneCall, LaneSocket
+    from flx_api.config import Settings
+    from flx_api.gateway.cors import Cors
     from flx_api.gateway.edge import Edge
-    from flx_api.gateway.ride import Rides
+    from flx_api.gateway.exchange import Message
+    from flx_api.gateway.ride import Rest, Rides
+    from flx_api.websocket.endpoint import Endpoint
 
-KNOWN_VERSIONS: Final = ("2.8.7",)
-HOOK: Final = "_cbsched_aioschedule"
-SIGNATURE: Final = ("loop", "ctx", "cb")
+# The worker is ended soon after it was told to stop (`flx_api.cli.gateway_process`).
+_LAST_ANSWERS_S: Final = 1.0
+_DISCONNECT: Final[Message] = {"type": "http.disconnect"}
+_FAULTS: Final = {"too_large": "payload_too_large", "late": "request_timeout"}
+_NO_STATUS: Final = 1005
+_ERROR: Final = 1011
 
 _log = structlog.get_logger("flx.lane")
 
 
-class Lane:
-    """The scheduler of requests that Granian calls on its thread for Python.
+class LaneFace:
+    """The lane of one worker.
 
     Args:
+        settings: its certificate.
+        admission: what its thread decides by.
         edge: the request path.
-        loop: the application's loop, which runs in another thread.
-        context: what tasks of the loop run in.
-        ordinary: what Granian would have called.
-        http: what the protocol of a request is, and that of a WebSocket is not.
-        rides: commands without a task, where there are any.
+        endpoint: the realtime path.
+        rides: plain commands.
+        cors: who may ask from a page.
     """
 
     def __init__(
-        self,
-        edge: Edge,
-        loop: asyncio.AbstractEventLoop,
-        context: Any,  # noqa: ANN401 - contextvars.Context, as Granian made it
-        ordinary: Callable[[Any], None],
-        http: Any,  # noqa: ANN401 - a class of Granian's
-        *,
-        rides: Rides | None = None,
+        self, settings: Settings, *, admission: Admission, edge: Edge, endpoint: Endpoint, rides: Rides, cors: Cors
     ) -> None:
+        self._tls = certificate(settings)
+        self._admission = admission
         self._edge = edge
-        self._decide = edge.decide
-        self._http = http
-        self._loop = loop
-        self._context = context
-        self._ordinary = ordinary
+        self._endpoint = endpoint
         self._rides = rides
-        self._bare = None if rides is None else rides.bare
+        self._cors = cors
+        self._lane: Lane | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        # Who waits for what the lane tells, by the number of the call or socket.
+        self._gone: dict[int, asyncio.Future[None]] = {}
+        self._rooms: dict[int, asyncio.Event] = {}
+        self._sockets: dict[int, asyncio.Queue[Message]] = {}
 
-    def schedule(self, watcher: Any) -> None:  # noqa: ANN401 - Granian's own
-        """Answer a request here, or let it go on in the loop."""
-        scope, protocol = watcher.scope, watcher.proto
-        # By the object at hand: asking the scope makes a text, which costs ten times as much.
-        if type(protocol) is not self._http:
-            self._ordinary(watcher)
-            return
+    def start(self, listening: int) -> None:
+        """Serve on a socket that listens, by its descriptor, in the loop that runs.
+
+        Raises:
+            StartupError: the certificate or its key cannot be used.
+        """
         try:
-            seen = self._decide(scope, bare=self._bare)
-            if seen is None:  # it has to wait for a lease, and waiting is an affair of the loop
-                self._ordinary(watcher)
-                return
-            if len(seen) == WHOLE:
-                protocol.response_bytes(*seen)
-                return
-            if seen[1] is None:
-                if self._rides is not None and self._rides.takes(scope.query_string):
-                    self._rides.board(watcher, seen[0])
-                    return
-                seen = seen[0], asgi_scope(scope)
-            rest = serve(self._edge, scope, protocol, *seen)
-            if self._edge.answers_at_once(seen[0]):
-                _to_its_end(rest)
-                return
-        except BaseException as error:  # noqa: BLE001 - nothing may be raised here, and Granian logs it
-            watcher.err(error)
+            self._lane = Lane(
+                self._admission,
+                listening,
+                bare=self._rides.bare,
+                never_waits=self._edge.never_waits,
+                cors=self._cors.table() if self._cors.active else None,
+                tls=self._tls,
+            )
+        except ValueError as error:
+            detail = f"FLX_SSL_CERT_FILE, FLX_SSL_KEY_FILE: {error}"
+            raise StartupError(detail) from None
+        self._rides.lane = self
+        asyncio.get_running_loop().add_reader(self._lane.fileno(), self._rung)
+
+    async def close(self) -> None:
+        """Take no more connections, and let what is under way end."""
+        if self._lane is None:
             return
+        await asyncio.to_thread(self._lane.stop, _LAST_ANSWERS_S)
+        asyncio.get_running_loop().remove_reader(self._lane.fileno())
+        self._rung()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _rung(self) -> None:
+        if self._lane is None:
+            return
+        calls, sockets, told = self._lane.take(None if self._edge.is_stale else self._rides.hall)
+        self._rides.depart()
+        for call in calls:
+            self._spawn(self._serve(call))
+        for socket in sockets:
+            self._sockets[socket.number] = asyncio.Queue()
+            self._spawn(self._connect(socket))
+        for number, what in told:
+            self._told(number, what)
+
+    def _told(self, number: int, what: object) -> None:
+        if what is True:
+            room = self._rooms.get(number)
+            if room is not None:
+                room.set()
+            return
+        if what is None:
+            gone = self._gone.pop(number, None)
+            if gone is not None and not gone.done():
+                gone.set_result(None)
+            return
+        queue = self._sockets.get(number)
+        if queue is not None:
+            queue.put_nowait(_message(what))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # --- requests -----------------------------------------------------------------------------------------------------
+
+    async def _serve(self, call: LaneCall) -> None:
+        bridge = CallBridge(self, call)
         try:
-            self._loop.call_soon_threadsafe(self._go_on, rest, watcher, context=self._context)
-        except RuntimeError:  # the loop is closed: there is nobody left to answer
-            rest.close()
+            if call.admitted is None:  # it has to wait for a lease, and waiting is an affair of the loop
+                await self._edge.http(call.scope(), bridge.receive, bridge.send)
+            else:
+                await self._edge.serve(call.scope(), bridge.receive, bridge.send, call.admitted)
+        finally:
+            self._over(call)
 
-    def _go_on(self, rest: Coroutine[Any, Any, None], watcher: Any) -> None:  # noqa: ANN401
-        watcher.taskref(self._loop.create_task(watched(rest, watcher)))
+    def go_on(self, call: LaneCall, admitted: Admitted, rest: Rest) -> None:
+        """Serve the rest of a request that was begun, its body included, without a task."""
+        self._spawn(self._serve_rest(call, admitted, rest))
+
+    async def _serve_rest(self, call: LaneCall, admitted: Admitted, rest: Rest) -> None:
+        bridge = CallBridge(self, call)
+        try:
+            await self._edge.serve(call.scope(), bridge.receive_no_body, bridge.send, admitted, rest)
+        finally:
+            self._over(call)
+
+    def _over(self, call: LaneCall) -> None:
+        """Nobody serves it any more: without an answer, or with half of one, its connection is cut."""
+        call.cut()
+        self.forget(call.number)
+
+    async def gone(self, number: int, ask: Callable[[], bool]) -> None:
+        """Return when a client is gone.
+
+        Args:
+            number: of the call or socket.
+            ask: for being told; False when it is gone already.
+        """
+        gone = self._gone.get(number)
+        if gone is None:
+            gone = self._gone[number] = asyncio.get_running_loop().create_future()
+        if not ask():
+            self._gone.pop(number, None)
+            return
+        # Several may wait, and one that leaves must not take the others along.
+        await asyncio.shield(gone)
+
+    async def put(self, number: int, put: Callable[[], bool | None]) -> bool:
+        """Put something where there is room, as soon as there is; whether the client is still there."""
+        is_taken = put()
+        if is_taken is not False:
+            return is_taken is True
+        room = self._rooms.setdefault(number, asyncio.Event())
+        while is_taken is False:
+            await room.wait()
+            room.clear()
+            is_taken = put()
+        return is_taken is True
+
+    def forget(self, number: int) -> None:
+        """Nobody waits for what this call or socket tells."""
+        self._gone.pop(number, None)
+        self._rooms.pop(number, None)
+        self._sockets.pop(number, None)
+
+    # --- WebSockets ---------------------------------------------------------------------------------------------------
+
+    async def _connect(self, socket: LaneSocket) -> None:
+        bridge = SocketBridge(self, socket, self._sockets[socket.number])
+        try:
+            await self._endpoint.websocket(socket.scope(), bridge.receive, bridge.send)
+        except Exception:  # noqa: BLE001 - the connection ends, and the worker goes on
+            _log.exception("lane.unexpected")
+        finally:
+            socket.drop()
+            self.forget(socket.number)
 
 
-def _to_its_end(coroutine: Coroutine[Any, Any, None]) -> None:
-    """Run a coroutine that waits for nothing."""
-    with contextlib.suppress(StopIteration):
-        coroutine.send(None)
-        coroutine.close()
-        msg = "What is answered on the lane waited for something"
-        raise RuntimeError(msg)
+class CallBridge:
+    """One request of the lane as ASGI: `receive` and `send`."""
+
+    __slots__ = ("_call", "_face", "_is_read", "_is_stream", "_start")
+
+    def __init__(self, face: LaneFace, call: LaneCall) -> None:
+        self._face = face
+        self._call = call
+        self._is_read = False
+        self._is_stream = False
+        self._start: tuple[int, list[tuple[bytes, bytes]]] | None = None
+
+    async def receive(self) -> Message:
+        """The whole body; after that, that the client is gone.
+
+        Raises:
+            InvalidRequest: payload_too_large, or request_timeout.
+        """
+        if self._is_read:
+            return await self.receive_no_body()
+        self._is_read = True
+        body = self._call.body
+        if isinstance(body, bytes):
+            return {"type": "http.request", "body": body, "more_body": False}
+        if body in _FAULTS:
+            raise InvalidRequest(code=_FAULTS[body])
+        return _DISCONNECT
+
+    async def receive_no_body(self) -> Message:
+        """That the client is gone."""
+        await self._face.gone(self._call.number, self._call.ask_for_end)
+        return _DISCONNECT
+
+    async def send(self, message: Message) -> None:
+        """A part of the response. A whole one leaves with its last part."""
+        if message["type"] == "http.response.start":
+            self._start = message["status"], message["headers"]
+            return
+        body: bytes = message.get("body", b"")
+        more: bool = message.get("more_body", False)
+        if not self._is_stream:
+            if self._start is None:
+                msg = "There is no response that could have a body"
+                raise RuntimeError(msg)
+            status, headers = self._start
+            self._start = None
+            if not more:
+                if not self._call.answer(status, headers, body):
+                    raise ConnectionResetError
+                return
+            self._call.stream(status, headers)
+            self._is_stream = True
+        if body:
+            # Where the client left, who has something to do about it asks `receive`.
+            await self._face.put(self._call.number, lambda: self._call.part(body))
+        if not more:
+            self._call.end()
 
 
-def install(edge: Edge, rides: Rides | None = None) -> bool:
-    """Put the lane in the place of Granian's scheduler; whether it is there."""
-    reason = unfit()
-    if reason:
-        _log.warning("lane.not_available", reason=reason, instead="rsgi")
-        return False
-    from granian import rsgi  # noqa: PLC0415 - as above
+class SocketBridge:
+    """One WebSocket of the lane as ASGI: `receive` and `send`."""
 
-    futures = _futures()
-    original, http = getattr(futures, HOOK), rsgi.HTTPProtocol  # type: ignore[attr-defined]
+    __slots__ = ("_face", "_inbound", "_is_begun", "_is_open", "_refusal", "_socket")
 
-    def scheduler(loop: asyncio.AbstractEventLoop, ctx: Any, cb: Any) -> Callable[[Any], None]:  # noqa: ANN401
-        return Lane(edge, loop, ctx, original(loop, ctx, cb), http, rides=rides).schedule
+    def __init__(self, face: LaneFace, socket: LaneSocket, inbound: asyncio.Queue[Message]) -> None:
+        self._face = face
+        self._socket = socket
+        self._inbound = inbound
+        self._is_begun = False
+        self._is_open = False
+        self._refusal: tuple[int, list[tuple[bytes, bytes]]] = (403, [])
 
-    setattr(futures, HOOK, scheduler)
-    return True
+    async def receive(self) -> Message:
+        """The next message of the peer."""
+        if not self._is_begun:
+            self._is_begun = True
+            return {"type": "websocket.connect"}
+        message = await self._inbound.get()
+        if message["type"] == "websocket.receive":
+            self._socket.took()
+        else:
+            # Whoever asks again hears the same.
+            self._inbound.put_nowait(message)
+        return message
+
+    async def send(self, message: Message) -> None:
+        """Accept, refuse, say something, or close."""
+        number, socket = self._socket.number, self._socket
+        match message["type"]:
+            case "websocket.accept":
+                chosen = message.get("subprotocol")
+                own = [] if chosen is None else [(b"sec-websocket-protocol", chosen.encode())]
+                socket.accept([*own, *message.get("headers", [])])
+                self._is_open = True
+            case "websocket.send":
+                text = message.get("text")
+                is_there = await self._face.put(
+                    number, lambda: socket.binary(message["bytes"]) if text is None else socket.text(text)
+                )
+                if not is_there:
+                    raise ConnectionResetError
+            case "websocket.http.response.start":
+                self._refusal = message["status"], message["headers"]
+            case "websocket.http.response.body":
+                socket.refuse(*self._refusal, message.get("body", b""))
+            case "websocket.close" if self._is_open:
+                code, reason = message.get("code", _ERROR), message.get("reason") or ""
+                await self._face.put(number, lambda: socket.close(code, reason))
+            case _:
+                socket.refuse(403, [], b"")
 
 
-def unfit() -> str:
-    """Why the lane cannot be used with this Granian; empty when it can."""
-    import granian  # noqa: PLC0415 - a gateway on another server has no need of it
-
-    if granian.__version__ not in KNOWN_VERSIONS:
-        return f"Granian {granian.__version__} is not one of {', '.join(KNOWN_VERSIONS)}"
-    hook = getattr(_futures(), HOOK, None)
-    if hook is None:
-        return f"Granian has no {HOOK}"
-    if tuple(inspect.signature(hook).parameters) != SIGNATURE:
-        return f"{HOOK} takes other arguments than {', '.join(SIGNATURE)}"
-    return ""
-
-
-def _futures() -> Any:  # noqa: ANN401 - private to Granian, without types
-    import granian._futures  # noqa: PLC0415 - the whole point of this module
-
-    return granian._futures  # noqa: SLF001
+def _message(told: object) -> Message:
+    """What a WebSocket has said, as ASGI has it."""
+    if isinstance(told, str):
+        return {"type": "websocket.receive", "text": told}
+    if isinstance(told, bytes):
+        return {"type": "websocket.receive", "bytes": told}
+    return {"type": "websocket.disconnect", "code": told if isinstance(told, int) else _NO_STATUS}

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from flx_api.gateway.dispatch import Dispatcher
     from flx_api.gateway.edge import Edge
     from flx_api.gateway.exchange import Exchange, Message, Scope
+    from flx_api.gateway.lane import LaneFace
     from flx_api.gateway.routes_fast import CommandRoutes, Response, Whole
     from flx_api.proto.flx.v1.daemon_pb2 import ReplyFrame
     from flx_api.upstream.channel import Upstream
@@ -73,6 +74,8 @@ class Rides:
         self.hall: Hall
         # The index of the route that is served so, where it is.
         self.bare: int | None = None
+        # Where commands come from that have no server's watcher.
+        self.lane: LaneFace | None = None
         self._edge: Edge
         self._loop: asyncio.AbstractEventLoop
         self._questions: dict[Ride, Question] = {}
@@ -85,7 +88,7 @@ class Rides:
         """Begin, in the loop that runs."""
         self._edge, self._loop = edge, asyncio.get_running_loop()
         context = contextvars.copy_context()
-        wake = partial(self._loop.call_soon_threadsafe, self._depart, context=context)
+        wake = partial(self._loop.call_soon_threadsafe, self.depart, context=context)
         self.hall = Hall(self._commands.plain, wake, context, BODY_TIMEOUT_S)
         self._express.passengers = self
         self._commands.rides = edge.rides = self
@@ -174,7 +177,7 @@ class Rides:
         done: asyncio.Future[Rest | tuple[bytes, bool] | None] = self._loop.create_future()
         ride, is_first = self.hall.join(command, admitted, done, None if gone is None else _Waiting(done, gone))
         if is_first:
-            self._loop.call_soon(self._depart)
+            self._loop.call_soon(self.depart)
         try:
             return await done
         except BaseException:
@@ -208,7 +211,7 @@ class Rides:
         for ride in self.hall.late(now_ns):
             self._go_on(ride, _refused(InvalidRequest(code="request_timeout")))
 
-    def _depart(self) -> None:
+    def depart(self) -> None:
         """Let those leave that have boarded."""
         rides, marked, others = self.hall.boarded()
         for ride, body in others:
@@ -254,9 +257,13 @@ class Rides:
     def takes_long(self, ride: Ride) -> None:
         """It takes so long that it is worth looking whether the caller is still there."""
         watcher: Any = ride.watcher
-        if watcher is None:
+        gone: Callable[[], Awaitable[object]]
+        if watcher is not None:
+            gone = ride.protocol.client_disconnect if ride.done is None else watcher.gone
+        elif self.lane is not None and ride.is_of_lane:
+            gone = partial(self.lane.gone, ride.number, ride.ask_for_end)
+        else:
             return  # whoever waits with an exchange looks by himself
-        gone = ride.protocol.client_disconnect if ride.done is None else watcher.gone
         self._watches[ride] = self._loop.create_task(self._until_gone(ride, gone), name="disconnect-watch")
 
     async def _until_gone(self, ride: Ride, gone: Callable[[], Awaitable[object]]) -> None:
@@ -264,7 +271,7 @@ class Rides:
         self._watches.pop(ride, None)
         if self._express.abandon(ride):
             self.over(ride)
-            if ride.protocol is not None:
+            if ride.protocol is not None or ride.is_of_lane:
                 _command(ride).over(CLIENT_GONE)
             if ride.done is not None and not ride.done.done():
                 ride.done.set_result(None)
@@ -299,6 +306,9 @@ class Rides:
         if ride.done is not None:
             if not ride.done.done():
                 ride.done.set_result(rest)
+            return
+        if self.lane is not None and (call := ride.call()) is not None:
+            self.lane.go_on(call, ride.admitted, rest)
             return
         watcher: Any = ride.watcher
         try:

@@ -52,7 +52,6 @@ class RsgiFace:
     """What makes an ASGI application an RSGI one too: Granian takes these methods when its interface is `rsgi`."""
 
     parts: Any = None
-    wants_lane = False
     _life: Lifespan | None = None
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:  # noqa: ANN401 - ASGI
@@ -67,10 +66,6 @@ class RsgiFace:
             _log.error("gateway.not_started", reason=failure)
             sys.exit(1)
         self.parts.rides.shorten(loop)
-        if self.wants_lane:
-            from flx_api.gateway.lane import install  # noqa: PLC0415 - it is made of this module
-
-            install(self.parts.edge, self.parts.rides)
 
     def __rsgi_del__(self, loop: asyncio.AbstractEventLoop) -> None:
         """Stop, after the last request."""

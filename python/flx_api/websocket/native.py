@@ -17,7 +17,6 @@ import errno
 import socket
 import time
 from http import HTTPStatus
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
@@ -25,6 +24,7 @@ import structlog
 from flx_api._core import RealtimeListener
 from flx_api.errors import Conflict, FlxError, InvalidRequest, NotFound, StartupError, Unavailable
 from flx_api.events.position import Position
+from flx_api.gateway.certificate import certificate
 from flx_api.gateway.responses import problem
 from flx_api.websocket import protocol
 from flx_api.websocket.connection_manager import MAX_CONNECTIONS, MAX_PER_SUBJECT, too_many
@@ -77,7 +77,7 @@ class NativeFace:
         self._threads = settings.realtime_threads
         self._heartbeat_s = settings.heartbeat_s
         self._deflate = settings.realtime_deflate
-        self._tls = _tls(settings)
+        self._tls = certificate(settings)
         self._hub = hub
         self._rules = settings.topics
         self._edge = edge
@@ -396,13 +396,3 @@ def _refusals() -> dict[str, bytes]:
         status, headers, body = problem(error, _ID_GAP)
         answers[fault] = _http(status, [*headers, *own], body)
     return answers
-
-
-def _tls(settings: Settings) -> tuple[bytes, bytes] | None:
-    if not (settings.enable_ssl and settings.ssl_cert_file and settings.ssl_key_file):
-        return None
-    try:
-        return Path(settings.ssl_cert_file).read_bytes(), Path(settings.ssl_key_file).read_bytes()
-    except OSError as error:
-        detail = f"FLX_SSL_CERT_FILE, FLX_SSL_KEY_FILE: cannot be read: {error.strerror}"
-        raise StartupError(detail) from None

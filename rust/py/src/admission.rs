@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use flx_core::admission::client::{Proxies, ProxyHeader};
-use flx_core::admission::head::{Body, Head};
-use flx_core::admission::path::{Access, METHODS, Method, Routes};
+use flx_core::admission::head::Head;
+use flx_core::admission::path::{METHODS, Method, Routes};
 use flx_core::admission::{self as core, Ask, Decision, Token, TokenRoom};
 use flx_core::error::Reason;
 use flx_core::limit::Rate;
@@ -18,7 +18,7 @@ use flx_core::metrics;
 use pyo3::exceptions::PyValueError;
 use pyo3::intern;
 use pyo3::prelude::*;
-use pyo3::types::{PyDict, PyTuple};
+use pyo3::types::{PyDict, PyString, PyTuple};
 
 use crate::admitted::{Admitted, Client, RequestId, values_of};
 use crate::answer::{Answers, Face, Given, Lane, Template};
@@ -26,12 +26,13 @@ use crate::counters::{Counters, method_of};
 use crate::either::{Core, of_either};
 use crate::errors::unusable;
 use crate::given::{GivenPolicy, GivenRoute, access_of, policy, toll};
+use crate::judge::Verdict;
 use crate::memory::Words;
 use crate::principal::{Principal, Shell};
-use crate::request::{Now, Value, Version, bearer, is_secure, kept, peer, raw_path, text, walk, without_port};
+use crate::request::{Carried, Now, Value, Version, bearer, is_secure, kept, peer, raw_path, text, walk, without_port};
 use crate::revocation::Revocations;
 use crate::rsgi::Rsgi;
-use crate::seen::{Request, Seen, seconds, told};
+use crate::seen::{Request, seconds, told};
 use crate::shared::SharedMemory;
 use crate::token::TokenVerifier;
 use crate::window::seed;
@@ -43,33 +44,33 @@ const TIMED: u64 = 16;
 type Handshake = (Option<&'static str>, Option<(usize, u64)>, Admitted);
 
 /// What a route is beside its methods.
-struct RouteInfo {
+pub(crate) struct RouteInfo {
     /// Its last value is a command's name.
-    names_command: bool,
+    pub(crate) names_command: bool,
     /// The class of a method that stands for a command, by `Method as usize`.
-    own: [Option<usize>; METHODS],
-    not_allowed: Template,
+    pub(crate) own: [Option<usize>; METHODS],
+    pub(crate) not_allowed: Template,
 }
 
 /// Tokens, windows, paths and prepared answers of one gateway.
 #[pyclass(frozen, module = "flx_api._core")]
 pub(crate) struct Admission {
     core: Mutex<Core>,
-    revocations: Py<Revocations>,
+    pub(crate) revocations: Py<Revocations>,
     counters: Arc<metrics::Counters<Words>>,
-    answers: Answers,
+    pub(crate) answers: Answers,
     /// The fleet's limits, when several hosts share them.
     leases: Option<Arc<Mutex<LeaseBook>>>,
     /// By reason.
-    refusals: Vec<Option<Template>>,
-    routes: Routes,
-    infos: Vec<RouteInfo>,
+    pub(crate) refusals: Vec<Option<Template>>,
+    pub(crate) routes: Routes,
+    pub(crate) infos: Vec<RouteInfo>,
     /// The class of each command, and the one of its second decision.
-    commands: std::collections::HashMap<String, (usize, usize)>,
-    hosts: Vec<Vec<u8>>,
+    pub(crate) commands: std::collections::HashMap<String, (usize, usize)>,
+    pub(crate) hosts: Vec<Vec<u8>>,
     proxies: Proxies,
-    body_limit: u64,
-    id_prefix: String,
+    pub(crate) body_limit: u64,
+    pub(crate) id_prefix: String,
     next_id: AtomicU64,
     /// How many requests were decided upon; a few lost ones do not matter.
     decided: AtomicU64,
@@ -186,16 +187,13 @@ impl Admission {
             method: method.to_str()?,
             path: path.as_ref(),
             peer: peer.as_ref().map_or(Ok(""), |peer| peer.to_str())?,
-            peer_text: peer.as_ref().map(Bound::as_unbound),
             secure: is_secure(scope, "https")?,
-            version: Version::In(scope),
             pages,
             last,
-            face: Face::Asgi,
         };
         let mut head = Head::default();
         walk(&mut head, scope)?;
-        Self::decide(slf, &request, &head, now)
+        Self::decide(slf, Face::Asgi, &request, peer.as_ref(), &head, Version::In(scope), now)
     }
 
     /// Decides about an HTTP request by its RSGI scope: the three arguments of a whole answer, or what was admitted and its
@@ -217,14 +215,11 @@ impl Admission {
             method: it.method.to_str()?,
             path: it.path()?,
             peer: without_port(it.client.to_str()?),
-            peer_text: None,
             secure: it.scheme == "https",
-            version: Version::Of(scope),
             pages,
             last,
-            face: Face::Rsgi,
         };
-        let seen = Self::decide(slf, &request, &head, now)?;
+        let seen = Self::decide(slf, Face::Rsgi, &request, None, &head, Version::Of(scope), now)?;
         if seen.is_none() {
             return Ok(None);
         }
@@ -399,22 +394,21 @@ impl Admission {
         Ok(of_either!(&mut *self.core(), it => it.admit_later(&ask, leases.as_deref_mut(), known)))
     }
 
-    fn request_id(&self, head: &Head<Value<'_>>) -> RequestId {
+    pub(crate) fn request_id<V: Carried>(&self, head: &Head<V>) -> RequestId {
         match head.sane_request_id() {
-            Some(Value::Bytes(given)) => RequestId::Given(given.clone().unbind()),
-            Some(Value::Text(given)) => RequestId::Told(given.to_string()),
+            Some(given) => given.id(),
             None => RequestId::New(self.next_id.fetch_add(1, Ordering::Relaxed)),
         }
     }
 
     /// Whether this request's phases are timed: deciding takes hardly longer than reading a clock does.
-    fn is_timed(&self) -> bool {
+    pub(crate) fn is_timed(&self) -> bool {
         let decided = self.decided.load(Ordering::Relaxed);
         self.decided.store(decided.wrapping_add(1), Ordering::Relaxed);
         decided.is_multiple_of(TIMED)
     }
 
-    fn client<'a>(&self, head: &'a Head<Value<'_>>, peer: &'a str) -> &'a str {
+    pub(crate) fn client<'a, V: AsRef<[u8]>>(&self, head: &'a Head<V>, peer: &'a str) -> &'a str {
         if !self.proxies.any() {
             return peer;
         }
@@ -425,7 +419,14 @@ impl Admission {
         self.proxies.client(peer, lines.iter().map(AsRef::as_ref))
     }
 
-    fn ask(&self, class: usize, token: Token<'_>, client: &str, head: &Head<Value<'_>>, now: Now) -> Decision<Shell> {
+    pub(crate) fn ask<V: AsRef<[u8]>>(
+        &self,
+        class: usize,
+        token: Token<'_>,
+        client: &str,
+        head: &Head<V>,
+        now: Now,
+    ) -> Decision<Shell> {
         let revocations = self.revocations.get();
         let api_key = head.api_key.as_ref().map(AsRef::as_ref);
         let ask = Ask { class, token, client, api_key, revocations, now_s: now.s, now_ns: now.ns };
@@ -443,143 +444,51 @@ impl Admission {
 
     fn decide<'py>(
         slf: &Bound<'py, Self>,
+        face: Face,
         request: &Request<'_>,
+        peer: Option<&Bound<'py, PyString>>,
         head: &Head<Value<'py>>,
+        version: Version<'_, 'py>,
         now: Now,
     ) -> PyResult<Bound<'py, PyAny>> {
         let (py, this) = (slf.py(), slf.get());
-        let (method, is_head) = Method::of(request.method.as_bytes());
-        let found = this.routes.find_before_query(request.path);
-        let route = found.as_ref().map(|found| found.route);
-        let access = route.and_then(|route| this.routes.route(route).access[method as usize]);
-        let access = if method == Method::Options { Some(Access::Public) } else { access };
-        let fault = if !head.host_is_sound(&this.hosts) {
-            Some(Reason::InvalidHost)
-        } else if found.is_none() {
-            Some(Reason::NotFound)
-        } else if access.is_none() {
-            Some(Reason::MethodNotAllowed)
-        } else {
-            None
-        };
-        let received_ns = this.is_timed().then(|| Now::elapsed(now));
-        if let Some(received_ns) = received_ns {
-            this.counters.phase(0, received_ns);
-        }
-        let client = this.client(head, request.peer);
-        let mut seen = Seen {
-            route: route.unwrap_or(this.infos.len()),
-            method: method_of(request.method),
-            request_id: this.request_id(head),
-            told: None,
-            now,
-            request,
-            is_head,
-            received_ns,
-            two_lengths: head.has_two_lengths(),
-        };
-        let mut known = None;
-        if fault.is_some() || access != Some(Access::Probe) {
-            let token = match access {
-                Some(it) if fault.is_none() && it.asks(head.authorization.is_given()) => Token::Presented(bearer(head)),
-                _ => Token::NotNeeded,
-            };
-            let class = this.class(route, method, found.as_ref().map(|found| &*found.values).unwrap_or_default());
-            let decision = this.ask(class, token, client, head, now);
-            seen.told = decision.quota.map(told);
-            match decision.refusal {
-                Some(Reason::LeaseAwaited) if !request.last => return Ok(py.None().into_bound(py)),
-                Some(reason) => return this.refuse(py, &seen, reason),
-                None => {}
+        let (seen, verdict) = this.judge(request, head, now, || version.is_http1())?;
+        let go = match verdict {
+            Verdict::Wait => return Ok(py.None().into_bound(py)),
+            Verdict::Refused { template, retry_after_s, close } => {
+                let request_id = seen.request_id.text(py, &this.id_prefix);
+                let parts = seen.parts(&request_id);
+                let answer = this.answers.problem(py, face, template, &parts, retry_after_s, close, seen.is_head)?;
+                return Ok(answer.into_any());
             }
-            known = decision.known;
-        }
-        if let Some(reason) = fault {
-            return this.refuse(py, &seen, reason);
-        }
-        let bodiless = matches!(method, Method::Get | Method::Options);
-        let streams = !bodiless && !request.version.is_http1()?;
-        let length = match head.body(this.body_limit, streams) {
-            Ok(Body::Streamed) if bodiless => Some(0),
-            Ok(Body::Streamed) => None,
-            Ok(Body::Absent) => Some(0),
-            Ok(Body::Sized(length)) => Some(length),
-            Err(reason) => return this.refuse(py, &seen, reason),
+            Verdict::Page(page) => {
+                let request_id = seen.request_id.text(py, &this.id_prefix);
+                let answer = this.answers.page(py, face, &page, &seen.parts(&request_id), seen.is_head)?;
+                return Ok(answer.into_any());
+            }
+            Verdict::Go(go) => go,
         };
-        if let Some(known) = &known
-            && request.pages
-            && method == Method::Get
-            && let Some(page) = known.shell.page(seen.route)
-        {
-            let request_id = seen.request_id.text(py, &this.id_prefix);
-            let answer = this.answers.page(py, &page, &seen.parts(&request_id), is_head)?;
-            this.over(&seen, page.status);
-            return Ok(answer.into_any());
-        }
-        let values = found.map(|found| found.values).unwrap_or_default();
         let admitted = Admitted {
             by: slf.clone().unbind(),
-            known,
+            known: go.known,
             route: seen.route,
-            values: values_of(py, &values)?,
-            client: match request.peer_text {
-                Some(text) if std::ptr::eq(client, request.peer) => Client::Peer(text.clone_ref(py)),
-                _ => Client::Told(client.to_owned()),
+            values: values_of(py, &go.values)?,
+            client: match peer {
+                Some(text) if std::ptr::eq(go.client, request.peer) => Client::Peer(text.clone().unbind()),
+                _ => Client::Told(go.client.to_owned()),
             },
             api_key: kept(head.api_key.as_ref()),
             idempotency_key: kept(head.idempotency_key.as_ref()),
             traceparent: kept(head.traceparent.as_ref()),
-            length,
+            length: go.length,
             started_ns: now.ns,
             method: seen.method,
             secure: request.secure,
             told: seen.told,
-            face: request.face,
+            face,
             request_id: seen.request_id,
         };
-        if let Some(received_ns) = received_ns {
-            this.counters.phase(1, Now::elapsed(now).saturating_sub(received_ns));
-        }
         Ok(Bound::new(py, admitted)?.into_any())
-    }
-
-    /// The class of what a method of a route stands for, of the command that its path names, or of the route.
-    fn class(&self, route: Option<usize>, method: Method, values: &[std::borrow::Cow<'_, str>]) -> usize {
-        let Some(route) = route else { return self.infos.len() };
-        if let Some(class) = self.infos[route].own[method as usize] {
-            return class;
-        }
-        let command = self.infos[route].names_command.then(|| values.last()).flatten();
-        command.and_then(|name| self.commands.get(&**name)).map_or(route, |&(class, _)| class)
-    }
-
-    fn refuse<'py>(&self, py: Python<'py>, seen: &Seen<'_>, reason: Reason) -> PyResult<Bound<'py, PyAny>> {
-        let mut retry = None;
-        let template = match (reason, seen.told) {
-            (Reason::RateLimited, Some(told)) => {
-                retry = Some(told.reset_s.max(1));
-                Some(&self.answers.lanes[told.policy].refusal)
-            }
-            (Reason::MethodNotAllowed, _) => self.infos.get(seen.route).map(|info| &info.not_allowed),
-            _ => self.refusals[reason as usize].as_ref(),
-        };
-        let template = template.ok_or_else(|| PyValueError::new_err(format!("no answer for {}", reason.word())))?;
-        self.counters.refusal(reason as usize);
-        self.over(seen, template.status());
-        // The rest of the body, or whatever follows on the connection, is not worth reading, or to be believed.
-        let done_for = seen.two_lengths || matches!(reason, Reason::PayloadTooLarge | Reason::InvalidHost);
-        let close = done_for && seen.request.version.is_http1()?;
-        let request_id = seen.request_id.text(py, &self.id_prefix);
-        let answer = self.answers.problem(py, template, &seen.parts(&request_id), retry, close, seen.is_head)?;
-        Ok(answer.into_any())
-    }
-
-    fn over(&self, seen: &Seen<'_>, status: u16) {
-        let elapsed = Now::elapsed(seen.now);
-        if let Some(received_ns) = seen.received_ns {
-            self.counters.phase(1, elapsed.saturating_sub(received_ns));
-        }
-        self.counters.request(seen.route, seen.method, status, elapsed);
     }
 }
 

@@ -3,16 +3,18 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use flx_core::admission::Known;
 use flx_core::metrics::RESPOND;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyString, PyTuple};
 
 use crate::admission::Admission;
-use crate::answer::{Face, LINES, Lines, Parts, Told, last};
+use crate::answer::{Face, Parts, Told, last};
 use crate::counters::method_of;
 use crate::principal::{Page, Principal, Shell};
 use crate::request::{Kept, Nanoseconds};
+use crate::sheet::{Listed, natives};
 
 /// The id of a request, written out when somebody asks for it.
 pub(crate) enum RequestId {
@@ -29,6 +31,14 @@ impl RequestId {
         match self {
             // It was found to be plain ASCII.
             Self::Given(bytes) => Cow::Borrowed(str::from_utf8(bytes.as_bytes(py)).unwrap_or_default()),
+            other => other.native(prefix),
+        }
+    }
+
+    /// The same without Python: for ids that did not come as an object of it.
+    pub(crate) fn native(&self, prefix: &str) -> Cow<'_, str> {
+        match self {
+            Self::Given(_) => Cow::Borrowed(""),
             Self::Told(text) => Cow::Borrowed(text),
             Self::New(number) => {
                 let mut text = String::with_capacity(prefix.len() + 17);
@@ -129,19 +139,19 @@ impl Admitted {
             own_security |= tuple.get_borrowed_item(0)?.cast::<PyBytes>()?.as_bytes() == b"content-security-policy";
         }
         let answers = self.by.get().answers();
-        let mut lines = Lines::with_capacity(LINES + own.len());
+        let mut sheet = Listed::new(py, self.face, own.len());
         for tuple in own {
-            lines.push(answers.line(self.face, &tuple)?);
+            sheet.lines.push(answers.line(self.face, &tuple)?);
         }
         let request_id = self.request_id(py);
-        let parts = Parts { request_id: &request_id, secure: self.secure, told: self.told, face: self.face };
-        answers.finish(py, &mut lines, &parts, own_security)?;
+        let parts = Parts { request_id: &request_id, secure: self.secure, told: self.told };
+        answers.finish(&mut sheet, &parts, own_security)?;
         if let Some(length) = length
             && needs_length(self.face, self.method == method_of("HEAD"))
         {
-            lines.push(answers.length(py, self.face, length)?);
+            sheet.lines.push(answers.length(py, self.face, length)?);
         }
-        PyList::new(py, lines)
+        PyList::new(py, sheet.lines)
     }
 
     /// Remembers a whole answer that depends on nothing but the principal: the next such request gets it at once.
@@ -154,10 +164,11 @@ impl Admitted {
     ) -> PyResult<()> {
         if let Some(known) = self.known.as_deref() {
             let answers = self.by.get().answers();
+            let native = (natives(&headers)?, Bytes::copy_from_slice(body.as_bytes()));
             let headers = headers.into_iter().map(|it| Ok(answers.line(self.face, &it)?.unbind()));
             let headers = headers.collect::<PyResult<Box<[_]>>>()?;
             let end = (self.face == Face::Asgi).then(|| last(py, &body)).transpose()?.map(Bound::unbind);
-            known.shell.keep(Page { route: self.route, status, headers, body: body.unbind(), end });
+            known.shell.keep(Page { route: self.route, status, headers, body: body.unbind(), end, native });
         }
         Ok(())
     }

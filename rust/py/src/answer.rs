@@ -3,12 +3,16 @@
 //! Rules:
 //! - the words of an answer come from the gateway's one place for them (`flx_api.gateway.responses`), as templates with a
 //!   gap where the request id goes; here only numbers are patched in;
-//! - a header that never changes is one tuple, made once for each face: ASGI takes bytes, RSGI takes text;
+//! - a header that never changes is one tuple, made once for each face: ASGI takes bytes, RSGI takes text, the lane's server
+//!   has types of its own;
 //! - one that is the same in most refusals in a row is made anew when it is not: a flood must cost less than what it keeps
 //!   from being answered.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
+use http::{HeaderName, Response, StatusCode};
+use pyo3::exceptions::PyValueError;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
@@ -16,6 +20,7 @@ use pyo3::types::{PyBytes, PyDict, PyList, PyString, PyTuple};
 
 use crate::admitted::needs_length;
 use crate::principal::Page;
+use crate::sheet::{Listed, NativeLine, Sheet, native};
 
 /// The interface that an answer is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,18 +31,19 @@ pub(crate) enum Face {
     Rsgi,
 }
 
-/// A header that never changes, for each face.
-struct Line {
+/// A header that never changes, for each face and for the lane.
+pub(crate) struct Line {
     asgi: Py<PyTuple>,
     rsgi: Py<PyTuple>,
+    pub(crate) native: NativeLine,
 }
 
 impl Line {
     fn new(asgi: &Bound<'_, PyTuple>) -> PyResult<Self> {
-        Ok(Self { rsgi: line(Face::Rsgi, asgi)?.unbind(), asgi: asgi.clone().unbind() })
+        Ok(Self { rsgi: line(Face::Rsgi, asgi)?.unbind(), native: native(asgi)?, asgi: asgi.clone().unbind() })
     }
 
-    fn of(&self, face: Face) -> &Py<PyTuple> {
+    pub(crate) fn of(&self, face: Face) -> &Py<PyTuple> {
         match face {
             Face::Asgi => &self.asgi,
             Face::Rsgi => &self.rsgi,
@@ -68,17 +74,19 @@ pub(crate) type Lines<'py> = Vec<Bound<'py, PyTuple>>;
 pub(crate) const LINES: usize = 16;
 
 /// The name of a header whose value is another each time.
-struct Name {
+pub(crate) struct Name {
     asgi: Py<PyBytes>,
     rsgi: Py<PyString>,
+    pub(crate) native: HeaderName,
 }
 
 impl Name {
-    fn new(py: Python<'_>, name: &str) -> Self {
-        Self { asgi: PyBytes::new(py, name.as_bytes()).unbind(), rsgi: PyString::new(py, name).unbind() }
+    fn new(py: Python<'_>, name: &'static str) -> Self {
+        let asgi = PyBytes::new(py, name.as_bytes()).unbind();
+        Self { asgi, rsgi: PyString::new(py, name).unbind(), native: HeaderName::from_static(name) }
     }
 
-    fn with<'py>(&self, py: Python<'py>, face: Face, value: &[u8]) -> PyResult<Bound<'py, PyTuple>> {
+    pub(crate) fn with<'py>(&self, py: Python<'py>, face: Face, value: &[u8]) -> PyResult<Bound<'py, PyTuple>> {
         match face {
             Face::Asgi => PyTuple::new(py, [self.asgi.bind(py).clone(), PyBytes::new(py, value)]),
             Face::Rsgi => PyTuple::new(py, [self.rsgi.bind(py).clone(), PyString::from_bytes(py, value)?]),
@@ -102,13 +110,13 @@ fn same(one: &Bound<'_, PyTuple>, other: &Bound<'_, PyTuple>) -> PyResult<bool> 
 
 /// A header that says the same as the last time more often than not.
 #[derive(Default)]
-struct Memo {
+pub(crate) struct Memo {
     last: Mutex<Option<(u64, Face, Py<PyTuple>)>>,
 }
 
 impl Memo {
     /// The header of this number.
-    fn header<'py>(
+    pub(crate) fn header<'py>(
         &self,
         py: Python<'py>,
         face: Face,
@@ -129,21 +137,6 @@ impl Memo {
 
     fn lock(&self) -> MutexGuard<'_, Option<(u64, Face, Py<PyTuple>)>> {
         self.last.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A header whose value is the number itself.
-    fn numbered<'py>(
-        &self,
-        py: Python<'py>,
-        face: Face,
-        name: &'static [u8],
-        value: u64,
-    ) -> PyResult<Bound<'py, PyTuple>> {
-        self.header(py, face, value, || {
-            let mut digits = Vec::with_capacity(8);
-            number(&mut digits, value);
-            header(py, face, name, &digits)
-        })
     }
 }
 
@@ -168,6 +161,30 @@ impl Template {
     pub(crate) fn status(&self) -> u16 {
         self.status
     }
+
+    /// Its headers, but for those that every response carries and its length.
+    fn head<S: Sheet>(
+        &self,
+        sheet: &mut S,
+        answers: &Answers,
+        retry_after_s: Option<u64>,
+        close: bool,
+    ) -> PyResult<()> {
+        for line in &self.headers {
+            sheet.ready(line);
+        }
+        if let Some(seconds) = retry_after_s {
+            sheet.seldom_new(&self.retry_after, seconds, &answers.retry_after, || digits(seconds))?;
+        }
+        if close {
+            sheet.ready(&answers.close);
+        }
+        Ok(())
+    }
+
+    fn body(&self, request_id: &str) -> Vec<u8> {
+        [&self.before, request_id.as_bytes(), &self.after].concat()
+    }
 }
 
 /// What a rate-limit policy puts into headers.
@@ -185,8 +202,8 @@ pub(crate) struct Lane {
 impl Lane {
     pub(crate) fn new(py: Python<'_>, name: &str, limit: u32, window_ms: u64, refusal: Template) -> PyResult<Self> {
         let window_s = window_ms.div_ceil(1_000);
-        let policy =
-            header(py, Face::Asgi, b"ratelimit-policy", format!("\"{name}\";q={limit};w={window_s}").as_bytes())?;
+        let policy = format!("\"{name}\";q={limit};w={window_s}");
+        let policy = PyTuple::new(py, [PyBytes::new(py, b"ratelimit-policy"), PyBytes::new(py, policy.as_bytes())])?;
         let prefix = format!("\"{name}\";r=").into_bytes();
         Ok(Self { policy: Line::new(&policy)?, prefix, used_up: Memo::default(), refusal })
     }
@@ -211,6 +228,7 @@ pub(crate) struct Answers {
     json: Line,
     request_id: Name,
     ratelimit: Name,
+    retry_after: Name,
     content_length: Name,
     /// Content-Length for ASGI, by length.
     lengths: Box<[PyOnceLock<Py<PyTuple>>]>,
@@ -222,7 +240,6 @@ pub(crate) struct Parts<'a> {
     pub(crate) request_id: &'a str,
     pub(crate) secure: bool,
     pub(crate) told: Option<Told>,
-    pub(crate) face: Face,
 }
 
 impl Answers {
@@ -233,14 +250,16 @@ impl Answers {
         transport_security: &Bound<'_, PyTuple>,
         lanes: Vec<Lane>,
     ) -> PyResult<Self> {
+        let pair = |name, value| PyTuple::new(py, [PyBytes::new(py, name), PyBytes::new(py, value)]);
         Ok(Self {
             common: lines(common)?,
             content_security: Line::new(content_security)?,
             transport_security: Line::new(transport_security)?,
-            close: Line::new(&header(py, Face::Asgi, b"connection", b"close")?)?,
-            json: Line::new(&header(py, Face::Asgi, b"content-type", b"application/json")?)?,
+            close: Line::new(&pair(b"connection", b"close")?)?,
+            json: Line::new(&pair(b"content-type", b"application/json")?)?,
             request_id: Name::new(py, "x-request-id"),
             ratelimit: Name::new(py, "ratelimit"),
+            retry_after: Name::new(py, "retry-after"),
             content_length: Name::new(py, "content-length"),
             lengths: std::iter::repeat_with(PyOnceLock::new).take(SHORT).collect(),
             lanes,
@@ -254,11 +273,7 @@ impl Answers {
 
     /// Content-Length.
     pub(crate) fn length<'py>(&self, py: Python<'py>, face: Face, length: u64) -> PyResult<Bound<'py, PyTuple>> {
-        let make = || {
-            let mut value = Vec::with_capacity(8);
-            number(&mut value, length);
-            self.content_length.with(py, face, &value)
-        };
+        let make = || self.content_length.with(py, face, &digits(length));
         let kept = usize::try_from(length).ok().and_then(|at| self.lengths.get(at)).filter(|_| face == Face::Asgi);
         match kept {
             Some(kept) => Ok(kept.get_or_try_init(py, || Ok::<_, PyErr>(make()?.unbind()))?.bind(py).clone()),
@@ -272,91 +287,122 @@ impl Answers {
         if same(header, json)? { Ok(self.json.of(face).bind(py).clone()) } else { line(face, header) }
     }
 
-    /// The headers of a response: `lines` holds its own already.
-    pub(crate) fn finish<'py>(
-        &self,
-        py: Python<'py>,
-        lines: &mut Lines<'py>,
-        parts: &Parts<'_>,
-        own_security: bool,
-    ) -> PyResult<()> {
-        let face = parts.face;
-        let ready = |line: &Line| line.of(face).bind(py).clone();
-        lines.extend(self.common.iter().map(ready));
-        lines.push(self.request_id.with(py, face, parts.request_id.as_bytes())?);
+    /// The headers that every response carries; `sheet` holds its own already.
+    pub(crate) fn finish<S: Sheet>(&self, sheet: &mut S, parts: &Parts<'_>, own_security: bool) -> PyResult<()> {
+        for line in &self.common {
+            sheet.ready(line);
+        }
+        sheet.value(&self.request_id, parts.request_id.as_bytes())?;
         if !own_security {
-            lines.push(ready(&self.content_security));
+            sheet.ready(&self.content_security);
         }
         if parts.secure {
-            lines.push(ready(&self.transport_security));
+            sheet.ready(&self.transport_security);
         }
-        if let Some(told) = parts.told {
-            let lane = &self.lanes[told.policy];
-            lines.push(ready(&lane.policy));
-            let make = || {
-                let mut value = Vec::with_capacity(lane.prefix.len() + 24);
-                value.extend_from_slice(&lane.prefix);
-                number(&mut value, u64::from(told.remaining));
-                value.extend_from_slice(b";t=");
-                number(&mut value, told.reset_s);
-                self.ratelimit.with(py, face, &value)
-            };
-            let ratelimit =
-                if told.remaining == 0 { lane.used_up.header(py, face, told.reset_s, make)? } else { make()? };
-            lines.push(ratelimit);
+        let Some(told) = parts.told else { return Ok(()) };
+        let lane = &self.lanes[told.policy];
+        sheet.ready(&lane.policy);
+        let make = || {
+            let mut value = Vec::with_capacity(lane.prefix.len() + 24);
+            value.extend_from_slice(&lane.prefix);
+            number(&mut value, u64::from(told.remaining));
+            value.extend_from_slice(b";t=");
+            number(&mut value, told.reset_s);
+            value
+        };
+        if told.remaining == 0 {
+            sheet.seldom_new(&lane.used_up, told.reset_s, &self.ratelimit, make)
+        } else {
+            sheet.value(&self.ratelimit, &make())
         }
-        Ok(())
     }
 
     /// A page as a whole answer.
     pub(crate) fn page<'py>(
         &self,
         py: Python<'py>,
+        face: Face,
         page: &Page,
         parts: &Parts<'_>,
         head: bool,
     ) -> PyResult<Bound<'py, PyTuple>> {
-        let mut lines = Lines::with_capacity(LINES);
-        lines.extend(page.headers.iter().map(|line| line.bind(py).clone()));
-        if needs_length(parts.face, head) {
-            lines.push(self.length(py, parts.face, page.body.as_bytes(py).len() as u64)?);
+        let mut sheet = Listed::new(py, face, 0);
+        sheet.lines.extend(page.headers.iter().map(|line| line.bind(py).clone()));
+        if needs_length(face, head) {
+            sheet.lines.push(self.length(py, face, page.body.as_bytes(py).len() as u64)?);
         }
-        self.finish(py, &mut lines, parts, false)?;
-        let list = PyList::new(py, lines)?;
+        self.finish(&mut sheet, parts, false)?;
+        let list = PyList::new(py, sheet.lines)?;
         if head {
-            return whole(py, parts.face, page.status, &list, &PyBytes::new(py, b""), None);
+            return whole(py, face, page.status, &list, &PyBytes::new(py, b""), None);
         }
-        whole(py, parts.face, page.status, &list, page.body.bind(py), page.end.as_ref())
+        whole(py, face, page.status, &list, page.body.bind(py), page.end.as_ref())
+    }
+
+    /// The same for the lane.
+    pub(crate) fn native_page(&self, page: &Page, parts: &Parts<'_>) -> PyResult<Response<Bytes>> {
+        let mut response = empty(page.status)?;
+        response.headers_mut().extend(page.native.0.iter().cloned());
+        self.finish(response.headers_mut(), parts, false)?;
+        *response.body_mut() = page.native.1.clone();
+        Ok(response)
     }
 
     /// A template as a whole answer.
+    #[expect(clippy::too_many_arguments, reason = "what the template leaves open")]
     pub(crate) fn problem<'py>(
         &self,
         py: Python<'py>,
+        face: Face,
         template: &Template,
         parts: &Parts<'_>,
         retry_after_s: Option<u64>,
         close: bool,
         head: bool,
     ) -> PyResult<Bound<'py, PyTuple>> {
-        let face = parts.face;
-        let mut lines = Lines::with_capacity(LINES);
-        lines.extend(template.headers.iter().map(|line| line.of(face).bind(py).clone()));
-        if let Some(seconds) = retry_after_s {
-            lines.push(template.retry_after.numbered(py, face, b"retry-after", seconds)?);
-        }
-        if close {
-            lines.push(self.close.of(face).bind(py).clone());
-        }
-        self.finish(py, &mut lines, parts, false)?;
-        let body = [&template.before, parts.request_id.as_bytes(), &template.after].concat();
+        let mut sheet = Listed::new(py, face, 0);
+        template.head(&mut sheet, self, retry_after_s, close)?;
+        self.finish(&mut sheet, parts, false)?;
+        let body = template.body(parts.request_id);
         if needs_length(face, head) {
-            lines.push(self.length(py, face, body.len() as u64)?);
+            sheet.lines.push(self.length(py, face, body.len() as u64)?);
         }
-        let list = PyList::new(py, lines)?;
+        let list = PyList::new(py, sheet.lines)?;
         let body = PyBytes::new(py, if head { b"" } else { &body });
         whole(py, face, template.status, &list, &body, None)
     }
+
+    /// The same for the lane.
+    pub(crate) fn native_problem(
+        &self,
+        template: &Template,
+        parts: &Parts<'_>,
+        retry_after_s: Option<u64>,
+        close: bool,
+    ) -> PyResult<Response<Bytes>> {
+        let mut response = empty(template.status)?;
+        template.head(response.headers_mut(), self, retry_after_s, close)?;
+        self.finish(response.headers_mut(), parts, false)?;
+        *response.body_mut() = template.body(parts.request_id).into();
+        Ok(response)
+    }
+
+    /// A result for the lane.
+    pub(crate) fn native_result(&self, body: Vec<u8>, parts: &Parts<'_>) -> PyResult<Response<Bytes>> {
+        let mut response = empty(200)?;
+        response.headers_mut().ready(&self.json);
+        self.finish(response.headers_mut(), parts, false)?;
+        *response.body_mut() = body.into();
+        Ok(response)
+    }
+}
+
+/// A response for the lane that says nothing yet.
+fn empty(status: u16) -> PyResult<Response<Bytes>> {
+    let mut response = Response::new(Bytes::new());
+    *response.status_mut() = StatusCode::from_u16(status).map_err(|_| PyValueError::new_err("no such status"))?;
+    response.headers_mut().reserve(LINES);
+    Ok(response)
 }
 
 /// A whole response: the two messages of ASGI, the second of which may be there already, or the three arguments of RSGI.
@@ -387,17 +433,11 @@ pub(crate) fn last<'py>(py: Python<'py>, body: &Bound<'py, PyBytes>) -> PyResult
     Ok(end)
 }
 
-/// One header.
-pub(crate) fn header<'py>(
-    py: Python<'py>,
-    face: Face,
-    name: &'static [u8],
-    value: &[u8],
-) -> PyResult<Bound<'py, PyTuple>> {
-    match face {
-        Face::Asgi => PyTuple::new(py, [PyBytes::new(py, name), PyBytes::new(py, value)]),
-        Face::Rsgi => PyTuple::new(py, [PyString::from_bytes(py, name)?, PyString::from_bytes(py, value)?]),
-    }
+/// A number in decimal.
+fn digits(value: u64) -> Vec<u8> {
+    let mut text = Vec::with_capacity(8);
+    number(&mut text, value);
+    text
 }
 
 /// Appends a number in decimal.

@@ -8,11 +8,13 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use bytes::Bytes;
 use flx_core::command::answer::Answer;
 use flx_core::command::catalog::{Catalog, Entry, Repeat};
 use flx_core::command::frame::{Frame, join, whole};
 use flx_core::command::request::{Plain, is_key, plain};
 use flx_core::metrics::{AUTHORISE, DISPATCH, RESPOND, UPSTREAM};
+use http::Response;
 use pyo3::exceptions::PyValueError;
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -20,8 +22,9 @@ use pyo3::types::{PyBytes, PyList, PyString, PyTuple};
 
 use crate::admission::Admission;
 use crate::admitted::{Admitted, needs_length};
-use crate::answer::{LINES, Lines, Parts, line};
+use crate::answer::{Parts, line};
 use crate::request::{Now, monotonic_ns};
+use crate::sheet::Listed;
 use crate::window::seed;
 
 /// name, what repeating it means, whether its answer may be shared, whether it is vital, the roles that may call it
@@ -75,12 +78,12 @@ impl PlainCommands {
         &self,
         py: Python<'_>,
         admitted: &Bound<'_, Admitted>,
-        body: &Bound<'_, PyBytes>,
+        body: &[u8],
         since_ns: u64,
         now_s: Option<f64>,
     ) -> PyResult<Option<PlainCommand>> {
         let it = admitted.get();
-        let Some(mut found) = plain(body.as_bytes()) else { return Ok(None) };
+        let Some(mut found) = plain(body) else { return Ok(None) };
         let Ok(header) = key(py, it) else { return Ok(None) };
         match (header, found.idempotency_key) {
             (Some(header), Some(key)) if header != key => return Ok(None),
@@ -275,28 +278,20 @@ impl PlainCommand {
     ) -> PyResult<Bound<'py, PyTuple>> {
         let it = self.admitted.get();
         let gateway = it.by.get();
-        let now = self.passed(UPSTREAM);
         let request_id = it.request_id.text(py, gateway.id_prefix());
-        let body = Answer {
-            request_id: &request_id,
-            command: self.command.to_str(py)?,
-            result,
-            duration_us: now.saturating_sub(it.started_ns) / 1_000,
-            replayed,
-        };
-        let body = PyBytes::new(py, &body.encoded());
+        let body = PyBytes::new(py, &self.body(py, &request_id, result, replayed)?);
         let answers = gateway.answers();
-        let mut lines = Lines::with_capacity(LINES + own.len());
-        lines.push(answers.json(it.face).bind(py).clone());
+        let mut sheet = Listed::new(py, it.face, own.len());
+        sheet.lines.push(answers.json(it.face).bind(py).clone());
         for header in own {
-            lines.push(line(it.face, &header)?);
+            sheet.lines.push(line(it.face, &header)?);
         }
-        let parts = Parts { request_id: &request_id, secure: it.secure, told: it.told, face: it.face };
-        answers.finish(py, &mut lines, &parts, false)?;
+        let parts = Parts { request_id: &request_id, secure: it.secure, told: it.told };
+        answers.finish(&mut sheet, &parts, false)?;
         if needs_length(it.face, false) {
-            lines.push(answers.length(py, it.face, body.as_bytes().len() as u64)?);
+            sheet.lines.push(answers.length(py, it.face, body.as_bytes().len() as u64)?);
         }
-        let list = PyList::new(py, lines)?;
+        let list = PyList::new(py, sheet.lines)?;
         crate::answer::whole(py, it.face, OK, &list, &body, None)
     }
 
@@ -308,6 +303,24 @@ impl PlainCommand {
 }
 
 impl PlainCommand {
+    /// The whole answer for the lane.
+    pub(crate) fn native_answer(&self, py: Python<'_>, result: &[u8], replayed: bool) -> PyResult<Response<Bytes>> {
+        let it = self.admitted.get();
+        let gateway = it.by.get();
+        let request_id = it.request_id.text(py, gateway.id_prefix());
+        let body = self.body(py, &request_id, result, replayed)?;
+        let parts = Parts { request_id: &request_id, secure: it.secure, told: it.told };
+        gateway.answers().native_result(body, &parts)
+    }
+
+    /// The body of the answer; with it the phase of the upstream is over.
+    fn body(&self, py: Python<'_>, request_id: &str, result: &[u8], replayed: bool) -> PyResult<Vec<u8>> {
+        let now = self.passed(UPSTREAM);
+        let duration_us = now.saturating_sub(self.admitted.get().started_ns) / 1_000;
+        let command = self.command.to_str(py)?;
+        Ok(Answer { request_id, command, result, duration_us, replayed }.encoded())
+    }
+
     /// A phase is over; the time since the one before is its. Tells the moment.
     fn passed(&self, phase: usize) -> u64 {
         let now = monotonic_ns();

@@ -18,6 +18,7 @@ use crate::command::PlainCommand;
 use crate::ride::Ride;
 
 const OK: u16 = 200;
+const CLIENT_GONE: u16 = 499;
 
 /// Ride, stream, when it left, life, whether it was waited for, whether it is one of many.
 type Late = (Py<Ride>, u64, f64, u64, bool, bool);
@@ -380,6 +381,12 @@ fn answer(
     reply: &Reply<'_>,
     own: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<()> {
+    if let Some(pending) = ride.pending() {
+        let mut response = command.native_answer(py, reply.result, reply.replayed)?;
+        response.headers_mut().extend(pending.own);
+        command.over(if pending.call.answer(response) { OK } else { CLIENT_GONE });
+        return Ok(());
+    }
     if let Some(protocol) = &ride.protocol {
         let own: Vec<Bound<'_, PyTuple>> = match (own, &ride.watcher) {
             (Some(own), Some(watcher)) => own.call1((watcher.getattr(py, intern!(py, "scope"))?,))?.extract()?,

@@ -17,12 +17,17 @@ mod admitted;
 mod answer;
 mod command;
 mod counters;
+mod decided;
+mod descriptor;
 mod either;
 mod errors;
 mod express;
 mod given;
 mod hub;
 mod json;
+mod judge;
+mod lane;
+mod lane_call;
 mod lease;
 mod listener;
 mod memory;
@@ -38,6 +43,7 @@ mod rsgi;
 mod seen;
 mod series;
 mod shared;
+mod sheet;
 mod token;
 mod window;
 
@@ -62,6 +68,10 @@ mod _core {
     use crate::hub::Hub;
     #[pymodule_export]
     use crate::json::check_json;
+    #[pymodule_export]
+    use crate::lane::Lane;
+    #[pymodule_export]
+    use crate::lane_call::{LaneCall, LaneSocket};
     #[pymodule_export]
     use crate::lease::LeaseBook;
     #[pymodule_export]

@@ -33,6 +33,8 @@ use crate::window::seed;
 
 /// What stands for the request id in a prepared answer: as long as the ids that are put in its place.
 const ID_GAP: &[u8; 16] = b"0000000000000000";
+/// A WebSocket begins with it.
+const HTTP1: &str = "http/1.1";
 /// The faults for which an answer must be prepared.
 const FAULTS: [&str; 12] = [
     "malformed",
@@ -82,7 +84,7 @@ impl RealtimeListener {
         deflate: bool,
     ) -> PyResult<Self> {
         let address: IpAddr = host.parse().map_err(|_| PyValueError::new_err("the host is an IP address"))?;
-        let config = tls.map(|(chain, key)| tls::server(&chain, &key)).transpose();
+        let config = tls.map(|(chain, key)| tls::server(&chain, &key, &[HTTP1])).transpose();
         let config = config.map_err(|error| PyValueError::new_err(error.to_string()))?;
         let mut refusals = prepared(refusals, threads)?;
         let (bell, ring) = UnixStream::pair()?;

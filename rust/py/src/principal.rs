@@ -4,11 +4,14 @@ use std::hash::{Hash, Hasher};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use bytes::Bytes;
 use flx_core::admission as core;
 use pyo3::IntoPyObjectExt as _;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyBytes, PyDict, PyString, PyTuple};
+
+use crate::sheet::NativeLine;
 
 /// Who a verified token speaks for.
 #[pyclass(frozen, eq, hash, module = "flx_api._core")]
@@ -114,6 +117,8 @@ pub(crate) struct Page {
     pub(crate) body: Py<PyBytes>,
     /// ASGI: the message with the body.
     pub(crate) end: Option<Py<PyDict>>,
+    /// Headers and body for the lane.
+    pub(crate) native: (Vec<NativeLine>, Bytes),
 }
 
 /// What is kept of a principal for as long as its token is remembered.

@@ -11,6 +11,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyString, PyTuple};
 use rustix::time::{ClockId, clock_gettime};
 
+use crate::admitted::RequestId;
 use crate::errors::finite;
 
 /// Two clocks, read or given.
@@ -34,6 +35,27 @@ impl AsRef<[u8]> for Value<'_> {
             // What is no UTF-8 has no acceptable value.
             Self::Text(value) => value.to_str().map_or(b"\xff", str::as_bytes),
         }
+    }
+}
+
+/// A value of a header that came as an object of Python, or as bytes of the lane's server.
+pub(crate) trait Carried: AsRef<[u8]> {
+    /// It as the id of a request, which it was found fit for.
+    fn id(&self) -> RequestId;
+}
+
+impl Carried for Value<'_> {
+    fn id(&self) -> RequestId {
+        match self {
+            Self::Bytes(given) => RequestId::Given(given.clone().unbind()),
+            Self::Text(given) => RequestId::Told(given.to_string()),
+        }
+    }
+}
+
+impl Carried for &[u8] {
+    fn id(&self) -> RequestId {
+        RequestId::Told(String::from_utf8_lossy(self).into_owned())
     }
 }
 
@@ -192,7 +214,7 @@ fn wrong() -> PyErr {
 }
 
 /// What `Authorization` says.
-pub(crate) fn bearer<'a>(head: &'a Head<Value<'_>>) -> Result<&'a [u8], Reason> {
+pub(crate) fn bearer<V: AsRef<[u8]>>(head: &Head<V>) -> Result<&[u8], Reason> {
     head.authorization.only().and_then(|value| credentials::bearer(value.as_ref()))
 }
 
@@ -200,6 +222,8 @@ pub(crate) fn bearer<'a>(head: &'a Head<Value<'_>>) -> Result<&'a [u8], Reason> 
 pub(crate) enum Kept {
     Bytes(Py<PyBytes>),
     Text(Py<PyString>),
+    /// A copy, where there is no such object.
+    Own(Box<[u8]>),
 }
 
 impl Kept {
@@ -208,6 +232,7 @@ impl Kept {
             Self::Bytes(value) => value.as_bytes(py),
             // As `Value` has it.
             Self::Text(value) => value.to_str(py).map_or(b"\xff", str::as_bytes),
+            Self::Own(value) => value,
         }
     }
 }

@@ -1,6 +1,6 @@
 //! `Revocations`: the set that a gateway or a daemon asks about its tokens.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use flx_core::admission::{InForce, Principal};
@@ -19,13 +19,24 @@ pub(crate) struct Revocations {
     core: Mutex<core::Revocations>,
     /// Its epoch, for those who only want to know whether anything has changed.
     epoch: AtomicU64,
+    /// Whether no token may be believed now.
+    refuses: AtomicBool,
 }
 
 #[pymethods]
 impl Revocations {
     #[new]
     pub(crate) fn new() -> PyResult<Self> {
-        Ok(Self { core: Mutex::new(core::Revocations::new(seed()?)), epoch: AtomicU64::new(0) })
+        Ok(Self {
+            core: Mutex::new(core::Revocations::new(seed()?)),
+            epoch: AtomicU64::new(0),
+            refuses: AtomicBool::new(false),
+        })
+    }
+
+    /// Says whether no token may be believed now, because too little is known of what is revoked.
+    fn refuse(&self, refuses: bool) {
+        self.refuses.store(refuses, Ordering::Relaxed);
     }
 
     /// Puts a revocation in force.
@@ -97,6 +108,13 @@ impl Revocations {
         let outcome = change(&mut core);
         self.epoch.store(core.epoch(), Ordering::Release);
         outcome
+    }
+}
+
+impl Revocations {
+    /// Whether no token may be believed now.
+    pub(crate) fn refuses(&self) -> bool {
+        self.refuses.load(Ordering::Relaxed)
     }
 }
 

@@ -19,9 +19,16 @@ use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
 
+use bytes::Bytes;
+use flx_lane::call::Call;
+use flx_lane::service::Peer;
+use http::request::Parts;
+
 use crate::admitted::Admitted;
 use crate::command::{PlainCommand, PlainCommands};
+use crate::lane_call::LaneCall;
 use crate::request::monotonic_ns;
+use crate::sheet::NativeLine;
 
 /// Those whose body has not come yet, and those that wait for the loop.
 #[derive(Default)]
@@ -35,6 +42,18 @@ struct Boarding {
     ride: Py<Ride>,
     body: Py<PyAny>,
     until_ns: u64,
+}
+
+/// A request of the lane that may be a plain command: what it is answered by, and what else is needed if it is none.
+pub(crate) struct Pending {
+    pub(crate) head: Parts,
+    pub(crate) peer: Peer,
+    pub(crate) body: Bytes,
+    pub(crate) call: Call,
+    /// Headers of its answer beside those of every response.
+    pub(crate) own: Vec<NativeLine>,
+    /// When its body was there.
+    pub(crate) mark_ns: u64,
 }
 
 enum Boarded {
@@ -58,6 +77,36 @@ pub(crate) struct Hall {
 impl Hall {
     fn inside(&self) -> MutexGuard<'_, Inside> {
         self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Hall {
+    /// Lets a request of the lane board, whose body is there; the loop is awake.
+    pub(crate) fn bring(slf: &Bound<'_, Self>, admitted: Py<Admitted>, pending: Box<Pending>) {
+        let (py, hall) = (slf.py(), slf.get());
+        let read = hall.plain.get().read(py, admitted.bind(py), &pending.body, pending.mark_ns, None);
+        let boarded = read.and_then(|command| {
+            let body = if command.is_none() { Some(PyBytes::new(py, &pending.body).unbind()) } else { None };
+            let is_marked = command.as_ref().is_some_and(|command| command.shared || command.vital);
+            let command = command.map(|command| Py::new(py, command)).transpose()?;
+            let ride = Ride {
+                admitted: Some(admitted),
+                command: command.map(OnceLock::from).unwrap_or_default(),
+                pending: Mutex::new(Some(pending)),
+                ..Ride::default()
+            };
+            let ride = Py::new(py, ride)?;
+            Ok(match body {
+                Some(body) => Boarded::Other(ride, Some(body)),
+                None if is_marked => Boarded::Marked(ride),
+                None => Boarded::Plain(ride),
+            })
+        });
+        match boarded {
+            Ok(boarded) => hall.inside().boarded.push(boarded),
+            // Without an answer its connection is cut.
+            Err(error) => error.write_unraisable(py, None),
+        }
     }
 }
 
@@ -102,13 +151,9 @@ impl Hall {
             watcher: Some(watcher),
             protocol: Some(protocol.clone().unbind()),
             done,
-            group: None,
-            place: 0,
             admitted: Some(admitted),
             mark_ns,
-            command: OnceLock::new(),
-            until_s: AtomicU64::new(0),
-            is_gone: AtomicBool::new(false),
+            ..Ride::default()
         };
         let ride = Bound::new(py, ride)?;
         let boarding = Boarding {
@@ -134,17 +179,11 @@ impl Hall {
         let is_marked = command.get().shared || command.get().vital;
         let ride = Ride {
             hall: Some(slf.clone().unbind()),
-            number: 0,
             watcher,
-            protocol: None,
             done: Some(done),
-            group: None,
-            place: 0,
             admitted: Some(admitted),
-            mark_ns: 0,
             command: OnceLock::from(command),
-            until_s: AtomicU64::new(0),
-            is_gone: AtomicBool::new(false),
+            ..Ride::default()
         };
         let ride = Py::new(slf.py(), ride)?;
         let own = ride.clone_ref(slf.py());
@@ -199,6 +238,7 @@ impl Hall {
 
 /// One command without a task; the callback of its body.
 #[pyclass(frozen, module = "flx_api._core")]
+#[derive(Default)]
 pub(crate) struct Ride {
     hall: Option<Py<Hall>>,
     number: u64,
@@ -220,10 +260,36 @@ pub(crate) struct Ride {
     /// When nobody waits any more, by the loop's clock, as bits.
     until_s: AtomicU64,
     is_gone: AtomicBool,
+    /// What it is answered by, on the lane, until it is.
+    pending: Mutex<Option<Box<Pending>>>,
 }
 
 #[pymethods]
 impl Ride {
+    /// On the lane: the request, to be answered another way; None when it is not there, or not there any more.
+    fn call(&self, py: Python<'_>) -> Option<LaneCall> {
+        let admitted = self.admitted.as_ref().map(|admitted| admitted.clone_ref(py));
+        self.pending().map(|pending| LaneCall::of(*pending, admitted))
+    }
+
+    /// Whether it is one of the lane, not answered yet.
+    #[getter]
+    fn is_of_lane(&self) -> bool {
+        self.number_of_call().is_some()
+    }
+
+    /// On the lane: the number of its call; else 0.
+    #[getter]
+    fn number(&self) -> u64 {
+        self.number_of_call().unwrap_or(0)
+    }
+
+    /// On the lane: asks to be told when the client is gone; False when it is already.
+    fn ask_for_end(&self) -> bool {
+        let pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        pending.as_ref().is_some_and(|pending| pending.call.ask_for_end())
+    }
+
     /// Nobody waits for it any more: if it has not left yet, it does not.
     fn leave(&self) {
         self.is_gone.store(true, Ordering::Relaxed);
@@ -249,6 +315,16 @@ impl Ride {
 }
 
 impl Ride {
+    /// What it is answered by, on the lane; once.
+    pub(crate) fn pending(&self) -> Option<Box<Pending>> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn number_of_call(&self) -> Option<u64> {
+        let pending = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        pending.as_ref().map(|pending| pending.call.number())
+    }
+
     fn arrived(slf: &Bound<'_, Self>, body: &Bound<'_, PyAny>) -> PyResult<()> {
         let (py, ride) = (slf.py(), slf.get());
         let (Some(hall), Some(admitted)) = (&ride.hall, &ride.admitted) else { return Ok(()) };
@@ -262,7 +338,7 @@ impl Ride {
             Err(error) => return Err(error),
             Ok(content) => {
                 let content = content.cast_into::<PyBytes>()?;
-                match hall.plain.get().read(py, admitted.bind(py), &content, ride.mark_ns, None)? {
+                match hall.plain.get().read(py, admitted.bind(py), content.as_bytes(), ride.mark_ns, None)? {
                     None => Boarded::Other(slf.clone().unbind(), Some(content.unbind())),
                     Some(command) => {
                         let is_marked = command.shared || command.vital;
@@ -286,20 +362,7 @@ impl Ride {
 
     /// One of many commands of a request, to be told of.
     pub(crate) fn member(group: Py<PyAny>, place: usize, command: Py<PlainCommand>) -> Self {
-        Self {
-            hall: None,
-            number: 0,
-            watcher: None,
-            protocol: None,
-            done: None,
-            group: Some(group),
-            place,
-            admitted: None,
-            mark_ns: 0,
-            command: OnceLock::from(command),
-            until_s: AtomicU64::new(0),
-            is_gone: AtomicBool::new(false),
-        }
+        Self { group: Some(group), place, command: OnceLock::from(command), ..Self::default() }
     }
 
     pub(crate) fn leaves(&self, until_s: f64) {

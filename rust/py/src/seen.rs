@@ -1,47 +1,40 @@
 //! What is known of a request while it is decided upon.
 
 use flx_core::admission as core;
-use pyo3::prelude::*;
-use pyo3::types::PyString;
 
 use crate::admitted::RequestId;
-use crate::answer::{Face, Parts, Told};
-use crate::request::{Now, Version};
+use crate::answer::{Parts, Told};
+use crate::request::Now;
 
 /// What a request says about itself.
 pub(crate) struct Request<'a> {
     pub(crate) method: &'a str,
     pub(crate) path: &'a [u8],
     pub(crate) peer: &'a str,
-    /// The peer, where the server has exactly that.
-    pub(crate) peer_text: Option<&'a Py<PyString>>,
     pub(crate) secure: bool,
-    /// In HTTP/1 a connection can be closed, and a body announces itself.
-    pub(crate) version: Version<'a, 'a>,
     /// Whether it may be answered with what the principal was given before.
     pub(crate) pages: bool,
     /// Whether a lease that is not there yet is a refusal: else nothing is said, and the caller asks again after a sync.
     pub(crate) last: bool,
-    pub(crate) face: Face,
 }
 
 /// What is known of a request while it is decided upon.
-pub(crate) struct Seen<'r> {
+pub(crate) struct Seen {
     pub(crate) route: usize,
     pub(crate) method: usize,
     pub(crate) request_id: RequestId,
     pub(crate) told: Option<Told>,
     pub(crate) now: Now,
-    pub(crate) request: &'r Request<'r>,
+    pub(crate) secure: bool,
     pub(crate) is_head: bool,
     /// How long it took to read, in nanoseconds; none when its phases are not timed.
     pub(crate) received_ns: Option<u64>,
     pub(crate) two_lengths: bool,
 }
 
-impl Seen<'_> {
+impl Seen {
     pub(crate) fn parts<'a>(&self, request_id: &'a str) -> Parts<'a> {
-        Parts { request_id, secure: self.request.secure, told: self.told, face: self.request.face }
+        Parts { request_id, secure: self.secure, told: self.told }
     }
 }
 

@@ -20,8 +20,8 @@ impl fmt::Display for UnusableTls {
 
 impl std::error::Error for UnusableTls {}
 
-/// What a listener needs to speak TLS 1.2 and 1.3. Nothing but HTTP/1.1 is offered: a WebSocket begins there.
-pub fn server(chain_pem: &[u8], key_pem: &[u8]) -> Result<Arc<ServerConfig>, UnusableTls> {
+/// What a listener needs to speak TLS 1.2 and 1.3, and one of these protocols on it.
+pub fn server(chain_pem: &[u8], key_pem: &[u8], protocols: &[&str]) -> Result<Arc<ServerConfig>, UnusableTls> {
     let wrong = |what: &str, error: &dyn fmt::Display| UnusableTls(format!("{what}: {error}"));
     let chain = CertificateDer::pem_slice_iter(chain_pem).collect::<Result<Vec<_>, _>>();
     let chain = chain.map_err(|error| wrong("the certificate", &error))?;
@@ -30,6 +30,6 @@ pub fn server(chain_pem: &[u8], key_pem: &[u8]) -> Result<Arc<ServerConfig>, Unu
         .with_safe_default_protocol_versions()
         .and_then(|config| config.with_no_client_auth().with_single_cert(chain, key))
         .map_err(|error| wrong("the certificate and its key", &error))?;
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.alpn_protocols = protocols.iter().map(|name| name.as_bytes().to_vec()).collect();
     Ok(Arc::new(config))
 }

@@ -18,7 +18,7 @@ type Secure = Client<StreamOwned<ClientConnection, TcpStream>>;
 
 fn listen(told: &mpsc::Sender<Told>, limits: Limits) -> (Listener, impl Fn(&Listener) -> Secure) {
     let CertifiedKey { cert, signing_key } = generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-    let config = tls::server(cert.pem().as_bytes(), signing_key.serialize_pem().as_bytes()).unwrap();
+    let config = tls::server(cert.pem().as_bytes(), signing_key.serialize_pem().as_bytes(), &["http/1.1"]).unwrap();
     let address = ([127, 0, 0, 1], 0).into();
     let listener = Listener::start(address, 1, limits, Some(&config), Clock::default(), parts::service(told)).unwrap();
     let mut roots = RootCertStore::empty();
@@ -101,7 +101,7 @@ fn what_is_no_certificate_is_told() {
         (&*cert, &*other, "the certificate and its key: "),
         ("", &*key, "the certificate and its key: "),
     ] {
-        let error = tls::server(chain.as_bytes(), key.as_bytes()).unwrap_err().to_string();
+        let error = tls::server(chain.as_bytes(), key.as_bytes(), &[]).unwrap_err().to_string();
         assert!(error.starts_with(expected), "{error}");
     }
 }
