@@ -1,4 +1,4 @@
-"""A gateway as it is shipped: a real Granian process with the settings of a test."""
+"""A gateway as it is shipped: a real process of Granian, or of the lane, with the settings of a test."""
 
 from __future__ import annotations
 
@@ -88,8 +88,11 @@ class GatewayProcess:
                 await asyncio.sleep(0.02)
 
 
-def _command(port: int, settings: dict[str, str], server: str) -> list[str]:
-    """The command line of a server with our application on its port."""
+def _command(listening: socket.socket, settings: dict[str, str], server: str) -> list[str]:
+    """The command line of a server with our application on the port of a socket, which the lane inherits."""
+    if server == "own":
+        return [sys.executable, "-m", "flx_api.cli.gateway_process", str(os.getpid()), str(listening.fileno())]
+    port = listening.getsockname()[1]
     tls = settings.get("enable_ssl") == "true"
     certificate, key = settings.get("ssl_cert_file", ""), settings.get("ssl_key_file", "")
     if server == "uvicorn":
@@ -117,10 +120,11 @@ async def running(
     settings: dict[str, str] | None = None,
     *,
     ready: bool = True,
-    server: Literal["granian", "uvicorn"] = "granian",
+    server: Literal["granian", "uvicorn", "own"] = "granian",
 ) -> AsyncIterator[GatewayProcess]:
     """A gateway beside a daemon's socket."""
-    port = free_port()
+    listening = socket.create_server(("127.0.0.1", 0), backlog=1024)
+    port = listening.getsockname()[1]
     settings = settings or {}
     environ = {name: value for name, value in os.environ.items() if not name.startswith("FLX_")}
     environ |= {
@@ -131,7 +135,12 @@ async def running(
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         **{f"FLX_{name.upper()}": value for name, value in settings.items()},
     }
-    process = await asyncio.create_subprocess_exec(*_command(port, settings, server), env=environ)
+    command, inherited = _command(listening, settings, server), [listening.fileno()]
+    if server != "own":
+        listening.close()
+        inherited = []
+    process = await asyncio.create_subprocess_exec(*command, env=environ, pass_fds=inherited)
+    listening.close()
     gateway = GatewayProcess(process, port)
     try:
         if ready:

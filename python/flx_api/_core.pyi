@@ -686,14 +686,14 @@ class Hall:
         context: Any,  # noqa: ANN401 - contextvars.Context
         timeout_s: float,
     ) -> Hall: ...
-    def board(self, watcher: Any, protocol: Any, admitted: Admitted, done: Any = None) -> None:  # noqa: ANN401 - RSGI
+    def board(self, watcher: Any, protocol: Any, admitted: Admitted, done: Any) -> None:  # noqa: ANN401 - RSGI
         """Ask for the body of an admitted request of RSGI; what follows are callbacks.
 
         Args:
-            watcher: Has its `scope`, and logs what is raised (`err`).
+            watcher: Has its `scope`, and is told what is raised (`err`).
             protocol: Its protocol, which gets the answer.
             admitted: What admission has found out.
-            done: A future that gets None when it is answered, where somebody waits for that.
+            done: A future of who waits: it gets None when it is answered.
         """
 
     def join(
@@ -1158,6 +1158,7 @@ class Lane:
         listening: The descriptor of a socket that listens; it is copied.
         bare: The index of the route whose plain commands board in a hall.
         never_waits: Whether no policy ever waits for a lease.
+        body_timeout_s: How long a body may take.
         cors: What is said beside the headers of every response to a page that may not ask, to each that may by its
             origin, and to any other where all may.
         tls: Certificate chain and key in PEM.
@@ -1174,9 +1175,8 @@ class Lane:
         *,
         bare: int | None = None,
         never_waits: bool = True,
-        cors: tuple[
-            list[tuple[bytes, bytes]], dict[bytes, list[tuple[bytes, bytes]]], list[tuple[bytes, bytes]] | None
-        ]
+        body_timeout_s: float = 25.0,
+        cors: tuple[list[tuple[bytes, bytes]], dict[bytes, list[tuple[bytes, bytes]]], list[tuple[bytes, bytes]] | None]
         | None = None,
         tls: tuple[bytes, bytes] | None = None,
     ) -> Lane: ...

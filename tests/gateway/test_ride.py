@@ -1,13 +1,13 @@
-"""A command without a task, with a real gateway and a daemon behind it. Real servers: e2e/test_faces.py."""
+"""A command without a task, with a real gateway and a daemon behind it: on the lane, and as RSGI and ASGI."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
 import gc
 import json
 import random
+import socket
 import weakref
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -17,11 +17,11 @@ from tests.gateway_process import bearer
 from tests.small_admission import RsgiScope
 
 from flx_api.errors import Conflict
-from flx_api.gateway.lane import Lane
 from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame, ReplyBatch, ReplyFrame
 from flx_api.upstream.flights import WIDTH
 
 if TYPE_CHECKING:
+    import contextvars
     from collections.abc import AsyncIterator, Generator
 
     from tests.gateway_app import Running
@@ -89,50 +89,75 @@ class Watcher:
         self.scope = RsgiScope({**scope("POST", "/v1/execute", own), "scheme": "http"})
         self.scope.query_string = query
         self.proto = Protocol(body)
-        self.errors: list[BaseException] = []
-        self.tasks: list[asyncio.Task[None]] = []
-
-    def done(self) -> None:
-        """The task is over."""
-
-    def err(self, error: BaseException) -> None:
-        self.errors.append(error)
-        self.proto.answered.set()
-
-    def taskref(self, task: asyncio.Task[None]) -> None:
-        self.tasks.append(task)
 
     async def answer(self) -> tuple[int, Any]:
         """Status and document of the answer, of which there is one."""
         async with asyncio.timeout(20):
             await self.proto.answered.wait()
-        assert [] == self.errors
         ((status, _, body),) = self.proto.answers
         return status, json.loads(body)
+
+
+class Client:
+    """A client of the lane, with one request."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self.headers: dict[str, str] = {}
+
+    async def answer(self) -> tuple[int, Any]:
+        """Status and document of the answer."""
+        async with asyncio.timeout(20):
+            status, *lines = (await self._reader.readuntil(b"\r\n\r\n")).decode().strip().split("\r\n")
+            self.headers = dict(line.split(": ", 1) for line in lines)
+            body = await self._reader.readexactly(int(self.headers["content-length"]))
+        await self.leave()
+        return int(status.split()[1]), json.loads(body)
+
+    async def leave(self) -> None:
+        """Go away."""
+        self._writer.close()
+        with contextlib.suppress(OSError):
+            await self._writer.wait_closed()
 
 
 class Stage:
     """A running gateway with a lane."""
 
-    def __init__(self, gateway: Running) -> None:
+    def __init__(self, gateway: Running, port: int) -> None:
         self.gateway = gateway
         self.parts = gateway.parts
         self.daemon = gateway.daemon
         self.rides = gateway.parts.rides
-        self.lane = Lane(
-            gateway.parts.edge,
-            asyncio.get_running_loop(),
-            contextvars.copy_context(),
-            lambda watcher: watcher.err(AssertionError("it went the ordinary way")),
-            Protocol,
-            rides=self.rides,
-        )
+        self._port = port
+        # What did not end as a ride.
+        self.gone_on = 0
+        go_on = self.parts.lane.go_on
 
-    async def ask(self, body: bytes | Body = ECHO, *, fails: bool = False, **more: Any) -> Watcher:
-        """Send a request down the lane, from another thread."""
-        watcher = Watcher(body if isinstance(body, Body) else Body(body, fails=fails), **more)
-        await asyncio.to_thread(self.lane.schedule, watcher)
-        return watcher
+        def counted(*args: Any) -> None:
+            self.gone_on += 1
+            go_on(*args)
+
+        self.parts.lane.go_on = counted  # type: ignore[method-assign, assignment]
+
+    async def ask(self, body: bytes = ECHO, headers: dict[str, str] | None = None, query: str = "") -> Client:
+        """Send a request down the lane."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+        own = {"host": "gateway", **bearer(), "content-type": "application/json", "content-length": str(len(body))}
+        lines = [
+            f"POST /v1/execute{query} HTTP/1.1",
+            *(f"{name}: {value}" for name, value in (own | (headers or {})).items()),
+        ]
+        writer.write("\r\n".join([*lines, "", ""]).encode() + body)
+        await writer.drain()
+        return Client(reader, writer)
+
+    async def asked(self, watcher: Watcher) -> None:
+        """The same as RSGI."""
+        admitted, scoped = self.parts.edge.decide(watcher.scope, bare=self.rides.bare) or ()
+        assert scoped is None
+        await self.rides.ride(watcher.scope, watcher.proto, admitted)
 
     def hold(self, command: str, held: int) -> None:
         """Let the daemon not answer the first ones."""
@@ -166,17 +191,19 @@ class Stage:
 
 @contextlib.asynccontextmanager
 async def stage(**settings: Any) -> AsyncIterator[Stage]:
-    async with running(**settings) as gateway:
-        yield Stage(gateway)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        async with running(**settings) as gateway:
+            gateway.parts.lane.start(listening.fileno())
+            yield Stage(gateway, listening.getsockname()[1])
 
 
 def test_a_plain_command_is_answered_without_a_task() -> None:
     async def story() -> None:
         async with stage() as at:
-            watcher = await at.ask(headers={"x-request-id": "mine"})
-            status, reply = await watcher.answer()
+            client = await at.ask(headers={"x-request-id": "mine"})
+            status, reply = await client.answer()
             assert (200, "system.echo", "ok", {"n": 1}) == (status, reply["command"], reply["status"], reply["result"])
-            assert ("mine", []) == (reply["meta"]["request_id"], watcher.tasks)
+            assert ("mine", 0) == (reply["meta"]["request_id"], at.gone_on)
             # As on the other way in.
             other = await at.gateway.client.post(
                 "/v1/execute",
@@ -184,9 +211,9 @@ def test_a_plain_command_is_answered_without_a_task() -> None:
                 content=ECHO,
             )
             assert {**reply, "meta": None} == {**other.json(), "meta": None}
-            told = {name: value for name, value in watcher.proto.answers[0][1] if not name.startswith("ratelimit")}
+            told = {name: value for name, value in client.headers.items() if not name.startswith("ratelimit")}
             expected = {name: value for name, value in other.headers.items() if not name.startswith("ratelimit")}
-            assert expected == {**told, "content-length": expected["content-length"]}
+            assert {**expected, "date": told["date"], "content-length": told["content-length"]} == told
             assert {"2xx": 2} == at.requests()
             assert {"authorise": 2, "dispatch": 2, "upstream": 2, "respond": 2, "record": 0} == at.phases()
             assert 0 == at.rides.hall.boarding
@@ -201,10 +228,10 @@ def test_what_is_answered_is_forgotten_without_a_collector() -> None:
             for sent in (ECHO, b"{"):
                 body = Body(sent)
                 gone.append(weakref.ref(body))
-                watcher = await at.ask(body)
+                watcher = Watcher(body)
                 del body
+                await at.asked(watcher)
                 await watcher.answer()
-                await asyncio.gather(*watcher.tasks)
                 del watcher
                 await asyncio.sleep(0)
             # Granian's future is not seen by the collector: a circle of which it is a part would be there for ever.
@@ -222,18 +249,20 @@ def test_what_is_not_plain_goes_on_as_a_task() -> None:
         async with stage() as at:
             at.daemon.answers["pipeline.run"] = lambda _: ReplyFrame(result=b'{"id":"x1"}', accepted_id="x1")
             at.daemon.answers["pipeline.create"] = lambda _: Conflict("taken", code="already_exists")
-            for body, status, code in (
+            asked = [
                 (b'{"command":"system.ecko"}', 404, "unknown_command"),
                 (b'{"command":"system.echo","args":[]}', 422, "validation_failed"),
                 (b"{", 400, "invalid_json"),
                 (b'{"command":"pipeline.run","args":{"id":"p"}}', 202, None),
                 (b'{"command":"pipeline.create","args":{}}', 409, "already_exists"),
-            ):
-                watcher = await at.ask(body)
-                seen, document = await watcher.answer()
-                assert (status, code, 1) == (seen, document.get("code"), len(watcher.tasks))
-            query = await at.ask(query="dry_run=true")
-            assert 422 == (await query.answer())[0]
+            ]
+            for number, (body, status, code) in enumerate(asked, 1):
+                client = await at.ask(body)
+                seen, document = await client.answer()
+                assert (status, code, number) == (seen, document.get("code"), at.gone_on)
+            # A query is for the general way from the first word.
+            query = await at.ask(query="?dry_run=true")
+            assert (422, 5) == ((await query.answer())[0], at.gone_on)
             assert {"2xx": 1, "4xx": 5} == at.requests()
 
     asyncio.run(story())
@@ -242,12 +271,17 @@ def test_what_is_not_plain_goes_on_as_a_task() -> None:
 def test_a_body_that_is_broken_or_late_is_refused() -> None:
     async def story() -> None:
         async with stage() as at:
-            broken = await at.ask(fails=True)
-            assert (400, "invalid_request") == ((await broken.answer())[0], (await broken.answer())[1]["code"])
+            broken = Watcher(Body(b"", fails=True))
+            await at.asked(broken)
+            status, document = await broken.answer()
+            assert (400, "invalid_request") == (status, document["code"])
             body = Body(None)
-            late = await at.ask(body)
+            late = Watcher(body)
+            asking = asyncio.create_task(at.asked(late))
+            await asyncio.sleep(0)
             assert ([], 1) == (at.rides.hall.late(), at.rides.hall.boarding)
             at.rides.late(now_ns=2**63)
+            await asking
             assert 408 == (await late.answer())[0]
             assert body.is_cancelled
             assert ("connection", "close") in late.proto.answers[0][1]
@@ -259,12 +293,12 @@ def test_a_read_whose_connection_breaks_is_sent_again() -> None:
     async def story() -> None:
         async with stage() as at:
             at.hold("system.echo", 1)
-            watcher = await at.ask()
+            client = await at.ask()
             await at.outstanding(1)
             connection: Any = at.parts.upstream._ready[0].connection
             connection._protocol.connection._transport.abort()
-            assert 200 == (await watcher.answer())[0]
-            assert (2, 1) == (len(at.daemon.commands()), len(watcher.tasks))
+            assert 200 == (await client.answer())[0]
+            assert (2, 1) == (len(at.daemon.commands()), at.gone_on)
 
     asyncio.run(story())
 
@@ -273,8 +307,8 @@ def test_a_command_whose_time_is_over_is_told_so() -> None:
     async def story() -> None:
         async with stage() as at:
             at.hold("system.echo", 1)
-            watcher = await at.ask(b'{"command":"system.echo","deadline_ms":1}')
-            assert (504, "deadline_exceeded") == ((await watcher.answer())[0], (await watcher.answer())[1]["code"])
+            status, document = await (await at.ask(b'{"command":"system.echo","deadline_ms":1}')).answer()
+            assert (504, "deadline_exceeded") == (status, document["code"])
             assert (0, {"5xx": 1}) == (at.parts.upstream.in_flight, at.requests())
 
     asyncio.run(story())
@@ -284,13 +318,13 @@ def test_a_caller_that_leaves_is_noticed() -> None:
     async def story() -> None:
         async with stage() as at:
             at.hold("system.echo", 1)
-            watcher = await at.ask()
+            client = await at.ask()
             await at.outstanding(1)
-            watcher.proto.gone.set()
+            await client.leave()
             async with asyncio.timeout(20):
                 while not at.daemon.given_up:  # noqa: ASYNC110 - no event tells
                     await asyncio.sleep(0.01)
-            assert (0, [], {"4xx": 1}) == (at.parts.upstream.in_flight, watcher.proto.answers, at.requests())
+            assert (0, 0, {"4xx": 1}) == (at.parts.upstream.in_flight, at.gone_on, at.requests())
 
     asyncio.run(story())
 
@@ -299,19 +333,19 @@ def test_reads_that_are_the_same_share_answers() -> None:
     async def story() -> None:
         async with stage() as at:
             at.hold("pipeline.list", WIDTH)
-            watchers = [await at.ask(b'{"command":"pipeline.list"}') for _ in range(WIDTH + 3)]
+            clients = [await at.ask(b'{"command":"pipeline.list"}') for _ in range(WIDTH)]
             await at.outstanding(WIDTH)
+            clients += [await at.ask(b'{"command":"pipeline.list"}') for _ in range(3)]
             async with asyncio.timeout(20):
                 while at.parts.dispatcher.flights._waiting < 3:  # noqa: ASYNC110 - no event tells
                     await asyncio.sleep(0)
             frames = at.daemon.commands()
-            assert WIDTH == len(frames)
+            assert (WIDTH, 3) == (len(frames), at.gone_on)
             upstream = at.parts.upstream
             replies = ReplyBatch(frames=[ReplyFrame(seq=frame.seq, result=b"[0]") for frame in frames])
             upstream.received(upstream._ready[0], replies.SerializeToString())
-            results = [(await watcher.answer())[1]["result"] for watcher in watchers]
+            results = [(await client.answer())[1]["result"] for client in clients]
             assert [[0]] * WIDTH + [[WIDTH + 1]] * 3 == results
-            assert [0] * WIDTH + [1] * 3 == [len(watcher.tasks) for watcher in watchers]
             assert ({}, 2) == (at.parts.dispatcher.flights._skies, at.parts.metrics.reads_shared)
 
     asyncio.run(story())
@@ -321,10 +355,17 @@ def test_where_there_is_no_room_it_waits_as_a_task() -> None:
     async def story() -> None:
         async with stage() as at:
             at.hold("system.echo", 500)
-            watchers = [await at.ask() for _ in range(120)]
-            waiting = [watcher for watcher in watchers if watcher.tasks]
-            assert 0 < len(waiting) < 120
-            assert (503, "overloaded") == ((await waiting[0].answer())[0], (await waiting[0].answer())[1]["code"])
+            clients = [await at.ask() for _ in range(120)]
+            answers = [asyncio.create_task(client.answer()) for client in clients]
+            done, _ = await asyncio.wait(answers, return_when=asyncio.FIRST_COMPLETED, timeout=20)
+            status, document = done.pop().result()
+            assert (503, "overloaded") == (status, document["code"])
+            assert 0 < at.gone_on < 120
+            for answer in answers:
+                answer.cancel()
+            await asyncio.gather(*answers, return_exceptions=True)
+            for client in clients:
+                await client.leave()
 
     asyncio.run(story())
 
@@ -337,9 +378,7 @@ def test_a_task_waits_for_the_end_of_its_ride() -> None:
 
             async def asked(body: bytes) -> Watcher:
                 watcher = Watcher(Body(body))
-                admitted, scoped = at.parts.edge.decide(watcher.scope, bare=at.rides.bare) or ()
-                assert scoped is None
-                await at.rides.ride(watcher.scope, watcher.proto, admitted)
+                await at.asked(watcher)
                 return watcher
 
             status, reply = await (await asked(ECHO)).answer()

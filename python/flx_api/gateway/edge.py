@@ -157,10 +157,6 @@ class Edge:
         """Whether tokens cannot be judged now, and are not believed then."""
         return self._revocations.stale_refuses
 
-    def answers_at_once(self, admitted: Admitted) -> bool:
-        """Whether serving this needs neither a body nor the event loop: probes are answered from memory."""
-        return admitted.length == 0 and "probe" in self._routes[admitted.route].access.values()
-
     async def serve(
         self,
         scope: Scope,

@@ -22,6 +22,7 @@ import structlog
 from flx_api._core import Lane
 from flx_api.errors import InvalidRequest, StartupError
 from flx_api.gateway.certificate import certificate
+from flx_api.gateway.intake import BODY_TIMEOUT_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -54,10 +55,19 @@ class LaneFace:
         endpoint: the realtime path.
         rides: plain commands.
         cors: who may ask from a page.
+        body_timeout_s: how long a body may take.
     """
 
     def __init__(
-        self, settings: Settings, *, admission: Admission, edge: Edge, endpoint: Endpoint, rides: Rides, cors: Cors
+        self,
+        settings: Settings,
+        *,
+        admission: Admission,
+        edge: Edge,
+        endpoint: Endpoint,
+        rides: Rides,
+        cors: Cors,
+        body_timeout_s: float = BODY_TIMEOUT_S,
     ) -> None:
         self._tls = certificate(settings)
         self._admission = admission
@@ -65,6 +75,7 @@ class LaneFace:
         self._endpoint = endpoint
         self._rides = rides
         self._cors = cors
+        self._body_timeout_s = body_timeout_s
         self._lane: Lane | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         # Who waits for what the lane tells, by the number of the call or socket.
@@ -84,6 +95,7 @@ class LaneFace:
                 listening,
                 bare=self._rides.bare,
                 never_waits=self._edge.never_waits,
+                body_timeout_s=self._body_timeout_s,
                 cors=self._cors.table() if self._cors.active else None,
                 tls=self._tls,
             )

@@ -1,10 +1,10 @@
 """A plain command without a task: from the server's thread to its answer.
 
-Strategy: whoever admits the request asks for its body at once and goes on. Where the body comes it is read and decided
-about (`flx_api._core.Hall`); the loop takes all that have boarded by then together and lets them leave by the express
-(`flx_api.upstream.express`), which answers them when the daemon has. Whatever is not the usual case leaves the ride and
-goes on as a coroutine from where it is (`Edge.serve` with the rest of it): a body that is not plain, no room at the
-daemon, a refusal, a broken connection.
+Strategy: where the body of a command comes, it is read and decided about (`flx_api._core.Hall`): under RSGI in the call
+that brings it, on the lane when the loop takes what lies there. The loop lets all that have boarded by then leave
+together by the express (`flx_api.upstream.express`), which answers them when the daemon has. Whatever is not the usual
+case leaves the ride and goes on as a coroutine from where it is (`Edge.serve` with the rest of it): a body that is not
+plain, no room at the daemon, a refusal, a broken connection.
 
 Rules:
 - What is told to a ride never raises: whoever tells it has others to tell.
@@ -29,7 +29,7 @@ from flx_api.gateway.alarms import Alarms
 from flx_api.gateway.dispatch import question_of
 from flx_api.gateway.intake import BODY_TIMEOUT_S, CLIENT_GONE, ClientGone, Reading
 from flx_api.gateway.responses import origin_of
-from flx_api.gateway.rsgi import serve_rest, watched
+from flx_api.gateway.rsgi import serve_rest
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -100,12 +100,8 @@ class Rides:
         with contextlib.suppress(AttributeError):  # a loop that takes no attributes is woken for each body instead
             loop.call_soon_threadsafe = Shortcut(loop.call_soon_threadsafe)  # type: ignore[method-assign, assignment]
 
-    def board(self, watcher: Any, admitted: Admitted) -> None:  # noqa: ANN401 - Granian's own
-        """Ask for the body of a request of RSGI; in any thread."""
-        self.hall.board(watcher, watcher.proto, admitted)
-
     async def ride(self, scope: Any, protocol: Any, admitted: Admitted) -> None:  # noqa: ANN401 - RSGI
-        """The same, and wait for the end of the request."""
+        """Ask for the body of a request of RSGI, and wait for the end of the request."""
         done: asyncio.Future[Rest | None] = self._loop.create_future()
         self.hall.board(_Waiting(done, protocol.client_disconnect, scope), protocol, admitted, done)
         rest: Rest | None
@@ -256,12 +252,11 @@ class Rides:
 
     def takes_long(self, ride: Ride) -> None:
         """It takes so long that it is worth looking whether the caller is still there."""
-        watcher: Any = ride.watcher
         gone: Callable[[], Awaitable[object]]
-        if watcher is not None:
-            gone = ride.protocol.client_disconnect if ride.done is None else watcher.gone
-        elif self.lane is not None and ride.is_of_lane:
+        if self.lane is not None and ride.is_of_lane:
             gone = partial(self.lane.gone, ride.number, ride.ask_for_end)
+        elif ride.watcher is not None:
+            gone = ride.watcher.gone
         else:
             return  # whoever waits with an exchange looks by himself
         self._watches[ride] = self._loop.create_task(self._until_gone(ride, gone), name="disconnect-watch")
@@ -306,16 +301,8 @@ class Rides:
         if ride.done is not None:
             if not ride.done.done():
                 ride.done.set_result(rest)
-            return
-        if self.lane is not None and (call := ride.call()) is not None:
+        elif self.lane is not None and (call := ride.call()) is not None:
             self.lane.go_on(call, ride.admitted, rest)
-            return
-        watcher: Any = ride.watcher
-        try:
-            serving = serve_rest(self._edge, watcher.scope, ride.protocol, ride.admitted, rest)
-            watcher.taskref(self._loop.create_task(watched(serving, watcher)))
-        except BaseException as error:  # noqa: BLE001 - the server logs it
-            watcher.err(error)
 
 
 class _Waiting:

@@ -21,7 +21,7 @@ from flx_api._core import asgi_scope
 from flx_api.gateway.peer_socket import PeerSocket, address_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Awaitable, Callable
 
     from flx_api._core import Admitted
     from flx_api.gateway.edge import Edge
@@ -117,16 +117,6 @@ async def serve_rest(
         await edge.serve(asgi_scope(rsgi), bridge.receive_no_body, bridge.send, admitted, rest)
     finally:
         bridge.finish()
-
-
-async def watched(serving: Coroutine[Any, Any, None], watcher: Any) -> None:  # noqa: ANN401 - Granian's own
-    """Serve as Granian's own scheduler does: what is raised is logged there."""
-    try:
-        await serving
-    except BaseException as error:  # noqa: BLE001
-        watcher.err(error)
-    else:
-        watcher.done()
 
 
 class Lifespan:

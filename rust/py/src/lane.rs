@@ -200,12 +200,13 @@ pub(crate) struct Lane {
 #[pymethods]
 impl Lane {
     #[new]
-    #[pyo3(signature = (admission, listening, *, bare=None, never_waits=true, cors=None, tls=None))]
+    #[pyo3(signature = (admission, listening, *, bare=None, never_waits=true, body_timeout_s=25.0, cors=None, tls=None))]
     fn new(
         admission: Py<Admission>,
         listening: i32,
         bare: Option<usize>,
         never_waits: bool,
+        body_timeout_s: f64,
         cors: Option<GivenCors<'_>>,
         tls: Option<(Vec<u8>, Vec<u8>)>,
     ) -> PyResult<Self> {
@@ -217,7 +218,8 @@ impl Lane {
         let cors = cors.map(Cors::new).transpose()?;
         let desk = Arc::new(Desk { admission, bare, never_waits, cors, laid: Mutex::default(), ring });
         let listening = TcpListener::from(crate::descriptor::copy(listening)?);
-        let server = Server::start(Arc::clone(&desk), listening, Limits::default(), config)?;
+        let limits = Limits { body: within(body_timeout_s), ..Limits::default() };
+        let server = Server::start(Arc::clone(&desk), listening, limits, config)?;
         Ok(Self { desk, server: Mutex::new(Some(server)), bell })
     }
 
@@ -263,13 +265,17 @@ impl Lane {
     /// Takes no more connections, lets what is under way end within this time, and ends.
     fn stop(&self, py: Python<'_>, within_s: f64) {
         let server = self.server.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let within = Duration::try_from_secs_f64(within_s).unwrap_or_default();
+        let within = within(within_s);
         py.detach(|| {
             if let Some(server) = server {
                 server.stop(within);
             }
         });
     }
+}
+
+fn within(seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds).unwrap_or_default()
 }
 
 /// What was told: True, there is room; None, the client is gone; a text, bytes, or the code of a Close frame.

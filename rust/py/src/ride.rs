@@ -129,13 +129,12 @@ impl Hall {
 
     /// Asks for the body of an admitted request; what follows are callbacks. `done` is a future of who waits for the end:
     /// of None when the request is answered.
-    #[pyo3(signature = (watcher, protocol, admitted, done=None))]
     fn board(
         slf: &Bound<'_, Self>,
         watcher: Py<PyAny>,
         protocol: &Bound<'_, PyAny>,
         admitted: Py<Admitted>,
-        done: Option<Py<PyAny>>,
+        done: Py<PyAny>,
     ) -> PyResult<()> {
         let (py, hall) = (slf.py(), slf.get());
         let body = protocol.call0()?;
@@ -150,7 +149,7 @@ impl Hall {
             number,
             watcher: Some(watcher),
             protocol: Some(protocol.clone().unbind()),
-            done,
+            done: Some(done),
             admitted: Some(admitted),
             mark_ns,
             ..Ride::default()
