@@ -1,182 +1,331 @@
-"""The lane: one coroutine, begun in one thread and ended there or in the loop. Real servers: e2e/test_faces.py."""
+"""The lane over real sockets, in this process. What it shares with the other faces: e2e/test_faces.py."""
 
 from __future__ import annotations
 
 import asyncio
-import contextvars
-import threading
+import contextlib
+import json
+import socket
 from typing import TYPE_CHECKING, Any
 
-import granian
-import granian._futures
+import httpx
 import pytest
-from tests.gateway.test_rsgi import Protocol, Rsgi
+import websockets
+from tests.gateway_app import running
+from tests.gateway_process import bearer, token
 
-from flx_api.gateway.lane import HOOK, Lane, install, unfit
+from flx_api.errors import StartupError
+from flx_api.gateway.lane import LaneFace
+from flx_api.gateway.routes_fast import Response
 
 if TYPE_CHECKING:
-    from flx_api.gateway.exchange import Scope
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from tests.gateway_app import Running
+
+    from flx_api.gateway.exchange import Exchange
+
+ORIGIN = "https://page.example"
+JSON = {"content-type": "application/json"}
 
 
-class Connection(Protocol):
-    """The protocol of a WebSocket, as far as the lane is concerned."""
+class Stage:
+    """A running gateway with a lane, and what of its requests Python has heard."""
+
+    def __init__(self, gateway: Running, face: LaneFace, port: int) -> None:
+        self.parts = gateway.parts
+        self.daemon = gateway.daemon
+        self.face = face
+        self.url = f"http://127.0.0.1:{port}"
+        self.port = port
+        self.heard = 0
+        spawn = face._spawn
+
+        def counted(work: Any) -> None:
+            self.heard += 1
+            spawn(work)
+
+        face._spawn = counted  # type: ignore[method-assign]
+
+    def serve(self, method: str, template: str, handler: Callable[[Exchange], Awaitable[Response | None]]) -> None:
+        """Let a route be served otherwise."""
+        route = next(route for route in self.parts.paths.by_index if route.template == template)
+        route.serve[method] = handler
+
+    async def until(self, is_so: Callable[[], bool]) -> None:
+        """Wait until something is so; of what native threads do no event tells."""
+        async with asyncio.timeout(20):
+            while not is_so():  # noqa: ASYNC110 - as said
+                await asyncio.sleep(0.001)
 
 
-class Watcher:
-    """What Granian gives to its scheduler."""
-
-    def __init__(self, proto: str = "http") -> None:
-        self.scope = Rsgi(proto=proto)
-        self.proto = Protocol() if proto == "http" else Connection()
-        self.ends: list[Any] = []
-        self.ended = threading.Event()
-
-    def done(self) -> None:
-        self._end(None)
-
-    def err(self, error: BaseException) -> None:
-        self._end(error)
-
-    def taskref(self, task: asyncio.Task[None]) -> None:
-        self.task = task
-
-    def _end(self, how: BaseException | None) -> None:
-        self.ends.append(how)
-        self.ended.set()
+@contextlib.asynccontextmanager
+async def stage(body_timeout_s: float = 25.0, **settings: Any) -> AsyncIterator[tuple[Stage, httpx.AsyncClient]]:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        async with running(**settings) as gateway:
+            parts = gateway.parts
+            face = LaneFace(
+                parts.settings,
+                admission=parts.admission,
+                edge=parts.edge,
+                endpoint=parts.endpoint,
+                rides=parts.rides,
+                cors=parts.cors,
+                body_timeout_s=body_timeout_s,
+            )
+            parts.__dict__["lane"] = face
+            face.start(listening.fileno())
+            at = Stage(gateway, face, listening.getsockname()[1])
+            async with httpx.AsyncClient(base_url=at.url, timeout=20) as client:
+                yield at, client
 
 
-class Admitted:
-    """What was admitted."""
+def test_refusals_and_kept_pages_are_no_affair_of_python() -> None:
+    async def story() -> None:
+        async with stage() as (at, client):
+            refusals = [
+                ("GET", "/v1/auth/whoami", {}, 401),
+                ("GET", "/v1/auth/whoami", {"authorization": "Bearer a.b.c"}, 401),
+                ("GET", "/nothing", {}, 404),
+                ("DELETE", "/v1/execute", {}, 405),
+                ("GET", "/health", {"host": "a b"}, 400),
+            ]
+            for method, path, headers, status in refusals:
+                answer = await client.request(method, path, headers=headers)
+                assert (status, "application/problem+json") == (answer.status_code, answer.headers["content-type"])
+                assert answer.headers["x-request-id"] == answer.json()["request_id"]
+            assert 0 == at.heard
+            first, second = [await client.get("/v1/auth/whoami", headers=bearer()) for _ in range(2)]
+            # Another second has another token, and nobody was given a page for that yet.
+            same = {"authorization": f"Bearer {token(iat=1)}"}
+            first, second = [await client.get("/v1/auth/whoami", headers=same) for _ in range(2)]
+            heard = at.heard
+            third = await client.get("/v1/auth/whoami", headers=same)
+            assert (200, first.json()) == (third.status_code, third.json())
+            assert set(second.headers) == set(third.headers)
+            head = await client.head("/v1/auth/whoami", headers=same)
+            assert (b"", third.headers["content-length"]) == (head.content, head.headers["content-length"])
+            assert heard == at.heard
 
-    length = 0
-
-
-class Edge:
-    """Decides what a test says, and serves in so many steps, each writing down its thread."""
-
-    def __init__(self, *steps: str, at_once: bool = False, whole: bool = False) -> None:
-        self._steps = steps
-        self._at_once = at_once
-        self._whole = whole
-        self.threads: list[int] = []
-
-    def decide(self, rsgi: Any, *, bare: int | None = None) -> tuple[Any, ...]:
-        assert bare is None
-        self.threads.append(threading.get_ident())
-        if "undecided" in self._steps:
-            raise ValueError("undecided")
-        return (429, [], b"no") if self._whole else (Admitted(), {})
-
-    def answers_at_once(self, admitted: Admitted) -> bool:
-        return self._at_once
-
-    async def serve(self, scope: Scope, receive: Any, send: Any, admitted: Admitted) -> None:
-        for step in self._steps:
-            self.threads.append(threading.get_ident())
-            if step != "loop":
-                raise ValueError(step)
-            await asyncio.sleep(0)
-        self.threads.append(threading.get_ident())
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": b"ok"})
+    asyncio.run(story())
 
 
-def ride(edge: Edge, watcher: Watcher) -> tuple[int, list[Watcher]]:
-    """Send a request down the lane from a thread that is not the loop's; the loop's thread, and what was passed on."""
-    passed_on: list[Watcher] = []
+def test_limits_hold_and_say_what_is_left() -> None:
+    async def story() -> None:
+        limits = [{"name": "few", "by": "subject", "limit": 3, "window": "60s"}]
+        async with stage(rate_limits=limits) as (_, client):
+            same = {"authorization": f"Bearer {token(iat=1)}"}
+            answers = [await client.get("/v1/auth/whoami", headers=same) for _ in range(4)]
+            assert [200, 200, 200, 429] == [answer.status_code for answer in answers]
+            assert [2, 1, 0, 0] == [int(answer.headers["ratelimit"].split("r=")[1][0]) for answer in answers]
+            assert ('"few";q=3;w=60', "60") == (
+                answers[3].headers["ratelimit-policy"],
+                answers[3].headers["retry-after"],
+            )
 
-    async def story() -> int:
-        loop = asyncio.get_running_loop()
-        made = Lane(edge, loop, contextvars.copy_context(), passed_on.append, Protocol)  # type: ignore[arg-type]
-        await asyncio.to_thread(made.schedule, watcher)
-        if not passed_on and not watcher.proto.calls:
-            await asyncio.to_thread(watcher.ended.wait, 5)
-        return threading.get_ident()
-
-    return asyncio.run(story()), passed_on
-
-
-def test_a_refusal_never_sees_the_loop() -> None:
-    edge, watcher = Edge(whole=True), Watcher()
-    loop_thread, passed_on = ride(edge, watcher)
-    assert ([(429, [], b"no")], []) == (watcher.proto.calls, passed_on)
-    assert loop_thread not in edge.threads
+    asyncio.run(story())
 
 
-def test_a_probe_never_sees_the_loop() -> None:
-    edge, watcher = Edge(at_once=True), Watcher()
-    loop_thread, _ = ride(edge, watcher)
-    assert [(200, [], b"ok")] == watcher.proto.calls
-    assert loop_thread not in edge.threads
+def test_while_tokens_cannot_be_judged_nothing_is_kept_and_nothing_rides() -> None:
+    async def story() -> None:
+        async with stage() as (at, client):
+            same = {"authorization": f"Bearer {token(iat=1)}"}
+            for _ in range(2):
+                assert 200 == (await client.get("/v1/auth/whoami", headers=same)).status_code
+            at.parts.revocations.known = False
+            at.parts.revocations.look(asyncio.get_running_loop().time())
+            for method, path, body in (
+                ("GET", "/v1/auth/whoami", b""),
+                ("POST", "/v1/execute", b'{"command":"system.echo"}'),
+            ):
+                answer = await client.request(method, path, headers={**same, **JSON}, content=body)
+                assert (503, "upstream_unavailable") == (answer.status_code, answer.json()["code"])
+            assert [] == at.daemon.commands()
+
+    asyncio.run(story())
 
 
-def test_what_is_admitted_goes_on_in_the_loop() -> None:
-    edge, watcher = Edge("loop"), Watcher()
-    loop_thread, _ = ride(edge, watcher)
-    assert ([(200, [], b"ok")], [None]) == (watcher.proto.calls, watcher.ends)
-    assert loop_thread != edge.threads[0]
-    assert {loop_thread} == set(edge.threads[1:])
-    assert watcher.task.done()
+def test_pages_of_other_origins_are_told_whether_they_may_ask() -> None:
+    async def story() -> None:
+        async with stage(cors_origins=(ORIGIN,)) as (_, client):
+            same = {"authorization": f"Bearer {token(iat=1)}"}
+            echo = b'{"command":"system.echo"}'
+            asked: list[tuple[str, str, dict[str, str], bytes]] = [
+                ("GET", "/v1/auth/whoami", same, b""),  # by Python
+                ("GET", "/v1/auth/whoami", same, b""),  # kept
+                ("GET", "/v1/auth/whoami", {}, b""),  # refused
+                ("POST", "/v1/execute", {**same, **JSON}, echo),  # a ride
+                ("POST", "/v1/execute", {**same, **JSON}, b"{"),  # the general way
+            ]
+            for method, path, headers, body in asked:
+                for origin, allowed in ((ORIGIN, ORIGIN), ("https://other.example", None), ("null", None)):
+                    answer = await client.request(method, path, headers={**headers, "origin": origin}, content=body)
+                    told = answer.headers.get("access-control-allow-origin"), answer.headers["vary"]
+                    assert (allowed, "Origin") == told
+                assert "access-control-allow-origin" not in (await client.get("/health")).headers
+        async with stage(cors_origins=("*",)) as (_, client):
+            for origin, allowed in ((ORIGIN, "*"), ("null", None)):
+                answer = await client.get("/nothing", headers={"origin": origin})
+                assert allowed == answer.headers.get("access-control-allow-origin")
+
+    asyncio.run(story())
 
 
-@pytest.mark.parametrize("edge", [Edge("broken"), Edge("loop", "broken"), Edge("undecided")])
-def test_an_error_is_given_to_the_server(edge: Edge) -> None:
-    watcher = Watcher()
-    ride(edge, watcher)
-    assert [ValueError] == [type(error) for error in watcher.ends]
+def test_a_body_that_cannot_be_had_is_refused() -> None:
+    async def story() -> None:
+        async with stage(body_timeout_s=0.05, body_limit=1024) as (at, client):
+
+            async def chunks(*parts: bytes) -> AsyncIterator[bytes]:
+                for part in parts:
+                    yield part
+
+            headers = {**bearer(), **JSON}
+            large = await client.post("/v1/execute", headers=headers, content=chunks(b"x" * 800, b"x" * 800))
+            assert (413, "payload_too_large") == (large.status_code, large.json()["code"])
+            for told in ({"content-length": "30"}, {"transfer-encoding": "chunked"}):
+                reader, writer = await asyncio.open_connection("127.0.0.1", at.port)
+                lines = ["POST /v1/execute HTTP/1.1", "host: g", *(f"{k}: {v}" for k, v in (headers | told).items())]
+                writer.write("\r\n".join([*lines, "", ""]).encode())
+                answer = await reader.read()
+                assert answer.startswith(b"HTTP/1.1 408 ")
+                assert b"\r\nconnection: close\r\n" in answer
+                writer.close()
+                await writer.wait_closed()
+            whole = await client.post("/v1/execute", headers=headers, content=chunks(b'{"command":"sys', b'tem.echo"}'))
+            assert 200 == whole.status_code
+
+    asyncio.run(story())
 
 
-def test_waiting_at_once_is_an_error_and_not_a_hang() -> None:
-    watcher = Watcher()
-    ride(Edge("loop", at_once=True), watcher)
-    assert "waited for something" in str(watcher.ends[0])
-    assert [] == watcher.proto.calls
+def test_a_stream_waits_for_its_reader_and_is_whole_or_cut() -> None:
+    async def story() -> None:
+        async with stage() as (at, client):
+            sent = 0
+            part = b"x" * 65_536
+
+            async def stream(exchange: Exchange, count: int) -> None:
+                nonlocal sent
+                exchange.status = 200
+                headers = at.parts.edge.headers(exchange, [], None)
+                await exchange.send({"type": "http.response.start", "status": 200, "headers": headers})
+                for _ in range(count):
+                    await exchange.send({"type": "http.response.body", "body": part, "more_body": True})
+                    sent += 1
+
+            async def whole(exchange: Exchange) -> None:
+                await stream(exchange, 400)
+                await exchange.send({"type": "http.response.body", "body": b"", "more_body": False})
+
+            async def cut(exchange: Exchange) -> None:
+                await stream(exchange, 3)
+
+            at.serve("GET", "/health", whole)
+            at.serve("GET", "/ready", cut)
+            async with client.stream("GET", "/health") as answer:
+                await at.until(lambda: sent > 8)
+                before = -1
+                # What nobody reads is not made: it comes to a halt long before its end.
+                while before != sent:
+                    before = sent
+                    await asyncio.sleep(0.2)
+                assert sent < 350
+                assert 400 * len(part) == len(await answer.aread())
+            with pytest.raises(httpx.RemoteProtocolError):
+                await client.get("/ready")
+
+    asyncio.run(story())
 
 
-def test_websockets_go_the_ordinary_way() -> None:
-    edge, watcher = Edge(), Watcher("ws")
-    _, passed_on = ride(edge, watcher)
-    assert ([watcher], []) == (passed_on, edge.threads)
+def test_who_leaves_is_noticed_by_all_who_wait_for_it() -> None:
+    async def story() -> None:
+        async with stage() as (at, client):
+            ends: list[str] = []
+
+            async def waits(exchange: Exchange) -> None:
+                async with asyncio.timeout(20):
+                    await exchange.receive()  # the body
+                    messages = await asyncio.gather(exchange.receive(), exchange.receive())
+                ends.extend(message["type"] for message in [*messages, await exchange.receive()])
+
+            at.serve("GET", "/health", waits)
+            with pytest.raises(httpx.ReadTimeout):
+                await client.get("/health", timeout=0.2)
+            await at.until(lambda: len(ends) == 3)
+            assert {"http.disconnect"} == set(ends)
+            await at.until(lambda: not at.face._tasks)
+            assert ({}, {}) == (at.face._gone, at.face._rooms)
+
+    asyncio.run(story())
 
 
-def test_a_closed_loop_raises_nothing() -> None:
-    loop = asyncio.new_event_loop()
-    loop.close()
-    Lane(Edge(), loop, contextvars.copy_context(), print, Protocol).schedule(Watcher())  # type: ignore[arg-type]
+def test_what_nobody_answers_ends_its_connection() -> None:
+    async def story() -> None:
+        async with stage() as (at, client):
+
+            async def nothing(_: Exchange) -> None:
+                return
+
+            at.serve("GET", "/health", nothing)
+            with pytest.raises(httpx.RemoteProtocolError):
+                await client.get("/health")
+
+    asyncio.run(story())
 
 
-def test_the_installed_server_is_the_known_one() -> None:
-    assert "" == unfit()
+def test_a_websocket_takes_no_more_than_is_read() -> None:
+    async def story() -> None:
+        async with stage() as (at, _):
+            url = f"ws://127.0.0.1:{at.port}/ws/me"
+            async with websockets.connect(url, additional_headers=bearer()) as client:
+                assert "connected" == json.loads(await client.recv())["type"]
+                await client.send(b'{"type":"ping"}')
+                assert "pong" == json.loads(await client.recv())["type"]
+            await at.until(lambda: not at.face._tasks)
+            assert {} == at.face._sockets
+
+            async def broken(*_: Any) -> None:
+                raise ValueError
+
+            at.parts.endpoint.websocket = broken  # type: ignore[method-assign, assignment]
+            with pytest.raises(websockets.InvalidMessage):
+                await websockets.connect(url, additional_headers=bearer())
+
+    asyncio.run(story())
 
 
-def test_it_takes_the_place_of_the_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(granian._futures, HOOK, getattr(granian._futures, HOOK))
-    monkeypatch.setattr("granian.rsgi.HTTPProtocol", Protocol)
-    assert install(Edge(whole=True))  # type: ignore[arg-type]
-    watcher = Watcher()
-    loop = asyncio.new_event_loop()
-    getattr(granian._futures, HOOK)(loop, contextvars.copy_context(), print)(watcher)
-    loop.close()
-    assert [(429, [], b"no")] == watcher.proto.calls
+def test_it_ends_with_what_is_under_way() -> None:
+    async def story() -> None:
+        begun, may_end = asyncio.Event(), asyncio.Event()
+
+        async def slow(_: Exchange) -> Response:
+            begun.set()
+            await may_end.wait()
+            return Response(200, [], b"done")
+
+        async with stage() as (at, client):
+            at.serve("GET", "/health", slow)
+            asking = asyncio.create_task(client.get("/health"))
+            await begun.wait()
+            closing = asyncio.create_task(at.face.close())
+            may_end.set()
+            assert b"done" == (await asking).content
+            await closing
+            with pytest.raises(httpx.TransportError):
+                await client.get("/health", timeout=0.5)
+
+    asyncio.run(story())
 
 
-def _other(loop: Any, cb: Any) -> None:
-    """A scheduler of another Granian."""
+def test_a_certificate_that_is_none_is_named(tmp_path: Any) -> None:
+    async def story() -> None:
+        (tmp_path / "c").write_bytes(b"nothing")
+        files: dict[str, Any] = {
+            "enable_ssl": True,
+            "ssl_cert_file": str(tmp_path / "c"),
+            "ssl_key_file": str(tmp_path / "c"),
+        }
+        with pytest.raises(StartupError, match=r"^FLX_SSL_CERT_FILE, FLX_SSL_KEY_FILE: "):
+            async with stage(**files):
+                pass
 
-
-@pytest.mark.parametrize(
-    ("target", "name", "value", "reason"),
-    [
-        (granian, "__version__", "2.9.0", "Granian 2.9.0 is not one of 2.8.7"),
-        (granian._futures, HOOK, None, f"Granian has no {HOOK}"),
-        (granian._futures, HOOK, _other, f"{HOOK} takes other arguments than loop, ctx, cb"),
-    ],
-)
-def test_another_server_is_left_as_it_is(
-    monkeypatch: pytest.MonkeyPatch, target: Any, name: str, value: Any, reason: str
-) -> None:
-    monkeypatch.setattr(target, name, value)
-    before = getattr(granian._futures, HOOK)
-    assert reason == unfit()
-    assert not install(Edge())  # type: ignore[arg-type]
-    assert before is getattr(granian._futures, HOOK)
+    asyncio.run(story())
