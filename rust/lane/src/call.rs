@@ -1,7 +1,7 @@
 //! A call: a request that somebody answers, in any thread, at any time, once.
 //!
 //! Strategy: an answer travels with the sender of its own channel through one queue for all calls. The queue's reader, in the
-//! lane's thread, is woken once for all that lies in it, and hands each answer on without a wake-up across threads.
+//! lane's thread, is woken once for all that are given together, and hands each on without a wake-up across threads.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -23,7 +23,7 @@ const PARTS: usize = 16;
 pub(crate) type Answer = (oneshot::Sender<Response<Reply>>, Response<Reply>);
 
 /// Where answers go.
-pub(crate) type Courier = mpsc::UnboundedSender<Answer>;
+pub(crate) type Courier = mpsc::UnboundedSender<Vec<Answer>>;
 
 /// Whom a call tells what happens to it.
 pub(crate) type Tell = Arc<dyn Fn(u64, Told) + Send + Sync>;
@@ -129,7 +129,7 @@ impl Call {
 
     /// Answers with a body of any kind; false when nobody waits any more.
     pub(crate) fn respond(self, response: Response<Reply>) -> bool {
-        !self.sender.is_closed() && self.courier.send((self.sender, response)).is_ok()
+        !self.sender.is_closed() && self.courier.send(vec![(self.sender, response)]).is_ok()
     }
 
     /// Answers; false when nobody waits any more.
@@ -146,6 +146,34 @@ impl Call {
         // Where nobody is left, the first part finds that out.
         let _ = self.respond(response);
         Stream { parts, watch }
+    }
+}
+
+/// Answers that are given together: the lane is woken once, when all are there, and not in between.
+#[derive(Default)]
+pub struct Together {
+    courier: Option<Courier>,
+    answers: Vec<Answer>,
+}
+
+impl Together {
+    /// Answers, as soon as this is dropped; false when nobody waits any more.
+    pub fn answer(&mut self, call: Call, response: Response<Bytes>) -> bool {
+        let is_there = !call.sender.is_closed();
+        if is_there {
+            self.answers.push((call.sender, response.map(Reply::whole)));
+            self.courier.get_or_insert(call.courier);
+        }
+        is_there
+    }
+}
+
+impl Drop for Together {
+    fn drop(&mut self) {
+        if let Some(courier) = self.courier.take() {
+            // A lane that has ended has nobody left.
+            let _ = courier.send(std::mem::take(&mut self.answers));
+        }
     }
 }
 

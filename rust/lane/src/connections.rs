@@ -16,7 +16,7 @@ use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_rustls::TlsAcceptor;
 
 use crate::body::{Cut, Reply, whole};
@@ -39,12 +39,13 @@ pub(crate) struct Lane<S> {
     limits: Limits,
     courier: Courier,
     tell: Tell,
+    laid: Arc<Notify>,
     builder: auto::Builder<TokioExecutor>,
     next: AtomicU64,
 }
 
 impl<S: Service> Lane<S> {
-    pub(crate) fn new(service: Arc<S>, limits: Limits, courier: Courier) -> Self {
+    pub(crate) fn new(service: Arc<S>, limits: Limits, courier: Courier, laid: Arc<Notify>) -> Self {
         let mut builder = auto::Builder::new(TokioExecutor::new());
         builder.http1().timer(TokioTimer::new()).header_read_timeout(limits.head);
         builder
@@ -55,9 +56,12 @@ impl<S: Service> Lane<S> {
             .max_concurrent_streams(limits.streams)
             .max_header_list_size(limits.header_list)
             .keep_alive_interval(limits.keep_alive);
-        let teller = Arc::clone(&service);
-        let tell: Tell = Arc::new(move |number, what| teller.told(number, what));
-        Self { service, limits, courier, tell, builder, next: AtomicU64::new(1) }
+        let (teller, after) = (Arc::clone(&service), Arc::clone(&laid));
+        let tell: Tell = Arc::new(move |number, what| {
+            teller.told(number, what);
+            after.notify_one();
+        });
+        Self { service, limits, courier, tell, laid, builder, next: AtomicU64::new(1) }
     }
 
     fn call(&self) -> (Call, crate::call::Waiting) {
@@ -80,6 +84,7 @@ impl<S: Service> Lane<S> {
                     let body = whole(body, limit, lane.limits.body).await;
                     let (call, waiting) = lane.call();
                     lane.service.request(seen, head, peer, body, call);
+                    lane.laid.notify_one();
                     drop(lane);
                     waiting.await
                 }))
@@ -92,6 +97,7 @@ impl<S: Service> Lane<S> {
         let (call, waiting) = self.call();
         if let Some(handshake) = Handshake::new(call, upgrade, &key.unwrap_or_default(), Handle::current()) {
             self.service.handshake(head, peer, handshake);
+            self.laid.notify_one();
         }
         Answering::Later(Box::pin(waiting))
     }

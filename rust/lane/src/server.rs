@@ -9,7 +9,7 @@ use std::time::Duration;
 use rustls::ServerConfig;
 use tokio::net::TcpListener;
 use tokio::runtime::Builder;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
@@ -104,8 +104,10 @@ async fn serve<S: Service>(
 ) {
     let (courier, answers) = mpsc::unbounded_channel();
     tokio::spawn(deliver(answers));
+    let laid = Arc::new(Notify::new());
+    tokio::spawn(tell(Arc::clone(&service), Arc::clone(&laid)));
     let room = Arc::new(Semaphore::new(limits.connections));
-    let lane = Arc::new(Lane::new(service, limits, courier));
+    let lane = Arc::new(Lane::new(service, limits, courier, laid));
     let (ending, ended) = watch::channel(Ended::No);
     let mut connections = JoinSet::new();
     let within = loop {
@@ -142,12 +144,19 @@ async fn accept(
 }
 
 /// Hands on what is answered, to those who wait in this thread.
-async fn deliver(mut answers: mpsc::UnboundedReceiver<Answer>) {
-    let mut found = Vec::new();
-    while answers.recv_many(&mut found, usize::MAX).await > 0 {
-        for (waiting, answer) in found.drain(..) {
+async fn deliver(mut answers: mpsc::UnboundedReceiver<Vec<Answer>>) {
+    while let Some(together) = answers.recv().await {
+        for (waiting, answer) in together {
             // Who is gone needs none.
             let _ = waiting.send(answer);
         }
+    }
+}
+
+/// Says that something was laid down, when all requests have been read that could be: whoever takes it is not to come for each.
+async fn tell<S: Service>(service: Arc<S>, laid: Arc<Notify>) {
+    loop {
+        laid.notified().await;
+        service.laid();
     }
 }

@@ -60,4 +60,7 @@ pub trait Service: Send + Sync + 'static {
 
     /// Something that was asked for by a call or a socket, of this number.
     fn told(&self, number: u64, what: Told);
+
+    /// After one or more of the three above: for now there is no more of it.
+    fn laid(&self);
 }

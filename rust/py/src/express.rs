@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use flx_core::command::reply::{Reply, replies};
+use flx_lane::call::Together;
 use pyo3::exceptions::PyValueError;
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -253,6 +254,7 @@ impl Express {
         let mut many: Vec<Results> = Vec::new();
         let (marked, others) = (PyList::empty(py), PyList::empty(py));
         let (mut answered, mut of_many, mut of_life) = (0, 0, 0);
+        let mut together = Together::default();
         for (entry, reply) in over {
             let is_member = usize::from(entry.who.is_member());
             if entry.is_abandoned {
@@ -273,7 +275,7 @@ impl Express {
                     if command.shared || entry.is_long {
                         marked.append(ride)?;
                     }
-                    if is_result && let Err(error) = answer(py, ride.get(), command, &reply, own) {
+                    if is_result && let Err(error) = answer(py, ride.get(), command, &reply, own, &mut together) {
                         ride.get().failed(py, error);
                     }
                 }
@@ -380,11 +382,12 @@ fn answer(
     command: &PlainCommand,
     reply: &Reply<'_>,
     own: Option<&Bound<'_, PyAny>>,
+    together: &mut Together,
 ) -> PyResult<()> {
     if let Some(pending) = ride.pending() {
         let mut response = command.native_answer(py, reply.result, reply.replayed)?;
         response.headers_mut().extend(pending.own);
-        command.over(if pending.call.answer(response) { OK } else { CLIENT_GONE });
+        command.over(if together.answer(pending.call, response) { OK } else { CLIENT_GONE });
         return Ok(());
     }
     if let Some(protocol) = &ride.protocol {

@@ -6,13 +6,14 @@
 //!
 //! Rules:
 //! - what the thread of the lane uses of Python's objects is frozen, and used without the interpreter;
-//! - the pipe is rung when something is laid on an empty desk, and only then.
+//! - the pipe is rung once for all that the lane's thread lays down in one turn, and not again before that was taken.
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -86,20 +87,21 @@ struct Desk {
     never_waits: bool,
     cors: Option<Cors>,
     laid: Mutex<Vec<Laid>>,
+    /// Whether it was rung since all was taken.
+    is_rung: AtomicBool,
     ring: UnixStream,
 }
 
 impl Desk {
     fn lay(&self, one: Laid) {
-        let is_first = {
-            let mut laid = self.laid.lock().unwrap_or_else(PoisonError::into_inner);
-            laid.push(one);
-            laid.len() == 1
-        };
-        if is_first {
-            // A full pipe has rung already.
-            let _ = (&self.ring).write(&[1]);
-        }
+        self.laid.lock().unwrap_or_else(PoisonError::into_inner).push(one);
+    }
+
+    /// All that lies there.
+    fn take(&self) -> Vec<Laid> {
+        let mut laid = self.laid.lock().unwrap_or_else(PoisonError::into_inner);
+        self.is_rung.store(false, Ordering::Relaxed);
+        std::mem::take(&mut *laid)
     }
 
     fn judge(&self, parts: &Parts, peer: Peer) -> PyResult<Verdict<Option<Box<Decided>>>> {
@@ -187,6 +189,15 @@ impl Service for Desk {
     fn told(&self, number: u64, what: Told) {
         self.lay(Laid::Told(number, what));
     }
+
+    fn laid(&self) {
+        let laid = self.laid.lock().unwrap_or_else(PoisonError::into_inner);
+        if !laid.is_empty() && !self.is_rung.swap(true, Ordering::Relaxed) {
+            drop(laid);
+            // A full pipe has rung already.
+            let _ = (&self.ring).write(&[1]);
+        }
+    }
 }
 
 /// The server; see the stub.
@@ -216,7 +227,15 @@ impl Lane {
         bell.set_nonblocking(true)?;
         ring.set_nonblocking(true)?;
         let cors = cors.map(Cors::new).transpose()?;
-        let desk = Arc::new(Desk { admission, bare, never_waits, cors, laid: Mutex::default(), ring });
+        let desk = Arc::new(Desk {
+            admission,
+            bare,
+            never_waits,
+            cors,
+            laid: Mutex::default(),
+            is_rung: AtomicBool::new(false),
+            ring,
+        });
         let listening = TcpListener::from(crate::descriptor::copy(listening)?);
         let limits = Limits { body: within(body_timeout_s), ..Limits::default() };
         let server = Server::start(Arc::clone(&desk), listening, limits, config)?;
@@ -237,7 +256,7 @@ impl Lane {
     ) -> PyResult<(Vec<Py<LaneCall>>, Vec<Py<LaneSocket>>, Vec<(u64, Bound<'py, PyAny>)>)> {
         // First the bell, then the desk: what is laid there in between is taken, or rings again.
         let _ = (&self.bell).read(&mut [0; 64]);
-        let laid = std::mem::take(&mut *self.desk.laid.lock().unwrap_or_else(PoisonError::into_inner));
+        let laid = self.desk.take();
         let (mut calls, mut sockets, mut told) = (Vec::new(), Vec::new(), Vec::new());
         let by = &self.desk.admission;
         for one in laid {
