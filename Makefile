@@ -29,7 +29,7 @@ demo: setup  ## from a fresh clone to a real pipeline run through the API on rea
 	@$(BIN)/flx demo --dir .demo
 
 test: setup-dev prepare  ## from a fresh clone: all tests, Rust and Python, the end-to-end ones included
-	cargo test --quiet -p flx-core -p flx-realtime --lib --tests
+	cargo test --quiet -p flx-core -p flx-realtime -p flx-lane --lib --tests
 	$(BIN)/python -m pytest
 
 check: setup-dev  ## format, lint, types, import floors, clippy, stub, generated docs and protocol code
@@ -45,7 +45,7 @@ check: setup-dev  ## format, lint, types, import floors, clippy, stub, generated
 	tools/protocol --check
 
 fuzz:  ## the property tests of the Rust core over many more cases: make fuzz CASES=1000000
-	PROPTEST_CASES=$(CASES) cargo test --release -p flx-core -p flx-realtime --lib --tests
+	PROPTEST_CASES=$(CASES) cargo test --release -p flx-core -p flx-realtime -p flx-lane --lib --tests
 
 faults: setup-dev prepare  ## accepted once under kills, over many more commands: make faults SUBMITS=1000
 	FLX_SUBMITS=$(SUBMITS) $(BIN)/python -m pytest tests/faults/test_accepted_once.py

@@ -89,8 +89,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     interface: Annotated[
         Literal["asgi", "rsgi", "lane"],
         Meta(
-            description="between server and gateway: asgi is complete; rsgi and lane are faster for HTTP, but their "
-            "WebSockets close without a code"
+            description="between client and gateway: asgi on Granian; rsgi, cheaper, whose WebSockets close without a "
+            "code; lane, a server of our own and the cheapest"
         ),
     ] = "asgi"
     enable_ssl: Annotated[bool, Meta(description="serve TLS with the two files below")] = False
