@@ -40,8 +40,12 @@ def _ready(service: Service) -> bool:
         return False
 
 
-def test_it_serves_and_ends_with_nothing_left(start_service: Start) -> None:
-    service = start_service()
+faces = pytest.mark.parametrize("environ", [{}, {"FLX_INTERFACE": "lane"}], ids=["granian", "lane"])
+
+
+@faces
+def test_it_serves_and_ends_with_nothing_left(start_service: Start, environ: dict[str, str]) -> None:
+    service = start_service(environ=environ)
     assert 200 == httpx.get(f"{service.url}/health").status_code
     assert 0o600 == stat.S_IMODE((service.data_dir / "endpoints.json").stat().st_mode)
     assert "API" in service.log.read_text()
@@ -78,8 +82,9 @@ def test_a_second_service_on_the_same_folder_is_refused(start_service: Start) ->
     assert _ready(service), "the first one goes on"
 
 
-def test_killed_parts_are_started_again(start_service: Start) -> None:
-    service = start_service()
+@faces
+def test_killed_parts_are_started_again(start_service: Start, environ: dict[str, str]) -> None:
+    service = start_service(environ=environ)
     gateway = service.child("gateway_process")
     os.kill(gateway, signal.SIGKILL)
     # The listening socket is the supervisor's: the connection waits, it is not refused.

@@ -71,8 +71,9 @@ async def _connect(crowd: Crowd, workers: list[int]) -> None:
                 os.kill(pid, signal.SIGCONT)
 
 
-def test_four_workers_admit_together_what_one_would(start_service: Start) -> None:
-    service = start_service(environ=ENVIRON)
+@pytest.mark.parametrize("face", ["asgi", "lane"])
+def test_four_workers_admit_together_what_one_would(start_service: Start, face: str) -> None:
+    service = start_service(environ={**ENVIRON, "FLX_INTERFACE": face})
 
     async def story() -> list[Answer]:
         async with Crowd([service.url], CONNECTIONS) as crowd:
@@ -86,10 +87,10 @@ def test_four_workers_admit_together_what_one_would(start_service: Start) -> Non
     assert list(range(LIMIT)) == sorted(told)
 
 
-@pytest.mark.parametrize("kills", [0, 1, 2])
-def test_a_killed_worker_takes_at_most_the_request_it_had(start_service: Start, kills: int) -> None:
+@pytest.mark.parametrize(("kills", "face"), [(0, "asgi"), (1, "asgi"), (2, "asgi"), (2, "lane")])
+def test_a_killed_worker_takes_at_most_the_request_it_had(start_service: Start, kills: int, face: str) -> None:
     """Each worker has one request at a time here, so each that is killed can take one unit with it."""
-    service = start_service(environ=ENVIRON)
+    service = start_service(environ={**ENVIRON, "FLX_INTERFACE": face})
     _wait_for(lambda: len(service.workers) == WORKERS, "not all workers started")
     workers = service.workers
     victims, seen = workers[:kills], list[Answer]()
