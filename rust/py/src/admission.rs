@@ -4,7 +4,7 @@
 //! core, what its body is said to be is judged. What comes out is either a whole answer (a refusal, or a page that the
 //! principal was given before), ready to be sent, or an `Admitted`. Everything that is answered here is counted here.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use flx_core::admission::client::{Proxies, ProxyHeader};
@@ -72,6 +72,8 @@ pub(crate) struct Admission {
     pub(crate) body_limit: u64,
     pub(crate) id_prefix: String,
     next_id: AtomicU64,
+    /// Whether pages are kept for a lane.
+    is_on_lane: AtomicBool,
     /// How many requests were decided upon; a few lost ones do not matter.
     decided: AtomicU64,
 }
@@ -164,6 +166,7 @@ impl Admission {
             body_limit,
             id_prefix: id_prefix()?,
             next_id: AtomicU64::new(1),
+            is_on_lane: AtomicBool::new(false),
             decided: AtomicU64::new(0),
         })
     }
@@ -353,6 +356,15 @@ impl Admission {
 impl Admission {
     fn core(&self) -> MutexGuard<'_, Core> {
         self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn is_on_lane(&self) -> bool {
+        self.is_on_lane.load(Ordering::Relaxed)
+    }
+
+    /// From now on pages are kept for a lane. It begins before the first request, so there are no others.
+    pub(crate) fn serve_lane(&self) {
+        self.is_on_lane.store(true, Ordering::Relaxed);
     }
 
     pub(crate) fn answers(&self) -> &Answers {

@@ -164,10 +164,12 @@ impl Admitted {
     ) -> PyResult<()> {
         if let Some(known) = self.known.as_deref() {
             let answers = self.by.get().answers();
-            let native = (natives(&headers)?, Bytes::copy_from_slice(body.as_bytes()));
+            let is_on_lane = self.by.get().is_on_lane();
+            let native = || Ok::<_, PyErr>((natives(&headers)?.into(), Bytes::copy_from_slice(body.as_bytes())));
+            let native = is_on_lane.then(native).transpose()?;
             let headers = headers.into_iter().map(|it| Ok(answers.line(self.face, &it)?.unbind()));
             let headers = headers.collect::<PyResult<Box<[_]>>>()?;
-            let end = (self.face == Face::Asgi).then(|| last(py, &body)).transpose()?.map(Bound::unbind);
+            let end = (self.face == Face::Asgi && !is_on_lane).then(|| last(py, &body)).transpose()?.map(Bound::unbind);
             known.shell.keep(Page { route: self.route, status, headers, body: body.unbind(), end, native });
         }
         Ok(())

@@ -341,10 +341,12 @@ impl Answers {
 
     /// The same for the lane.
     pub(crate) fn native_page(&self, page: &Page, parts: &Parts<'_>) -> PyResult<Response<Bytes>> {
+        let missing = || PyValueError::new_err("a page that was not kept for the lane");
+        let (headers, body) = page.native.as_ref().ok_or_else(missing)?;
         let mut response = empty(page.status)?;
-        response.headers_mut().extend(page.native.0.iter().cloned());
+        response.headers_mut().extend(headers.iter().cloned());
         self.finish(response.headers_mut(), parts, false)?;
-        *response.body_mut() = page.native.1.clone();
+        *response.body_mut() = body.clone();
         Ok(response)
     }
 

@@ -227,6 +227,7 @@ impl Lane {
         bell.set_nonblocking(true)?;
         ring.set_nonblocking(true)?;
         let cors = cors.map(Cors::new).transpose()?;
+        admission.get().serve_lane();
         let desk = Arc::new(Desk {
             admission,
             bare,

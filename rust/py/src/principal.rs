@@ -117,8 +117,8 @@ pub(crate) struct Page {
     pub(crate) body: Py<PyBytes>,
     /// ASGI: the message with the body.
     pub(crate) end: Option<Py<PyDict>>,
-    /// Headers and body for the lane.
-    pub(crate) native: (Vec<NativeLine>, Bytes),
+    /// Headers and body for the lane, where there is one.
+    pub(crate) native: Option<(Box<[NativeLine]>, Bytes)>,
 }
 
 /// What is kept of a principal for as long as its token is remembered.
