@@ -44,6 +44,10 @@ pub(crate) async fn whole(body: Incoming, limit: u64, within: Duration) -> Resul
     if body.is_end_stream() {
         return Ok(Bytes::new());
     }
+    // It says so itself: then none of it is asked for.
+    if body.size_hint().lower() > limit {
+        return Err(Fault::TooLarge);
+    }
     match tokio::time::timeout(within, read(body, limit)).await {
         Ok(read) => read,
         Err(_) => Err(Fault::Late),

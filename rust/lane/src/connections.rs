@@ -8,15 +8,16 @@ use std::task::{Context, Poll};
 
 use http::request::Parts;
 use http::{HeaderMap, Method, Request, Response, Version, header};
+use http_body::Body as _;
 use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
+use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 use crate::body::{Cut, Reply, whole};
@@ -24,6 +25,10 @@ use crate::call::{Call, Courier, Tell};
 use crate::server::Limits;
 use crate::service::{Peer, Service, Verdict};
 use crate::socket::Handshake;
+use crate::wire::{Beginning, Beside, Wire};
+
+/// hyper reads no less ahead.
+const LEAST_AHEAD: usize = 8_192;
 
 /// Whether the server goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,28 +45,36 @@ pub(crate) struct Lane<S> {
     courier: Courier,
     tell: Tell,
     laid: Arc<Notify>,
-    builder: auto::Builder<TokioExecutor>,
+    http1: http1::Builder,
+    http2: http2::Builder<TokioExecutor>,
     next: AtomicU64,
 }
 
 impl<S: Service> Lane<S> {
     pub(crate) fn new(service: Arc<S>, limits: Limits, courier: Courier, laid: Arc<Notify>) -> Self {
-        let mut builder = auto::Builder::new(TokioExecutor::new());
-        builder.http1().timer(TokioTimer::new()).header_read_timeout(limits.head);
-        builder
-            .http2()
+        let head_size = limits.header_list as usize;
+        let mut http1 = http1::Builder::new();
+        http1
+            .timer(TokioTimer::new())
+            .header_read_timeout(limits.head)
+            .max_buf_size(head_size.max(LEAST_AHEAD))
+            .max_header_size(head_size);
+        let mut http2 = http2::Builder::new(TokioExecutor::new());
+        http2
             .timer(TokioTimer::new())
             .initial_stream_window_size(limits.stream_window)
             .initial_connection_window_size(limits.connection_window)
             .max_concurrent_streams(limits.streams)
             .max_header_list_size(limits.header_list)
-            .keep_alive_interval(limits.keep_alive);
+            .max_send_buf_size(limits.stream_window as usize)
+            .keep_alive_interval(limits.keep_alive)
+            .keep_alive_timeout(limits.keep_alive);
         let (teller, after) = (Arc::clone(&service), Arc::clone(&laid));
         let tell: Tell = Arc::new(move |number, what| {
             teller.told(number, what);
             after.notify_one();
         });
-        Self { service, limits, courier, tell, laid, builder, next: AtomicU64::new(1) }
+        Self { service, limits, courier, tell, laid, http1, http2, next: AtomicU64::new(1) }
     }
 
     fn call(&self) -> (Call, crate::call::Waiting) {
@@ -70,18 +83,27 @@ impl<S: Service> Lane<S> {
     }
 
     /// A request from its head to its answer. What is answered at once needs no more room than its answer.
-    fn answer(self: &Arc<Self>, mut request: Request<Incoming>, peer: Peer) -> Answering {
+    fn answer(self: &Arc<Self>, mut request: Request<Incoming>, peer: Peer, beside: &Arc<Beside>) -> Answering {
         if is_handshake(&request) {
             let upgrade = hyper::upgrade::on(&mut request);
-            return self.upgrade(request.into_parts().0, upgrade, peer);
+            return self.upgrade(request.into_parts().0, upgrade, peer, Arc::clone(beside));
         }
         let (head, body) = request.into_parts();
         match self.service.head(&head, peer) {
-            Verdict::Answer(response) => Answering::Ready(Some(response.map(Reply::whole))),
+            Verdict::Answer(response) => {
+                if !body.is_end_stream() {
+                    beside.leave_unread();
+                }
+                Answering::Ready(Some(response.map(Reply::whole)))
+            }
             Verdict::Go { seen, limit } => {
-                let lane = Arc::clone(self);
+                let (lane, beside) = (Arc::clone(self), Arc::clone(beside));
                 Answering::Later(Box::pin(async move {
                     let body = whole(body, limit, lane.limits.body).await;
+                    if body.is_err() {
+                        beside.leave_unread();
+                    }
+                    drop(beside);
                     let (call, waiting) = lane.call();
                     lane.service.request(seen, head, peer, body, call);
                     lane.laid.notify_one();
@@ -92,10 +114,9 @@ impl<S: Service> Lane<S> {
         }
     }
 
-    fn upgrade(&self, head: Parts, upgrade: OnUpgrade, peer: Peer) -> Answering {
-        let key = head.headers.get(header::SEC_WEBSOCKET_KEY).map(|key| key.as_bytes().to_vec());
+    fn upgrade(&self, head: Parts, upgrade: OnUpgrade, peer: Peer, beside: Arc<Beside>) -> Answering {
         let (call, waiting) = self.call();
-        if let Some(handshake) = Handshake::new(call, upgrade, &key.unwrap_or_default(), Handle::current()) {
+        if let Some(handshake) = Handshake::new(call, upgrade, &head, beside) {
             self.service.handshake(head, peer, handshake);
             self.laid.notify_one();
         }
@@ -131,26 +152,48 @@ pub(crate) async fn connection<S: Service>(
     let Some(tls) = tls else {
         return requests(lane, stream, Peer { address, is_secure: false }, ended).await;
     };
-    if let Ok(Ok(stream)) = tokio::time::timeout(lane.limits.head, tls.accept(stream)).await {
+    if let Ok(Ok(stream)) = timeout(lane.limits.head, tls.accept(stream)).await {
         requests(lane, stream, Peer { address, is_secure: true }, ended).await;
     }
 }
 
-async fn requests<S, I>(lane: Arc<Lane<S>>, stream: I, peer: Peer, mut ended: watch::Receiver<Ended>)
+async fn requests<S, I>(lane: Arc<Lane<S>>, mut stream: I, peer: Peer, mut ended: watch::Receiver<Ended>)
 where
     S: Service,
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let shared = Arc::clone(&lane);
-    let service = service_fn(move |request| shared.answer(request, peer));
-    let mut serving = std::pin::pin!(lane.builder.serve_connection_with_upgrades(TokioIo::new(stream), service));
+    // hyper waits for a head, but not for what says which kind of head it is.
+    let beginning = tokio::select! {
+        beginning = timeout(lane.limits.head, Beginning::of(&mut stream)) => beginning,
+        _ = ended.wait_for(|ended| *ended == Ended::Gently) => return,
+    };
+    let Ok(Ok(beginning)) = beginning else { return };
+    let (is_http2, beside) = (beginning.is_http2, Arc::new(Beside::default()));
+    let wire = TokioIo::new(Wire::new(stream, beginning, lane.limits.write, Arc::clone(&beside)));
+    let (shared, beside_shared) = (Arc::clone(&lane), Arc::clone(&beside));
+    let service = service_fn(move |request| shared.answer(request, peer, &beside_shared));
+    if is_http2 {
+        let connection = lane.http2.serve_connection(wire, service);
+        return to_its_end(connection, http2::Connection::graceful_shutdown, &mut ended).await;
+    }
+    let connection = lane.http1.serve_connection(wire, service).with_upgrades();
+    to_its_end(connection, http1::UpgradeableConnection::graceful_shutdown, &mut ended).await;
+    drop(lane);
+    if let Some(open) = beside.opened() {
+        open.serve(&beside, &mut ended).await;
+    }
+}
+
+/// Serves until one of the two ends it; what went wrong between them is nobody's business but theirs.
+async fn to_its_end<C: Future>(connection: C, gently: fn(Pin<&mut C>), ended: &mut watch::Receiver<Ended>) {
+    let mut connection = std::pin::pin!(connection);
     tokio::select! {
-        // What went wrong between the two is nobody's business but theirs.
-        _ = serving.as_mut() => return,
+        biased;
+        _ = connection.as_mut() => return,
         _ = ended.wait_for(|ended| *ended == Ended::Gently) => {}
     }
-    serving.as_mut().graceful_shutdown();
-    let _ = serving.await;
+    gently(connection.as_mut());
+    let _ = connection.await;
 }
 
 /// Whether this is a handshake for a WebSocket that is sound as far as RFC 6455, section 4.2.1, goes.
@@ -161,7 +204,16 @@ fn is_handshake(request: &Request<Incoming>) -> bool {
         && has_token(headers, &header::UPGRADE, "websocket")
         && has_token(headers, &header::CONNECTION, "upgrade")
         && headers.get(header::SEC_WEBSOCKET_VERSION).is_some_and(|version| version == "13")
-        && headers.contains_key(header::SEC_WEBSOCKET_KEY)
+        && headers.get(header::SEC_WEBSOCKET_KEY).is_some_and(|key| is_key(key.as_bytes()))
+        // What came with it would be taken for frames.
+        && request.body().is_end_stream()
+}
+
+/// Whether this is sixteen bytes in base64.
+fn is_key(key: &[u8]) -> bool {
+    key.len() == 24
+        && key.ends_with(b"==")
+        && key[..22].iter().all(|&byte| byte.is_ascii_alphanumeric() || byte == b'+' || byte == b'/')
 }
 
 fn has_token(headers: &HeaderMap, name: &header::HeaderName, token: &str) -> bool {

@@ -15,3 +15,4 @@ mod connections;
 pub mod server;
 pub mod service;
 pub mod socket;
+mod wire;

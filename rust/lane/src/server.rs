@@ -1,15 +1,15 @@
 //! The server: one thread, its listening socket, and how it is stopped.
 
 use std::io;
-use std::net::TcpListener as Listening;
+use std::net::{SocketAddr, TcpListener as Listening};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustls::ServerConfig;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Builder;
-use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
@@ -26,15 +26,17 @@ pub struct Limits {
     pub head: Duration,
     /// For the body of a request.
     pub body: Duration,
+    /// For a client that takes nothing of what is written to it.
+    pub write: Duration,
     /// HTTP/2: requests of one connection at once.
     pub streams: u32,
-    /// HTTP/2: bytes of one request that may be on their way.
+    /// HTTP/2: bytes of one request that may be on their way, and of one answer that wait for its client.
     pub stream_window: u32,
     /// HTTP/2: bytes of one connection that may be on their way.
     pub connection_window: u32,
-    /// HTTP/2: bytes of one head.
+    /// Bytes of one head, and of what is read ahead of an HTTP/1 connection.
     pub header_list: u32,
-    /// HTTP/2: how often an idle connection is asked whether it is there.
+    /// HTTP/2: how often an idle connection is asked whether it is there, and how long it may take to say so.
     pub keep_alive: Duration,
 }
 
@@ -44,6 +46,7 @@ impl Default for Limits {
             connections: 4_096,
             head: Duration::from_secs(10),
             body: Duration::from_secs(25),
+            write: Duration::from_secs(60),
             streams: 100,
             stream_window: 65_536,
             connection_window: 1 << 20,
@@ -112,13 +115,19 @@ async fn serve<S: Service>(
     let mut connections = JoinSet::new();
     let within = loop {
         let accepted = tokio::select! {
+            // Without a word from it, it was dropped.
             _ = stopped.changed() => break stopped.borrow().unwrap_or_default(),
             accepted = accept(&listener, &room) => accepted,
             _ = connections.join_next(), if !connections.is_empty() => continue,
         };
-        let Some((stream, address, permit)) = accepted else {
-            tokio::time::sleep(BREATH).await;
-            continue;
+        let (stream, address, permit) = match accepted {
+            Ok(accepted) => accepted,
+            // It has left before it was let in.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
+            Err(_) => {
+                tokio::time::sleep(BREATH).await;
+                continue;
+            }
         };
         let serving = connection(Arc::clone(&lane), stream, address, tls.clone(), ended.clone());
         connections.spawn(async move {
@@ -135,12 +144,11 @@ async fn serve<S: Service>(
 async fn accept(
     listener: &TcpListener,
     room: &Arc<Semaphore>,
-) -> Option<(tokio::net::TcpStream, std::net::SocketAddr, tokio::sync::OwnedSemaphorePermit)> {
-    // It is never closed.
-    let permit = Arc::clone(room).acquire_owned().await.ok()?;
-    let (stream, address) = listener.accept().await.ok()?;
+) -> io::Result<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
+    let permit = Arc::clone(room).acquire_owned().await.map_err(io::Error::other)?;
+    let (stream, address) = listener.accept().await?;
     let _ = stream.set_nodelay(true);
-    Some((stream, address, permit))
+    Ok((stream, address, permit))
 }
 
 /// Hands on what is answered, to those who wait in this thread.
