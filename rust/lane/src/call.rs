@@ -5,7 +5,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
@@ -46,6 +46,8 @@ impl Watch {
 
     /// One of the parts that waited has left.
     pub(crate) fn took_one(&self) {
+        // Between what was taken and the look here, as in `put`: one of the two sees what the other did.
+        fence(Ordering::SeqCst);
         if self.wants_room.swap(false, Ordering::SeqCst) {
             (self.tell)(self.number, Told::Room);
         }
@@ -72,7 +74,10 @@ impl Watch {
                 Ok(()) => return Room::Taken,
                 Err(TrySendError::Closed(_)) => return Room::Gone,
                 // It may have become free meanwhile: asked first, tried again after.
-                Err(TrySendError::Full(_)) if !is_last => self.wants_room.store(true, Ordering::SeqCst),
+                Err(TrySendError::Full(_)) if !is_last => {
+                    self.wants_room.store(true, Ordering::SeqCst);
+                    fence(Ordering::SeqCst);
+                }
                 Err(TrySendError::Full(_)) => {}
             }
         }
@@ -233,6 +238,8 @@ impl Future for Waiting {
 impl Drop for Waiting {
     fn drop(&mut self) {
         if !self.is_over {
+            // Whoever is told finds it so.
+            self.receiver.close();
             self.watch.gone();
         }
     }
