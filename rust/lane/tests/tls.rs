@@ -47,7 +47,7 @@ fn http1_is_served_whether_it_is_named_or_not() {
     let (lane, connect) = serve(Limits::default());
     for speaks in [&["http/1.1"][..], &[]] {
         let mut client = Client(connect(&lane, speaks));
-        client.post("/echo", &[b'x'; 100_000]);
+        client.post("/echo", &vec![b'x'; 100_000]);
         assert_eq!(100_000, client.answer().body.len());
         assert_eq!(speaks.first().map(|it| it.as_bytes()), client.0.conn.alpn_protocol());
         client.get("/held");
