@@ -109,6 +109,7 @@ async fn serve<S: Service>(
     tokio::spawn(deliver(answers));
     let laid = Arc::new(Notify::new());
     tokio::spawn(tell(Arc::clone(&service), Arc::clone(&laid)));
+    let last = Arc::clone(&service);
     let room = Arc::new(Semaphore::new(limits.connections));
     let lane = Arc::new(Lane::new(service, limits, courier, laid));
     let (ending, ended) = watch::channel(Ended::No);
@@ -139,6 +140,8 @@ async fn serve<S: Service>(
     let _ = ending.send(Ended::Gently);
     let _ = tokio::time::timeout(within, async { while connections.join_next().await.is_some() {} }).await;
     connections.shutdown().await;
+    // Nobody else says so any more.
+    last.laid();
 }
 
 async fn accept(

@@ -35,14 +35,15 @@ pub(crate) enum Event {
     Told(u64, Told),
 }
 
-/// Answers `/now` by its head and `/echo` by its body at once, and leaves everything else to the test.
+/// Answers `/now` by its head and `/echo` by its body at once, and leaves everything else to the test, which hears of it when
+/// the lane says that there is no more for now.
 struct Obedient {
-    events: Mutex<Sender<Event>>,
+    events: Mutex<(Vec<Event>, Sender<Event>)>,
 }
 
 impl Obedient {
     fn say(&self, event: Event) {
-        let _ = self.events.lock().unwrap().send(event);
+        self.events.lock().unwrap().0.push(event);
     }
 }
 
@@ -74,6 +75,13 @@ impl Service for Obedient {
     fn told(&self, number: u64, what: Told) {
         self.say(Event::Told(number, what));
     }
+
+    fn laid(&self) {
+        let mut events = self.events.lock().unwrap();
+        for event in std::mem::take(&mut events.0) {
+            let _ = events.1.send(event);
+        }
+    }
 }
 
 pub(crate) fn said(what: impl Into<Bytes>) -> Response<Bytes> {
@@ -95,7 +103,7 @@ pub(crate) fn serve_with(limits: Limits, tls: Option<Arc<ServerConfig>>) -> Lane
     let (events, hears) = mpsc::channel();
     let listening = TcpListener::bind(("127.0.0.1", 0)).unwrap();
     let address = listening.local_addr().unwrap();
-    let service = Arc::new(Obedient { events: Mutex::new(events) });
+    let service = Arc::new(Obedient { events: Mutex::new((Vec::new(), events)) });
     let server = Some(Server::start(service, listening, limits, tls).unwrap());
     Lane { server, address, events: hears }
 }
