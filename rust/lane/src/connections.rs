@@ -1,5 +1,6 @@
 //! One connection: which protocol it speaks, and its requests from head to answer.
 
+use std::future::pending;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -84,6 +85,7 @@ impl<S: Service> Lane<S> {
 
     /// A request from its head to its answer. What is answered at once needs no more room than its answer.
     fn answer(self: &Arc<Self>, mut request: Request<Incoming>, peer: Peer, beside: &Arc<Beside>) -> Answering {
+        beside.ask();
         if is_handshake(&request) {
             let upgrade = hyper::upgrade::on(&mut request);
             return self.upgrade(request.into_parts().0, upgrade, peer, Arc::clone(beside));
@@ -174,10 +176,12 @@ where
     let service = service_fn(move |request| shared.answer(request, peer, &beside_shared));
     if is_http2 {
         let connection = lane.http2.serve_connection(wire, service);
-        return to_its_end(connection, http2::Connection::graceful_shutdown, &mut ended).await;
+        // hyper ends an idle connection of HTTP/1 only.
+        let idle = beside.is_idle(lane.limits.idle);
+        return to_its_end(connection, http2::Connection::graceful_shutdown, idle, &mut ended).await;
     }
     let connection = lane.http1.serve_connection(wire, service).with_upgrades();
-    to_its_end(connection, http1::UpgradeableConnection::graceful_shutdown, &mut ended).await;
+    to_its_end(connection, http1::UpgradeableConnection::graceful_shutdown, pending(), &mut ended).await;
     drop(lane);
     if let Some(open) = beside.opened() {
         open.serve(&beside, &mut ended).await;
@@ -185,12 +189,18 @@ where
 }
 
 /// Serves until one of the two ends it; what went wrong between them is nobody's business but theirs.
-async fn to_its_end<C: Future>(connection: C, gently: fn(Pin<&mut C>), ended: &mut watch::Receiver<Ended>) {
+async fn to_its_end<C: Future>(
+    connection: C,
+    gently: fn(Pin<&mut C>),
+    idle: impl Future<Output = ()>,
+    ended: &mut watch::Receiver<Ended>,
+) {
     let mut connection = std::pin::pin!(connection);
     tokio::select! {
         biased;
         _ = connection.as_mut() => return,
         _ = ended.wait_for(|ended| *ended == Ended::Gently) => {}
+        () = idle => {}
     }
     gently(connection.as_mut());
     let _ = connection.await;

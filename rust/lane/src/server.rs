@@ -28,6 +28,8 @@ pub struct Limits {
     pub body: Duration,
     /// For a client that takes nothing of what is written to it.
     pub write: Duration,
+    /// HTTP/2: without another request; those under way have their time.
+    pub idle: Duration,
     /// HTTP/2: requests of one connection at once.
     pub streams: u32,
     /// HTTP/2: bytes of one request that may be on their way, and of one answer that wait for its client.
@@ -47,6 +49,7 @@ impl Default for Limits {
             head: Duration::from_secs(10),
             body: Duration::from_secs(25),
             write: Duration::from_secs(60),
+            idle: Duration::from_secs(60),
             streams: 100,
             stream_window: 65_536,
             connection_window: 1 << 20,

@@ -7,7 +7,7 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -27,6 +27,7 @@ const LINGER: Duration = Duration::from_secs(2);
 pub(crate) struct Beside {
     open: Mutex<Option<Open>>,
     is_unread: AtomicBool,
+    asked: AtomicU64,
 }
 
 impl Beside {
@@ -38,6 +39,24 @@ impl Beside {
     /// The WebSocket that was accepted, once.
     pub(crate) fn opened(&self) -> Option<Open> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// A request has come.
+    pub(crate) fn ask(&self) {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Waits until no request has come for so long.
+    pub(crate) async fn is_idle(&self, within: Duration) {
+        let mut before = None;
+        loop {
+            let asked = self.asked.load(Ordering::Relaxed);
+            if before == Some(asked) {
+                return;
+            }
+            before = Some(asked);
+            sleep(within).await;
+        }
     }
 
     /// Not everything is read that the client sends.

@@ -183,6 +183,29 @@ fn what_a_client_gives_no_window_for_is_not_made() {
 }
 
 #[test]
+fn a_connection_without_requests_ends_and_one_under_way_is_answered() {
+    let lane = serve(Limits { idle: parts::SOON, ..Limits::default() });
+    let mut client = Client::of(&lane);
+    let (held, _) = client.ask("/held", true);
+    let call = lane.call();
+    let end = client.runtime.block_on(async {
+        let refused = async {
+            while poll_fn(|context| client.send.poll_ready(context)).await.is_ok() {
+                tokio::time::sleep(parts::SOON / 10).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, refused).await
+    });
+    assert!(end.is_ok(), "it asks for no more");
+    assert!(call.answer(said("still")));
+    assert_eq!("still", client.answer(held).unwrap());
+    // And a new one is served.
+    let mut client = Client::of(&lane);
+    let (response, _) = client.ask("/now", true);
+    assert_eq!("now", client.answer(response).unwrap());
+}
+
+#[test]
 fn no_more_streams_than_allowed_are_open_at_once() {
     let lane = serve(Limits { streams: 3, ..Limits::default() });
     let mut client = Client::of(&lane);

@@ -318,6 +318,18 @@ fn a_dropped_socket_is_not_kept_by_a_client_that_reads_nothing() {
 }
 
 #[test]
+fn a_client_that_reads_nothing_for_long_is_given_up() {
+    let lane = serve(Limits { write: Duration::from_millis(500), ..Limits::default() });
+    let (mut idle, _, other) = open(&lane);
+    let (_client, number, socket) = open(&lane);
+    let piece = Bytes::from(vec![7; 65_536]);
+    while lane.put(number, || socket.binary(&piece)) == Room::Taken {}
+    // Who has nothing to take is no such client.
+    assert_eq!(Room::Taken, other.text("still here"));
+    assert_eq!(Some((0x81, b"still here".to_vec())), idle.frame());
+}
+
+#[test]
 fn an_application_that_does_not_take_is_not_read_for() {
     let lane = serve(Limits::default());
     let (mut client, number, socket) = open(&lane);
