@@ -2,7 +2,7 @@
 
 use std::future::pending;
 use std::net::SocketAddr;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
@@ -17,7 +17,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, watch};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
@@ -150,13 +150,18 @@ pub(crate) async fn connection<S: Service>(
     address: SocketAddr,
     tls: Option<TlsAcceptor>,
     ended: watch::Receiver<Ended>,
+    _place: OwnedSemaphorePermit,
 ) {
     let Some(tls) = tls else {
         return requests(lane, stream, Peer { address, is_secure: false }, ended).await;
     };
-    if let Ok(Ok(stream)) = timeout(lane.limits.head, tls.accept(stream)).await {
-        requests(lane, stream, Peer { address, is_secure: true }, ended).await;
-    }
+    let secure = async move {
+        if let Ok(Ok(stream)) = timeout(lane.limits.head, tls.accept(stream)).await {
+            requests(lane, stream, Peer { address, is_secure: true }, ended).await;
+        }
+    };
+    // It is large, and a connection without TLS has no need of the room.
+    Box::pin(secure).await;
 }
 
 async fn requests<S, I>(lane: Arc<Lane<S>>, mut stream: I, peer: Peer, mut ended: watch::Receiver<Ended>)
@@ -174,14 +179,17 @@ where
     let wire = TokioIo::new(Wire::new(stream, beginning, lane.limits.write, Arc::clone(&beside)));
     let (shared, beside_shared) = (Arc::clone(&lane), Arc::clone(&beside));
     let service = service_fn(move |request| shared.answer(request, peer, &beside_shared));
+    // Each is pinned where it is made: a future that is handed on lies in its task twice.
     if is_http2 {
-        let connection = lane.http2.serve_connection(wire, service);
+        let connection = pin!(lane.http2.serve_connection(wire, service));
         // hyper ends an idle connection of HTTP/1 only.
         let idle = beside.is_idle(lane.limits.idle);
         return to_its_end(connection, http2::Connection::graceful_shutdown, idle, &mut ended).await;
     }
-    let connection = lane.http1.serve_connection(wire, service).with_upgrades();
-    to_its_end(connection, http1::UpgradeableConnection::graceful_shutdown, pending(), &mut ended).await;
+    {
+        let connection = pin!(lane.http1.serve_connection(wire, service).with_upgrades());
+        to_its_end(connection, http1::UpgradeableConnection::graceful_shutdown, pending(), &mut ended).await;
+    }
     drop(lane);
     if let Some(open) = beside.opened() {
         open.serve(&beside, &mut ended).await;
@@ -190,12 +198,11 @@ where
 
 /// Serves until one of the two ends it; what went wrong between them is nobody's business but theirs.
 async fn to_its_end<C: Future>(
-    connection: C,
+    mut connection: Pin<&mut C>,
     gently: fn(Pin<&mut C>),
     idle: impl Future<Output = ()>,
     ended: &mut watch::Receiver<Ended>,
 ) {
-    let mut connection = std::pin::pin!(connection);
     tokio::select! {
         biased;
         _ = connection.as_mut() => return,

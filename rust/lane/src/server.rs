@@ -133,11 +133,8 @@ async fn serve<S: Service>(
                 continue;
             }
         };
-        let serving = connection(Arc::clone(&lane), stream, address, tls.clone(), ended.clone());
-        connections.spawn(async move {
-            serving.await;
-            drop(permit);
-        });
+        let serving = connection(Arc::clone(&lane), stream, address, tls.clone(), ended.clone(), permit);
+        connections.spawn(serving);
     };
     drop(listener);
     let _ = ending.send(Ended::Gently);
