@@ -223,3 +223,54 @@ fn no_more_streams_than_allowed_are_open_at_once() {
     assert!(lane.call().answer(said("more")));
     assert_eq!("more", client.answer(more).unwrap());
 }
+
+#[test]
+fn who_opens_and_resets_streams_for_ever_is_sent_away_and_keeps_nothing() {
+    const FLOOD: usize = 20_000;
+    let lane = serve(Limits::default());
+    let mut raw = lane.client();
+    raw.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0");
+    let mut sent = 0;
+    // GET of `/held`, in indexed fields (RFC 7541, appendix A), and its reset.
+    let mut flood = (0..FLOOD).map(|at| {
+        let stream = (2 * at as u32 + 1).to_be_bytes();
+        let asks = [b"\0\0\x0c\x01\x05", &stream[..], b"\x82\x86\x04\x05/held\x41\x01a"].concat();
+        [&asks[..], b"\0\0\x04\x03\0", &stream, &8_u32.to_be_bytes()].concat()
+    });
+    while let Some(bytes) = flood.next() {
+        let more = flood.by_ref().take(99).flatten();
+        let burst: Vec<u8> = bytes.into_iter().chain(more).collect();
+        if std::io::Write::write_all(&mut raw.0, &burst).is_err() {
+            break;
+        }
+        sent += 100;
+    }
+    // Whether it was cut or not: nothing of it is under way.
+    drop(raw);
+    let mut calls = 0;
+    while let Ok(event) = lane.events.recv_timeout(parts::SOON) {
+        if let parts::Event::Request(_, _, _, call) = event {
+            parts::until(|| call.is_gone());
+            calls += 1;
+        }
+    }
+    assert!(calls <= sent, "{calls} of {sent}");
+    lane.served();
+}
+
+#[test]
+fn heads_without_an_end_are_not_kept() {
+    let lane = serve(Limits::default());
+    let mut raw = lane.client();
+    raw.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0");
+    raw.send(b"\0\0\x01\x01\x01\0\0\0\x01\x82");
+    // A literal field of sixteen thousand bytes in each CONTINUATION.
+    let field = [&b"\x00\x01x\x7f\x81\x7c"[..], &vec![b'y'; 16_000]].concat();
+    let length = (field.len() as u32).to_be_bytes();
+    let frame = [&length[1..], b"\x09\0\0\0\0\x01", &field].concat();
+    let begun = std::time::Instant::now();
+    while std::io::Write::write_all(&mut raw.0, &frame).is_ok() {
+        assert!(begun.elapsed() < PATIENCE, "it is read for ever");
+    }
+    lane.served();
+}
