@@ -149,14 +149,18 @@ pub(crate) async fn connection<S: Service>(
     stream: TcpStream,
     address: SocketAddr,
     tls: Option<TlsAcceptor>,
-    ended: watch::Receiver<Ended>,
+    mut ended: watch::Receiver<Ended>,
     _place: OwnedSemaphorePermit,
 ) {
     let Some(tls) = tls else {
         return requests(lane, stream, Peer { address, is_secure: false }, ended).await;
     };
     let secure = async move {
-        if let Ok(Ok(stream)) = timeout(lane.limits.head, tls.accept(stream)).await {
+        let accepted = tokio::select! {
+            accepted = timeout(lane.limits.head, tls.accept(stream)) => accepted,
+            _ = ended.wait_for(|ended| *ended == Ended::Gently) => return,
+        };
+        if let Ok(Ok(stream)) = accepted {
             requests(lane, stream, Peer { address, is_secure: true }, ended).await;
         }
     };

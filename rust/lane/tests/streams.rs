@@ -107,6 +107,18 @@ fn whoever_waits_for_room_is_told_that_the_client_left() {
 }
 
 #[test]
+fn a_client_that_leaves_between_two_parts_is_noticed() {
+    let lane = serve(Limits::default());
+    let mut client = lane.client();
+    let (number, stream) = begin(&lane, &mut client);
+    client.head();
+    assert!(stream.ask_for_end());
+    drop(client);
+    lane.gone(number);
+    assert_eq!(Room::Gone, stream.part(&Bytes::from_static(b"x")));
+}
+
+#[test]
 fn a_stream_that_begins_after_the_client_left_finds_nobody() {
     let lane = serve(Limits::default());
     let mut client = lane.client();

@@ -5,9 +5,10 @@ mod parts;
 
 use std::net::TcpStream;
 use std::sync::Arc;
+use std::time::Duration;
 
 use flx_lane::server::Limits;
-use parts::{Client, HANDSHAKE, Lane, SOON, frame, said, serve_with};
+use parts::{Client, HANDSHAKE, Lane, PATIENCE, SOON, frame, said, serve_with};
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use rustls::pki_types::PrivatePkcs8KeyDer;
 use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, StreamOwned};
@@ -126,4 +127,16 @@ fn who_speaks_no_tls_is_sent_away() {
     let mut rest = Vec::new();
     let _ = std::io::Read::read_to_end(&mut idle, &mut rest);
     assert!(Client(idle).is_cut());
+}
+
+#[test]
+fn a_stop_does_not_wait_for_who_has_not_spoken_tls_yet() {
+    let (mut lane, connect) = serve(Limits::default());
+    let mut silent = lane.client();
+    let mut idle = connect(&lane, &["http/1.1"]);
+    while idle.conn.is_handshaking() {
+        idle.conn.complete_io(&mut idle.sock).unwrap();
+    }
+    assert!(lane.stop(PATIENCE) < Duration::from_secs(2));
+    assert!(silent.is_cut() && Client(idle).is_cut());
 }
