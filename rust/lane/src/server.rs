@@ -20,7 +20,7 @@ use crate::service::Service;
 /// How patient a lane is, and how much it takes on.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Open connections; others wait in the queue of the listening socket.
+    /// Open connections, WebSockets among them; others wait in the queue of the listening socket.
     pub connections: usize,
     /// For the head of a request, which includes the time between two requests of a connection; and for a handshake of TLS.
     pub head: Duration,

@@ -41,8 +41,9 @@ impl Beside {
         self.open.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// A request has come.
+    /// A request has come: what came before it was read, then.
     pub(crate) fn ask(&self) {
+        self.is_unread.store(false, Ordering::Relaxed);
         self.asked.fetch_add(1, Ordering::Relaxed);
     }
 
