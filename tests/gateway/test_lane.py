@@ -60,7 +60,9 @@ class Stage:
 
 
 @contextlib.asynccontextmanager
-async def stage(body_timeout_s: float = 25.0, **settings: Any) -> AsyncIterator[tuple[Stage, httpx.AsyncClient]]:
+async def stage(
+    body_timeout_s: float = 25.0, patience_s: float = 60.0, **settings: Any
+) -> AsyncIterator[tuple[Stage, httpx.AsyncClient]]:
     with socket.create_server(("127.0.0.1", 0)) as listening:
         async with running(**settings) as gateway:
             parts = gateway.parts
@@ -72,6 +74,7 @@ async def stage(body_timeout_s: float = 25.0, **settings: Any) -> AsyncIterator[
                 rides=parts.rides,
                 cors=parts.cors,
                 body_timeout_s=body_timeout_s,
+                patience_s=patience_s,
             )
             parts.__dict__["lane"] = face
             face.start(listening.fileno())
@@ -232,6 +235,29 @@ def test_a_stream_waits_for_its_reader_and_is_whole_or_cut() -> None:
                 assert 400 * len(part) == len(await answer.aread())
             with pytest.raises(httpx.RemoteProtocolError):
                 await client.get("/ready")
+
+    asyncio.run(story())
+
+
+def test_who_takes_nothing_of_a_stream_is_given_up() -> None:
+    async def story() -> None:
+        async with stage(patience_s=0.05) as (at, client):
+            ended = asyncio.Event()
+
+            async def endless(exchange: Exchange) -> None:
+                exchange.status = 200
+                await exchange.send({"type": "http.response.start", "status": 200, "headers": []})
+                async with asyncio.timeout(20):
+                    watching = asyncio.create_task(exchange.receive())
+                    while not watching.done():
+                        part = {"type": "http.response.body", "body": b"x" * 65_536, "more_body": True}
+                        await exchange.send(part)
+                ended.set()
+
+            at.serve("GET", "/health", endless)
+            async with client.stream("GET", "/health"):
+                async with asyncio.timeout(20):
+                    await ended.wait()
 
     asyncio.run(story())
 

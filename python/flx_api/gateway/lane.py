@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from flx_api.gateway.ride import Rest, Rides
     from flx_api.websocket.endpoint import Endpoint
 
+# As the lane's own for a connection (`Limits::write` of rust/lane/src/server.rs).
+PATIENCE_S: Final = 60.0
 # The worker is ended soon after it was told to stop (`flx_api.cli.gateway_process`).
 _LAST_ANSWERS_S: Final = 1.0
 _DISCONNECT: Final[Message] = {"type": "http.disconnect"}
@@ -56,6 +58,7 @@ class LaneFace:
         rides: plain commands.
         cors: who may ask from a page.
         body_timeout_s: how long a body may take.
+        patience_s: how long a client may take nothing of what it is sent.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class LaneFace:
         rides: Rides,
         cors: Cors,
         body_timeout_s: float = BODY_TIMEOUT_S,
+        patience_s: float = PATIENCE_S,
     ) -> None:
         self._tls = certificate(settings)
         self._admission = admission
@@ -76,6 +80,7 @@ class LaneFace:
         self._rides = rides
         self._cors = cors
         self._body_timeout_s = body_timeout_s
+        self._patience_s = patience_s
         self._lane: Lane | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         # Who waits for what the lane tells, by the number of the call or socket.
@@ -188,21 +193,29 @@ class LaneFace:
         if gone is None:
             gone = self._gone[number] = asyncio.get_running_loop().create_future()
         if not ask():
-            self._gone.pop(number, None)
+            # Who asked before was not told: they wait for the same.
+            self._told(number, None)
             return
         # Several may wait, and one that leaves must not take the others along.
         await asyncio.shield(gone)
 
     async def put(self, number: int, put: Callable[[], bool | None]) -> bool:
-        """Put something where there is room, as soon as there is; whether the client is still there."""
+        """Put something where there is room, as soon as there is; whether the client is still there.
+
+        One that takes nothing for a long time is not: over HTTP/2 it may be there, say so, and give a stream no window.
+        """
         is_taken = put()
         if is_taken is not False:
             return is_taken is True
         room = self._rooms.setdefault(number, asyncio.Event())
-        while is_taken is False:
-            await room.wait()
-            room.clear()
-            is_taken = put()
+        try:
+            while is_taken is False:
+                async with asyncio.timeout(self._patience_s):
+                    await room.wait()
+                room.clear()
+                is_taken = put()
+        except TimeoutError:
+            return False
         return is_taken is True
 
     def forget(self, number: int) -> None:
@@ -276,9 +289,9 @@ class CallBridge:
                 return
             self._call.stream(status, headers)
             self._is_stream = True
-        if body:
-            # Where the client left, who has something to do about it asks `receive`.
-            await self._face.put(self._call.number, lambda: self._call.part(body))
+        if body and not await self._face.put(self._call.number, lambda: self._call.part(body)):
+            # The client left; who has something to do about it asks `receive`.
+            self._call.cut()
         if not more:
             self._call.end()
 
