@@ -248,7 +248,7 @@ def test_who_takes_nothing_of_a_stream_is_given_up() -> None:
                 exchange.status = 200
                 await exchange.send({"type": "http.response.start", "status": 200, "headers": []})
                 async with asyncio.timeout(20):
-                    watching = asyncio.create_task(exchange.receive())
+                    watching = asyncio.ensure_future(exchange.receive())
                     while not watching.done():
                         part = {"type": "http.response.body", "body": b"x" * 65_536, "more_body": True}
                         await exchange.send(part)
