@@ -144,7 +144,7 @@ def test_a_group_costs_a_few_statements_however_many_changes(home: Home) -> None
             event.listen(connection, "before_cursor_execute", lambda *words: said.append(words[2]))
             await at_once(journal, *(adding(f"user-{number}") for number in range(128)))
             assert len(names(journal)) == 128
-            assert len([words for words in said if "users" in words]) == 1 + 128 // 32
+            assert len([words for words in said if "users" in words]) == 1 + 128 // 64
 
     asyncio.run(story())
 

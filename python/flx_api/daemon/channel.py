@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import structlog
 
+from flx_api.daemon.dispatch import Change
 from flx_api.errors import GIVEN_UP, Internal
 from flx_api.proto.buffer import MAX_MESSAGE_BYTES
 from flx_api.proto.flx.v1.daemon_pb2 import ReplyBatch, ReplyFrame
@@ -60,7 +61,7 @@ class CommandChannel:
         self._dispatcher = dispatcher
         self._caller = caller
         self._tasks: set[asyncio.Future[ReplyFrame]] = set()
-        self._by_seq: dict[int, asyncio.Future[ReplyFrame]] = {}
+        self._by_seq: dict[int, asyncio.Future[ReplyFrame] | Change] = {}
         self._outstanding = 0
         self._outbox: Outbox[ReplyFrame] = Outbox(stream, _batches, self._left)
         self._room = asyncio.Event()
@@ -110,10 +111,21 @@ class CommandChannel:
         if isinstance(found, ReplyFrame):
             self._answer(found)
             return True
-        self._wait_for(frame.seq, found)
+        seq = frame.seq
+        if isinstance(found, Change):
+            self._by_seq[seq] = found
+            found.tell = partial(self._changed, seq, found)
+        else:
+            self._wait_for(seq, found)
         return False
 
-    def _wait_for(self, seq: int, reply: Coroutine[Any, Any, ReplyFrame] | asyncio.Future[ReplyFrame]) -> None:
+    def _changed(self, seq: int, change: Change, reply: ReplyFrame | None) -> None:
+        if self._by_seq.get(seq) is change:
+            del self._by_seq[seq]
+        if not self._is_over:
+            self._answer(ReplyFrame(seq=seq, code=GIVEN_UP) if reply is None else reply)
+
+    def _wait_for(self, seq: int, reply: Coroutine[Any, Any, ReplyFrame]) -> None:
         task = asyncio.ensure_future(reply)
         self._tasks.add(task)
         # A client that gives one number twice gets two answers; the later one can be given up.
@@ -130,10 +142,14 @@ class CommandChannel:
             task.result()
 
     def _give_up(self, seq: int) -> None:
-        task = self._by_seq.get(seq)
-        if task is not None:
+        found = self._by_seq.get(seq)
+        if isinstance(found, Change):
+            tell = found.tell
+            if found.leave() and tell is not None:
+                tell(None)
+        elif found is not None:
             # Behind its first step: a task that is cancelled before it has begun would not even know of its handler.
-            asyncio.get_running_loop().call_soon(task.cancel)
+            asyncio.get_running_loop().call_soon(found.cancel)
 
     def _answer(self, reply: ReplyFrame) -> None:
         self._outbox.put(bearable(reply) if len(reply.result) > _MAX_RESULT else reply)

@@ -20,7 +20,7 @@ import asyncio
 import contextlib
 import hashlib
 import re
-from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -46,7 +46,7 @@ from flx_api.models.envelope import KEY_PATTERN, MADE_KEY
 from flx_api.proto.flx.v1.daemon_pb2 import ReplyFrame
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Coroutine, Mapping
+    from collections.abc import Awaitable, Callable, Coroutine, Mapping
 
     from flx_api.daemon.handlers.context import Handler, Outcome, Services
     from flx_api.daemon.principal import Principal
@@ -74,12 +74,13 @@ class Dispatcher:
         self._services = services
         self._handlers = handlers
         self._changing: set[asyncio.Future[Outcome]] = set()
-        self._keys: Counter[_Keyed] = Counter()
+        self._keys: dict[_Keyed, int] = {}
 
-    def prepare(
-        self, frame: CommandFrame, caller: Caller
-    ) -> ReplyFrame | Coroutine[Any, Any, ReplyFrame] | asyncio.Future[ReplyFrame]:
-        """Begin a command: the reply, or what must be awaited for it. Cancelling that is giving the answer up."""
+    def prepare(self, frame: CommandFrame, caller: Caller) -> ReplyFrame | Coroutine[Any, Any, ReplyFrame] | Change:
+        """Begin a command: the reply, or what must be awaited for it, or a change that will tell it.
+
+        Cancelling, or leaving the change, is giving the answer up.
+        """
         try:
             command = find(frame.command)
             principal = caller.principal(frame.principal)
@@ -111,7 +112,16 @@ class Dispatcher:
     async def carry_out(self, frame: CommandFrame, caller: Caller) -> ReplyFrame:
         """A command from beginning to end."""
         found = self.prepare(frame, caller)
-        return found if isinstance(found, ReplyFrame) else await found
+        if isinstance(found, ReplyFrame):
+            return found
+        if not isinstance(found, Change):
+            return await found
+        answer: asyncio.Future[ReplyFrame] = asyncio.get_running_loop().create_future()
+        found.tell = partial(_resolve, answer)
+        try:
+            return await answer
+        finally:
+            found.leave()
 
     async def close(self, within_s: float) -> None:
         """Let what is being changed come to its end."""
@@ -150,50 +160,88 @@ class Dispatcher:
         finally:
             task.cancel()
 
-    def _change(self, frame: CommandFrame, outcome: Awaitable[Outcome], context: Context) -> asyncio.Future[ReplyFrame]:
-        """The answer of a change, whose task goes on in any case."""
+    def _change(self, frame: CommandFrame, outcome: Awaitable[Outcome], context: Context) -> Change:
+        """A change under way."""
         task = asyncio.ensure_future(outcome)
         self._changing.add(task)
-        loop = asyncio.get_running_loop()
-        reply: asyncio.Future[ReplyFrame] = loop.create_future()
-        keyed = context.idempotency_key and (
-            context.principal.tenant,
-            context.principal.subject,
-            context.idempotency_key,
-        )
-        if keyed:
-            self._keys[keyed] += 1
-
-        def give_up() -> None:
-            if not reply.done():
-                waited = keyed and self._keys[keyed] > 1
-                error = Conflict(code="idempotency_in_progress", retry_after_s=1) if waited else DeadlineExceeded()
-                reply.set_result(failure(frame, error))
-
+        keyed: _Keyed | None = None
+        if context.idempotency_key is not None:
+            keyed = (context.principal.tenant, context.principal.subject, context.idempotency_key)
+            self._keys[keyed] = self._keys.get(keyed, 0) + 1
+        change = Change(self, frame, keyed)
         left_s = self._left_s(context.deadline_us)
-        timer = None if left_s is None else loop.call_later(left_s, give_up)
+        if left_s is not None:
+            change.end_within(left_s)
+        task.add_done_callback(change.over)
+        return change
 
-        def over(task: asyncio.Future[Outcome]) -> None:
-            self._changing.discard(task)
-            if keyed:
-                self._keys[keyed] -= 1
-                if not self._keys[keyed]:
-                    del self._keys[keyed]
-            if timer is not None:
-                timer.cancel()
-            if task.cancelled():
-                reply.cancel()
-            elif not reply.done():
-                reply.set_result(_told(frame, task))
-            else:
-                # Looked at, so that an error which nobody waits for any more is not reported as forgotten.
-                task.exception()
+    def is_used_twice(self, keyed: _Keyed) -> bool:
+        """Whether several requests with this key are under way."""
+        return self._keys[keyed] > 1
 
-        task.add_done_callback(over)
-        return reply
+    def forget(self, task: asyncio.Future[Outcome], keyed: _Keyed | None) -> None:
+        """A change has come to its end."""
+        self._changing.discard(task)
+        if keyed is not None:
+            left = self._keys.pop(keyed) - 1
+            if left:
+                self._keys[keyed] = left
 
     def _left_s(self, deadline_us: int | None) -> float | None:
         return None if deadline_us is None else (deadline_us - self._services.clock()) / 1_000_000
+
+
+class Change:
+    """A change under way, which goes on whoever waits for its answer.
+
+    `tell` is called once, with the answer, or None when the change was torn apart after all; never within `prepare`.
+    """
+
+    __slots__ = ("_dispatcher", "_frame", "_keyed", "_timer", "tell")
+
+    def __init__(self, dispatcher: Dispatcher, frame: CommandFrame, keyed: _Keyed | None) -> None:
+        self.tell: Callable[[ReplyFrame | None], None] | None = None
+        self._dispatcher = dispatcher
+        self._frame = frame
+        self._keyed = keyed
+        self._timer: asyncio.TimerHandle | None = None
+
+    def end_within(self, left_s: float) -> None:
+        """Tell by then that the time is over, if nothing else was told."""
+        self._timer = asyncio.get_running_loop().call_later(left_s, self._give_up)
+
+    def leave(self) -> bool:
+        """Give the answer up; whether it had not been told."""
+        was_waited_for, self.tell = self.tell is not None, None
+        if self._timer is not None:
+            self._timer.cancel()
+        return was_waited_for
+
+    def over(self, task: asyncio.Future[Outcome]) -> None:
+        """Its handler has come to its end."""
+        self._dispatcher.forget(task, self._keyed)
+        tell = self.tell
+        if self.leave() and tell is not None:
+            tell(None if task.cancelled() else _told(self._frame, task))
+        elif not task.cancelled():
+            # Looked at, so that an error which nobody waits for any more is not reported as forgotten.
+            task.exception()
+
+    def _give_up(self) -> None:
+        tell = self.tell
+        if self.leave() and tell is not None:
+            waited = self._keyed is not None and self._dispatcher.is_used_twice(self._keyed)
+            error = Conflict(code="idempotency_in_progress", retry_after_s=1) if waited else DeadlineExceeded()
+            tell(failure(self._frame, error))
+
+
+def _resolve(answer: asyncio.Future[ReplyFrame], reply: ReplyFrame | None) -> None:
+    if answer.done():
+        return
+    if reply is None:
+        answer.cancel()
+    else:
+        answer.set_result(reply)
 
 
 def _told(frame: CommandFrame, task: asyncio.Future[Outcome]) -> ReplyFrame:

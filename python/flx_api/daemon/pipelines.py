@@ -11,7 +11,7 @@ Rules:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 from msgspec import UNSET
@@ -34,9 +34,12 @@ if TYPE_CHECKING:
     from flx_api.daemon.project import Job, ProjectModel
     from flx_api.models.pipeline import PipelineCreateArgs, PipelineDeleteArgs, PipelineUpdateArgs
 
+T = TypeVar("T")
+
 EVENTS = "pipeline_events"
 _NONE = "There is no such pipeline."
 
+_encode = msgspec.json.Encoder().encode
 _decode_tasks = msgspec.json.Decoder(tuple[tuple[str, ...], ...]).decode
 _decode_retry_on = msgspec.json.Decoder(tuple[RetryOn, ...]).decode
 _decode_tags = msgspec.json.Decoder(tuple[str, ...]).decode
@@ -113,32 +116,54 @@ def with_runs(connection: Connection, tenant: str, project_id: str, found: Seque
     return tuple(_with_run(item, runs.get(item.id)) for item in found)
 
 
-def create(tx: Tx, model: ProjectModel, principal: Principal, args: PipelineCreateArgs) -> Pipeline:
-    """Make a pipeline; `args` are checked by `tasks_of` and `check_blocks` before.
+def create(
+    tx: Tx, model: ProjectModel, principal: Principal, args: PipelineCreateArgs, tasks: tuple[tuple[str, ...], ...]
+) -> Pipeline:
+    """Make a pipeline; `tasks` are what `tasks_of` made of `args`, and `check_blocks` has found them good.
 
     Raises:
         Conflict: `already_exists`.
     """
     if args.name in model.jobs_by_name or tx.find(pipelines, principal.tenant, tx.project_id, args.name) is not None:
         raise Conflict(code="already_exists")
-    # In the order of `_ROWS`: what is written is what is told, without another look.
-    row = {
-        "name": args.name,
-        "description": args.description,
-        "tasks": msgspec.json.encode(tasks_of(args)),
-        "environment": args.environment,
-        "tags": msgspec.json.encode(_without_repeats(args.tags)),
-        "revision": 1,
-        "created_us": tx.now_us,
-        "updated_us": tx.now_us,
-        "created_by": principal.subject,
-        "retries": args.retries,
-        "retry_backoff_s": args.retry_backoff_s,
-        "retry_on": msgspec.json.encode(_without_repeats(args.retry_on)),
-    }
-    tx.add(pipelines, {"tenant": principal.tenant, "project_id": tx.project_id, **row})
+    tags, retry_on = tuple(_without_repeats(args.tags)), tuple(_without_repeats(args.retry_on))
+    tx.add(
+        pipelines,
+        {
+            "tenant": principal.tenant,
+            "project_id": tx.project_id,
+            "name": args.name,
+            "description": args.description,
+            "tasks": _encode(tasks),
+            "environment": args.environment,
+            "tags": _encode(tags),
+            "revision": 1,
+            "created_us": tx.now_us,
+            "updated_us": tx.now_us,
+            "created_by": principal.subject,
+            "retries": args.retries,
+            "retry_backoff_s": args.retry_backoff_s,
+            "retry_on": _encode(retry_on),
+        },
+    )
     tx.emit(EVENTS, PipelineEvent("created", args.name, principal.subject), tenant=principal.tenant)
-    return _of_row(row.values())
+    # What `_of_row` would make of the row; a test holds that.
+    return Pipeline(
+        args.name,
+        args.name,
+        "api",
+        args.description,
+        tasks,
+        args.environment,
+        tags,
+        1,
+        tx.now_us,
+        tx.now_us,
+        principal.subject,
+        retries=args.retries,
+        retry_backoff_s=args.retry_backoff_s,
+        retry_on=retry_on,
+    )
 
 
 def change(tx: Tx, model: ProjectModel, principal: Principal, args: PipelineUpdateArgs) -> Pipeline:
@@ -202,21 +227,20 @@ def tasks_of(args: PipelineCreateArgs) -> tuple[tuple[str, ...], ...]:
     Raises:
         ValidationFailed: both forms, or neither.
     """
+    if args.tasks is None and args.extractor is not None and args.loader is not None:
+        return ((args.extractor, args.loader), *(((args.transform,),) if args.transform is not None else ()))
     short = {"extractor": args.extractor, "loader": args.loader, "transform": args.transform}
     given = [name for name, value in short.items() if value is not None]
     if args.tasks is not None:
         if given:
             raise ValidationFailed(errors=[FieldError(f"args.{name}", "cannot stand beside tasks") for name in given])
         return args.tasks
-    if args.extractor is None or args.loader is None:
-        missing = [name for name in ("extractor", "loader") if name not in given]
-        if not given:
-            reason = "is required, or extractor and loader in its place"
-            refused = ValidationFailed.field("args.tasks", reason)
-            raise refused
-        raise ValidationFailed(errors=[FieldError(f"args.{name}", "is required", "missing") for name in missing])
-    transform = ((args.transform,),) if args.transform is not None else ()
-    return ((args.extractor, args.loader), *transform)
+    if not given:
+        reason = "is required, or extractor and loader in its place"
+        refused = ValidationFailed.field("args.tasks", reason)
+        raise refused
+    missing = [name for name in ("extractor", "loader") if name not in given]
+    raise ValidationFailed(errors=[FieldError(f"args.{name}", "is required", "missing") for name in missing])
 
 
 def check_blocks(
@@ -324,5 +348,5 @@ def _of_row(row: Iterable[Any]) -> Pipeline:
     )
 
 
-def _without_repeats(words: Iterable[str]) -> list[str]:
+def _without_repeats(words: Sequence[T]) -> list[T]:
     return list(dict.fromkeys(words))

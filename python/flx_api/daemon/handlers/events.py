@@ -17,7 +17,7 @@ from flx_api.events.ephemeral_log import Once
 from flx_api.models.event import Published
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Mapping
 
     from flx_api.daemon.handlers.context import Context, Handler
     from flx_api.daemon.journal import Tx
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from flx_api.models.presence import PresenceList, PresenceListArgs
 
 
-async def publish(context: Context, args: PublishArgs) -> Published:
+def publish(context: Context, args: PublishArgs) -> Published | Awaitable[Published]:
     """Write an event of an application into the journal, or tell it as an ephemeral one."""
     services, principal = context.services, context.principal
     data = payload(args, services.settings.topics, principal.roles)
@@ -40,7 +40,7 @@ async def publish(context: Context, args: PublishArgs) -> Published:
     def change(tx: Tx) -> Published:
         return Published(1, 0, tx.emit(args.topic, args.data, tenant=principal.tenant))
 
-    return await services.journal.write(idempotency.once(context, PUBLISH, change))
+    return services.journal.write(idempotency.once(context, PUBLISH, change))
 
 
 def present(_: Context, __: PresenceListArgs) -> PresenceList:

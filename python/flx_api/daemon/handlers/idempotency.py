@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", bound=msgspec.Struct)
 
+_encode = msgspec.json.Encoder().encode
+
 _BEGUN = select(idempotency.c.execution_id).where(
     idempotency.c.tenant == bindparam("tenant"),
     idempotency.c.subject == bindparam("subject"),
@@ -80,16 +82,17 @@ def once(
     if context.idempotency_key is None:
         return change
 
+    principal = context.principal
+    place = Place(idempotency, (principal.tenant, principal.subject, context.idempotency_key))
+
     def keyed(tx: Tx) -> T:
-        stored = look_up(tx, context, command)
+        stored = _look_up(tx, place, context, command)
         if stored is not None:
             raise Replayed(stored)
         made = change(tx)
         remember(tx, context, command, made if shown is None else shown(made), begins)
         return made
 
-    principal = context.principal
-    place = Place(idempotency, (principal.tenant, principal.subject, context.idempotency_key))
     return Prepared(keyed, (place, *finds_of(change)))
 
 
@@ -102,7 +105,12 @@ def look_up(tx: Tx, context: Context, command: str) -> Stored | None:
     if context.idempotency_key is None:
         return None
     principal = context.principal
-    row = tx.find(idempotency, principal.tenant, principal.subject, context.idempotency_key)
+    place = Place(idempotency, (principal.tenant, principal.subject, context.idempotency_key))
+    return _look_up(tx, place, context, command)
+
+
+def _look_up(tx: Tx, place: Place, context: Context, command: str) -> Stored | None:
+    row = tx.at(place)
     if row is None:
         return None
     if (row["project_id"], row["command"], row["body_hash"]) != (tx.project_id, command, context.body_hash):
@@ -127,14 +135,17 @@ def remember(
     """Keep the answer of this request's key, if it has one."""
     if context.idempotency_key is None:
         return
+    principal = context.principal
     tx.add(
         idempotency,
         {
-            **_of(context),
+            "tenant": principal.tenant,
+            "subject": principal.subject,
+            "key": context.idempotency_key,
             "project_id": tx.project_id,
             "command": command,
             "body_hash": context.body_hash,
-            "result": result if isinstance(result, bytes) else msgspec.json.encode(result),
+            "result": result if isinstance(result, bytes) else _encode(result),
             "execution_id": execution_id,
             "created_us": tx.now_us,
         },

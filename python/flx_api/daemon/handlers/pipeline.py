@@ -18,7 +18,7 @@ from flx_api.models.listing import decode_cursor, encode_cursor
 from flx_api.models.pipeline import Deleted, PipelinePage
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Mapping
 
     from flx_api.daemon.handlers.context import Context, Handler
     from flx_api.daemon.journal import Tx
@@ -69,21 +69,22 @@ def get(context: Context, args: PipelineIdArgs) -> Pipeline:
         return pipelines.with_runs(connection, tenant, project_id, [found])[0]
 
 
-async def create(context: Context, args: PipelineCreateArgs) -> Pipeline:
+def create(context: Context, args: PipelineCreateArgs) -> Awaitable[Pipeline]:
     """Make a pipeline whose blocks are in the project."""
     model = context.services.projects.current()
 
     def change(tx: Tx) -> Pipeline:
         # Only now: a repeated request is answered even if the project has changed since the first one.
-        pipelines.check_blocks(model, pipelines.tasks_of(args), args.environment, pipelines.fields_of(args))
-        return pipelines.create(tx, model, context.principal, args)
+        tasks = pipelines.tasks_of(args)
+        pipelines.check_blocks(model, tasks, args.environment, pipelines.fields_of(args))
+        return pipelines.create(tx, model, context.principal, args, tasks)
 
     journal = context.services.journal
     place = Place(tables.pipelines, (context.principal.tenant, journal.project_id, args.name))
-    return await journal.write(idempotency.once(context, CREATE, Prepared(change, (place,))))
+    return journal.write(idempotency.once(context, CREATE, Prepared(change, (place,))))
 
 
-async def update(context: Context, args: PipelineUpdateArgs) -> Pipeline:
+def update(context: Context, args: PipelineUpdateArgs) -> Awaitable[Pipeline]:
     """Change a pipeline; what is not given stays."""
     model, principal = context.services.projects.current(), context.principal
 
@@ -96,10 +97,10 @@ async def update(context: Context, args: PipelineUpdateArgs) -> Pipeline:
         changed = pipelines.change(tx, model, principal, args)
         return pipelines.with_runs(tx.connection, principal.tenant, tx.project_id, [changed])[0]
 
-    return await context.services.journal.write(idempotency.once(context, UPDATE, change))
+    return context.services.journal.write(idempotency.once(context, UPDATE, change))
 
 
-async def delete(context: Context, args: PipelineDeleteArgs) -> Deleted:
+def delete(context: Context, args: PipelineDeleteArgs) -> Awaitable[Deleted]:
     """Delete a pipeline; its executions stay."""
     model, principal = context.services.projects.current(), context.principal
 
@@ -107,7 +108,7 @@ async def delete(context: Context, args: PipelineDeleteArgs) -> Deleted:
         pipelines.remove(tx, model, principal, args)
         return Deleted(args.id)
 
-    return await context.services.journal.write(idempotency.once(context, DELETE, change))
+    return context.services.journal.write(idempotency.once(context, DELETE, change))
 
 
 HANDLERS: Mapping[str, Handler] = {

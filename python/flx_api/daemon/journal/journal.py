@@ -139,11 +139,12 @@ class Journal:
             return Unavailable(code="storage_unavailable")
         return self._fault
 
-    async def write(self, change: Callable[[Tx], T]) -> T:
-        """Apply a change in the writer thread; returns what it returned, after the commit.
+    def write(self, change: Callable[[Tx], T]) -> asyncio.Future[T]:
+        """Apply a change in the writer thread; gives what it returned, after the commit.
 
         Whatever has arrived by then commits as one group. A change that raises is undone alone and its exception is
-        raised here. A caller that is cancelled does not undo a change that has begun.
+        given here. A caller that is cancelled does not undo a change that has begun. No task is needed for it: whoever
+        has nothing else to do returns it to who awaits.
 
         Raises:
             Unavailable: `storage_unavailable`, `insufficient_storage` (nothing was changed) or `shutting_down`.
@@ -155,7 +156,7 @@ class Journal:
             change = rehearsal_of(change)
         future: asyncio.Future[T] = self._loop.create_future()
         self._writer.submit(Pending(change, future))
-        return await future
+        return future
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
@@ -342,13 +343,13 @@ class Journal:
             self._tail.extend(group.events)
             self._news.set()
             self._news = asyncio.Event()
-        for outcome in group.outcomes:
-            if outcome.future.done():
+        for future, value, error in group.outcomes:
+            if future.done():
                 continue
-            if outcome.error is None:
-                outcome.future.set_result(outcome.value)
+            if error is None:
+                future.set_result(value)
             else:
-                outcome.future.set_exception(outcome.error)
+                future.set_exception(error)
 
 
 class _Step:

@@ -16,24 +16,28 @@ from __future__ import annotations
 
 import re
 from functools import cache
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Final, Generic, NamedTuple, TypeVar
 
 import msgspec
-from sqlalchemy import Table, and_, bindparam, insert, literal_column, select
+from sqlalchemy import LargeBinary, Table, and_, bindparam, insert, literal_column, select
 
 from flx_api.daemon.journal.functions import elements, part
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
+    from types import EllipsisType
 
-    from sqlalchemy import Connection, Dialect, Insert, Select
+    from sqlalchemy import Column, Connection, Dialect, Insert, Select
 
     from flx_api.daemon.journal.writer import Tx
 
 T = TypeVar("T")
 
-# In one statement; a power of two, and few enough for any build of SQLite (999 parameters).
-_MOST_ROWS: Final = 32
+# In one statement: a power of two, so that there are few texts to keep prepared, with few enough parameters for any
+# build of SQLite.
+_MOST_ROWS: Final = 64
+_MOST_PARAMETERS: Final = 999
 _NAMED: Final = re.compile(r"%\(\w+\)s")
 
 Key = tuple[str, ...]
@@ -79,29 +83,30 @@ class Rows:
     def ask(self, connection: Connection, places: Iterable[Place]) -> None:
         """Look for rows in the database, with one query for each table."""
         wanted: dict[Table, dict[Key, None]] = {}
-        for table, key in places:
-            if not any("\0" in one for one in key):
+        for place in places:
+            table, key = place
+            if "\0" not in "".join(key):
                 wanted.setdefault(table, {})[key] = None
+                self._known[place] = None
         for table, keys in wanted.items():
-            self._known |= dict.fromkeys(Place(table, key) for key in keys)
             query = statements_of(table).of_keys
             for found in connection.execute(query, {"keys": msgspec.json.encode(list(keys)).decode()}):
                 row = found._asdict()
                 self._known[place_of(table, row)] = row
 
-    def knows(self, place: Place) -> bool:
-        """Whether it can say what is at a place."""
-        return place in self._known
-
-    def at(self, place: Place) -> Row | None:
-        """What is at a place that it knows."""
-        return self._known[place]
+    def at(self, place: Place) -> Row | EllipsisType | None:
+        """What is at a place; `...` when it cannot say."""
+        return self._known.get(place, ...)
 
     def accept(self, added: Mapping[Place, Row]) -> None:
         """Let the rows of a change wait that came to its end."""
-        self._known |= added
-        for place, row in added.items():
-            self._waiting.setdefault(place.table, []).append(row)
+        self._known.update(added)
+        for (table, _), row in added.items():
+            waiting = self._waiting.get(table)
+            if waiting is None:
+                self._waiting[table] = [row]
+            else:
+                waiting.append(row)
 
     def flush(self, connection: Connection) -> None:
         """Insert what waits, and know nothing any more."""
@@ -124,7 +129,7 @@ class Rows:
 
 def place_of(table: Table, row: Row) -> Place:
     """Where a row belongs."""
-    return Place(table, tuple([row[name] for name in statements_of(table).key]))
+    return Place(table, statements_of(table).key_of(row))
 
 
 def find(connection: Connection, place: Place) -> Row | None:
@@ -140,9 +145,10 @@ def add(connection: Connection, table: Table, row: Row) -> None:
 
 
 class Statements(NamedTuple):
-    """The columns of a table's key, and what is said about it."""
+    """The columns of a table's key, the key of a row, and what is said about the table."""
 
     key: tuple[str, ...]
+    key_of: Callable[[Row], Key]
     of_key: Select[Any]
     of_keys: Select[Any]
     add: Insert
@@ -153,10 +159,12 @@ class Statements(NamedTuple):
 def statements_of(table: Table) -> Statements:
     """What is said about a table."""
     columns = list(table.primary_key)
+    names = tuple(column.name for column in columns)
     keys = elements(bindparam("keys")).table_valued("value", name="keys")
     matches = and_(*(column == part(keys.c.value, literal_column(str(n))) for n, column in enumerate(columns)))
     return Statements(
-        tuple(column.name for column in columns),
+        names,
+        _values_of(names),
         select(table).where(*(column == bindparam(column.name) for column in columns)),
         select(table).select_from(keys.join(table, matches)),
         insert(table),
@@ -164,23 +172,25 @@ def statements_of(table: Table) -> Statements:
 
 
 class _Bulk(NamedTuple):
-    """An INSERT of many rows: its beginning, the marks of one row, the columns in order and how a value is bound."""
+    """An INSERT of many rows: its beginning, the marks of one row, how values are taken, and which are bound how."""
 
     beginning: str
     marks: str
-    columns: tuple[tuple[str, Callable[[Any], Any] | None], ...]
+    most: int
+    values_of: Callable[[Row], tuple[Any, ...]]
+    binds: tuple[tuple[int, Callable[[Any], Any]], ...]
 
     def insert(self, connection: Connection, rows: Sequence[Row]) -> None:
         """Insert them, with few statements of few different texts, which the drivers keep prepared."""
-        at, many = 0, _MOST_ROWS
+        at, many = 0, self.most
         while at < len(rows):
             while many > len(rows) - at:
                 many //= 2
-            values = [
-                row[name] if bind is None else bind(row[name])
-                for row in rows[at : at + many]
-                for name, bind in self.columns
-            ]
+            values: list[Any] = []
+            for row in rows[at : at + many]:
+                values += self.values_of(row)
+            for column, bind in self.binds:
+                values[column :: len(values) // many] = map(bind, values[column :: len(values) // many])
             connection.exec_driver_sql(self.beginning + ", ".join([self.marks] * many), tuple(values))
             at += many
 
@@ -188,7 +198,30 @@ class _Bulk(NamedTuple):
 def _bulk_of(table: Table, dialect: Dialect) -> _Bulk:
     compiled = insert(table).compile(dialect=dialect)
     beginning, values, marks = str(compiled).partition(" VALUES ")
-    columns = compiled.positiontup or [column.name for column in table.columns]
-    binds = {column.name: column.type.dialect_impl(dialect).bind_processor(dialect) for column in table.columns}
+    columns = tuple(compiled.positiontup or [column.name for column in table.columns])
+    binds = {column.name: _bind_of(column, dialect) for column in table.columns}
+    many = 1 << (_MOST_PARAMETERS // len(columns)).bit_length() - 1
     # Where parameters have names the values of many rows could not be told apart: their places count.
-    return _Bulk(beginning + values, _NAMED.sub("%s", marks), tuple((name, binds[name]) for name in columns))
+    return _Bulk(
+        beginning + values,
+        _NAMED.sub("%s", marks),
+        min(_MOST_ROWS, many),
+        _values_of(columns),
+        tuple((place, bind) for place, name in enumerate(columns) if (bind := binds[name]) is not None),
+    )
+
+
+def _bind_of(column: Column[Any], dialect: Dialect) -> Callable[[Any], Any] | None:
+    """How a value of a column is made one of the driver's; None: it is one."""
+    if dialect.name == "sqlite" and isinstance(column.type, LargeBinary):
+        # The driver takes bytes as they are; SQLAlchemy would make a view of each for whoever has something else.
+        return None
+    return column.type.dialect_impl(dialect).bind_processor(dialect)
+
+
+def _values_of(names: tuple[str, ...]) -> Callable[[Row], tuple[Any, ...]]:
+    """Takes the values of these names, in this order."""
+    if len(names) == 1:
+        name = names[0]
+        return lambda row: (row[name],)
+    return itemgetter(*names)

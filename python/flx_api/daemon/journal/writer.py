@@ -39,7 +39,7 @@ from flx_api.errors import FlxError, Internal, StartupError, Unavailable
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from sqlalchemy import Connection, Table
 
@@ -50,6 +50,8 @@ _HEADS_MAX = 16_384
 _REPEATS = 3
 _ASKED_TIMES = 20
 _ASKED_EVERY_S = 0.1
+
+_encode = msgspec.json.Encoder().encode
 
 _head_of = select(topic_heads.c.seq).where(
     topic_heads.c.tenant == bindparam("tenant"),
@@ -96,7 +98,19 @@ class Tx:
     `emitted` are its events so far; `is_lost`: the whole group cannot be stored like this.
     """
 
-    __slots__ = ("_added", "_group", "_heads", "_rows", "_seq", "_used", "emitted", "is_lost", "now_us", "project_id")
+    __slots__ = (
+        "_added",
+        "_group",
+        "_heads",
+        "_mine",
+        "_rows",
+        "_seq",
+        "_used",
+        "emitted",
+        "is_lost",
+        "now_us",
+        "project_id",
+    )
 
     def __init__(self, group: Connection, now_us: int, *, project_id: str, seq: int, heads: Heads, rows: Rows) -> None:
         self.now_us = now_us
@@ -106,6 +120,7 @@ class Tx:
         self._group = group
         self._seq = seq
         self._heads = heads
+        self._mine: dict[Topic, int] = {}
         self._rows = rows
         self._added: dict[Place, Row] = {}
         self._used: Connection | None = None
@@ -121,12 +136,14 @@ class Tx:
 
     def find(self, table: Table, *key: str) -> Row | None:
         """The row of a primary key; it costs little when the change said that it would look for it (`Prepared`)."""
-        place = Place(table, key)
+        return self.at(Place(table, key))
+
+    def at(self, place: Place) -> Row | None:
+        """The row of a place; as `find`."""
         if self._used is None:
-            if place in self._added:
-                return self._added[place]
-            if self._rows.knows(place):
-                return self._rows.at(place)
+            found = self._added.get(place) or self._rows.at(place)
+            if found is not ...:
+                return found
         return find(self.connection, place)
 
     def add(self, table: Table, row: Row) -> None:
@@ -138,11 +155,13 @@ class Tx:
 
     def emit(self, topic: str, data: object, *, tenant: str) -> int:
         """Append an event to the journal; returns its sequence number, which holds if the change commits."""
-        encoded = msgspec.json.encode(data)
-        mine = (row.seq for row in reversed(self.emitted) if row.topic == topic and row.tenant == tenant)
-        before = next(mine, None)
-        prev = self._heads.of(Topic(tenant, topic), self) if before is None else before
+        encoded = _encode(data)
+        place = Topic(tenant, topic)
+        prev = self._mine.get(place)
+        if prev is None:
+            prev = self._heads.of(place, self)
         self._seq += 1
+        self._mine[place] = self._seq
         self.emitted.append(EventRow(self._seq, prev, self.now_us, topic, tenant, encoded))
         return self._seq
 
@@ -156,6 +175,7 @@ class Tx:
             self._rows.accept(self._added)
         else:
             _driver(self._group).execute("RELEASE change")
+        self._heads.open.update(self._mine)
 
     def undo(self) -> None:
         """It failed: nothing of it holds."""
@@ -414,7 +434,7 @@ class Writer:
                     outcomes.append(self._apply(connection, pending, emitted, together=together))
                 self._rows.flush(connection)
                 if emitted:
-                    self._rows.insert(connection, events, [self._row(row) for row in emitted])
+                    self._rows.insert(connection, events, self._stored(emitted))
                     connection.execute(self._upsert_head, [self._head(*item) for item in self._heads.open.items()])
                 elif all(outcome.error is not None for outcome in outcomes):
                     # Everything was undone: a commit would write the same pages again, and wait for the disk.
@@ -455,12 +475,23 @@ class Writer:
             fault.__cause__ = error
             return Outcome(pending.future, None, fault)
         tx.end()
-        emitted.extend(tx.emitted)
-        self._heads.open.update((Topic(row.tenant, row.topic), row.seq) for row in tx.emitted)
+        emitted += tx.emitted
         return Outcome(pending.future, value, None)
 
-    def _row(self, row: EventRow) -> dict[str, Any]:
-        return {**row._asdict(), "project_id": self._project_id}
+    def _stored(self, emitted: Sequence[EventRow]) -> list[Row]:
+        project_id = self._project_id
+        return [
+            {
+                "seq": seq,
+                "prev": prev,
+                "ts_us": ts_us,
+                "topic": topic,
+                "tenant": tenant,
+                "data": data,
+                "project_id": project_id,
+            }
+            for seq, prev, ts_us, topic, tenant, data in emitted
+        ]
 
     def _head(self, topic: Topic, seq: int) -> dict[str, Any]:
         return {"tenant": topic.tenant, "project_id": self._project_id, "topic": topic.name, "seq": seq}
