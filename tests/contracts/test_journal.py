@@ -207,10 +207,9 @@ def test_retention_forgets_many_heads_in_steps(home: Home) -> None:
 def test_a_caller_that_is_gone_before_its_change_begins_changes_nothing(home: Home) -> None:
     async def story() -> None:
         async with opened(home) as journal:
-            task = asyncio.create_task(journal.write(emit()))
-            await asyncio.sleep(0)
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            written = journal.write(emit())
+            written.cancel()
+            await asyncio.gather(written, return_exceptions=True)
             # Whether the thread was faster or not, the numbers stay dense.
             after = await journal.write(emit())
             assert [row.seq for row in journal.events_after(0, 9)] == list(range(1, after + 1))

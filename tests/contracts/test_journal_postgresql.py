@@ -290,7 +290,7 @@ def test_a_deadlock_is_repeated(home: Home, postgres: PostgresServer) -> None:
                 other.execute("SET deadlock_timeout = '60s'")
                 other.execute("BEGIN")
                 other.execute(touch.format("a").encode())
-                writing = asyncio.create_task(journal.write(change))
+                writing = asyncio.ensure_future(journal.write(change))
                 await asyncio.to_thread(waits.wait)
                 await asyncio.to_thread(other.execute, touch.format("b").encode())
                 other.execute("COMMIT")

@@ -22,7 +22,7 @@ from flx_api.errors import FlxError, StartupError
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from sqlalchemy import Connection
+    from sqlalchemy import Connection, Transaction
 
     from flx_api.daemon.journal.mark import Mark
 
@@ -35,10 +35,11 @@ _versions = Table("alembic_version", MetaData(), Column("version_num", String(32
 class Database(Protocol):
     """A kind of database, by one URL.
 
-    `insert` is its INSERT, which knows ON CONFLICT.
+    `insert` is its INSERT, which knows ON CONFLICT; `is_near`: a statement about few rows is no wait.
     """
 
     insert: Any
+    is_near: bool
 
     @property
     def mark(self) -> Mark | None:
@@ -58,6 +59,15 @@ class Database(Protocol):
         Raises:
             DBAPIError: it cannot be reached or opened.
         """
+
+    def begin_at_once(self, connection: Connection) -> Transaction:
+        """Begin a transaction of a near database. Raises DBAPIError when that needs waiting."""
+
+    def committed(self, changes: int) -> None:
+        """So many changes were committed, in the writer's thread."""
+
+    def close(self) -> None:
+        """Everything is closed."""
 
     def patient(self, connection: Connection) -> AbstractContextManager[None]:
         """Let statements last as long as they will: tables are made."""

@@ -29,6 +29,7 @@ from flx_api.daemon.journal.functions import position
 from flx_api.daemon.journal.rehearsal import is_rehearsing, rehearsal_of
 from flx_api.daemon.journal.tables import events, executions, idempotency, identity, revocations, topic_heads
 from flx_api.daemon.journal.tail import EventRow, Tail
+from flx_api.daemon.journal.turns import Turns
 from flx_api.daemon.journal.writer import Group, Pending, Tx, Writer
 from flx_api.errors import FlxError, Unavailable
 from flx_api.models.auth import STILL_S
@@ -96,6 +97,7 @@ class Journal:
             deliver=self._deliver,
             opened=self._report_open,
         )
+        self._turns = Turns(self._writer, self._loop) if self._database.is_near else None
 
     @classmethod
     async def open(
@@ -155,7 +157,10 @@ class Journal:
         if is_rehearsing():
             change = rehearsal_of(change)
         future: asyncio.Future[T] = self._loop.create_future()
-        self._writer.submit(Pending(change, future))
+        if self._turns is None:
+            self._writer.submit(Pending(change, future))
+        else:
+            self._turns.submit(Pending(change, future))
         return future
 
     @contextlib.contextmanager
@@ -267,6 +272,8 @@ class Journal:
         """Commit what was accepted, end the writer and wake everybody who waits. May be repeated."""
         if not self._closed:
             self._closed = True
+            if self._turns is not None:
+                self._turns.stop()
             self._writer.stop()
         await asyncio.to_thread(self._writer.join)
         # The thread's last delivery was scheduled before it ended; by now it has run.
@@ -276,8 +283,7 @@ class Journal:
             await asyncio.gather(self._replacing, return_exceptions=True)
         if self._reader is not None:
             self._reader.close()
-        if self._database.mark is not None:
-            self._database.mark.close()
+        await asyncio.to_thread(self._database.close)
 
     # In the writer thread:
 
@@ -350,6 +356,8 @@ class Journal:
                 future.set_result(value)
             else:
                 future.set_exception(error)
+        if self._turns is not None:
+            self._turns.settled()
 
 
 class _Step:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from psycopg.abc import RV, PQGen
-    from sqlalchemy import Connection, Engine
+    from sqlalchemy import Connection, Engine, Transaction
 
     from flx_api.daemon.journal.mark import Mark
 
@@ -51,6 +51,7 @@ class Postgresql:
     """A database on a server (`flx_api.daemon.journal.database.Database`)."""
 
     insert = staticmethod(insert)
+    is_near = False
     mark: Mark | None = None
 
     def __init__(self, url: str, *, busy_timeout_ms: int) -> None:
@@ -87,6 +88,16 @@ class Postgresql:
     def connect_reader(self) -> Connection:
         """Connect to read."""
         return self._engine(_READ_MS, _READ_MS, read_only=True).connect()
+
+    def begin_at_once(self, connection: Connection) -> Transaction:
+        """Begin a transaction; it is not near, so nobody asks for this."""
+        return connection.begin()
+
+    def committed(self, changes: int) -> None:
+        """The server looks after its log itself."""
+
+    def close(self) -> None:
+        """There is nothing to end."""
 
     @contextlib.contextmanager
     def patient(self, connection: Connection) -> Iterator[None]:

@@ -79,20 +79,32 @@ class Rows:
         self._known: dict[Place, Row | None] = {}
         self._waiting: dict[Table, list[Row]] = {}
         self._bulks: dict[Table, _Bulk] = {}
+        self._asks: dict[Table, str] = {}
 
     def ask(self, connection: Connection, places: Iterable[Place]) -> None:
-        """Look for rows in the database, with one query for each table."""
+        """Look for rows in the database that are not known yet, with one query for each table."""
         wanted: dict[Table, dict[Key, None]] = {}
         for place in places:
             table, key = place
-            if "\0" not in "".join(key):
+            if place not in self._known and "\0" not in "".join(key):
                 wanted.setdefault(table, {})[key] = None
                 self._known[place] = None
         for table, keys in wanted.items():
-            query = statements_of(table).of_keys
-            for found in connection.execute(query, {"keys": msgspec.json.encode(list(keys)).decode()}):
+            asked = msgspec.json.encode(list(keys)).decode()
+            if self._has_none(connection, table, asked):
+                continue
+            for found in connection.execute(statements_of(table).of_keys, {"keys": asked}):
                 row = found._asdict()
                 self._known[place_of(table, row)] = row
+
+    def _has_none(self, connection: Connection, table: Table, asked: str) -> bool:
+        """Whether it is certain that there is no row of these keys; most are new."""
+        if connection.dialect.name != "sqlite":
+            return False
+        text = self._asks.get(table)
+        if text is None:
+            text = self._asks[table] = str(statements_of(table).of_keys.compile(dialect=connection.dialect))
+        return driver_of(connection).execute(text, (asked,)).fetchone() is None
 
     def at(self, place: Place) -> Row | EllipsisType | None:
         """What is at a place; `...` when it cannot say."""
@@ -125,6 +137,20 @@ class Rows:
         if bulk is None:
             bulk = self._bulks[table] = _bulk_of(table, connection.dialect)
         bulk.insert(connection, rows)
+
+
+def driver_of(connection: Connection) -> Any:  # noqa: ANN401 - sqlite3's connection or psycopg's
+    """What the driver calls a connection."""
+    return connection.connection.driver_connection
+
+
+def say(connection: Connection, text: str, values: tuple[Any, ...]) -> None:
+    """Carry out a statement of ours that gives nothing back."""
+    if connection.dialect.name == "sqlite":
+        # SQLAlchemy takes longer to say it than the database to do it.
+        driver_of(connection).execute(text, values)
+    else:
+        connection.exec_driver_sql(text, values)
 
 
 def place_of(table: Table, row: Row) -> Place:
@@ -191,7 +217,7 @@ class _Bulk(NamedTuple):
                 values += self.values_of(row)
             for column, bind in self.binds:
                 values[column :: len(values) // many] = map(bind, values[column :: len(values) // many])
-            connection.exec_driver_sql(self.beginning + ", ".join([self.marks] * many), tuple(values))
+            say(connection, self.beginning + ", ".join([self.marks] * many), tuple(values))
             at += many
 
 

@@ -24,6 +24,7 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -32,7 +33,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 from sqlalchemy import bindparam, func, select
 
-from flx_api.daemon.journal.rows import Place, Row, Rows, add, find, finds_of, place_of
+from flx_api.daemon.journal.rows import Place, Row, Rows, add, driver_of, find, finds_of, place_of, say
 from flx_api.daemon.journal.tables import events, topic_heads
 from flx_api.daemon.journal.tail import EventRow
 from flx_api.errors import FlxError, Internal, StartupError, Unavailable
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Sequence
 
-    from sqlalchemy import Connection, Table
+    from sqlalchemy import Connection, Table, Transaction
 
     from flx_api.daemon.journal.database import Database
 
@@ -90,6 +91,23 @@ class Doubt(NamedTuple):
     group: Group
     transaction: str
     heads: dict[Topic, int]
+
+
+class Making:
+    """A group whose transaction is open: its changes so far and what became of them, how many it is to have.
+
+    `result` is what it comes to, once it is at its end.
+    """
+
+    __slots__ = ("emitted", "group", "most", "outcomes", "result", "transaction")
+
+    def __init__(self, transaction: Transaction, most: int = 0) -> None:
+        self.transaction = transaction
+        self.most = most
+        self.group: list[Pending] = []
+        self.outcomes: list[Outcome] = []
+        self.emitted: list[EventRow] = []
+        self.result = Group([], [], 0)
 
 
 class Tx:
@@ -174,14 +192,14 @@ class Tx:
         if self._used is None:
             self._rows.accept(self._added)
         else:
-            _driver(self._group).execute("RELEASE change")
+            driver_of(self._group).execute("RELEASE change")
         self._heads.open.update(self._mine)
 
     def undo(self) -> None:
         """It failed: nothing of it holds."""
         if self._used is not None:
-            _driver(self._group).execute("ROLLBACK TO change")
-            _driver(self._group).execute("RELEASE change")
+            driver_of(self._group).execute("ROLLBACK TO change")
+            driver_of(self._group).execute("RELEASE change")
 
     def _open(self) -> Connection:
         try:
@@ -190,7 +208,7 @@ class Tx:
             self.is_lost = True
             raise
         # SQLAlchemy's own savepoint objects cost ten times what the three statements do.
-        _driver(self._group).execute("SAVEPOINT change")
+        driver_of(self._group).execute("SAVEPOINT change")
         self._used = self._group
         for place, row in self._added.items():
             add(self._group, place.table, row)
@@ -261,7 +279,7 @@ class Writer:
         self._clock = clock
         self._deliver = deliver
         self._opened = opened
-        self._queue: queue.SimpleQueue[Pending | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Pending | list[Pending] | Making | None] = queue.SimpleQueue()
         self._heads = Heads()
         self._rows = Rows()
         self._seq = 0
@@ -279,6 +297,14 @@ class Writer:
     def submit(self, pending: Pending) -> None:
         """Queue a change."""
         self._queue.put(pending)
+
+    def take(self, group: list[Pending]) -> None:
+        """Queue a group as it is."""
+        self._queue.put(group)
+
+    def seal(self, making: Making) -> None:
+        """Queue a group that is made, to be committed."""
+        self._queue.put(making)
 
     def stop(self) -> None:
         """Queue the end: what came before is committed; the journal lets nothing come after."""
@@ -298,12 +324,15 @@ class Writer:
         self._opened(self._seq, None)
         try:
             while group := self._next_group():
-                self._deliver(self._carry_out(group))
+                done = self._carry_out(group)
+                self._deliver(done)
+                self._database.committed(len(done.outcomes))
         finally:
             self._connection.close()
 
-    def _carry_out(self, group: list[Pending]) -> Group:
+    def _carry_out(self, asked: list[Pending] | Making) -> Group:
         """Commit a group, on a connection that is good as far as is known."""
+        made, group = (asked, asked.group) if isinstance(asked, Making) else (None, asked)
         if self._bad:
             fault = self._renew()
             if (found := self._found) is not None:
@@ -312,7 +341,7 @@ class Writer:
                 self._deliver(found)
             if fault is not None:
                 return self._refused(group, fault)
-        done = self._commit(group)
+        done = self._commit(group, made)
         if done.fault is not None:
             self._bad = True
             if self._doubt is not None:
@@ -384,11 +413,14 @@ class Writer:
     def _refused(self, group: list[Pending], fault: FlxError) -> Group:
         return Group([Outcome(pending.future, None, fault) for pending in group], [], self._seq, fault)
 
-    def _next_group(self) -> list[Pending]:
+    def _next_group(self) -> list[Pending] | Making:
         """Whatever has arrived, at least one; empty at the end."""
         group: list[Pending] = []
         first = self._queue.get()
         while first is not None:
+            if not isinstance(first, Pending):
+                # The loop puts groups or changes, never both.
+                return first
             group.append(first)
             if len(group) == _GROUP_MAX:
                 break
@@ -402,12 +434,13 @@ class Writer:
                 self._queue.put(None)
         return group
 
-    def _commit(self, group: list[Pending]) -> Group:
+    def _commit(self, group: list[Pending], made: Making | None) -> Group:
         repeats, together = 0, True
         while True:
             try:
-                return self._transact(group, together=together)
+                return self._transact(group, together=together) if made is None else self._close(made)
             except Exception as error:  # noqa: BLE001 - the group fails, the thread goes on
+                made = None
                 self._heads.open.clear()
                 self._rows.forget()
                 if repeats < _REPEATS and self._database.may_repeat(error):
@@ -420,35 +453,78 @@ class Writer:
     def _transact(self, group: list[Pending], *, together: bool) -> Group:
         """A group as one transaction. Raises when it is lost, leaving a doubt when its commit was not answered."""
         connection = self._connection
-        outcomes: list[Outcome] = []
-        emitted: list[EventRow] = []
         doubt: Doubt | None = None
         try:
             with connection.begin() as transaction:
-                if together:
-                    self._rows.ask(connection, [place for pending in group for place in finds_of(pending.change)])
-                for pending in group:
-                    # Nobody waits for it any more and nothing of it was begun.
-                    if pending.future.cancelled():
-                        continue
-                    outcomes.append(self._apply(connection, pending, emitted, together=together))
-                self._rows.flush(connection)
-                if emitted:
-                    self._rows.insert(connection, events, self._stored(emitted))
-                    connection.execute(self._upsert_head, [self._head(*item) for item in self._heads.open.items()])
-                elif all(outcome.error is not None for outcome in outcomes):
-                    # Everything was undone: a commit would write the same pages again, and wait for the disk.
-                    transaction.rollback()
-                done = Group(outcomes, emitted, self._seq + len(emitted))
+                making = Making(transaction)
+                self.make(making, group, together=together)
+                done = self.end(making)
                 if transaction.is_active and (name := self._database.transaction(connection)) is not None:
                     doubt = Doubt(done, name, dict(self._heads.open))
         except Exception:
             if doubt is not None and self._database.is_lost(connection):
                 self._doubt = doubt
             raise
+        return self._committed(done)
+
+    def _close(self, made: Making) -> Group:
+        """Commit what the loop has made."""
+        with made.transaction:
+            pass
+        return self._committed(made.result)
+
+    def _committed(self, done: Group) -> Group:
         self._heads.committed()
         self._seq = done.seq
         return done
+
+    # In the thread, or on the loop (`flx_api.daemon.journal.turns`) while the thread has nothing to do:
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether the connection is good as far as is known."""
+        return not self._bad
+
+    @property
+    def most(self) -> int:
+        """How many changes a group may have."""
+        return _GROUP_MAX
+
+    def begin_at_once(self, most: int) -> Making:
+        """Begin a group of so many changes, if that needs no waiting. Raises when it does, or cannot be."""
+        return Making(self._database.begin_at_once(self._connection), most)
+
+    def make(self, making: Making, changes: list[Pending], *, together: bool = True) -> None:
+        """Make changes. Raises when the group is lost."""
+        connection = self._connection
+        if together:
+            self._rows.ask(connection, [place for pending in changes for place in finds_of(pending.change)])
+        for pending in changes:
+            # Nobody waits for it any more and nothing of it was begun.
+            if not pending.future.cancelled():
+                making.outcomes.append(self._apply(connection, pending, making.emitted, together=together))
+
+    def end(self, making: Making) -> Group:
+        """Write down what is left of a group but its commit. Raises when the group is lost."""
+        connection, emitted = self._connection, making.emitted
+        self._rows.flush(connection)
+        if emitted:
+            self._rows.insert(connection, events, self._stored(emitted))
+            for topic, seq in self._heads.open.items():
+                self._upsert_head(connection, (topic.tenant, self._project_id, topic.name, seq))
+        elif all(outcome.error is not None for outcome in making.outcomes):
+            # Everything was undone: a commit would write the same pages again, and wait for the disk.
+            making.transaction.rollback()
+        making.result = Group(making.outcomes, emitted, self._seq + len(emitted))
+        return making.result
+
+    def drop(self, making: Making) -> None:
+        """Undo what was made of a group."""
+        self._heads.open.clear()
+        self._rows.forget()
+        # On some faults the transaction is undone already, and what is told then is of no use.
+        with contextlib.suppress(Exception):
+            making.transaction.rollback()
 
     def _apply(self, connection: Connection, pending: Pending, emitted: list[EventRow], *, together: bool) -> Outcome:
         """Run one change, to be undone alone. Raises when the whole transaction is lost."""
@@ -493,18 +569,23 @@ class Writer:
             for seq, prev, ts_us, topic, tenant, data in emitted
         ]
 
-    def _head(self, topic: Topic, seq: int) -> dict[str, Any]:
-        return {"tenant": topic.tenant, "project_id": self._project_id, "topic": topic.name, "seq": seq}
 
-
-def _driver(connection: Connection) -> Any:  # noqa: ANN401 - sqlite3's connection or psycopg's
-    return connection.connection.driver_connection
-
-
-def _upsert_of(database: Database) -> Any:  # noqa: ANN401 - each dialect has an INSERT of its own
-    """Where a topic's last sequence number goes."""
+def _upsert_of(database: Database) -> Callable[[Connection, tuple[Any, ...]], None]:
+    """Keeps a topic's last sequence number: tenant, project, topic and that."""
     statement = database.insert(topic_heads)
-    return statement.on_conflict_do_update(
+    statement = statement.on_conflict_do_update(
         index_elements=[topic_heads.c.tenant, topic_heads.c.project_id, topic_heads.c.topic],
         set_={"seq": statement.excluded.seq},
     )
+    names = [column.name for column in topic_heads.columns]
+    texts: list[str] = []
+
+    def upsert(connection: Connection, values: tuple[Any, ...]) -> None:
+        if not database.is_near:
+            connection.execute(statement, dict(zip(names, values, strict=True)))
+            return
+        if not texts:
+            texts.append(str(statement.compile(dialect=connection.dialect)))
+        say(connection, texts[0], values)
+
+    return upsert
