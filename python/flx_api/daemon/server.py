@@ -27,7 +27,7 @@ from flx_api.daemon.batch import fault, replies
 from flx_api.daemon.channel import CommandChannel, bearable
 from flx_api.daemon.limits import Guarded
 from flx_api.daemon.trust import Gateway, Nobody
-from flx_api.daemon.watch import Watcher, log_batches
+from flx_api.daemon.watch import Pages, Watcher, log_batches
 from flx_api.errors import FlxError, Unauthenticated
 from flx_api.models.topic_rules import rule_of
 from flx_api.proto.buffer import MAX_MESSAGE_BYTES
@@ -77,6 +77,7 @@ class DaemonService(DaemonBase):
         self._services = services
         self._dispatcher = dispatcher
         self._trust = trust
+        self._pages = Pages()
         # Calls with commands that have not ended.
         self._open = 0
         self._idle = asyncio.Event()
@@ -151,6 +152,7 @@ class DaemonService(DaemonBase):
                 tenant=caller.tenant,
                 may_see=may_see,
                 clock=self._services.clock,
+                pages=self._pages,
             )
         await _send_all(stream, watcher.batches(), caller)
 

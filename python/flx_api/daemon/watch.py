@@ -2,7 +2,8 @@
 
 Strategy: a watcher is a cursor into the journal and one into each log that is going on; nothing is queued for it. Each
 turn fills one batch from the cursors and sends it; when there is nothing, it waits for the journal or one of the logs.
-A slow watcher takes its turns less often and costs nothing in between.
+A slow watcher takes its turns less often and costs nothing in between. Watchers that keep up are at the same line, so
+what one of them has read of a log is kept for the others (`Pages`).
 
 Rules:
 - The first batch goes out at once, even empty, so that a client without a position learns where "now" is.
@@ -18,11 +19,11 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
-from flx_api.errors import NotFound
+from flx_api.errors import NotFound, Unavailable
 from flx_api.models.event import PRIVATE_TOPICS
 from flx_api.proto.flx.v1.daemon_pb2 import Event, EventBatch, LogBatch
 
@@ -38,6 +39,8 @@ BATCH_EVENTS: Final = 256
 BATCH_BYTES: Final = 64 * 1024
 # After so many events that concern the watcher nothing, it is told how far it has come.
 _SILENT_EVENTS: Final = 1024
+# Of logs that are followed: at most a batch each.
+_PAGES_MAX: Final = 64
 _PREFIX, _STATUS, _LOG = "execution.", ".status", ".log"
 
 _raw = msgspec.json.Decoder(msgspec.Raw)
@@ -57,6 +60,37 @@ class Topics:
         return self._all or topic in self._names or topic.startswith(self._prefixes)
 
 
+class Page(NamedTuple):
+    """Lines of a log behind one of them, as events, and how many bytes their data are."""
+
+    after: int
+    events: list[Event]
+    size: int
+
+
+class Pages:
+    """What was read last of each log."""
+
+    def __init__(self) -> None:
+        self._pages: dict[str, Page] = {}
+
+    def find(self, execution_id: str, after: int) -> Page | None:
+        """What was read behind this line, if that was the last."""
+        page = self._pages.get(execution_id)
+        return page if page is not None and page.after == after else None
+
+    def keep(self, execution_id: str, page: Page) -> None:
+        """Keep a page in place of the one before."""
+        self._pages.pop(execution_id, None)
+        self._pages[execution_id] = page
+        if len(self._pages) > _PAGES_MAX:
+            del self._pages[next(iter(self._pages))]
+
+    def forget(self, execution_id: str) -> None:
+        """Nobody needs it any more."""
+        self._pages.pop(execution_id, None)
+
+
 class Watcher:
     """One watcher's cursors.
 
@@ -67,7 +101,8 @@ class Watcher:
         ephemeral: the events that are in no journal.
         tenant: the one tenant it may see; None sees all.
         may_see: what else keeps it from seeing a topic (False), if anything does.
-        clock: microseconds since the epoch; log lines bear the time at which they are passed on.
+        clock: microseconds since the epoch; log lines bear the time at which they are passed on first.
+        pages: shared with other watchers.
     """
 
     def __init__(
@@ -80,7 +115,10 @@ class Watcher:
         tenant: str | None,
         may_see: Callable[[str], bool] | None = None,
         clock: Callable[[], int],
+        pages: Pages | None = None,
     ) -> None:
+        self._pages = pages or Pages()
+        self._wake = asyncio.Event()
         self._topics = Topics(request.topics)
         self._may_see_more = may_see
         self._ephemeral = ephemeral
@@ -185,8 +223,9 @@ class Watcher:
                 if not row.data:
                     self._gap = self._gap or "evicted"
                     continue
-                events.append(Event(**row._asdict()))
-                size += len(row.data) + len(row.topic)
+                seq, prev, ts_us, topic, tenant, data = row
+                events.append(Event(seq=seq, prev=prev, ts_us=ts_us, topic=topic, tenant=tenant, data=data))
+                size += len(data) + len(topic)
             else:
                 self._silent += 1
         return size
@@ -232,17 +271,29 @@ class Watcher:
             if log.complete and self._lines[execution_id] >= log.last_line:
                 del self._lines[execution_id]
                 self._given.add(execution_id)
+                self._pages.forget(execution_id)
 
     def _take_log(self, events: list[Event], execution_id: str, log: LogFile, room: int) -> int:
-        after, size, now_us = self._lines[execution_id], 0, self._clock()
-        for line in log.lines(after + 1, BATCH_EVENTS - len(events), room):
-            after += 1
+        after, most = self._lines[execution_id], BATCH_EVENTS - len(events)
+        if after >= log.last_line:
+            return 0
+        page = self._pages.find(execution_id, after)
+        if page is None or len(page.events) > most or page.size > room:
+            page = self._read(execution_id, log, most, room)
+        events += page.events
+        self._lines[execution_id] = after + len(page.events)
+        return page.size
+
+    def _read(self, execution_id: str, log: LogFile, most: int, room: int) -> Page:
+        after, now_us, tenant, size = self._lines[execution_id], self._clock(), log.tenant, 0
+        topic, events = f"{_PREFIX}{execution_id}{_LOG}", []
+        for number, line in enumerate(log.lines(after + 1, most, room), after + 1):
             data = _as_json(line)
             size += len(data)
-            topic = f"{_PREFIX}{execution_id}{_LOG}"
-            events.append(Event(seq=after, prev=after - 1, ts_us=now_us, topic=topic, tenant=log.tenant, data=data))
-        self._lines[execution_id] = after
-        return size
+            events.append(Event(seq=number, prev=number - 1, ts_us=now_us, topic=topic, tenant=tenant, data=data))
+        page = Page(after, events, size)
+        self._pages.keep(execution_id, page)
+        return page
 
     def _log(self, execution_id: str) -> LogFile | None:
         """The log, if it is one this watcher is to see."""
@@ -263,26 +314,32 @@ class Watcher:
         return self._tenant is None or topic not in PRIVATE_TOPICS
 
     async def _news(self) -> None:
-        """Wait until the journal or one of the logs has more."""
-        waits = [asyncio.ensure_future(self._journal.changed(self._seq))]
+        """Wait until the journal or one of the logs has more.
+
+        Raises:
+            Unavailable: `shutting_down`, the journal was closed.
+        """
+        sources = [self._journal.news]
         if self._ephemeral_seq is not None:
-            waits.append(asyncio.ensure_future(self._ephemeral.changed(self._ephemeral_seq)))
+            sources.append(self._ephemeral.news)
+        has_more = self._seq < self._journal.seq or not self._has_all_ephemeral()
         for execution_id, line in self._lines.items():
             log = self._log(execution_id)
             if log is not None:
-                waits.append(asyncio.ensure_future(_changed(log, line)))
+                sources.append(log.news)
+                has_more = has_more or log.last_line > line or log.complete
+        if has_more:
+            return
+        if self._journal.is_closed:
+            raise Unavailable(code="shutting_down")
+        self._wake.clear()
+        for source in sources:
+            source.wake(self._wake)
         try:
-            done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
+            await self._wake.wait()
         finally:
-            for task in waits:
-                task.cancel()
-
-
-async def _changed(log: LogFile, line: int) -> int:
-    await log.changed(line)
-    return line
+            for source in sources:
+                source.spare(self._wake)
 
 
 async def log_batches(log: LogFile, from_line: int, limit: int, *, follow: bool) -> AsyncIterator[LogBatch]:

@@ -11,9 +11,10 @@ Rules:
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple
+
+from flx_api.events.news import News
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -58,7 +59,7 @@ class EphemeralLog:
         self._events: deque[EphemeralEvent] = deque()
         self._onces: dict[Hashable, str] = {}
         self._size = 0
-        self._news = asyncio.Event()
+        self.news = News()
 
     def append(self, tenant: str, topic: str, data: bytes, once: Once | None = None) -> bool:
         """Tell an event; nothing happens when one with the same key is still remembered.
@@ -79,8 +80,7 @@ class EphemeralLog:
         most, size = self._most
         while len(self._events) > most or (self._size > size and len(self._events) > 1):
             self._size -= len(self._events.popleft().data) + _OVERHEAD
-        news, self._news = self._news, asyncio.Event()
-        news.set()
+        self.news.tell()
         return True
 
     def lost(self, epoch: str, seq: int) -> str:
@@ -102,5 +102,5 @@ class EphemeralLog:
     async def changed(self, seq: int) -> int:
         """Wait until there is an event after this number."""
         while self.seq <= seq:
-            await self._news.wait()
+            await self.news.wait()
         return self.seq

@@ -16,10 +16,11 @@ Rules:
 
 from __future__ import annotations
 
-import asyncio
 import os
 import threading
 from typing import IO, TYPE_CHECKING, NamedTuple
+
+from flx_api.events.news import News
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,7 +54,9 @@ class LogFile:
         self._over = complete
         self._unread = complete
         self._loading = threading.Lock()
-        self._news = asyncio.Event()
+        self.news = News()
+        # The next line behind a page that was read, and its offset: whoever follows the run goes on there.
+        self._next = (1, 0)
 
     @property
     def last_line(self) -> int:
@@ -101,10 +104,15 @@ class LogFile:
         except OSError:
             return []
         mark = (from_line - 1) // MARK_LINES
+        line, offset = mark * MARK_LINES + 1, self._marks[mark]
+        if line < self._next[0] <= from_line:
+            line, offset = self._next
         with file:
-            skip = from_line - 1 - mark * MARK_LINES
-            part = _Part(self._marks[mark], self._seen, skip, last - from_line + 1, max_bytes)
-            return _read_lines(file, part)
+            part = _Part(offset, self._seen, from_line - line, last - from_line + 1, max_bytes)
+            found, end = _read_lines(file, part)
+        if end <= self._line_start:
+            self._next = (from_line + len(found), end)
+        return found
 
     def tail(self, max_bytes: int) -> list[bytes]:
         """The last whole lines of the latest attempt within so many bytes, however many there are."""
@@ -121,7 +129,7 @@ class LogFile:
     async def changed(self, after_line: int) -> None:
         """Return when there is a line behind `after_line`, or when none can come any more."""
         while self.last_line <= after_line and not self._over:
-            await self._news.wait()
+            await self.news.wait()
 
     def advance(self) -> bool:
         """Look for new lines and wake who waits for them; whether more is there than one call looks at."""
@@ -150,7 +158,7 @@ class LogFile:
         before._seen, before._line_start = self._seen, self._line_start
         self._earlier.append(before)
         self.path = path
-        self._marks, self._ends, self._seen, self._line_start = [0], 0, 0, 0
+        self._marks, self._ends, self._seen, self._line_start, self._next = [0], 0, 0, 0, (1, 0)
         self._wake()
 
     def finish(self) -> None:
@@ -171,8 +179,7 @@ class LogFile:
                     self._unread = False
 
     def _wake(self) -> None:
-        news, self._news = self._news, asyncio.Event()
-        news.set()
+        self.news.tell()
 
     def _index(self, until: int) -> None:
         try:
@@ -221,11 +228,11 @@ class _Part(NamedTuple):
     max_bytes: int
 
 
-def _read_lines(file: IO[bytes], part: _Part) -> list[bytes]:
-    """The lines of a part; what is left before its end is a line too."""
+def _read_lines(file: IO[bytes], part: _Part) -> tuple[list[bytes], int]:
+    """The lines of a part, what is left before its end being a line too; and the offset behind the last of them."""
     offset, end, skip, wanted, max_bytes = part
     lines: list[bytes] = []
-    held = 0
+    held, behind = 0, offset
     rest: list[bytes] = []
     while offset < end:
         chunk = os.pread(file.fileno(), min(CHUNK_BYTES, end - offset), offset)
@@ -233,20 +240,24 @@ def _read_lines(file: IO[bytes], part: _Part) -> list[bytes]:
             break
         offset += len(chunk)
         *whole, tail = chunk.split(b"\n")
-        for piece in whole:
-            line = b"".join((*rest, piece)) if rest else piece
+        if rest and whole:
+            whole[0] = b"".join((*rest, whole[0]))
             rest = []
-            if skip:
-                skip -= 1
-                continue
+        if skip:
+            skipped = whole[:skip]
+            behind += sum(map(len, skipped)) + len(skipped)
+            skip -= len(skipped)
+            del whole[: len(skipped)]
+        for line in whole:
             if lines and held + len(line) > max_bytes:
-                return lines
+                return lines, behind + held + len(lines)
             lines.append(line)
             held += len(line)
             if len(lines) == wanted:
-                return lines
+                return lines, behind + held + len(lines)
         if tail:
             rest.append(tail)
     if rest and not skip and (not lines or held < max_bytes):
         lines.append(b"".join(rest))
-    return lines
+        held += len(lines[-1])
+    return lines, behind + held + len(lines)

@@ -32,6 +32,7 @@ from flx_api.daemon.journal.tail import EventRow, Tail
 from flx_api.daemon.journal.turns import Turns
 from flx_api.daemon.journal.writer import Group, Pending, Tx, Writer
 from flx_api.errors import FlxError, Unavailable
+from flx_api.events.news import News
 from flx_api.models.auth import STILL_S
 from flx_api.models.topic_rules import expires
 
@@ -58,7 +59,8 @@ class Journal:
     """The daemon's database. Made by `open`.
 
     `epoch` names this history of events; `seq` is the last committed sequence number, `oldest` the first one still
-    there (`seq + 1` when there is none); `groups` and `changes` count commits and what they held.
+    there (`seq + 1` when there is none); `groups` and `changes` count commits and what they held; `news` tells of
+    events, and of the end.
     """
 
     epoch: str
@@ -82,7 +84,7 @@ class Journal:
         self._clock = clock
         self._tail_rows = tail_rows
         self._loop = asyncio.get_running_loop()
-        self._news = asyncio.Event()
+        self.news = News()
         self._closed = False
         self._reading = 0
         self._opened: asyncio.Future[int] = self._loop.create_future()
@@ -214,6 +216,11 @@ class Journal:
             # The reader may already see a group whose delivery is still on its way to the loop: it comes next time.
             return [EventRow(*row) for row in connection.execute(query) if row.seq <= self.seq]
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing comes any more."""
+        return self._closed
+
     async def changed(self, after_seq: int) -> int:
         """Wait until there is an event after this one; returns the last sequence number.
 
@@ -223,7 +230,7 @@ class Journal:
         while self.seq <= after_seq:
             if self._closed:
                 raise Unavailable(code="shutting_down")
-            await self._news.wait()
+            await self.news.wait()
         return self.seq
 
     async def prune(self, before_us: int, keep_rows: int) -> int:
@@ -277,7 +284,7 @@ class Journal:
             self._writer.stop()
         await asyncio.to_thread(self._writer.join)
         # The thread's last delivery was scheduled before it ended; by now it has run.
-        self._news.set()
+        self.news.tell()
         if self._replacing is not None:
             self._replacing.cancel()
             await asyncio.gather(self._replacing, return_exceptions=True)
@@ -347,8 +354,7 @@ class Journal:
         if group.events:
             self.seq = group.seq
             self._tail.extend(group.events)
-            self._news.set()
-            self._news = asyncio.Event()
+            self.news.tell()
         for future, value, error in group.outcomes:
             if future.done():
                 continue
