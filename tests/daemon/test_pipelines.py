@@ -17,17 +17,19 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ANN = Principal("ann", "default", ("admin",))
-ARGS = PipelineCreateArgs("mine", tasks=(("tap-a", "target-b"),), tags=("b", "a", "b"))
+TASKS = (("tap-a", "target-b"),)
+ARGS = PipelineCreateArgs("mine", tasks=TASKS, tags=("b", "a", "b"), retry_on=("failed", "failed"))
 
 
 def test_a_job_that_comes_later_takes_the_name(tmp_path: Path) -> None:
     async def story() -> None:
         async with parts(tmp_path) as daemon:
             model = daemon.services.projects.current()
-            await daemon.journal.write(lambda tx: pipelines.create(tx, model, ANN, ARGS))
+            told = await daemon.journal.write(lambda tx: pipelines.create(tx, model, ANN, ARGS, TASKS))
             with daemon.journal.read() as connection:
                 own = pipelines.find(connection, model, "default", "test", "mine")
-                assert (own.source, own.tags) == ("api", ("b", "a"))
+                assert told == own
+                assert (own.source, own.tags, own.retry_on) == ("api", ("b", "a"), ("failed",))
             (tmp_path / "meltano.yml").write_text(PROJECT.replace("name: load", "name: mine"), encoding="utf-8")
             model = daemon.services.projects.current()
             with daemon.journal.read() as connection:
@@ -41,7 +43,7 @@ def test_rows_of_another_project_or_tenant_are_not_there(tmp_path: Path) -> None
     async def story() -> None:
         async with parts(tmp_path) as daemon:
             model = daemon.services.projects.current()
-            await daemon.journal.write(lambda tx: pipelines.create(tx, model, ANN, ARGS))
+            await daemon.journal.write(lambda tx: pipelines.create(tx, model, ANN, ARGS, TASKS))
             with daemon.journal.read() as connection:
                 for tenant, project in (("other", "test"), ("default", "other")):
                     with pytest.raises(NotFound):

@@ -156,8 +156,12 @@ class Log:
                 self._due.wait()
                 self._due.clear()
                 if not self._is_over:
-                    _, pages, moved = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-                    self._is_behind = moved < pages
+                    self._move(connection)
+
+    def _move(self, connection: sqlite3.Connection) -> None:
+        """What is in the log now. No commit waits for it."""
+        _, pages, moved = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        self._is_behind = moved < pages
 
 
 def engine_of(url: str, *, read_only: bool, busy_timeout_ms: int = 2000) -> Engine:
