@@ -7,6 +7,9 @@ their keys are asked for at the group's beginning, those that they add are inser
 are numbered when a change emits them: one statement for all (`flx_api.daemon.journal.rows`). The outcomes of the group
 then go to the loop in one call.
 
+Where the database is near, the loop may have made a group already, with the same functions, and the thread only commits
+it (`flx_api.daemon.journal.turns`).
+
 Rules:
 - An event and the change that emitted it are in the database both or neither.
 - Sequence numbers are given here only: dense, in the order of commit. An undone change gives its numbers back.
