@@ -205,3 +205,31 @@ def test_what_goes_wrong_with_a_message_is_told_to_who_waits() -> None:
         asyncio.run(told(b"\0" + (MAX_MESSAGE_BYTES + 1).to_bytes(4, "big")))
     with pytest.raises(AssertionError):
         asyncio.run(told(b"\0\0\0\0\2x", ends=True))
+
+
+@given(st.lists(st.binary(max_size=30), max_size=8), st.lists(st.integers(1, 25), max_size=30))
+def test_a_message_that_is_whole_is_taken_without_waiting(messages: list[bytes], sizes: list[int]) -> None:
+    sent = b"".join(b"\0" + len(message).to_bytes(4, "big") + message for message in messages)
+    acked = 0
+
+    def ack(size: int) -> None:
+        nonlocal acked
+        acked += size
+
+    buffer, found, at = Buffer(ack), [], 0
+    for size in [*sizes, len(sent)]:
+        piece = sent[at : at + size]
+        at += len(piece)
+        buffer.add(piece, len(piece))
+        while (message := buffer.whole_message()) is not None:
+            found.append(message)
+        assert acked + buffer._owed + len(buffer._bytes) == at
+    assert found == messages
+
+
+@pytest.mark.parametrize("head", [b"\1\0\0\0\1x", b"\0" + (MAX_MESSAGE_BYTES + 1).to_bytes(4, "big") + b"x", b"\0\0\0"])
+def test_what_is_no_whole_message_is_left_to_who_reads(head: bytes) -> None:
+    buffer = Buffer(lambda _size: None)
+    buffer.add(head, len(head))
+    assert buffer.whole_message() is None
+    assert asyncio.run(buffer.read(3)) == head[:3]

@@ -22,8 +22,8 @@ import structlog
 
 from flx_api.daemon.dispatch import Change
 from flx_api.errors import GIVEN_UP, Internal
-from flx_api.proto.buffer import MAX_MESSAGE_BYTES
-from flx_api.proto.flx.v1.daemon_pb2 import ReplyBatch, ReplyFrame
+from flx_api.proto.buffer import MAX_MESSAGE_BYTES, Buffer
+from flx_api.proto.flx.v1.daemon_pb2 import CommandBatch, ReplyBatch, ReplyFrame
 from flx_api.proto.outbox import Outbox
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from flx_api.daemon.dispatch import Dispatcher
     from flx_api.daemon.trust import Caller
-    from flx_api.proto.flx.v1.daemon_pb2 import CommandBatch, CommandFrame
+    from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame
 
 MAX_OUTSTANDING: Final = 256
 # Beside it there are a few short fields.
@@ -87,7 +87,7 @@ class CommandChannel:
 
     async def _read(self) -> None:
         inline = 0
-        while (batch := await self._stream.recv_message()) is not None:
+        while (batch := self._received() or await self._stream.recv_message()) is not None:
             for frame in batch.frames:
                 if frame.cancel:
                     self._give_up(frame.seq)
@@ -98,6 +98,12 @@ class CommandChannel:
                     inline = 0
                     await asyncio.sleep(0)
         await self._fewer_than(1)
+
+    def _received(self) -> CommandBatch | None:
+        """The next message, if it is here already: then it costs no coroutine."""
+        buffer: Any = self._stream._stream.buffer  # noqa: SLF001 - as in `flx_api.daemon.limits`
+        message = buffer.whole_message() if isinstance(buffer, Buffer) else None
+        return None if message is None else CommandBatch.FromString(message)
 
     async def _fewer_than(self, count: int) -> None:
         while self._outstanding >= count:

@@ -94,6 +94,20 @@ class Buffer:
             self._hand_back()
         return data
 
+    def whole_message(self) -> bytes | None:
+        """The next gRPC message, if it is here and nobody need wait; None also for one that must not be, for `read`."""
+        received = self._bytes
+        if len(received) < _HEAD or received[0]:
+            return None
+        end = _HEAD + int.from_bytes(received[1:_HEAD], "big")
+        if end > min(len(received), _HEAD + MAX_MESSAGE_BYTES):
+            return None
+        message = bytes(received[_HEAD:end])
+        self._drop(end)
+        if self._owed > _OWED_AT_MOST:
+            self._hand_back()
+        return message
+
     async def messages(self, take: Callable[[bytes], None]) -> None:
         """Give every gRPC message to `take` as soon as it is whole, until the stream ends.
 

@@ -1,8 +1,9 @@
 """The journal as the loop sees it: writes that return after their commit, reads, the stream of events.
 
-Strategy: changes go to the writer thread (`writer`), small ones are made before it (`turns`); reads are taken at once on the loop from a connection of their
-own, since an indexed read of a file in the page cache costs microseconds and WAL readers never wait for the writer.
-A server costs a round trip, and no more than a time that the connection bounds (docs/decisions/0012).
+Strategy: changes go to the writer thread (`writer`), small ones are made before it on the loop (`turns`). Reads are
+taken at once on the loop from a connection of their own, since an indexed read of a file in the page cache costs
+microseconds and WAL readers never wait for the writer. A server costs a round trip, and no more than a time that the
+connection bounds (docs/decisions/0012).
 
 Rules:
 - A `with journal.read()` block must not await.
