@@ -84,7 +84,7 @@ def test_key_run_and_events_are_one_transaction(play: Callable[..., None]) -> No
             return await execute(then_the_disk_is_full)
 
         for time in ("09:00", "09:00:01"):
-            stage.journal.write = full  # type: ignore[method-assign]
+            stage.journal.write = full  # type: ignore[assignment, method-assign]
             with pytest.raises(Unavailable):
                 await day.look(time)
         assert ([], seq) == (day.runs(), stage.journal.seq)

@@ -321,7 +321,7 @@ def test_a_cancellation_in_the_last_moment_of_a_pause_holds(play: Callable[..., 
                 return await write(change)
 
             accepted = await submit(executions, "at-once")
-            stage.journal.write = first_the_cancellation  # type: ignore[method-assign]
+            stage.journal.write = first_the_cancellation  # type: ignore[assignment, method-assign]
             (await stage.executor.run_of(accepted)).end(1)
             await until(lambda: cancelling, "the pause's end")
             assert (await cancelling[0]).status == "cancelled"
@@ -369,7 +369,7 @@ def test_by_hand_before_the_end_was_taken_notice_of(play: Callable[..., None]) -
                     return ended
                 return await write(change)
 
-            stage.journal.write = then_another  # type: ignore[method-assign]
+            stage.journal.write = then_another  # type: ignore[assignment, method-assign]
             first.end(1)
             second = await stage.executor.run_of(accepted, 2)
             assert (await retrying[0]).attempts == 2
