@@ -12,7 +12,7 @@ from tests.daemon.daemon_parts import Parts, growing_log, parts, turn
 
 from flx_api._core import Hub
 from flx_api.daemon.executions.log_file import LogFile
-from flx_api.daemon.watch import BATCH_EVENTS, Topics, Watcher
+from flx_api.daemon.watch import BATCH_EVENTS, Pages, Topics, Watcher
 from flx_api.events.follower import told as told_to_hub
 from flx_api.models.event import ExecutionEvent, PipelineEvent
 from flx_api.models.topic_rules import Expiry
@@ -404,5 +404,43 @@ def test_ephemeral_events_go_on_from_a_number_or_are_said_to_be_lost(tmp_path: P
                 log.append("default", "app.x", b"1")
             behind = await anext(slow)
             assert ("evicted", []) == (behind.ephemeral_gap_reason, told(behind))
+
+    asyncio.run(story())
+
+
+def test_watchers_at_the_same_line_read_it_once(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with parts(tmp_path) as daemon:
+            log = new_log(daemon, tmp_path, "e1")
+            services, pages, looked = daemon.services, Pages(), []
+            lines = log.lines
+
+            def looking(*asked: int) -> list[bytes]:
+                looked.append(asked)
+                return lines(*asked)
+
+            log.lines = looking  # type: ignore[assignment, method-assign]
+            watchers = [
+                Watcher(
+                    WatchRequest(topics=["*"]),
+                    services.journal,
+                    services.executions,
+                    services.ephemeral,
+                    tenant=None,
+                    clock=daemon.clock,
+                    pages=pages,
+                ).batches()
+                for _ in range(3)
+            ]
+            for batches in watchers:
+                await anext(batches)
+            for number in range(1, 4):
+                with log.path.open("ab") as file:
+                    file.write(b"line %d\n" % number)
+                log.advance()
+                told = [list((await anext(batches)).events) for batches in watchers]
+                assert told[0] == told[1] == told[2]
+                assert [(event.seq, event.data) for event in told[0]] == [(number, b'"line %d"' % number)]
+            assert len(looked) == 3
 
     asyncio.run(story())

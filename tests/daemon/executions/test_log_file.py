@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -171,3 +172,22 @@ def test_who_follows_an_attempt_hears_of_the_next_one(tmp_path: Path) -> None:
         assert found.lines(2, 10) == [b"b", b"c"]
 
     asyncio.run(story())
+
+
+def test_who_follows_goes_on_where_the_page_before_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, offsets, pread = tmp_path / "log", [], os.pread
+    found = LogFile(path, tenant="t")
+
+    def reading(file: int, size: int, offset: int) -> bytes:
+        offsets.append(offset)
+        return pread(file, size, offset)
+
+    for number in range(1, 5):
+        with path.open("ab") as file:
+            file.write(b"line %d\n" % number)
+        found.advance()
+        monkeypatch.setattr(os, "pread", reading)
+        assert found.lines(number, 9) == [b"line %d" % number]
+        monkeypatch.undo()
+    assert offsets == [0, 7, 14, 21]
+    assert found.lines(2, 2) == [b"line 2", b"line 3"]
