@@ -50,6 +50,7 @@ __all__ = [
     "asgi_scope",
     "become_subreaper",
     "build_profile",
+    "check_certificate",
     "check_json",
     "close_codes",
     "die_with_parent",
@@ -1145,6 +1146,13 @@ class Hub:
     @staticmethod
     def age_bounds() -> list[float]:
         """The upper bounds, in seconds."""
+
+def check_certificate(chain: bytes, key: bytes) -> None:
+    """Hold that a certificate chain and its key, in PEM, can be used by the native listeners.
+
+    Raises:
+        ValueError: They cannot, and why.
+    """
 
 @final
 class Lane:

@@ -105,6 +105,23 @@ def project(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("face", ["asgi", "rsgi", "lane"])
+def test_a_certificate_that_is_none_is_one_line_on_every_face(project: Path, face: str) -> None:
+    file = project / "keys.json"
+    secure = {"FLX_ENABLE_SSL": "true", "FLX_SSL_CERT_FILE": str(file), "FLX_SSL_KEY_FILE": str(file)}
+    done = subprocess.run(
+        flx("serve", "--project", str(project)),
+        env={**os.environ, "FLX_API_PORT": "0", "FLX_INTERFACE": face, **secure},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    said = "FLX_SSL_CERT_FILE, FLX_SSL_KEY_FILE: the key: "
+    assert (2, "", 1, said) == (done.returncode, done.stdout, done.stderr.count("\n"), done.stderr[: len(said)])
+    assert ENCODED not in done.stderr
+
+
 @pytest.mark.parametrize(("setting", "value", "said"), CASES.values(), ids=CASES)
 def test_a_bad_setting_is_one_line_that_names_it(project: Path, setting: str, value: str, said: str) -> None:
     before = sorted(project.iterdir())

@@ -17,6 +17,7 @@ from tests.gateway_process import bearer, token
 from flx_api.errors import StartupError
 from flx_api.gateway.lane import LaneFace
 from flx_api.gateway.routes_fast import Response
+from flx_api.proto.flx.v1.daemon_pb2 import ReplyBatch, ReplyFrame
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -342,16 +343,65 @@ def test_it_ends_with_what_is_under_way() -> None:
     asyncio.run(story())
 
 
-def test_a_certificate_that_is_none_is_named(tmp_path: Any) -> None:
+def test_what_is_no_socket_is_not_served() -> None:
     async def story() -> None:
-        (tmp_path / "c").write_bytes(b"nothing")
-        files: dict[str, Any] = {
-            "enable_ssl": True,
-            "ssl_cert_file": str(tmp_path / "c"),
-            "ssl_key_file": str(tmp_path / "c"),
-        }
-        with pytest.raises(StartupError, match=r"^FLX_SSL_CERT_FILE, FLX_SSL_KEY_FILE: "):
-            async with stage(**files):
-                pass
+        async with stage() as (at, _):
+            with pytest.raises(StartupError, match=r"^FLX_INTERFACE: the lane cannot be served: "):
+                LaneFace(
+                    at.parts.settings,
+                    admission=at.parts.admission,
+                    edge=at.parts.edge,
+                    endpoint=at.parts.endpoint,
+                    rides=at.parts.rides,
+                    cors=at.parts.cors,
+                ).start(987_654)
+
+    asyncio.run(story())
+
+
+def test_a_head_has_no_body_over_http2_either() -> None:
+    async def story() -> None:
+        async with stage() as (at, _), httpx.AsyncClient(base_url=at.url, http1=False, http2=True) as client:
+            same = {"authorization": f"Bearer {token(iat=1)}"}
+            for headers, status in (({}, 401), (same, 200), (same, 200)):
+                whole = await client.get("/v1/auth/whoami", headers=headers)
+                head = await client.head("/v1/auth/whoami", headers=headers)
+                assert ("HTTP/2", status, b"") == (head.http_version, head.status_code, head.content)
+                assert whole.headers["content-length"] == head.headers["content-length"]
+
+    asyncio.run(story())
+
+
+def test_a_slow_command_leaves_nothing_behind() -> None:
+    async def story() -> None:
+        async with stage() as (at, client):
+            at.daemon.answers["system.echo"] = lambda _: None
+            body = b'{"command":"system.echo"}'
+            asking = asyncio.create_task(client.post("/v1/execute", headers={**bearer(), **JSON}, content=body))
+            await at.until(lambda: bool(at.face._gone))
+            (frame,), upstream = at.daemon.commands(), at.parts.upstream
+            reply = ReplyBatch(frames=[ReplyFrame(seq=frame.seq, result=b"[0]")]).SerializeToString()
+            upstream.received(upstream._ready[0], reply)
+            assert (200, 0) == ((await asking).status_code, at.heard)
+            await at.until(lambda: not at.face._tasks)
+            assert ({}, {}) == (at.face._gone, at.parts.rides._watches)
+
+    asyncio.run(story())
+
+
+def test_what_fails_in_a_turn_takes_nothing_else_along() -> None:
+    async def story() -> None:
+        async with stage() as (at, client):
+            depart, fails = at.parts.rides.depart, [True]
+
+            def once() -> None:
+                depart()
+                if fails.pop() if fails else False:
+                    raise ValueError
+
+            at.parts.rides.depart = once  # type: ignore[method-assign]
+            asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+            assert [200, 200] == [(await client.get("/health")).status_code for _ in range(2)]
+            assert [] == fails
 
     asyncio.run(story())

@@ -11,6 +11,7 @@ import msgspec
 from tests.gateway_app import Running, running, scope
 from tests.gateway_process import bearer, token
 
+from flx_api._core import Admitted
 from flx_api.websocket import connection_manager
 
 if TYPE_CHECKING:
@@ -197,6 +198,21 @@ def test_a_token_that_is_revoked_while_a_body_is_awaited_opens_no_stream() -> No
         await listener.until("}")
         listener.gone.set()
         await asyncio.wait_for(task, 10)
+        assert (listener.start["status"], msgspec.json.decode(listener.text)["code"]) == (401, "invalid_token")
+
+    run(story)
+
+
+def test_a_token_that_is_revoked_between_admission_and_its_request_opens_no_stream() -> None:
+    """On the lane these are two threads."""
+
+    async def story(gateway: Running) -> None:
+        listener = Listener()
+        request = scope("GET", "/v1/events", bearer(), "topics=app.x")
+        admitted = gateway.parts.admission.admit(request)
+        assert isinstance(admitted, Admitted)
+        gateway.parts.revoked.apply("subject", "anna", "default", int(time.time()) + 10)
+        await gateway.parts.edge.serve(request, listener.receive, listener.send, admitted)
         assert (listener.start["status"], msgspec.json.decode(listener.text)["code"]) == (401, "invalid_token")
 
     run(story)

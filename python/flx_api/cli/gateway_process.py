@@ -18,6 +18,7 @@ import os
 import select
 import signal
 import socket
+import ssl
 import sys
 import tempfile
 from functools import partial
@@ -59,6 +60,8 @@ class Gateway(MPServer):
             listening = self._nobody.fileno()
         self._listening = listening
         self._drain_s = settings.drain_s
+        certificate, key = Path(settings.ssl_cert_file or ""), Path(settings.ssl_key_file or "")
+        is_secure = settings.enable_ssl and self._nobody is None
         # Each worker has the writer until it has drained; so the reader ends when all have.
         self._drained, self.draining = os.pipe()
         super().__init__(
@@ -78,8 +81,8 @@ class Gateway(MPServer):
             ),
             log_level=LogLevels.warning,
             log_access=False,
-            ssl_cert=Path(settings.ssl_cert_file) if settings.enable_ssl and settings.ssl_cert_file else None,
-            ssl_key=Path(settings.ssl_key_file) if settings.enable_ssl and settings.ssl_key_file else None,
+            ssl_cert=certificate if is_secure else None,
+            ssl_key=key if is_secure else None,
             respawn_failed_workers=True,
             workers_kill_timeout=_WORKER_KILL_S,
         )
@@ -109,9 +112,13 @@ class Gateway(MPServer):
 def _nameless() -> socket.socket:
     """A socket that listens where nobody can connect to."""
     nobody = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    with tempfile.TemporaryDirectory(prefix="flx-") as folder:
-        nobody.bind(f"{folder}/s")
-        nobody.listen(1)
+    try:
+        with tempfile.TemporaryDirectory(prefix="flx-") as folder:
+            nobody.bind(f"{folder}/s")
+            nobody.listen(1)
+    except OSError as error:
+        detail = f"FLX_INTERFACE: lane needs a temporary folder with a short name: {error.strerror or error}"
+        raise StartupError(detail) from None
     return nobody
 
 
@@ -142,6 +149,10 @@ def main() -> int:
         )
     except StartupError as error:
         print(error, file=sys.stderr)
+        return 2
+    except ssl.SSLError as error:
+        # What the native listeners can use and the server cannot.
+        print(f"FLX_SSL_CERT_FILE, FLX_SSL_KEY_FILE: {error.reason or error}", file=sys.stderr)
         return 2
     return 0
 

@@ -227,6 +227,7 @@ def config_check(project: ProjectOption = None) -> None:
     settings = _settings(project=project)
     runtime.check_project(settings)
     runtime.check_limits(settings)
+    runtime.check_certificate(settings)
     known = {setting.name for setting in describe()} | {"FLX_URL", "FLX_TOKEN"}
     for name in sorted(name for name in os.environ if name.startswith("FLX_") and name not in known):
         print(f"{name}: is no setting of this version, and has no effect", file=sys.stderr)

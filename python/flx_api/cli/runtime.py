@@ -81,6 +81,18 @@ def check_limits(settings: Settings) -> None:
         policies.check(settings.rate_limits, templates(), COMMANDS)
 
 
+def check_certificate(settings: Settings) -> None:
+    """Hold that the certificate and its key can be used, for the same reason.
+
+    Raises:
+        StartupError: they cannot.
+    """
+    if settings.enable_ssl:
+        from flx_api.gateway.certificate import certificate  # noqa: PLC0415 - native code, which few starts need here
+
+        certificate(settings)
+
+
 def prepare_data_folder(settings: Settings) -> Path:
     """Make the data folder, readable by nobody else; in development also the key, when none is given.
 

@@ -86,6 +86,7 @@ class Supervisor:
             StartupError: nothing was started; the line names the setting.
         """
         runtime.check_limits(self._settings)
+        runtime.check_certificate(self._settings)
         other = runtime.running_service(self._settings)
         if other is not None:
             msg = f"FLX_DATA_DIR: a service (process {other.pid}) already uses {self._settings.data_path}"

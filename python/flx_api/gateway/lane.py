@@ -15,6 +15,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
@@ -22,10 +23,10 @@ import structlog
 from flx_api._core import Lane
 from flx_api.errors import InvalidRequest, StartupError
 from flx_api.gateway.certificate import certificate
-from flx_api.gateway.intake import BODY_TIMEOUT_S
+from flx_api.gateway.intake import BODY_TIMEOUT_S, CLIENT_GONE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Iterator
 
     from flx_api._core import Admission, Admitted, LaneCall, LaneSocket
     from flx_api.config import Settings
@@ -92,7 +93,7 @@ class LaneFace:
         """Serve on a socket that listens, by its descriptor, in the loop that runs.
 
         Raises:
-            StartupError: the certificate or its key cannot be used.
+            StartupError: there is no thread for it, or no descriptor.
         """
         try:
             self._lane = Lane(
@@ -104,19 +105,24 @@ class LaneFace:
                 cors=self._cors.table() if self._cors.active else None,
                 tls=self._tls,
             )
-        except ValueError as error:
-            detail = f"FLX_SSL_CERT_FILE, FLX_SSL_KEY_FILE: {error}"
+        except (ValueError, OSError) as error:
+            # The certificate was looked at when it was read.
+            detail = f"FLX_INTERFACE: the lane cannot be served: {error}"
             raise StartupError(detail) from None
         self._rides.lane = self
         asyncio.get_running_loop().add_reader(self._lane.fileno(), self._rung)
 
     async def close(self) -> None:
         """Take no more connections, and let what is under way end."""
-        if self._lane is None:
+        lane = self._lane
+        if lane is None:
             return
-        await asyncio.to_thread(self._lane.stop, _LAST_ANSWERS_S)
-        asyncio.get_running_loop().remove_reader(self._lane.fileno())
-        self._rung()
+        await asyncio.to_thread(lane.stop, _LAST_ANSWERS_S)
+        asyncio.get_running_loop().remove_reader(lane.fileno())
+        # What is left there has no connection any more: nothing begins, and who waits is told.
+        self._lane = None
+        for number, what in lane.take(None)[2]:
+            self._told(number, what)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -125,14 +131,16 @@ class LaneFace:
         if self._lane is None:
             return
         calls, sockets, told = self._lane.take(None if self._edge.is_stale else self._rides.hall)
-        self._rides.depart()
-        for call in calls:
-            self._spawn(self._serve(call))
-        for socket in sockets:
-            self._sockets[socket.number] = asyncio.Queue()
-            self._spawn(self._connect(socket))
-        for number, what in told:
-            self._told(number, what)
+        try:
+            self._rides.depart()
+        finally:
+            for call in calls:
+                self._spawn(self._serve(call))
+            for socket in sockets:
+                self._sockets[socket.number] = asyncio.Queue()
+                self._spawn(self._connect(socket))
+            for number, what in told:
+                self._told(number, what)
 
     def _told(self, number: int, what: object) -> None:
         if what is True:
@@ -158,29 +166,35 @@ class LaneFace:
 
     async def _serve(self, call: LaneCall) -> None:
         bridge = CallBridge(self, call)
-        try:
+        with self._ending(call):
             if call.admitted is None:  # it has to wait for a lease, and waiting is an affair of the loop
                 await self._edge.http(call.scope(), bridge.receive, bridge.send)
             else:
                 await self._edge.serve(call.scope(), bridge.receive, bridge.send, call.admitted)
-        finally:
-            self._over(call)
 
     def go_on(self, call: LaneCall, admitted: Admitted, rest: Rest) -> None:
         """Serve the rest of a request that was begun, its body included, without a task."""
+        if self._lane is None:
+            call.cut()
+            admitted.over(CLIENT_GONE)
+            return
         self._spawn(self._serve_rest(call, admitted, rest))
 
     async def _serve_rest(self, call: LaneCall, admitted: Admitted, rest: Rest) -> None:
         bridge = CallBridge(self, call)
-        try:
+        with self._ending(call):
             await self._edge.serve(call.scope(), bridge.receive_no_body, bridge.send, admitted, rest)
-        finally:
-            self._over(call)
 
-    def _over(self, call: LaneCall) -> None:
-        """Nobody serves it any more: without an answer, or with half of one, its connection is cut."""
-        call.cut()
-        self.forget(call.number)
+    @contextlib.contextmanager
+    def _ending(self, call: LaneCall) -> Iterator[None]:
+        """After it nobody serves a call any more: without an answer, or with half of one, its connection is cut."""
+        try:
+            yield
+        except Exception:  # noqa: BLE001 - the edge answers what it can; the worker goes on
+            _log.exception("lane.unexpected")
+        finally:
+            call.cut()
+            self.forget(call.number)
 
     async def gone(self, number: int, ask: Callable[[], bool]) -> None:
         """Return when a client is gone.
@@ -198,6 +212,13 @@ class LaneFace:
             return
         # Several may wait, and one that leaves must not take the others along.
         await asyncio.shield(gone)
+
+    async def gone_of_ride(self, number: int, ask: Callable[[], bool]) -> None:
+        """The same of a ride, which nobody forgets when it is over: who waits for it does."""
+        try:
+            await self.gone(number, ask)
+        finally:
+            self._gone.pop(number, None)
 
     async def put(self, number: int, put: Callable[[], bool | None]) -> bool:
         """Put something where there is room, as soon as there is; whether the client is still there.
@@ -217,6 +238,10 @@ class LaneFace:
         except TimeoutError:
             return False
         return is_taken is True
+
+    def lost(self, number: int) -> None:
+        """A client is gone, whatever the lane may say: who waits for that is told."""
+        self._told(number, None)
 
     def forget(self, number: int) -> None:
         """Nobody waits for what this call or socket tells."""
@@ -292,6 +317,7 @@ class CallBridge:
         if body and not await self._face.put(self._call.number, lambda: self._call.part(body)):
             # The client left; who has something to do about it asks `receive`.
             self._call.cut()
+            self._face.lost(self._call.number)
         if not more:
             self._call.end()
 

@@ -254,7 +254,7 @@ class Rides:
         """It takes so long that it is worth looking whether the caller is still there."""
         gone: Callable[[], Awaitable[object]]
         if self.lane is not None and ride.is_of_lane:
-            gone = partial(self.lane.gone, ride.number, ride.ask_for_end)
+            gone = partial(self.lane.gone_of_ride, ride.number, ride.ask_for_end)
         elif ride.watcher is not None:
             gone = ride.watcher.gone
         else:

@@ -120,9 +120,9 @@ class EventRoute:
             Unavailable: revocations are not known well enough to say so.
         """
         if exchange.principal is not None:
-            # It was judged before the body, which may have been long in coming. Who is not here yet is not judged again
-            # when something is revoked.
-            if exchange.admitted.length != 0 and self._standing.is_revoked(exchange.principal):
+            # It was judged before the body, which may have been long in coming, and on the lane in another thread. Who
+            # is not here yet is not judged again when something is revoked.
+            if self._standing.is_revoked(exchange.principal):
                 raise TokenRejected(REVOKED)
             return exchange.principal
         if ticket is None:

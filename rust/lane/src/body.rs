@@ -12,6 +12,7 @@ use hyper::body::Incoming;
 use tokio::sync::mpsc;
 
 use crate::call::Watch;
+use crate::wire::Beside;
 
 /// What is wrong with the body of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,5 +140,57 @@ impl Body for Reply {
             Self::Whole(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
             Self::Stream(..) => SizeHint::default(),
         }
+    }
+}
+
+/// The same over HTTP/2, where a part leaves when the client gives a window for it.
+pub(crate) struct Windowed {
+    reply: Reply,
+    beside: Arc<Beside>,
+    waits: bool,
+}
+
+impl Windowed {
+    pub(crate) fn new(reply: Reply, beside: Arc<Beside>) -> Self {
+        Self { reply, beside, waits: false }
+    }
+
+    fn left(&mut self) {
+        if std::mem::take(&mut self.waits) {
+            self.beside.leaves();
+        }
+    }
+}
+
+impl Body for Windowed {
+    type Data = Bytes;
+    type Error = Cut;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        // Who asks for the next one has got rid of the one before.
+        self.left();
+        let polled = Pin::new(&mut self.reply).poll_frame(context);
+        if matches!(polled, Poll::Ready(Some(Ok(_)))) {
+            self.waits = true;
+            self.beside.waits();
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.reply.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.reply.size_hint()
+    }
+}
+
+impl Drop for Windowed {
+    fn drop(&mut self) {
+        self.left();
     }
 }

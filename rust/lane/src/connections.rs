@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
+use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, Method, Request, Response, Version, header};
 use http_body::Body as _;
@@ -21,7 +22,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, watch};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
-use crate::body::{Cut, Reply, whole};
+use crate::body::{Cut, Reply, Windowed, whole};
 use crate::call::{Call, Courier, Tell};
 use crate::server::Limits;
 use crate::service::{Peer, Service, Verdict};
@@ -101,8 +102,12 @@ impl<S: Service> Lane<S> {
             Verdict::Go { seen, limit } => {
                 let (lane, beside) = (Arc::clone(self), Arc::clone(beside));
                 Answering::Later(Box::pin(async move {
-                    let body = whole(body, limit, lane.limits.body).await;
-                    if body.is_err() {
+                    let is_left = limit.is_none() && !body.is_end_stream();
+                    let body = match limit {
+                        Some(limit) => whole(body, limit, lane.limits.body).await,
+                        None => Ok(Bytes::new()),
+                    };
+                    if is_left || body.is_err() {
                         beside.leave_unread();
                     }
                     drop(beside);
@@ -182,17 +187,23 @@ where
     let (is_http2, beside) = (beginning.is_http2, Arc::new(Beside::default()));
     let wire = TokioIo::new(Wire::new(stream, beginning, lane.limits.write, Arc::clone(&beside)));
     let (shared, beside_shared) = (Arc::clone(&lane), Arc::clone(&beside));
-    let service = service_fn(move |request| shared.answer(request, peer, &beside_shared));
+    let service = move |request| shared.answer(request, peer, &beside_shared);
     // Each is pinned where it is made: a future that is handed on lies in its task twice.
     if is_http2 {
+        let watched = Arc::clone(&beside);
+        let service = service_fn(move |request| {
+            let (answering, beside) = (service(request), Arc::clone(&watched));
+            async move { Ok::<_, Cut>(answering.await?.map(|body| Windowed::new(body, beside))) }
+        });
         let connection = pin!(lane.http2.serve_connection(wire, service));
-        // hyper ends an idle connection of HTTP/1 only.
-        let idle = beside.is_idle(lane.limits.idle);
-        return to_its_end(connection, http2::Connection::graceful_shutdown, idle, &mut ended).await;
+        // hyper ends an idle connection of HTTP/1 only, and waits for a window as long as the client likes.
+        let (idle, stuck) = (beside.is_idle(lane.limits.idle), beside.is_stuck(lane.limits.write));
+        return to_its_end(connection, http2::Connection::graceful_shutdown, idle, stuck, &mut ended).await;
     }
     {
-        let connection = pin!(lane.http1.serve_connection(wire, service).with_upgrades());
-        to_its_end(connection, http1::UpgradeableConnection::graceful_shutdown, pending(), &mut ended).await;
+        let connection = pin!(lane.http1.serve_connection(wire, service_fn(service)).with_upgrades());
+        let gently = http1::UpgradeableConnection::graceful_shutdown;
+        to_its_end(connection, gently, pending(), pending(), &mut ended).await;
     }
     drop(lane);
     if let Some(open) = beside.opened() {
@@ -205,6 +216,7 @@ async fn to_its_end<C: Future>(
     mut connection: Pin<&mut C>,
     gently: fn(Pin<&mut C>),
     idle: impl Future<Output = ()>,
+    stuck: impl Future<Output = ()>,
     ended: &mut watch::Receiver<Ended>,
 ) {
     tokio::select! {
@@ -214,7 +226,10 @@ async fn to_its_end<C: Future>(
         () = idle => {}
     }
     gently(connection.as_mut());
-    let _ = connection.await;
+    tokio::select! {
+        _ = connection => {}
+        () = stuck => {}
+    }
 }
 
 /// Whether this is a handshake for a WebSocket that is sound as far as RFC 6455, section 4.2.1, goes.

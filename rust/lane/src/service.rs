@@ -24,12 +24,12 @@ pub struct Peer {
 pub enum Verdict<S> {
     /// It is answered, whatever its body is.
     Answer(Response<Bytes>),
-    /// Its body is taken, up to so many bytes.
+    /// It is to be answered by a call.
     Go {
         /// What was found out about it.
         seen: S,
-        /// The most its body may have.
-        limit: u64,
+        /// The most its body may have; none: what there is of it is nobody's business, and nobody waits for it.
+        limit: Option<u64>,
     },
 }
 

@@ -28,6 +28,10 @@ pub(crate) struct Beside {
     open: Mutex<Option<Open>>,
     is_unread: AtomicBool,
     asked: AtomicU64,
+    /// Frames of answers that wait for a window of HTTP/2.
+    waiting: AtomicU64,
+    /// Those that no longer do.
+    left: AtomicU64,
 }
 
 impl Beside {
@@ -56,6 +60,31 @@ impl Beside {
                 return;
             }
             before = Some(asked);
+            sleep(within).await;
+        }
+    }
+
+    /// A frame of an answer waits for its window from now on.
+    pub(crate) fn waits(&self) {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// It has left, or will not.
+    pub(crate) fn leaves(&self) {
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.left.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Waits until frames have waited for so long, and none has left.
+    pub(crate) async fn is_stuck(&self, within: Duration) {
+        let mut before = None;
+        loop {
+            let waits = self.waiting.load(Ordering::Relaxed) > 0;
+            let now = waits.then(|| self.left.load(Ordering::Relaxed));
+            if now.is_some() && now == before {
+                return;
+            }
+            before = now;
             sleep(within).await;
         }
     }

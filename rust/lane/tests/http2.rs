@@ -12,7 +12,7 @@ use flx_lane::server::Limits;
 use h2::Reason;
 use h2::client::{ResponseFuture, SendRequest};
 use http::{Request, Response};
-use parts::{Lane, PATIENCE, said, serve};
+use parts::{Lane, PATIENCE, SOON, said, serve};
 use tokio::runtime::{Builder, Runtime};
 
 /// A connection whose frames are moved by a thread of their own.
@@ -273,4 +273,23 @@ fn heads_without_an_end_are_not_kept() {
         assert!(begun.elapsed() < PATIENCE, "it is read for ever");
     }
     lane.served();
+}
+
+#[test]
+fn who_gives_no_window_is_sent_away_in_the_end() {
+    let limits = Limits { idle: SOON, write: SOON, ..Limits::default() };
+    let lane = serve(limits);
+    let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let stream = tokio::net::TcpStream::connect(lane.address).await.unwrap();
+        let mut builder = h2::client::Builder::new();
+        let (mut send, connection) = builder.initial_window_size(0).handshake::<_, Bytes>(stream).await.unwrap();
+        let request = Request::get("http://a/now").body(()).unwrap();
+        let (response, _) = send.send_request(request, true).unwrap();
+        // It answers pings, reads everything, and takes no byte of the body. The answer is held, and so is the client.
+        let held = tokio::spawn(async move { response.await.map(http::Response::into_body) });
+        let ended = tokio::time::timeout(PATIENCE, connection).await;
+        assert!(ended.is_ok(), "the connection is still there");
+        drop((held, send));
+    });
 }

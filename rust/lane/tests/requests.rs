@@ -308,3 +308,14 @@ fn what_nobody_asked_for_is_not_told() {
     lane.served();
     assert!(lane.events.try_recv().is_err());
 }
+
+#[test]
+fn a_body_that_is_nobodys_business_is_not_waited_for() {
+    let lane = serve(Limits::default());
+    let mut client = lane.client();
+    client.send(b"GET /none HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n");
+    let (_, (body, call)) = lane.request();
+    assert_eq!(Ok(true), body.map(|body| body.is_empty()));
+    assert!(call.answer(said("at once")));
+    assert_eq!("at once", client.answer().text());
+}

@@ -126,11 +126,13 @@ impl Desk {
         };
         let now = Now::of(None, None)?;
         let (seen, verdict) = admission.judge(&request, &head, now, || Ok(parts.version < Version::HTTP_2))?;
+        let is_head = seen.is_head;
         let mut response = match verdict {
-            judge::Verdict::Wait => return Ok(Verdict::Go { seen: None, limit: admission.body_limit }),
+            judge::Verdict::Wait => return Ok(Verdict::Go { seen: None, limit: Some(admission.body_limit) }),
             judge::Verdict::Go(go) => {
-                let seen = Some(Box::new(Decided::new(seen, go, &head)));
-                return Ok(Verdict::Go { seen, limit: admission.body_limit });
+                // What has no body is not waited for: between admission and its answer nothing is to happen.
+                let limit = (go.length != Some(0)).then_some(admission.body_limit);
+                return Ok(Verdict::Go { seen: Some(Box::new(Decided::new(seen, go, &head))), limit });
             }
             judge::Verdict::Refused { template, retry_after_s, close } => {
                 let request_id = seen.request_id.native(admission.id_prefix());
@@ -142,6 +144,11 @@ impl Desk {
             }
         };
         self.allow(parts, &mut response);
+        if is_head {
+            // hyper leaves the body out in HTTP/1 only.
+            let length = std::mem::take(response.body_mut()).len();
+            response.headers_mut().insert(header::CONTENT_LENGTH, length.into());
+        }
         Ok(Verdict::Answer(response))
     }
 
@@ -163,7 +170,7 @@ impl Service for Desk {
 
     fn head(&self, head: &Parts, peer: Peer) -> Verdict<Self::Seen> {
         // What cannot be decided here is decided in Python, which can say what is wrong.
-        self.judge(head, peer).unwrap_or(Verdict::Go { seen: None, limit: self.admission.get().body_limit })
+        self.judge(head, peer).unwrap_or(Verdict::Go { seen: None, limit: Some(self.admission.get().body_limit) })
     }
 
     fn request(&self, seen: Self::Seen, head: Parts, peer: Peer, body: Result<Bytes, Fault>, call: Call) {
@@ -292,6 +299,12 @@ impl Lane {
             }
         });
     }
+}
+
+/// Holds that a certificate chain and its key can be used, in PEM.
+#[pyfunction]
+pub(crate) fn check_certificate(chain: &[u8], key: &[u8]) -> PyResult<()> {
+    tls::server(chain, key, &[]).map(drop).map_err(|error| PyValueError::new_err(error.to_string()))
 }
 
 fn within(seconds: f64) -> Duration {

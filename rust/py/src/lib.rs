@@ -69,7 +69,7 @@ mod _core {
     #[pymodule_export]
     use crate::json::check_json;
     #[pymodule_export]
-    use crate::lane::Lane;
+    use crate::lane::{Lane, check_certificate};
     #[pymodule_export]
     use crate::lane_call::{LaneCall, LaneSocket};
     #[pymodule_export]

@@ -54,8 +54,9 @@ impl Service for Obedient {
         let path = head.uri.path().to_owned();
         match &*path {
             "/now" => Verdict::Answer(Response::new(Bytes::from_static(b"now"))),
-            "/small" => Verdict::Go { seen: path, limit: 10 },
-            _ => Verdict::Go { seen: path, limit: LIMIT },
+            "/small" => Verdict::Go { seen: path, limit: Some(10) },
+            "/none" => Verdict::Go { seen: path, limit: None },
+            _ => Verdict::Go { seen: path, limit: Some(LIMIT) },
         }
     }
 
