@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-import threading
 from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
 from tests.contracts.journal_homes import Home, add_user, emit, names, opened
 
-from flx_api.daemon.journal.sqlite import Log
 from flx_api.errors import FlxError, Unavailable
 
 if TYPE_CHECKING:
@@ -103,34 +101,5 @@ def test_a_lock_of_another_process_is_503_and_its_end_heals_it(tmp_path: Path) -
                 assert refused.value.code == "storage_unavailable"
                 assert names(journal) == ["a"]
             assert await journal.write(emit()) == 1
-
-    asyncio.run(story())
-
-
-def test_the_log_is_moved_into_the_file_beside_commits_and_begins_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    moved, move = threading.Event(), Log._move
-
-    def moving(self: Log, connection: sqlite3.Connection) -> None:
-        move(self, connection)
-        moved.set()
-
-    monkeypatch.setattr(Log, "_move", moving)
-
-    async def story() -> None:
-        log = tmp_path / "flx.db-wal"
-        async with opened(at(tmp_path)) as journal:
-            sizes = []
-            for _ in range(3):
-                for _ in range(16):
-                    await asyncio.gather(*(journal.write(emit()) for _ in range(32)))
-                assert await asyncio.to_thread(moved.wait, 10)
-                moved.clear()
-                sizes.append(log.stat().st_size)
-            assert sizes[0] == sizes[1] == sizes[2], "it is written from its start again, and grows no more"
-            with closing(sqlite3.connect(f"file:{tmp_path}/flx.db?immutable=1", uri=True)) as file:
-                # What is in the file itself, without its log.
-                assert file.execute("SELECT count(*) FROM events").fetchone() == (journal.seq,)
 
     asyncio.run(story())

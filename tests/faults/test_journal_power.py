@@ -35,12 +35,13 @@ WORKERS = 16
 CHILD = """
 import asyncio, itertools, sys
 from sqlalchemy import event, insert
-from flx_api.daemon.journal import Journal, sqlite
+from flx_api.daemon.journal import Journal, Place, Prepared, sqlite
 from flx_api.daemon.journal.tables import idempotency
 from flx_api.errors import Unavailable
 from flx_api.models.event import PipelineEvent
 
 path, first, workers, synchronous, payload = sys.argv[1], *map(int, sys.argv[2:4]), sys.argv[4], int(sys.argv[5])
+where = sys.argv[6]
 if synchronous != "as shipped":
     shipped = sqlite.engine_of
     def relaxed(url, **options):
@@ -61,9 +62,14 @@ async def main():
         for number in numbers:
             def command(tx):
                 row = {"tenant": "t", "subject": "s", "key": str(number), "project_id": "project", "command": "c"}
-                tx.connection.execute(insert(idempotency), {**row, "body_hash": "", "result": b"x" * payload,
-                                                            "created_us": tx.now_us})
+                row |= {"body_hash": "", "result": b"x" * payload, "created_us": tx.now_us}
+                if where == "loop":
+                    tx.add(idempotency, row)
+                else:
+                    tx.connection.execute(insert(idempotency), row)
                 return tx.emit(f"t{number % 7}", PipelineEvent("created", str(number), "me"), tenant="t")
+            if where == "loop":
+                command = Prepared(command, [Place(idempotency, ("t", "s", str(number)))])
             try:
                 seq = await journal.write(command)
             except Unavailable as error:
@@ -79,13 +85,13 @@ asyncio.run(main())
 class Story:
     """What the processes of all rounds were told."""
 
-    def __init__(self, disk: Disk, synchronous: str = "as shipped", payload: int = 300) -> None:
+    def __init__(self, disk: Disk, synchronous: str = "as shipped", payload: int = 300, where: str = "thread") -> None:
         self.disk = disk
         self.epoch: str | None = None
         self.stored: dict[str, int] = {}
         self.refused: set[str] = set()
         self._next = 0
-        self._words = [synchronous, str(payload)]
+        self._words = [synchronous, str(payload), where]
 
     def start(self, workers: int = WORKERS) -> subprocess.Popen[bytes]:
         words = [str(self.disk.database), str(self._next), str(workers), *self._words]
@@ -150,9 +156,14 @@ def disk(tmp_path: Path) -> Disk:
     return Disk(tmp_path / "data" / "flx.db", tmp_path / "disk")
 
 
-def test_what_was_acknowledged_before_a_loss_of_power_is_there_afterwards(disk: Disk) -> None:
+made = pytest.mark.parametrize("where", ["thread", "loop"])
+"""Whether changes are made by the journal's thread or on the loop (`daemon/journal/turns.py`)."""
+
+
+@made
+def test_what_was_acknowledged_before_a_loss_of_power_is_there_afterwards(disk: Disk, where: str) -> None:
     dice = Random(20261129)
-    story = Story(disk)
+    story = Story(disk, where=where)
     for number in range(ROUNDS):
         # The first ones die while the database is made; later ones also in a checkpoint (every thousand pages).
         story.round(dice.randrange(1, 60 if number < 8 else 4000))
@@ -162,10 +173,11 @@ def test_what_was_acknowledged_before_a_loss_of_power_is_there_afterwards(disk: 
     assert story.refused == set()
 
 
-def test_fsyncs_that_fail_lose_nothing_either(disk: Disk) -> None:
+@made
+def test_fsyncs_that_fail_lose_nothing_either(disk: Disk, where: str) -> None:
     """What could not be stored is told; what a failed fsync left half-way never comes between what could."""
     dice = Random(11)
-    story = Story(disk)
+    story = Story(disk, where=where)
     story.round(dice.randrange(500, 1500))
     for number in range(8):
         before = len(story.refused)

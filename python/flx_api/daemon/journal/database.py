@@ -63,9 +63,6 @@ class Database(Protocol):
     def begin_at_once(self, connection: Connection) -> Transaction:
         """Begin a transaction of a near database. Raises DBAPIError when that needs waiting."""
 
-    def committed(self, changes: int) -> None:
-        """So many changes were committed, in the writer's thread."""
-
     def close(self) -> None:
         """Everything is closed."""
 

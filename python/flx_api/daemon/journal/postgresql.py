@@ -93,9 +93,6 @@ class Postgresql:
         """Begin a transaction; it is not near, so nobody asks for this."""
         return connection.begin()
 
-    def committed(self, changes: int) -> None:
-        """The server looks after its log itself."""
-
     def close(self) -> None:
         """There is nothing to end."""
 

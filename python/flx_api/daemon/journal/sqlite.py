@@ -3,13 +3,14 @@
 Rules:
 - Everything about SQLite is in this module.
 - That nobody else changes the file is held by the lock of the data folder (`flx_api.daemon.lock`).
+- One connection asks the disk to keep what was written: the one that commits. What a failed fsync of another one leaves
+  undone would be told to that one, and a commit be acknowledged that is not on the disk.
 """
 
 from __future__ import annotations
 
 import contextlib
 import sqlite3
-import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,10 +29,6 @@ if TYPE_CHECKING:
     from sqlalchemy.pool import PoolProxiedConnection
 
 _FULL = frozenset({sqlite3.SQLITE_FULL})
-# Pages in the log beside the file from which on a commit itself moves them: 32 MiB.
-_PAGES_AT_MOST = 8192
-# Changes after which the log is moved, and after which again when commits came in between: a megabyte or so.
-_MOVE_EVERY, _MOVE_AGAIN = 512, 128
 
 
 class Sqlite:
@@ -45,7 +42,6 @@ class Sqlite:
         self._busy_timeout_ms = busy_timeout_ms
         file = file_of(url)
         self.mark = Mark(file.with_name(file.name + "-mark"))
-        self._log = Log(file)
 
     def connect_writer(self, before: int | None = None) -> Connection:  # noqa: ARG002 - files know no sessions
         """Open the file to change it."""
@@ -55,14 +51,9 @@ class Sqlite:
         """Open the file to read it."""
         return engine_of(self._url, read_only=True, busy_timeout_ms=self._busy_timeout_ms).connect()
 
-    def committed(self, changes: int) -> None:
-        """Let the log be moved when there is much in it."""
-        self._log.committed(changes)
-
     def close(self) -> None:
-        """Move the log no more."""
+        """Close what is beside the connections."""
         self.mark.close()
-        self._log.close()
 
     def begin_at_once(self, connection: Connection) -> Transaction:
         """Begin a transaction, unless somebody else has the file's lock."""
@@ -112,58 +103,6 @@ class Sqlite:
         return Unavailable(code="insufficient_storage" if full else "storage_unavailable")
 
 
-class Log:
-    """What is committed lies in a log beside the file; this moves it there, in a thread of its own.
-
-    SQLite would do so within a commit, and whoever waits for that group would wait for this too. A commit still does
-    when the log has become long all the same: only without commits in between can it begin again at its start.
-
-    Args:
-        file: the database.
-    """
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self._changes = 0
-        self._is_behind = False
-        self._is_over = False
-        self._due = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def committed(self, changes: int) -> None:
-        """So many changes more are in the log."""
-        self._changes += changes
-        if self._changes < (_MOVE_AGAIN if self._is_behind else _MOVE_EVERY):
-            return
-        self._changes = 0
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="flx-journal-log", daemon=True)
-            self._thread.start()
-        self._due.set()
-
-    def close(self) -> None:
-        """End the thread."""
-        self._is_over = True
-        self._due.set()
-        if self._thread is not None:
-            self._thread.join()
-
-    def _run(self) -> None:
-        # Whatever goes wrong here goes wrong in a commit too, and is told there.
-        with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(self._file)) as connection:
-            connection.execute("PRAGMA synchronous=FULL")
-            while not self._is_over:
-                self._due.wait()
-                self._due.clear()
-                if not self._is_over:
-                    self._move(connection)
-
-    def _move(self, connection: sqlite3.Connection) -> None:
-        """What is in the log now. No commit waits for it."""
-        _, pages, moved = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-        self._is_behind = moved < pages
-
-
 def engine_of(url: str, *, read_only: bool, busy_timeout_ms: int = 2000) -> Engine:
     """An engine whose connections are set up for the journal: WAL, an fsync at each commit, foreign keys."""
     # The loop and the writer's thread have the writer's connection in turn.
@@ -181,7 +120,6 @@ def engine_of(url: str, *, read_only: bool, busy_timeout_ms: int = 2000) -> Engi
             connection.execute("PRAGMA journal_mode=WAL")
             # NORMAL may lose acknowledged commits when the power fails.
             connection.execute("PRAGMA synchronous=FULL")
-            connection.execute(f"PRAGMA wal_autocheckpoint={_PAGES_AT_MOST}")
 
     def begin(dbapi_connection: PoolProxiedConnection) -> None:
         # A writer that begins DEFERRED can be refused in its middle, where the busy timeout does not apply.

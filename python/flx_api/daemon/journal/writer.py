@@ -327,9 +327,7 @@ class Writer:
         self._opened(self._seq, None)
         try:
             while group := self._next_group():
-                done = self._carry_out(group)
-                self._deliver(done)
-                self._database.committed(len(done.outcomes))
+                self._deliver(self._carry_out(group))
         finally:
             self._connection.close()
 
