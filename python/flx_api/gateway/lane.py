@@ -22,6 +22,7 @@ import structlog
 
 from flx_api._core import Lane
 from flx_api.errors import InvalidRequest, StartupError
+from flx_api.gateway.bridge import Answering
 from flx_api.gateway.certificate import certificate
 from flx_api.gateway.intake import BODY_TIMEOUT_S, CLIENT_GONE
 
@@ -262,17 +263,16 @@ class LaneFace:
             self.forget(socket.number)
 
 
-class CallBridge:
+class CallBridge(Answering):
     """One request of the lane as ASGI: `receive` and `send`."""
 
-    __slots__ = ("_call", "_face", "_is_read", "_is_stream", "_start")
+    __slots__ = ("_call", "_face", "_is_read")
 
     def __init__(self, face: LaneFace, call: LaneCall) -> None:
+        super().__init__()
         self._face = face
         self._call = call
         self._is_read = False
-        self._is_stream = False
-        self._start: tuple[int, list[tuple[bytes, bytes]]] | None = None
 
     async def receive(self) -> Message:
         """The whole body; after that, that the client is gone.
@@ -295,31 +295,29 @@ class CallBridge:
         await self._face.gone(self._call.number, self._call.ask_for_end)
         return _DISCONNECT
 
-    async def send(self, message: Message) -> None:
-        """A part of the response. A whole one leaves with its last part."""
-        if message["type"] == "http.response.start":
-            self._start = message["status"], message["headers"]
-            return
-        body: bytes = message.get("body", b"")
-        more: bool = message.get("more_body", False)
-        if not self._is_stream:
-            if self._start is None:
-                msg = "There is no response that could have a body"
-                raise RuntimeError(msg)
-            status, headers = self._start
-            self._start = None
-            if not more:
-                if not self._call.answer(status, headers, body):
-                    raise ConnectionResetError
-                return
-            self._call.stream(status, headers)
-            self._is_stream = True
-        if body and not await self._face.put(self._call.number, lambda: self._call.part(body)):
+    def whole(self, status: int, headers: list[Any], body: bytes) -> None:
+        """All of it at once.
+
+        Raises:
+            ConnectionResetError: the client left before its answer.
+        """
+        if not self._call.answer(status, headers, body):
+            raise ConnectionResetError
+
+    def begin(self, status: int, headers: list[Any]) -> None:
+        """One whose body comes in parts."""
+        self._call.stream(status, headers)
+
+    async def part(self, body: bytes) -> None:
+        """A part, as soon as there is room for it."""
+        if not await self._face.put(self._call.number, lambda: self._call.part(body)):
             # The client left; who has something to do about it asks `receive`.
             self._call.cut()
             self._face.lost(self._call.number)
-        if not more:
-            self._call.end()
+
+    def end(self) -> None:
+        """That was the last part."""
+        self._call.end()
 
 
 class SocketBridge:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import structlog
 
 from flx_api._core import asgi_scope
+from flx_api.gateway.bridge import Answering
 from flx_api.gateway.peer_socket import PeerSocket, address_of
 
 if TYPE_CHECKING:
@@ -152,7 +153,7 @@ class Lifespan:
         return {"type": f"{kind}.failed", "message": repr(self._task.exception())}
 
 
-class HttpBridge:
+class HttpBridge(Answering):
     """One admitted request of RSGI as ASGI: `receive` and `send`.
 
     Args:
@@ -161,15 +162,15 @@ class HttpBridge:
         length: of its body; None when it ends when it ends.
     """
 
-    __slots__ = ("_chunks", "_ended", "_length", "_protocol", "_rsgi", "_socket", "_start", "_stream")
+    __slots__ = ("_chunks", "_ended", "_length", "_protocol", "_rsgi", "_socket", "_stream")
 
     def __init__(self, rsgi: Any, protocol: Any, length: int | None) -> None:  # noqa: ANN401 - RSGI
+        super().__init__()
         self._rsgi = rsgi
         self._protocol = protocol
         self._length = length
         self._chunks: Any = None
         self._ended = False
-        self._start: tuple[int, list[tuple[str, str]]] | None = None
         self._stream: Any = None
         self._socket: PeerSocket | None = None
 
@@ -214,32 +215,19 @@ class HttpBridge:
             return None
         return chunk
 
-    async def send(self, message: Message) -> None:
-        """A part of the response, its headers as text. A whole one leaves as one call, with its last part."""
-        if message["type"] == "http.response.start":
-            self._start = message["status"], message["headers"]
-            return
-        body: bytes = message.get("body", b"")
-        more: bool = message.get("more_body", False)
-        if self._stream is None:
-            if self._start is None:
-                msg = "There is no response that could have a body"
-                raise RuntimeError(msg)
-            status, headers = self._start
-            self._start = None
-            if not more:
-                self._protocol.response_bytes(status, headers, body)
-                return
-            self._stream = self._protocol.response_stream(status, headers)
-            self._socket = PeerSocket.find(address_of(self._rsgi.server), address_of(self._rsgi.client))
-            if self._socket is None:
-                _log.warning("rsgi.stream_without_socket")
-        if body:
-            await self._pass_on(body)
-        if not more:
-            self._stream = None
+    def whole(self, status: int, headers: list[Any], body: bytes) -> None:
+        """All of it at once."""
+        self._protocol.response_bytes(status, headers, body)
 
-    async def _pass_on(self, body: bytes) -> None:
+    def begin(self, status: int, headers: list[Any]) -> None:
+        """One whose body comes in parts."""
+        self._stream = self._protocol.response_stream(status, headers)
+        self._socket = PeerSocket.find(address_of(self._rsgi.server), address_of(self._rsgi.client))
+        if self._socket is None:
+            _log.warning("rsgi.stream_without_socket")
+
+    async def part(self, body: bytes) -> None:
+        """A part, as soon as there is room for it."""
         if self._socket is not None:
             await self._socket.room()
         try:
@@ -247,6 +235,10 @@ class HttpBridge:
         except RuntimeError:
             # The client left; who has something to do about it asks `receive`.
             return
+
+    def end(self) -> None:
+        """That was the last part."""
+        self._stream = None
 
     def finish(self) -> None:
         """The application is done: a stream that it has not ended is cut, so that nobody takes it for complete."""

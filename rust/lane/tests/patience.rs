@@ -211,12 +211,7 @@ fn a_stop_sends_open_sockets_away() {
     socket.send(&parts::close(1001));
     assert_eq!(None, socket.frame());
     assert!(stopping.join().unwrap() < Duration::from_secs(10));
-    lane.next(|event| match event {
-        parts::Event::Told(it, flx_lane::service::Told::Message(flx_lane::socket::Message::Close(1001))) => {
-            (it == number).then_some(())
-        }
-        _ => None,
-    });
+    lane.closed(number, 1001);
     assert_eq!(Room::Gone, open.text("too late"));
 }
 
@@ -229,12 +224,7 @@ fn a_stop_cuts_a_socket_that_does_not_go() {
     let number = handshake.number();
     let open = handshake.accept(Vec::new());
     assert!(lane.stop(SOON) < Duration::from_secs(5));
-    lane.next(|event| match event {
-        parts::Event::Told(it, flx_lane::service::Told::Message(flx_lane::socket::Message::Close(1006))) => {
-            (it == number).then_some(())
-        }
-        _ => None,
-    });
+    lane.closed(number, 1006);
     assert_eq!(Room::Gone, open.text("too late"));
 }
 

@@ -13,7 +13,7 @@ use flx_lane::body::Fault;
 use flx_lane::call::{Call, Room};
 use flx_lane::server::{Limits, Server};
 use flx_lane::service::{Peer, Service, Told, Verdict};
-use flx_lane::socket::Handshake;
+use flx_lane::socket::{Handshake, Message};
 use http::Response;
 use http::request::Parts;
 use rustls::ServerConfig;
@@ -158,6 +158,14 @@ impl Lane {
 
     pub(crate) fn gone(&self, number: u64) {
         self.next(|event| matches!(event, Event::Told(it, Told::Gone) if it == number).then_some(()));
+    }
+
+    /// Waits until a socket is told that it has ended with this code.
+    pub(crate) fn closed(&self, number: u64, code: u16) {
+        self.next(|event| match event {
+            Event::Told(it, Told::Message(Message::Close(found))) => ((it, found) == (number, code)).then_some(()),
+            _ => None,
+        });
     }
 
     pub(crate) fn room(&self, number: u64) {
