@@ -96,6 +96,10 @@ class _RsgiHeaders:
     def __init__(self, pairs: Headers) -> None:
         self._pairs = sorted(((name.decode().lower(), value.decode()) for name, value in pairs), key=lambda it: it[0])
 
+    def get(self, name: str) -> str | None:
+        """The first value of a name."""
+        return next((value for known, value in self.items() if known == name), None)
+
     def items(self) -> list[tuple[str, str]]:
         return self._pairs
 

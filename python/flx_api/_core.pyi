@@ -687,14 +687,13 @@ class Hall:
         context: Any,  # noqa: ANN401 - contextvars.Context
         timeout_s: float,
     ) -> Hall: ...
-    def board(self, watcher: Any, protocol: Any, admitted: Admitted, done: Any) -> None:  # noqa: ANN401 - RSGI
-        """Ask for the body of an admitted request of RSGI; what follows are callbacks.
+    def board(self, caller: Any, protocol: Any, admitted: Admitted) -> None:  # noqa: ANN401 - ASGI or RSGI
+        """Ask for the body of an admitted request of ASGI or RSGI; what follows are callbacks.
 
         Args:
-            watcher: Has its `scope`, and is told what is raised (`err`).
+            caller: Has its `scope`, and is told what is raised (`err`), in whatever thread.
             protocol: Its protocol, which gets the answer.
             admitted: What admission has found out.
-            done: A future of who waits: it gets None when it is answered.
         """
 
     def join(
@@ -702,18 +701,23 @@ class Hall:
         command: PlainCommand,
         admitted: Admitted,
         done: Any,  # noqa: ANN401 - a future
-        watcher: Any = None,  # noqa: ANN401 - as above
     ) -> tuple[Ride, bool]:
         """Let a command board whose body was read elsewhere: its ride, and whether it is the first.
 
         `done` gets the result and whether that is an earlier one's.
         """
 
-    def boarded(self) -> tuple[list[Ride], list[Ride], list[tuple[Ride, bytes | None]]]:
+    def boarded(self) -> tuple[list[Ride], list[Ride], list[tuple[Ride, bytes | dict[str, Any] | None]]]:
         """All that have boarded since the last time and are still there.
 
-        The plain ones; those to be looked at (shared or vital); and those that are not plain, with their bodies (None:
-        it was broken).
+        The plain ones; those to be looked at (shared or vital); and those that are not plain, with their bodies (a
+        message of ASGI: it is not all of it; None: it was broken).
+        """
+
+    def look(self) -> bool | None:
+        """Whether something has boarded that nobody was called for.
+
+        None: nothing has for a while, and from now on the loop is called at once.
         """
 
     def late(self, now_ns: int | None = None) -> list[Ride]:
@@ -748,11 +752,11 @@ class Ride:
         """Nobody waits for it any more: if it has not left yet, it does not."""
 
     @property
-    def watcher(self) -> Any:  # noqa: ANN401 - Granian's own
-        """What it was boarded with."""
+    def caller(self) -> Any:  # noqa: ANN401 - whatever `Hall.board` was given
+        """What it was boarded with; None for one that joined, and on the lane."""
 
     @property
-    def protocol(self) -> Any:  # noqa: ANN401 - RSGI
+    def protocol(self) -> Any:  # noqa: ANN401 - ASGI or RSGI
         """What it was boarded with; None for one that joined."""
 
     @property
@@ -781,13 +785,16 @@ class Ride:
 
 @final
 class Shortcut:
-    """A loop's `call_soon_threadsafe` that lets a ride board in the thread where its body came.
+    """A loop's `call_soon_threadsafe` that does at once, in the thread that calls, what needs no loop.
+
+    A ride boards where its body came; a request that Granian would begin as a task may be taken.
 
     Args:
         ordinary: What everything else is for.
+        take: Told what a task would be about, after how it is made and its coroutine; true when it needs none.
     """
 
-    def __new__(cls, ordinary: Callable[..., Any]) -> Shortcut: ...
+    def __new__(cls, ordinary: Callable[..., Any], take: Callable[[Any], bool]) -> Shortcut: ...
     def __call__(self, *args: Any, context: Any = None) -> Any:  # noqa: ANN401 - asyncio's
         """Call soon."""
 

@@ -43,6 +43,7 @@ from flx_api.gateway.plain import plain_commands
 from flx_api.gateway.responses import PolicyRefusals, common_headers, not_allowed
 from flx_api.gateway.ride import Rides
 from flx_api.gateway.routes_fast import CommandRoutes
+from flx_api.gateway.server_thread import ServerThread
 from flx_api.limits.policies import lanes
 from flx_api.models.connection import GatewayProcess
 from flx_api.models.envelope import MADE_KEY
@@ -241,6 +242,11 @@ class Parts:
     def rides(self) -> Rides:
         """Plain commands without a task for each phase."""
         return Rides(self.commands, self.dispatcher, self.upstream, self.cors)
+
+    @cached_property
+    def server_thread(self) -> ServerThread:
+        """What Granian's thread does before there is a task."""
+        return ServerThread(self.edge, self.rides)
 
     @cached_property
     def lane(self) -> LaneFace:

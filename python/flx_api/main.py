@@ -87,7 +87,9 @@ class Gateway(RsgiFace):
         try:
             self.parts = parts = Parts(self._settings, self._daemons, self._shared)
             await parts.start()
-            if self.lane_listens is not None:
+            if self.lane_listens is None:
+                parts.server_thread.install(asyncio.get_running_loop())
+            else:
                 parts.lane.start(self.lane_listens)
         except StartupError as error:
             # Raising here would make the server go on without a lifespan; it must be said.

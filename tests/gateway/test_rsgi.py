@@ -313,11 +313,9 @@ class App(RsgiFace):
 
 
 def test_a_life_from_start_to_end() -> None:
-    app, protocol, rides = App(), Upgrade(Transport()), Rides()
-    app.parts = SimpleNamespace(rides=rides)
+    app, protocol = App(), Upgrade(Transport())
     loop = asyncio.new_event_loop()
     app.__rsgi_init__(loop)
-    assert [loop] == rides.shortened
     loop.run_until_complete(app.__rsgi__(Rsgi(), protocol))
     app.__rsgi_del__(loop)
     loop.close()
@@ -331,8 +329,7 @@ class Edge:
     def __init__(self, *decision: Any) -> None:
         self._decision = decision
 
-    def decide(self, rsgi: Any, *, bare: int | None) -> tuple[Any, ...]:
-        assert 7 == bare
+    def decide(self, rsgi: Any) -> tuple[Any, ...]:
         return self._decision
 
     async def serve(self, scope: Scope, receive: Any, send: Any, admitted: Any) -> None:
@@ -341,23 +338,9 @@ class Edge:
         admitted.served = True
 
 
-class Rides:
-    """Writes down what it is to carry."""
-
-    bare = 7
-
-    def __init__(self) -> None:
-        self.shortened: list[asyncio.AbstractEventLoop] = []
-        self.ridden: list[Any] = []
-
-    def shorten(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.shortened.append(loop)
-
-    def takes(self, query: str) -> bool:
-        return not query
-
-    async def ride(self, scope: Any, protocol: Any, admitted: Any) -> None:
-        self.ridden.append(admitted)
+def parts(edge: Edge, decided: dict[Any, Any] | None = None) -> SimpleNamespace:
+    """What the face needs, with what the server's thread has decided."""
+    return SimpleNamespace(edge=edge, server_thread=SimpleNamespace(decided={} if decided is None else decided))
 
 
 class Admitted:
@@ -369,24 +352,26 @@ class Admitted:
 
 def test_a_refusal_is_one_call() -> None:
     app, protocol = App(), Protocol()
-    app.parts = SimpleNamespace(edge=Edge(401, [("a", "b")], b"no"), rides=Rides())
+    app.parts = parts(Edge(401, [("a", "b")], b"no"))
     asyncio.run(app.__rsgi__(Rsgi(proto="http"), protocol))
     assert [(401, [("a", "b")], b"no")] == protocol.calls
 
 
 def test_what_is_admitted_is_served() -> None:
     app, protocol, admitted = App(), Protocol(), Admitted()
-    app.parts = SimpleNamespace(edge=Edge(admitted, {"path": "/x"}), rides=Rides())
+    app.parts = parts(Edge(admitted, {"path": "/x"}))
     asyncio.run(app.__rsgi__(Rsgi(proto="http"), protocol))
     assert admitted.served
     assert [(200, []), (b"/x",)] == protocol.calls
 
 
-def test_a_bare_command_rides() -> None:
-    app, protocol, admitted, rides = App(), Protocol(), Admitted(), Rides()
-    app.parts = SimpleNamespace(edge=Edge(admitted, None), rides=rides)
+def test_what_the_server_thread_has_decided_is_served() -> None:
+    """A command that does not ride has no scope yet."""
+    app, protocol, admitted, decided = App(), Protocol(), Admitted(), {}
+    decided[protocol] = (admitted, None)
+    app.parts = parts(Edge(), decided)
     asyncio.run(app.__rsgi__(Rsgi(proto="http"), protocol))
-    assert ([admitted], []) == (rides.ridden, protocol.calls)
+    assert ({}, True, 200) == (decided, admitted.served, protocol.calls[0][0])
 
 
 def test_a_worker_that_cannot_start_ends() -> None:

@@ -3,6 +3,7 @@
     receive     who is speaking how: request id, Host, path, method; nothing is decided by a path that is in doubt
     admit       one call into the native core, for `receive` too: then token, all windows, and what the body is said to
                 be; what is refused comes back as a whole answer; then the body, counted while it comes
+                (in Granian's own thread, where it can: `flx_api.gateway.server_thread`)
     authorise   the permission of the command (in `flx_api.gateway.dispatch`)
     dispatch    the command route, without the framework; everything else goes to the framework
     upstream    the command travels to the daemon and its reply back
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from flx_api.gateway.ride import Rides
     from flx_api.observability.metrics import Metrics
 
+DECIDED: Final = "flx.decided"
+"""In a scope: what the server's thread has found out about its request."""
 _BODY_FAULTS: Final = frozenset({"payload_too_large", "request_timeout"})
 _NO_CONTENT: Final = frozenset({204, 304})
 # So many parts has a whole response of RSGI.
@@ -104,24 +107,32 @@ class Edge:
         self, scope: Scope, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]
     ) -> None:
         """Serve one request: the request path from top to bottom."""
-        seen = self._admission.admit(scope, not self._revocations.stale_refuses, self.never_waits)
+        # The server's thread may have decided about it already.
+        seen = scope.pop(DECIDED, None) or self.admit(scope)
         if seen is None:
-            seen = await self._patience.wait(lambda last: self._admission.admit(scope, pages=False, last=last))
+            seen = await self._patience.wait(lambda last: self.admit(scope, pages=False, last=last))
         if not isinstance(seen, tuple):
-            if self.rides is not None and self.rides.carries(scope, seen):
-                await self.rides.ride_over_asgi(scope, receive, send, seen)
-            else:
-                await self.serve(scope, receive, send, seen)
+            await self.serve(scope, receive, send, seen)
             return
-        start, end = seen
-        if self._cors.active:
-            start["headers"] += self._cors.headers(origin_of(scope))
         try:
-            await send(start)
-            await send(end)
+            for part in seen:
+                await send(part)
         except (RuntimeError, OSError):
             # The client left before its answer; Granian says so by raising.
             return
+
+    def admit(
+        self, scope: Scope, *, pages: bool = True, last: bool | None = None
+    ) -> Admitted | tuple[Message, Message] | None:
+        """Decide about a request of ASGI: the two messages of a whole answer, or what was admitted.
+
+        None when it has to be asked about again; never with `last`.
+        """
+        last = self.never_waits if last is None else last
+        seen = self._admission.admit(scope, pages and not self._revocations.stale_refuses, last)
+        if isinstance(seen, tuple) and self._cors.active:
+            seen[0]["headers"] += self._cors.headers(origin_of(scope))
+        return seen
 
     def decide(
         self,

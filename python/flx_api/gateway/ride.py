@@ -1,6 +1,6 @@
 """A plain command without a task: from the server's thread to its answer.
 
-Strategy: where the body of a command comes, it is read and decided about (`flx_api._core.Hall`): under RSGI in the call
+Strategy: where the body of a command comes, it is read and decided about (`flx_api._core.Hall`): by Granian in the call
 that brings it, on the lane when the loop takes what lies there. The loop lets all that have boarded by then leave
 together by the express (`flx_api.upstream.express`), which answers them when the daemon has. Whatever is not the usual
 case leaves the ride and goes on as a coroutine from where it is (`Edge.serve` with the rest of it): a body that is not
@@ -17,22 +17,19 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 from functools import partial
-from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final
 
-from flx_api._core import Hall, Shortcut
+from flx_api._core import Hall
 from flx_api.errors import InvalidRequest
-from flx_api.gateway.alarms import Alarms
 from flx_api.gateway.dispatch import question_of
-from flx_api.gateway.intake import BODY_TIMEOUT_S, CLIENT_GONE, ClientGone, Reading
+from flx_api.gateway.intake import BODY_TIMEOUT_S, CLIENT_GONE
 from flx_api.gateway.responses import origin_of
 from flx_api.gateway.rsgi import serve_rest
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
 
     from flx_api._core import Admitted, PlainCommand, Ride
     from flx_api.errors import FlxError
@@ -46,12 +43,10 @@ if TYPE_CHECKING:
     from flx_api.upstream.channel import Upstream
     from flx_api.upstream.flights import Question
 
-    Receive = Callable[[], Awaitable[Message]]
-    Send = Callable[[Message], Awaitable[None]]
     Rest = Callable[[Exchange], Awaitable[Response | Whole]]
 
 LOOK_EVERY_S: Final = 1.0
-_OK: Final = 200
+GLANCE_S: Final = 0.001
 
 
 class Rides:
@@ -79,8 +74,10 @@ class Rides:
         self._edge: Edge
         self._loop: asyncio.AbstractEventLoop
         self._questions: dict[Ride, Question] = {}
-        # Bodies that are read by a task.
-        self._bodies = Alarms(BODY_TIMEOUT_S)
+        # Whether `_glance` is due.
+        self._is_watched = False
+        # What goes on as a task; the loop itself remembers them only weakly.
+        self._rests: set[asyncio.Task[None]] = set()
         # Who looks whether a caller is still there.
         self._watches: dict[Ride, asyncio.Task[None]] = {}
 
@@ -95,29 +92,16 @@ class Rides:
         self.bare = edge.place_of(self._commands.execute)
         self._look()
 
-    def shorten(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Let bodies board in the thread that brings them: the server asks the loop for its own by this name."""
-        with contextlib.suppress(AttributeError):  # a loop that takes no attributes is woken for each body instead
-            loop.call_soon_threadsafe = Shortcut(loop.call_soon_threadsafe)  # type: ignore[method-assign, assignment]
-
-    async def ride(self, scope: Any, protocol: Any, admitted: Admitted) -> None:  # noqa: ANN401 - RSGI
-        """Ask for the body of a request of RSGI, and wait for the end of the request."""
-        done: asyncio.Future[Rest | None] = self._loop.create_future()
-        self.hall.board(_Waiting(done, protocol.client_disconnect, scope), protocol, admitted, done)
-        rest: Rest | None
-        try:
-            rest = await done
-        except Exception as error:  # noqa: BLE001 - the edge logs it, and answers
-            rest = _refused(error)
-        if rest is not None:
-            await serve_rest(self._edge, scope, protocol, admitted, rest)
+    def board(self, scope: Any, protocol: Any, admitted: Admitted) -> None:  # noqa: ANN401 - ASGI or RSGI
+        """Let an admitted request of a server's protocol ride: ask for its body. May be called in any thread."""
+        self.hall.board(Caller(self._loop, self._tell, scope, protocol, admitted), protocol, admitted)
 
     def takes(self, query: str | bytes) -> bool:
         """Whether requests of the route `bare` with this query may ride; others are for the general way to answer."""
         return not query and not self._edge.is_stale
 
     def carries(self, scope: Scope, admitted: Admitted) -> bool:
-        """Whether `ride_over_asgi` serves this request."""
+        """Whether a request of ASGI may ride."""
         return (
             admitted.route == self.bare
             and bool(admitted.length)
@@ -125,53 +109,10 @@ class Rides:
             and self.takes(scope["query_string"])
         )
 
-    async def ride_over_asgi(self, scope: Scope, receive: Receive, send: Send, admitted: Admitted) -> None:
-        """The same for a request of ASGI, in as few steps as there can be."""
-        mark_ns = monotonic_ns()
-        try:
-            with Reading(self._bodies):
-                message = await receive()
-        except InvalidRequest as late:
-            await self._edge.serve(scope, receive, send, admitted, _refused(late))
-            return
-        body: bytes = message.get("body", b"")
-        if len(body) != admitted.length:
-            # What is not whole is a long one, or none: for those there is the general way. (That there is more is said
-            # of every first part.)
-            await self._edge.serve(scope, _again(message, receive), send, admitted)
-            return
-        try:
-            command = self._commands.plain.read(admitted, body, mark_ns)
-            if command is None:
-                ending: Rest | tuple[bytes, bool] | None = _general(self._commands, body)
-            else:
-                ending = await self._ending(command, admitted, partial(_disconnected, receive))
-        except Exception as error:  # noqa: BLE001 - as above
-            command, ending = None, _refused(error)
-        if command is None or callable(ending):
-            await self._edge.serve(scope, receive, send, admitted, ending if callable(ending) else None)
-        elif ending is None:
-            command.over(CLIENT_GONE)
-        else:
-            await self._answer(scope, send, command, *ending)
-
-    async def _answer(self, scope: Scope, send: Send, command: PlainCommand, result: bytes, replayed: bool) -> None:  # noqa: FBT001 - as it travels
-        own = self._cors.headers(origin_of(scope)) if self._cors.active else []
-        status = _OK
-        try:
-            for part in command.answer(result, replayed, own):
-                await send(part)
-        except (RuntimeError, OSError):
-            # The client left before its answer; Granian says so by raising.
-            status = CLIENT_GONE
-        command.over(status)
-
-    async def _ending(
-        self, command: PlainCommand, admitted: Admitted, gone: Callable[[], Awaitable[object]] | None
-    ) -> Rest | tuple[bytes, bool] | None:
-        """How a command ends that leaves with others: a result, or what is to be done; None: its caller left."""
-        done: asyncio.Future[Rest | tuple[bytes, bool] | None] = self._loop.create_future()
-        ride, is_first = self.hall.join(command, admitted, done, None if gone is None else _Waiting(done, gone))
+    async def _ending(self, command: PlainCommand, admitted: Admitted) -> Rest | tuple[bytes, bool]:
+        """How a command ends that leaves with others: with a result, or with what is to be done."""
+        done: asyncio.Future[Rest | tuple[bytes, bool]] = self._loop.create_future()
+        ride, is_first = self.hall.join(command, admitted, done)
         if is_first:
             self._loop.call_soon(self.depart)
         try:
@@ -187,12 +128,9 @@ class Rides:
 
         Raises:
             FlxError: whatever the gateway or the daemon has against it.
-            ClientGone: nobody waits any more.
         """
         with self._commands.watch(exchange):
-            ending = await self._ending(command, exchange.admitted, None)
-        if ending is None:
-            raise ClientGone
+            ending = await self._ending(command, exchange.admitted)
         if isinstance(ending, tuple):
             return self._commands.plain_answer(exchange, command, *ending)
         return await ending(exchange)
@@ -210,7 +148,13 @@ class Rides:
     def depart(self) -> None:
         """Let those leave that have boarded."""
         rides, marked, others = self.hall.boarded()
+        if not self._is_watched:
+            self._is_watched = True
+            self._loop.call_later(GLANCE_S, self._glance)
         for ride, body in others:
+            if isinstance(body, dict):
+                self._begin(ride.caller.serve_from(self._edge, body))
+                continue
             broken = InvalidRequest("The body is malformed or ended too early")
             self._go_on(ride, _refused(broken) if body is None else _general(self._commands, body))
         for ride in marked:
@@ -222,6 +166,16 @@ class Rides:
         for ride in rides[left:]:
             self.over(ride)
             self._go_on(ride, self._once_more(_command(ride)))
+
+    def _glance(self) -> None:
+        """Let those leave that wait for others to board, and look again as long as anything happens."""
+        waits = self.hall.look()
+        self._is_watched = waits is not None
+        if waits is None:
+            return
+        self._loop.call_later(GLANCE_S, self._glance)
+        if waits:
+            self.depart()
 
     def _takes_off(self, ride: Ride) -> bool:
         """Whether one that was marked leaves as others do."""
@@ -255,8 +209,8 @@ class Rides:
         gone: Callable[[], Awaitable[object]]
         if self.lane is not None and ride.is_of_lane:
             gone = partial(self.lane.gone_of_ride, ride.number, ride.ask_for_end)
-        elif ride.watcher is not None:
-            gone = ride.watcher.gone
+        elif ride.caller is not None:
+            gone = ride.caller.gone
         else:
             return  # whoever waits with an exchange looks by himself
         self._watches[ride] = self._loop.create_task(self._until_gone(ride, gone), name="disconnect-watch")
@@ -271,7 +225,9 @@ class Rides:
             if ride.done is not None and not ride.done.done():
                 ride.done.set_result(None)
 
-    def _own_headers(self, scope: Any) -> list[tuple[bytes, bytes]]:  # noqa: ANN401 - RSGI
+    def _own_headers(self, scope: Any) -> list[tuple[bytes, bytes]]:  # noqa: ANN401 - ASGI or RSGI
+        if isinstance(scope, dict):
+            return self._cors.headers(origin_of(scope))
         origin = scope.headers.get("origin")
         return self._cors.headers(None if origin is None else origin.encode())
 
@@ -301,44 +257,75 @@ class Rides:
         if ride.done is not None:
             if not ride.done.done():
                 ride.done.set_result(rest)
+        elif ride.caller is not None:
+            self._tell(ride.caller, rest)
         elif self.lane is not None and (call := ride.call()) is not None:
             self.lane.go_on(call, ride.admitted, rest)
 
+    def _tell(self, caller: Caller, rest: Rest) -> None:
+        """Let a caller be answered by the rest of its request."""
+        self._begin(caller.serve(self._edge, rest))
 
-class _Waiting:
-    """Stands for the server's watcher where a task waits for the end of its ride."""
+    def _begin(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(coroutine, name="rest-of-a-ride")
+        self._rests.add(task)
+        task.add_done_callback(self._rests.discard)
 
-    __slots__ = ("_done", "gone", "scope")
+
+class Caller:
+    """Who is answered by a server's protocol, of ASGI or RSGI.
+
+    Args:
+        loop: where the rest of a request goes on.
+        tell: lets it go on; called there.
+        scope: of the request.
+        protocol: of the request.
+        admitted: what admission has found out.
+    """
+
+    __slots__ = ("_admitted", "_loop", "_protocol", "_tell", "scope")
 
     def __init__(
         self,
-        done: asyncio.Future[Any],
-        gone: Callable[[], Awaitable[object]],
-        scope: Any = None,  # noqa: ANN401 - RSGI
+        loop: asyncio.AbstractEventLoop,
+        tell: Callable[[Caller, Rest], None],
+        scope: Any,  # noqa: ANN401 - ASGI or RSGI
+        protocol: Any,  # noqa: ANN401 - ASGI or RSGI
+        admitted: Admitted,
     ) -> None:
-        self._done = done
-        self.gone = gone
+        self._loop = loop
+        self._tell = tell
         self.scope = scope
+        self._protocol = protocol
+        self._admitted = admitted
 
-    def err(self, error: BaseException) -> None:
-        """Something was raised on the way."""
-        if not self._done.done():
-            self._done.set_exception(error)
+    async def gone(self) -> None:
+        """Wait until it has gone."""
+        if isinstance(self.scope, dict):
+            while (await self._protocol.receive())["type"] != "http.disconnect":
+                pass
+        else:
+            await self._protocol.client_disconnect()
 
+    def err(self, error: Exception) -> None:
+        """Something was raised on the way, in whatever thread."""
+        self._loop.call_soon_threadsafe(self._tell, self, _refused(error))
 
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+    async def serve(self, edge: Edge, rest: Rest) -> None:
+        """Serve the rest of the request, whose body was read."""
+        if isinstance(self.scope, dict):
+            await edge.serve(self.scope, self._protocol.receive, self._protocol.send, self._admitted, rest)
+        else:
+            await serve_rest(edge, self.scope, self._protocol, self._admitted, rest)
 
+    async def serve_from(self, edge: Edge, message: Message) -> None:
+        """Serve a request of ASGI the general way, of whose body this message has come."""
+        first: list[Message] = [message]
 
-def _again(message: Message, receive: Receive) -> Receive:
-    """The same, from this message on."""
-    first: list[Message] = [message]
+        async def receive() -> Message:
+            return first.pop() if first else await self._protocol.receive()
 
-    async def again() -> Message:
-        return first.pop() if first else await receive()
-
-    return again
+        await edge.serve(self.scope, receive, self._protocol.send, self._admitted)
 
 
 def _command(ride: Ride) -> PlainCommand:

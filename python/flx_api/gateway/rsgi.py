@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from flx_api._core import Admitted
     from flx_api.gateway.edge import Edge
     from flx_api.gateway.exchange import Exchange, Message, Scope
-    from flx_api.gateway.ride import Rides
     from flx_api.gateway.routes_fast import Response, Whole
 
 ASGI: Final = {"version": "3.0", "spec_version": "2.3"}
@@ -66,7 +65,6 @@ class RsgiFace:
         if failure is not None:
             _log.error("gateway.not_started", reason=failure)
             sys.exit(1)
-        self.parts.rides.shorten(loop)
 
     def __rsgi_del__(self, loop: asyncio.AbstractEventLoop) -> None:
         """Stop, after the last request."""
@@ -80,20 +78,15 @@ class RsgiFace:
             await self(connection.scope, connection.receive, connection.send)
             return
         edge: Edge = self.parts.edge
-        rides: Rides = self.parts.rides
-        seen = edge.decide(scope, bare=rides.bare)
+        # The server's thread may have decided about it already.
+        seen = self.parts.server_thread.decided.pop(protocol, None) or edge.decide(scope)
         if seen is None:
             seen = await edge.decide_later(scope)
         if len(seen) == WHOLE:
             protocol.response_bytes(*seen)
             return
         admitted, bridged = seen
-        if bridged is None:
-            if rides.takes(scope.query_string):
-                await rides.ride(scope, protocol, admitted)
-                return
-            bridged = asgi_scope(scope)
-        await serve(edge, scope, protocol, admitted, bridged)
+        await serve(edge, scope, protocol, admitted, asgi_scope(scope) if bridged is None else bridged)
 
 
 async def serve(edge: Edge, rsgi: Any, protocol: Any, admitted: Admitted, scope: Scope) -> None:  # noqa: ANN401 - RSGI

@@ -10,7 +10,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use flx_core::command::reply::{Reply, replies};
 use flx_lane::call::Together;
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyString, PyTuple};
@@ -391,13 +391,13 @@ fn answer(
         return Ok(());
     }
     if let Some(protocol) = &ride.protocol {
-        let own: Vec<Bound<'_, PyTuple>> = match (own, &ride.watcher) {
-            (Some(own), Some(watcher)) => own.call1((watcher.getattr(py, intern!(py, "scope"))?,))?.extract()?,
+        let own: Vec<Bound<'_, PyTuple>> = match (own, &ride.caller) {
+            (Some(own), Some(caller)) => own.call1((caller.getattr(py, intern!(py, "scope"))?,))?.extract()?,
             _ => Vec::new(),
         };
         let parts = command.answer(py, reply.result, reply.replayed, own)?;
-        protocol.bind(py).call_method1(intern!(py, "response_bytes"), parts)?;
-        command.over(OK);
+        command.over(if send(protocol.bind(py), &parts)? { OK } else { CLIENT_GONE });
+        return Ok(());
     }
     let Some(done) = &ride.done else { return Ok(()) };
     let done = done.bind(py);
@@ -405,12 +405,26 @@ fn answer(
     if done.call_method0(intern!(py, "done"))?.is_truthy()? {
         return Ok(());
     }
-    let ending = match &ride.protocol {
-        Some(_) => py.None().into_bound(py),
-        None => (PyBytes::new(py, reply.result), reply.replayed).into_pyobject(py)?.into_any(),
-    };
-    done.call_method1(intern!(py, "set_result"), (ending,))?;
+    done.call_method1(intern!(py, "set_result"), ((PyBytes::new(py, reply.result), reply.replayed),))?;
     Ok(())
+}
+
+/// Sends a whole answer by a server's protocol; false when the client has left before it, which Granian says by raising.
+fn send(protocol: &Bound<'_, PyAny>, parts: &Bound<'_, PyTuple>) -> PyResult<bool> {
+    let py = protocol.py();
+    let sent = match parts.as_slice() {
+        [start, end] => {
+            // Neither waits for anything: a body that is whole is handed over in the call.
+            let start = protocol.call_method1(intern!(py, "send"), (start,));
+            start.and_then(|_| protocol.call_method1(intern!(py, "send"), (end,)))
+        }
+        _ => protocol.call_method1(intern!(py, "response_bytes"), parts),
+    };
+    match sent {
+        Ok(_) => Ok(true),
+        Err(error) if error.is_instance_of::<PyRuntimeError>(py) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Frames as a `ReplyBatch`.

@@ -2,7 +2,8 @@
 //!
 //! Strategy: the thread that admits a request asks for its body and goes on. The body is read, and decided about, in the
 //! call that brings it; what has boarded so gathers until the loop takes all of it at once. So the loop is woken once for
-//! many commands, and by the server's own future not at all (`Shortcut`).
+//! many commands. The server asks it twice for each request, to begin and when a body is there; what can be done in the
+//! thread that asks is done there (`Shortcut`), and the loop is not woken for it at all.
 //!
 //! Rules:
 //! - a ride does not hold its body's future: that keeps its callback, which is the ride, for as long as it lives, and no
@@ -25,6 +26,7 @@ use flx_lane::service::Peer;
 use http::request::Parts;
 
 use crate::admitted::Admitted;
+use crate::answer::Face;
 use crate::command::{PlainCommand, PlainCommands};
 use crate::lane_call::LaneCall;
 use crate::request::monotonic_ns;
@@ -35,8 +37,35 @@ use crate::sheet::NativeLine;
 struct Inside {
     number: u64,
     boarding: HashMap<u64, Boarding>,
+    /// When the latest body was asked for.
+    asked_ns: u64,
     boarded: Vec<Boarded>,
+    /// The loop was asked to take what has boarded, and has not yet.
+    is_called: bool,
+    /// The loop looks by itself within a millisecond or two.
+    is_watched: bool,
+    /// Something has boarded since it last looked.
+    is_busy: bool,
 }
+
+impl Inside {
+    /// One more has boarded; whether the loop is to be called for it. It is not while others are about to board, if it looks
+    /// by itself soon: what leaves together costs little more than what leaves alone.
+    fn calls(&mut self, boarded: Boarded, now_ns: u64) -> bool {
+        self.boarded.push(boarded);
+        self.is_busy = true;
+        let others_come = !self.boarding.is_empty() && now_ns.saturating_sub(self.asked_ns) < SOON_NS;
+        let waits = self.is_watched && others_come && self.boarded.len() < ENOUGH;
+        let calls = !self.is_called && !waits;
+        self.is_called |= calls;
+        calls
+    }
+}
+
+/// A body that was asked for so long ago is not waited for.
+const SOON_NS: u64 = 1_000_000;
+/// So many need nobody beside them.
+const ENOUGH: usize = 32;
 
 struct Boarding {
     ride: Py<Ride>,
@@ -60,8 +89,8 @@ enum Boarded {
     Plain(Py<Ride>),
     /// It is plain, and yet there is something to be looked at before it leaves.
     Marked(Py<Ride>),
-    /// It is to go the general way, with this body; None: there is none.
-    Other(Py<Ride>, Option<Py<PyBytes>>),
+    /// It is to go the general way, with this body, or with the message of ASGI that is not all of it; None: there is none.
+    Other(Py<Ride>, Option<Py<PyAny>>),
 }
 
 /// Where rides begin.
@@ -86,7 +115,7 @@ impl Hall {
         let (py, hall) = (slf.py(), slf.get());
         let read = hall.plain.get().read(py, admitted.bind(py), &pending.body, pending.mark_ns, None);
         let boarded = read.and_then(|command| {
-            let body = if command.is_none() { Some(PyBytes::new(py, &pending.body).unbind()) } else { None };
+            let body = if command.is_none() { Some(PyBytes::new(py, &pending.body).into_any().unbind()) } else { None };
             let is_marked = command.as_ref().is_some_and(|command| command.shared || command.vital);
             let command = command.map(|command| Py::new(py, command)).transpose()?;
             let ride = Ride {
@@ -127,17 +156,18 @@ impl Hall {
         Ok(Self { plain, context: kept.unbind(), wake, timeout_ns, inside: Mutex::default() })
     }
 
-    /// Asks for the body of an admitted request; what follows are callbacks. `done` is a future of who waits for the end:
-    /// of None when the request is answered.
+    /// Asks for the body of an admitted request of ASGI or RSGI; what follows are callbacks.
     fn board(
         slf: &Bound<'_, Self>,
-        watcher: Py<PyAny>,
+        caller: Py<PyAny>,
         protocol: &Bound<'_, PyAny>,
         admitted: Py<Admitted>,
-        done: Py<PyAny>,
     ) -> PyResult<()> {
         let (py, hall) = (slf.py(), slf.get());
-        let body = protocol.call0()?;
+        let body = match admitted.get().face {
+            Face::Asgi => protocol.call_method0(intern!(py, "receive"))?,
+            Face::Rsgi => protocol.call0()?,
+        };
         let mark_ns = monotonic_ns();
         let number = {
             let mut inside = hall.inside();
@@ -147,9 +177,8 @@ impl Hall {
         let ride = Ride {
             hall: Some(slf.clone().unbind()),
             number,
-            watcher: Some(watcher),
+            caller: Some(caller),
             protocol: Some(protocol.clone().unbind()),
-            done: Some(done),
             admitted: Some(admitted),
             mark_ns,
             ..Ride::default()
@@ -160,25 +189,26 @@ impl Hall {
             body: body.clone().unbind(),
             until_ns: mark_ns.saturating_add(hall.timeout_ns),
         };
-        hall.inside().boarding.insert(number, boarding);
+        {
+            let mut inside = hall.inside();
+            inside.boarding.insert(number, boarding);
+            inside.asked_ns = mark_ns;
+        }
         body.call_method(intern!(py, "add_done_callback"), (ride,), Some(hall.context.bind(py)))?;
         Ok(())
     }
 
     /// Lets a command board whose body was read elsewhere: its ride, and whether it is the first. `done` is a future of
     /// who waits for it: of its result, and whether that is an earlier one's.
-    #[pyo3(signature = (command, admitted, done, watcher=None))]
     fn join(
         slf: &Bound<'_, Self>,
         command: Py<PlainCommand>,
         admitted: Py<Admitted>,
         done: Py<PyAny>,
-        watcher: Option<Py<PyAny>>,
     ) -> PyResult<(Py<Ride>, bool)> {
         let is_marked = command.get().shared || command.get().vital;
         let ride = Ride {
             hall: Some(slf.clone().unbind()),
-            watcher,
             done: Some(done),
             admitted: Some(admitted),
             command: OnceLock::from(command),
@@ -186,9 +216,9 @@ impl Hall {
         };
         let ride = Py::new(slf.py(), ride)?;
         let own = ride.clone_ref(slf.py());
-        let mut inside = slf.get().inside();
-        inside.boarded.push(if is_marked { Boarded::Marked(own) } else { Boarded::Plain(own) });
-        Ok((ride, inside.boarded.len() == 1))
+        let boarded = if is_marked { Boarded::Marked(own) } else { Boarded::Plain(own) };
+        let is_first = slf.get().inside().calls(boarded, monotonic_ns());
+        Ok((ride, is_first))
     }
 
     /// All that have boarded and are still there: the plain ones, those to be looked at, and others, each with its body, or None.
@@ -196,8 +226,13 @@ impl Hall {
     fn boarded<'py>(
         &self,
         py: Python<'py>,
-    ) -> PyResult<(Bound<'py, PyList>, Bound<'py, PyList>, Vec<(Py<Ride>, Option<Py<PyBytes>>)>)> {
-        let boarded = take(&mut self.inside().boarded);
+    ) -> PyResult<(Bound<'py, PyList>, Bound<'py, PyList>, Vec<(Py<Ride>, Option<Py<PyAny>>)>)> {
+        let boarded = {
+            let mut inside = self.inside();
+            inside.is_called = false;
+            inside.is_watched = true;
+            take(&mut inside.boarded)
+        };
         let (plain, marked, mut others) = (PyList::empty(py), PyList::empty(py), Vec::new());
         for one in boarded {
             match one {
@@ -228,6 +263,14 @@ impl Hall {
         Ok(rides)
     }
 
+    /// Looks whether anything has boarded, and nobody was called for it; None when nothing has for a while, and nobody looks any
+    /// more.
+    fn look(&self) -> Option<bool> {
+        let mut inside = self.inside();
+        inside.is_watched = take(&mut inside.is_busy) || !inside.boarded.is_empty();
+        inside.is_watched.then_some(!inside.is_called && !inside.boarded.is_empty())
+    }
+
     /// How many wait for their body.
     #[getter]
     fn boarding(&self) -> usize {
@@ -241,8 +284,9 @@ impl Hall {
 pub(crate) struct Ride {
     hall: Option<Py<Hall>>,
     number: u64,
+    /// Who is answered by the protocol.
     #[pyo3(get)]
-    pub(crate) watcher: Option<Py<PyAny>>,
+    pub(crate) caller: Option<Py<PyAny>>,
     #[pyo3(get)]
     pub(crate) protocol: Option<Py<PyAny>>,
     #[pyo3(get)]
@@ -335,28 +379,30 @@ impl Ride {
         let boarded = match body.call_method0(intern!(py, "result")) {
             Err(error) if error.is_instance_of::<PyRuntimeError>(py) => Boarded::Other(slf.clone().unbind(), None),
             Err(error) => return Err(error),
-            Ok(content) => {
-                let content = content.cast_into::<PyBytes>()?;
-                match hall.plain.get().read(py, admitted.bind(py), content.as_bytes(), ride.mark_ns, None)? {
+            Ok(content) => match content.cast::<PyBytes>() {
+                Ok(content) => Self::read(slf, admitted, content)?,
+                Err(_) => match whole(&content, admitted.get().length)? {
+                    Some(content) => Self::read(slf, admitted, &content)?,
                     None => Boarded::Other(slf.clone().unbind(), Some(content.unbind())),
-                    Some(command) => {
-                        let is_marked = command.shared || command.vital;
-                        let _ = ride.command.set(Py::new(py, command)?);
-                        let own = slf.clone().unbind();
-                        if is_marked { Boarded::Marked(own) } else { Boarded::Plain(own) }
-                    }
-                }
-            }
+                },
+            },
         };
-        let is_first = {
-            let mut inside = hall.inside();
-            inside.boarded.push(boarded);
-            inside.boarded.len() == 1
-        };
-        if is_first {
+        let calls = hall.inside().calls(boarded, monotonic_ns());
+        if calls {
             hall.wake.call0(py)?;
         }
         Ok(())
+    }
+
+    fn read(slf: &Bound<'_, Self>, admitted: &Py<Admitted>, content: &Bound<'_, PyBytes>) -> PyResult<Boarded> {
+        let (py, ride) = (slf.py(), slf.get());
+        let own = slf.clone().unbind();
+        let Some(hall) = &ride.hall else { return Ok(Boarded::Other(own, None)) };
+        let read = hall.get().plain.get().read(py, admitted.bind(py), content.as_bytes(), ride.mark_ns, None)?;
+        let Some(command) = read else { return Ok(Boarded::Other(own, Some(content.clone().into_any().unbind()))) };
+        let is_marked = command.shared || command.vital;
+        let _ = ride.command.set(Py::new(py, command)?);
+        Ok(if is_marked { Boarded::Marked(own) } else { Boarded::Plain(own) })
     }
 
     /// One of many commands of a request, to be told of.
@@ -368,10 +414,10 @@ impl Ride {
         self.until_s.store(until_s.to_bits(), Ordering::Relaxed);
     }
 
-    /// Lets the server log what was raised, and end the request.
+    /// Lets whoever answers the request know what was raised.
     pub(crate) fn failed(&self, py: Python<'_>, error: PyErr) {
-        let told = match (&self.watcher, &self.done) {
-            (Some(watcher), _) => watcher.call_method1(py, intern!(py, "err"), (error,)),
+        let told = match (&self.caller, &self.done) {
+            (Some(caller), _) => caller.call_method1(py, intern!(py, "err"), (error,)),
             (None, Some(done)) => done.call_method1(py, intern!(py, "set_exception"), (error,)),
             (None, None) => Err(error),
         };
@@ -381,17 +427,27 @@ impl Ride {
     }
 }
 
-/// A loop's `call_soon_threadsafe` that lets a ride board in the thread where its body came; all else goes to the loop.
+/// The body in a message of ASGI, when it is all of it; that there is more is said of every first part.
+fn whole<'py>(message: &Bound<'py, PyAny>, length: Option<u64>) -> PyResult<Option<Bound<'py, PyBytes>>> {
+    let message = message.cast::<PyDict>()?;
+    let Some(body) = message.get_item(intern!(message.py(), "body"))? else { return Ok(None) };
+    let body = body.cast_into::<PyBytes>()?;
+    Ok(Some(body).filter(|body| Some(body.as_bytes().len() as u64) == length))
+}
+
+/// A loop's `call_soon_threadsafe` that does at once, in the thread that calls, what needs no loop: a ride boards where its
+/// body came, and `take` may answer a request that Granian would begin as a task. All else goes to the loop.
 #[pyclass(frozen, module = "flx_api._core")]
 pub(crate) struct Shortcut {
     ordinary: Py<PyAny>,
+    take: Py<PyAny>,
 }
 
 #[pymethods]
 impl Shortcut {
     #[new]
-    fn new(ordinary: Py<PyAny>) -> Self {
-        Self { ordinary }
+    fn new(ordinary: Py<PyAny>, take: Py<PyAny>) -> Self {
+        Self { ordinary, take }
     }
 
     #[pyo3(signature = (*args, context=None))]
@@ -401,11 +457,17 @@ impl Shortcut {
         context: Option<Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let py = args.py();
-        if let [callback, body] = args.as_slice()
-            && let Ok(ride) = callback.cast::<Ride>()
-        {
-            Ride::__call__(ride, body);
-            return Ok(py.None().into_bound(py));
+        match args.as_slice() {
+            [callback, body] if let Ok(ride) = callback.cast::<Ride>() => {
+                Ride::__call__(ride, body);
+                return Ok(py.None().into_bound(py));
+            }
+            // How a task is made, its coroutine, and what it is about.
+            [_, coroutine, watcher] if self.take.bind(py).call1((watcher,))?.is_truthy()? => {
+                coroutine.call_method0(intern!(py, "close"))?;
+                return Ok(py.None().into_bound(py));
+            }
+            _ => {}
         }
         let own = PyDict::new(py);
         own.set_item(intern!(py, "context"), context)?;
