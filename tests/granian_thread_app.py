@@ -1,4 +1,4 @@
-"""An application for Granian whose answers say where they were made: `thread` (whole decisions) or `task` (the rest)."""
+"""An application for Granian whose answers say where they were made: `thread` (whole answers) or `task` (the rest)."""
 
 from __future__ import annotations
 

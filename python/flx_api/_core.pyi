@@ -48,6 +48,7 @@ __all__ = [
     "SlidingWindow",
     "TokenVerifier",
     "asgi_scope",
+    "batch_results",
     "become_subreaper",
     "build_profile",
     "check_certificate",
@@ -657,17 +658,21 @@ class PlainCommands:
         is when the phase before this one ended.
         """
 
-    def operation(
+    def operations(
         self,
         admitted: Admitted,
-        command: str,
-        args: bytes,
-        *,
-        idempotency_key: str | None = None,
-        environment: str | None = None,
-        deadline_ms: int | None = None,
-    ) -> PlainCommand | None:
-        """The same for one of many operations of a request, which are read already. No phase is counted."""
+        operations: list[Any],
+        first: int,
+        count: int,
+    ) -> list[tuple[int, PlainCommand]]:
+        """The same for operations of a request, which are read already; each with its place. No phase is counted.
+
+        Args:
+            admitted: What admission has found out about the request.
+            operations: All of its `ExecuteRequest`.
+            first: Where to begin.
+            count: How many at most; it ends before the first that is to go the general way.
+        """
 
 @final
 class Hall:
@@ -917,6 +922,18 @@ class Settled:
     @property
     def rest(self) -> bytes | None:
         """Frames of what is not here, as a `ReplyBatch`; None: there are none."""
+
+def batch_results(
+    results: list[tuple[int, bytes, bool]], operations: list[Any], request_id: str, metas: tuple[bytes, bytes]
+) -> tuple[list[tuple[int, bytes]], list[tuple[str, int]]]:
+    """The results of operations as JSON (`BatchResult`), each with its place; and how many there were of each command.
+
+    Args:
+        results: The place of each, its result, and whether that is an earlier one's.
+        operations: All `ExecuteRequest` of the batch.
+        request_id: Of the batch.
+        metas: What is said beside a result of now, and of an earlier one, as JSON.
+    """
 
 def joined(frames: list[Any]) -> bytes:
     """Frames as a `CommandBatch`: plain commands, and whatever has a `SerializeToString`."""

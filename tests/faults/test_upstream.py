@@ -211,7 +211,7 @@ def test_batches_go_the_same_way(tmp_path: Path) -> None:
                         while index < 300 and group.has_room:
                             await group.begin(index, frame(index), 30, read=True)
                             index += 1
-                        for number, ending in await group.ended():
+                        for number, ending in (await group.ended()).others:
                             assert number not in told
                             assert isinstance(ending, ReplyFrame), ending
                             told[number] = json.loads(ending.result)["marker"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from tests.gateway_app import Wire, built, exchange, scope
 from tests.gateway_process import bearer
 
-from flx_api._core import joined
+from flx_api._core import batch_results, joined
 from flx_api.commands import COMMANDS
 from flx_api.errors import FlxError
 from flx_api.gateway.dispatch import frame_of
@@ -21,7 +22,7 @@ from flx_api.gateway.options import decoded, with_key
 from flx_api.gateway.plain import plain_commands
 from flx_api.gateway.routes_fast import Whole, envelope
 from flx_api.models import strict_json
-from flx_api.models.envelope import MADE_KEY, ExecuteRequest
+from flx_api.models.envelope import MADE_KEY, BatchResult, ExecuteRequest, ReplyMeta
 from flx_api.models.rate_limit import RateLimit
 from flx_api.proto.flx.v1.daemon_pb2 import CommandBatch, CommandFrame, ReplyFrame
 
@@ -184,6 +185,35 @@ def test_answers_are_the_same(result: bytes, replayed: bool, request_id: str, es
     later = b'"duration_us":%d' % wanted["meta"]["duration_us"]
     assert expected.body.replace(later, b'"duration_us":%d' % took_us) == end["body"]
     assert (start["status"], start["headers"]) == (200, parts().edge.headers(one, expected.headers, len(end["body"])))
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(sorted(COMMANDS)), st.sampled_from([b"", b"{}", b"[1, 2]"]), st.booleans())),
+    st.text('ab"\\\x7f\x01', max_size=6),
+)
+def test_results_of_many_are_the_same(given: list[tuple[str, bytes, bool]], request_id: str) -> None:
+    operations = [ExecuteRequest(command=command) for command, _, _ in given]
+    results = [(index, result, replayed) for index, (_, result, replayed) in enumerate(given)]
+    metas = [ReplyMeta(request_id, 7, replayed) for replayed in (False, True)]
+    encode = msgspec.json.encode
+    encoded, counted = batch_results(results, operations, request_id, (encode(metas[0]), encode(metas[1])))
+    assert encoded == [
+        (
+            index,
+            encode(
+                BatchResult(
+                    index=index,
+                    id=f"{request_id}.{index}",
+                    command=operations[index].command,
+                    status="ok",
+                    result=msgspec.Raw(result or b"null"),
+                    meta=metas[replayed],
+                )
+            ),
+        )
+        for index, result, replayed in results
+    ]
+    assert Counter(command for command, _, _ in given) == dict(counted)
 
 
 @pytest.mark.parametrize(("count", "most"), [(1, 1), (3, 3)])

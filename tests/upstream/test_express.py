@@ -77,8 +77,9 @@ def test_a_refusal_is_one_members_own() -> None:
         group.begin_many(members(3))
         endings: dict[int, Any] = {}
         while not group.is_idle:
-            endings |= dict(await group.ended())
-        assert ("not_found", "x1", (b"[2]", False)) == (endings[0].code, endings[1].accepted_id, endings[2])
+            ended = await group.ended()
+            endings |= dict(ended.others) | {place: result for place, *result in ended.results}
+        assert ("not_found", "x1", [b"[2]", False]) == (endings[0].code, endings[1].accepted_id, endings[2])
         assert (0,) * 5 == held(upstream)
 
     run(story)

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 def told(ending: Ending) -> str:
     """A reply's result, or an error's code."""
-    if isinstance(ending, tuple):
-        return ending[0].decode()
     return ending.code if isinstance(ending, FlxError) else ending.result.decode()
 
 
@@ -32,7 +30,9 @@ async def all_of(group: Group) -> dict[int, str]:
     """How everything that was begun ended."""
     found: dict[int, str] = {}
     while not group.is_idle:
-        found |= {index: told(ending) for index, ending in await group.ended()}
+        ended = await group.ended()
+        found |= {index: told(ending) for index, ending in ended.others}
+        found |= {index: result.decode() for index, result, _ in ended.results}
     return found
 
 
@@ -49,7 +49,7 @@ def test_a_group_leaves_as_one_message_and_gives_its_credits_back() -> None:
         assert {index: str(index) for index in range(30)} == await all_of(group)
         assert 30 in daemon.batch_sizes
         assert (0, free) == (upstream.in_flight, upstream._credits._value)
-        assert [] == await group.ended()
+        assert ([], []) == await group.ended()
 
     run(story)
 
@@ -73,7 +73,7 @@ def test_each_ends_at_its_own_deadline() -> None:
         group = Group(upstream)
         await group.begin(0, frame("slow"), 0.01, read=True)
         await group.begin(1, frame(), 5, read=True)
-        assert [(1, "{}")] == [(index, told(ending)) for index, ending in await group.ended()]
+        assert [(1, "{}")] == [(index, told(ending)) for index, ending in (await group.ended()).others]
         assert {0: "deadline_exceeded"} == await all_of(group)
 
     run(story)

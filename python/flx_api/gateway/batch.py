@@ -3,8 +3,8 @@
 Strategy: the body is judged as a whole, and nothing is carried out unless all of it can be read. Then each operation is
 decided about as if it had come alone to `/v1/execute`: its command, that command's limits and permission, and at the
 daemon its arguments, key and deadline. What may go travels in one group (`flx_api.upstream.group`), so that a batch
-costs one message each way and no task for each operation. Plain ones (`flx_api.gateway.plain`) are decided about and
-made into frames in the native core.
+costs one message each way and no task for each operation. Plain ones (`flx_api.gateway.plain`) are decided about, made
+into frames and their results into JSON in the native core, for all of a message at once.
 
 Rules:
 - An operation that fails is a result with an error; the response is 200 as soon as the batch was carried out.
@@ -20,10 +20,11 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import msgspec
 
+from flx_api._core import batch_results
 from flx_api.commands import COMMANDS, find
 from flx_api.commands.permissions import authorise
 from flx_api.errors import Conflict, FlxError, InvalidRequest, NotFound, ValidationFailed
@@ -52,10 +53,12 @@ if TYPE_CHECKING:
     from flx_api.gateway.exchange import Exchange
     from flx_api.gateway.patience import Patience
     from flx_api.gateway.responses import PolicyRefusals
-    from flx_api.models.envelope import ExecuteRequest
     from flx_api.observability.metrics import Metrics
     from flx_api.upstream.channel import Upstream
     from flx_api.upstream.group import Ending
+
+Encoded = tuple[int, bytes]
+"""The result of an operation as JSON (`BatchResult`), with its place."""
 
 # Of results that wait for the others; beyond it nothing more is begun.
 HELD_BYTES: Final = 16 * 1024 * 1024
@@ -103,8 +106,10 @@ class BatchRoute:
                 return None
             results = [result async for some in batch.results() for result in some]
         exchange.passed("upstream")
-        results.sort(key=lambda result: result.index)
-        body = _encoder.encode(BatchReply(results, batch.totals, batch.meta()))
+        # No two have the same place.
+        results.sort()
+        encoded: list[Any] = [msgspec.Raw(result) for _, result in results]
+        body = _encoder.encode(BatchReply(encoded, batch.totals, batch.meta()))
         return Response(200, [(b"content-type", JSON), (b"vary", b"Accept")], body)
 
     async def _stream(self, exchange: Exchange, batch: _Batch) -> None:
@@ -112,7 +117,7 @@ class BatchRoute:
             await begin_stream(exchange, self._cors, NDJSON)
             async with aclosing(batch.results()) as results:
                 async for some in results:
-                    lines = _encoder.encode_lines(some)
+                    lines = b"".join([line for _, result in some for line in (result, b"\n")])
                     await exchange.send({"type": "http.response.body", "body": lines, "more_body": True})
             exchange.passed("upstream")
             last = _encoder.encode_lines([BatchEnd(batch.totals, batch.meta())])
@@ -157,16 +162,20 @@ class _Batch:
         """What is said beside an answer that is given now."""
         return ReplyMeta(self._exchange.request_id, self._exchange.duration_us)
 
-    async def results(self) -> AsyncGenerator[list[BatchResult], None]:
+    async def results(self) -> AsyncGenerator[list[Encoded], None]:
         """The results as they become ready, those of operations that were not begun at the end."""
         group = Group(self._route.upstream, 1 if self._is_ordered else GROUPED)
         try:
             while not group.is_idle or self._goes_on:
                 if refused := await self._begin_some(group):
                     yield refused
-                elif ended := await group.ended():
+                else:
+                    results, others = await group.ended()
                     meta = self.meta()
-                    yield [self._result(index, ending, meta) for index, ending in ended]
+                    if results:
+                        yield self._results(results, meta)
+                    if others:
+                        yield [self._result(index, ending, meta) for index, ending in others]
         finally:
             group.close()
         not_begun, meta = Conflict(self._stopped, code="not_attempted"), self.meta()
@@ -179,16 +188,15 @@ class _Batch:
     def _goes_on(self) -> bool:
         return self._next < len(self._operations) and not self._stopped
 
-    async def _begin_some(self, group: Group) -> list[BatchResult]:
+    async def _begin_some(self, group: Group) -> list[Encoded]:
         """Begin what there is room for; the results of those that are not even sent."""
-        refused: list[BatchResult] = []
+        refused: list[Encoded] = []
         while True:
             self._begin_plain(group)
             if not (self._goes_on and group.has_room):
                 break
-            index = self._next
-            self._next += 1
-            error = await self._begin(group, index)
+            error = await self._begin(group)
+            index = self._next - 1
             if error is None:
                 continue
             refused.append(self._result(index, error, self.meta()))
@@ -199,35 +207,23 @@ class _Batch:
 
     def _begin_plain(self, group: Group) -> None:
         """Begin the plain operations that come next, as many as there is room for at once."""
-        first, room = self._next, group.room_at_once if self._goes_on else 0
-        commands: list[tuple[int, PlainCommand]] = []
-        for index, operation in enumerate(self._operations[first : first + room], first):
-            command = self._plain(operation)
-            if command is None:
-                break
-            commands.append((index, command))
-        if commands:
+        if self._goes_on and not self._dry_run and (room := group.room_at_once):
+            commands = self._plain(room)
             self._next += len(commands)
-            group.begin_many(commands)
+            if commands:
+                group.begin_many(commands)
 
-    def _plain(self, operation: ExecuteRequest) -> PlainCommand | None:
-        """The command of an operation that is plain, its limits charged; else None, and nothing done."""
-        if self._dry_run or operation.dry_run or operation.wait_ms:
-            return None
-        return self._route.plain.operation(
-            self._exchange.admitted,
-            operation.command,
-            bytes(operation.args),
-            idempotency_key=operation.idempotency_key,
-            environment=operation.environment,
-            deadline_ms=operation.deadline_ms,
-        )
+    def _plain(self, count: int) -> list[tuple[int, PlainCommand]]:
+        """The commands of the next operations as far as they are plain, their limits charged; no more than so many."""
+        return self._route.plain.operations(self._exchange.admitted, self._operations, self._next, count)
 
-    async def _begin(self, group: Group, index: int) -> FlxError | None:
-        """Begin one operation; what is against it, if it is not begun."""
+    async def _begin(self, group: Group) -> FlxError | None:
+        """Begin the next operation; what is against it, if it is not begun."""
+        index, plain = self._next, [] if self._dry_run else self._plain(1)
         operation = self._operations[index]
-        command = self._plain(operation)
-        if command is not None:
+        self._next += 1
+        if plain:
+            ((_, command),) = plain
             await group.begin(index, command, command.deadline_s, read=command.reads)
             return None
         dry_run = self._dry_run or operation.dry_run
@@ -287,43 +283,52 @@ class _Batch:
             self._unknown[name] = error
         return self._unknown[name]
 
-    def _result(self, index: int, ending: Ending, meta: ReplyMeta) -> BatchResult:
+    def _results(self, results: list[tuple[int, bytes, bool]], meta: ReplyMeta) -> list[Encoded]:
+        """Plain results, counted. `meta`: of answers given now."""
+        metas = _encoder.encode(meta), _encoder.encode(ReplyMeta(meta.request_id, meta.duration_us, replayed=True))
+        encoded, counted = batch_results(results, self._operations, meta.request_id, metas)
+        for name, count in counted:
+            self._route.metrics.operation(name, "ok", count)
+        self.totals.ok += len(results)
+        self._hold(sum([len(result) for _, result, _ in results]))
+        return encoded
+
+    def _result(self, index: int, ending: Ending, meta: ReplyMeta) -> Encoded:
         """How an operation went, counted, and what it means for those after it. `meta`: of answers given now."""
         operation = self._operations[index]
-        if isinstance(ending, tuple):
-            result, replayed = ending
-            if replayed:
-                meta = ReplyMeta(meta.request_id, meta.duration_us, replayed)
-            return self._success(index, operation.command, result, meta)
         if isinstance(ending, ReplyFrame) and not ending.code:
             dry_run = self._dry_run or operation.dry_run
             error = self._tell_costs(ending, operation.command) if dry_run else None
             if error is None:
                 meta = ReplyMeta(meta.request_id, meta.duration_us, ending.replayed, dry_run)
-                return self._success(index, operation.command, ending.result, meta, ending.accepted_id)
+                return index, _encoder.encode(self._success(index, operation.command, ending, meta))
         else:
             error = error_of(ending) if isinstance(ending, ReplyFrame) else ending
-        return self._failure(index, operation.command, error, meta)
+        return index, _encoder.encode(self._failure(index, operation.command, error, meta))
 
-    def _success(self, index: int, name: str, result: bytes, meta: ReplyMeta, accepted_id: str = "") -> BatchResult:
+    def _success(self, index: int, name: str, ending: ReplyFrame, meta: ReplyMeta) -> BatchResult:
         status: Literal["ok", "accepted"] = "ok"
-        if accepted_id:
+        if ending.accepted_id:
             status = "accepted"
             self.totals.accepted += 1
         else:
             self.totals.ok += 1
-        self._held += len(result)
-        if self._held > HELD_BYTES and self._keeps and not self._stopped:
-            self._stopped = _TOO_MUCH
+        self._hold(len(ending.result))
         self._route.metrics.operation(name, status)
         return BatchResult(
             index=index,
-            id=accepted_id or f"{meta.request_id}.{index}",
+            id=ending.accepted_id or f"{meta.request_id}.{index}",
             command=name,
             status=status,
-            result=msgspec.Raw(result or b"null"),
+            result=msgspec.Raw(ending.result or b"null"),
             meta=meta,
         )
+
+    def _hold(self, size: int) -> None:
+        """Keep so many bytes of results, where they are kept."""
+        self._held += size
+        if self._held > HELD_BYTES and self._keeps and not self._stopped:
+            self._stopped = _TOO_MUCH
 
     def _failure(self, index: int, name: str, error: FlxError, meta: ReplyMeta) -> BatchResult:
         known = name in COMMANDS
@@ -366,7 +371,9 @@ def _request(exchange: Exchange) -> BatchRequest:
         raise InvalidRequest(detail)
     request = decoded(exchange, _decoder)
     for index, operation in enumerate(request.operations):
-        if not strict_json.is_object(bytes(operation.args)):
+        args = bytes(operation.args)
+        # The first look finds nearly all.
+        if args[:1] != b"{" and not strict_json.is_object(args):
             raise ValidationFailed.field(f"operations[{index}].args", "is not an object")
     return request
 

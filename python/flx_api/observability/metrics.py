@@ -128,10 +128,10 @@ class Metrics(Collector):
         """Refusals by reason or code, where there are any."""
         return {kind: count for kind, count in zip(self._kinds, self.counters.refusals(), strict=True) if count}
 
-    def operation(self, command: str, status: str) -> None:
-        """An operation of a batch has ended. `command`: its name, or `unmatched`; nothing a client made up."""
+    def operation(self, command: str, status: str, count: int = 1) -> None:
+        """Operations of a batch have ended. `command`: its name, or `unmatched`; nothing a client made up."""
         key = command, status
-        self.operations[key] = self.operations.get(key, 0) + 1
+        self.operations[key] = self.operations.get(key, 0) + count
 
     def closed(self, code: int) -> None:
         """A WebSocket of the ASGI face ended with this close code."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from flx_api.errors import FlxError, Unavailable
 from flx_api.proto.flx.v1.daemon_pb2 import ReplyFrame
@@ -35,9 +35,15 @@ if TYPE_CHECKING:
     from flx_api.upstream.channel import Upstream
     from flx_api.upstream.pending import Frame
 
-Ending = ReplyFrame | FlxError | tuple[bytes, bool]
-"""How a command ended: the daemon's reply, whatever it says, or why there is none; or a plain result, and whether that
-is an earlier one's."""
+Ending = ReplyFrame | FlxError
+"""How a command ended: the daemon's reply, whatever it says, or why there is none."""
+
+
+class Ended(NamedTuple):
+    """What has ended: plain results (place, result, whether that is an earlier one's), and the endings of others."""
+
+    results: list[tuple[int, bytes, bool]]
+    others: list[tuple[int, Ending]]
 
 
 class _Member:
@@ -90,7 +96,7 @@ class Group:
         self._lost: list[_Member] = []
         # Commands that the daemon is still about, until it is asked again.
         self._resting: dict[_Member, asyncio.TimerHandle] = {}
-        self._endings: list[tuple[int, Ending]] = []
+        self._ended = Ended([], [])
         self._patient = True
         self._wake = asyncio.Event()
         self._bound = min(width, upstream.grouped)
@@ -101,7 +107,7 @@ class Group:
     @property
     def room(self) -> int:
         """How many commands may be begun; none before it was looked at what has ended."""
-        if self._endings:
+        if self._has_ended:
             return 0
         busy = self._travelling + len(self._outstanding) + len(self._lost) + len(self._resting)
         return max(self._bound - busy, 0)
@@ -114,7 +120,11 @@ class Group:
     @property
     def is_idle(self) -> bool:
         """Whether everything that was begun has ended and was told."""
-        return not (self._travelling or self._outstanding or self._lost or self._resting or self._endings)
+        return not (self._travelling or self._outstanding or self._lost or self._resting or self._has_ended)
+
+    @property
+    def _has_ended(self) -> bool:
+        return bool(self._ended.results or self._ended.others)
 
     def begin_now(self, index: int, frame: Frame, deadline_s: float, *, read: bool) -> bool:
         """Do what `begin` does, if nothing has to be waited for; else nothing, and say so."""
@@ -154,18 +164,18 @@ class Group:
             until = self._now() + deadline_s
             await self._send(_Member(self, index, frame, sends=sends_of(frame, read=read), until=until))
 
-    async def ended(self) -> list[tuple[int, Ending]]:
+    async def ended(self) -> Ended:
         """What has ended since the last time, in that order. Waits for something, unless the group is idle."""
-        while not self._endings and not self.is_idle:
+        while not self._has_ended and not self.is_idle:
             while self._lost:
                 await self._send(self._lost.pop())
-            if not self._endings:
+            if not self._has_ended:
                 self._wake.clear()
                 await self._wake.wait()
-        endings, self._endings = self._endings, []
+        ended, self._ended = self._ended, Ended([], [])
         # What the daemon bears changes with its replies.
         self._bound = min(self._width, self._upstream.grouped)
-        return endings
+        return ended
 
     def close(self) -> None:
         """Wait for nothing any more."""
@@ -184,7 +194,7 @@ class Group:
     def took(self, results: list[tuple[int, bytes, bool]]) -> None:
         """So many have ended with results; for the express."""
         self._travelling -= len(results)
-        self._endings += [(index, (result, replayed)) for index, result, replayed in results]
+        self._ended.results.extend(results)
         self._patient = True
         self._wake.set()
 
@@ -192,22 +202,22 @@ class Group:
         """One has ended otherwise; for the express."""
         self._travelling -= 1
         member = _Member(self, place, command, sends=sends_of(command, read=command.reads), until=until_s)
-        self._ended(member, ending)
+        self._over(member, ending)
 
     def take(self, member: _Member, ending: ReplyFrame | FlxError) -> None:
         """A command has ended; for the upstream's table."""
         seq = member.frame.seq
         self._outstanding.pop(seq, None)
         self._upstream.end(seq)
-        self._ended(member, ending)
+        self._over(member, ending)
 
-    def _ended(self, member: _Member, ending: ReplyFrame | FlxError) -> None:
+    def _over(self, member: _Member, ending: ReplyFrame | FlxError) -> None:
         member.is_done = True
         if isinstance(ending, ReplyFrame) and not ending.code:
-            self._endings.append((member.index, ending))
+            self._ended.others.append((member.index, ending))
             self._patient = True
         elif self._upstream.closing or not self._goes_again(member, ending):
-            self._endings.append((member.index, ending))
+            self._ended.others.append((member.index, ending))
             self._patient = self._patient or isinstance(ending, ReplyFrame)
         self._wake.set()
 
@@ -258,7 +268,7 @@ class Group:
         except Unavailable as error:
             self._patient = False
             member.is_done = True
-            self._endings.append((member.index, error))
+            self._ended.others.append((member.index, error))
             return
         if not member.is_done:
             self._outstanding[member.frame.seq] = member

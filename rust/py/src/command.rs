@@ -9,15 +9,17 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use flx_core::command::answer::Answer;
+use flx_core::command::answer::{Answer, Item};
 use flx_core::command::catalog::{Catalog, Entry, Repeat};
 use flx_core::command::frame::{Frame, join, whole};
 use flx_core::command::request::{Plain, is_key, plain};
 use flx_core::metrics::{AUTHORISE, DISPATCH, RESPOND, UPSTREAM};
 use http::Response;
+use pyo3::buffer::PyBuffer;
 use pyo3::exceptions::PyValueError;
 use pyo3::intern;
 use pyo3::prelude::*;
+use pyo3::pybacked::{PyBackedBytes, PyBackedStr};
 use pyo3::types::{PyBytes, PyList, PyString, PyTuple};
 
 use crate::admission::Admission;
@@ -92,27 +94,53 @@ impl PlainCommands {
         self.made(py, admitted, &found, Some(since_ns), Now::of(now_s, None)?)
     }
 
-    /// Decides about one of many operations, and makes its frame; None, and nothing done, when it is to go the general way.
-    /// No phase is counted: they are the whole request's.
-    #[pyo3(signature = (admitted, command, args, *, idempotency_key=None, environment=None, deadline_ms=None))]
-    #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
-    fn operation(
+    /// Decides about operations of a request from `first` on, at most `count`, up to the first that is not plain: about it
+    /// nothing is done. Each with its place. No phase is counted: they are the whole request's.
+    fn operations<'py>(
         &self,
-        py: Python<'_>,
-        admitted: &Bound<'_, Admitted>,
-        command: &str,
-        args: &[u8],
-        idempotency_key: Option<&str>,
-        environment: Option<&str>,
-        deadline_ms: Option<u32>,
-    ) -> PyResult<Option<PlainCommand>> {
-        let Ok(args) = str::from_utf8(args) else { return Ok(None) };
-        let found = Plain { command, args, idempotency_key, environment, deadline_ms };
-        self.made(py, admitted, &found, None, Now::of(None, None)?)
+        py: Python<'py>,
+        admitted: &Bound<'py, Admitted>,
+        operations: &Bound<'py, PyList>,
+        first: usize,
+        count: usize,
+    ) -> PyResult<Bound<'py, PyList>> {
+        let found = PyList::empty(py);
+        let now = Now::of(None, None)?;
+        for (place, operation) in operations.iter().enumerate().skip(first).take(count) {
+            let Some(command) = self.operation(py, admitted, &operation, now)? else { break };
+            found.append((place, command))?;
+        }
+        Ok(found)
     }
 }
 
 impl PlainCommands {
+    fn operation(
+        &self,
+        py: Python<'_>,
+        admitted: &Bound<'_, Admitted>,
+        operation: &Bound<'_, PyAny>,
+        now: Now,
+    ) -> PyResult<Option<PlainCommand>> {
+        let wait_ms = operation.getattr(intern!(py, "wait_ms"))?;
+        if operation.getattr(intern!(py, "dry_run"))?.is_truthy()? || wait_ms.is_truthy()? {
+            return Ok(None);
+        }
+        let text = |name: &Bound<'_, PyString>| operation.getattr(name)?.extract::<Option<PyBackedStr>>();
+        let Some(command) = text(intern!(py, "command"))? else { return Ok(None) };
+        let (key, environment) = (text(intern!(py, "idempotency_key"))?, text(intern!(py, "environment"))?);
+        let args = PyBuffer::<u8>::get(&operation.getattr(intern!(py, "args"))?)?.to_vec(py)?;
+        let Ok(args) = str::from_utf8(&args) else { return Ok(None) };
+        let found = Plain {
+            command: &command,
+            args,
+            idempotency_key: key.as_deref(),
+            environment: environment.as_deref(),
+            deadline_ms: operation.getattr(intern!(py, "deadline_ms"))?.extract()?,
+        };
+        self.made(py, admitted, &found, None, now)
+    }
+
     fn made(
         &self,
         py: Python<'_>,
@@ -328,6 +356,34 @@ impl PlainCommand {
         self.admitted.get().by.get().counters().phase(phase, now.saturating_sub(before));
         now
     }
+}
+
+/// The results of operations as JSON, each with its place; and how many there were of each command. `results`: the place of
+/// each, its result, and whether that is an earlier one's; `metas`: what is said beside one of now, and of an earlier one.
+#[pyfunction]
+#[expect(clippy::type_complexity, reason = "two lists")]
+pub(crate) fn batch_results<'py>(
+    py: Python<'py>,
+    results: &Bound<'py, PyList>,
+    operations: &Bound<'py, PyList>,
+    request_id: &str,
+    metas: (PyBackedBytes, PyBackedBytes),
+) -> PyResult<(Bound<'py, PyList>, Vec<(Bound<'py, PyString>, usize)>)> {
+    let encoded = PyList::empty(py);
+    let mut counted: Vec<(Bound<'py, PyString>, usize)> = Vec::new();
+    for found in results.iter() {
+        let (index, result, replayed) = found.extract::<(usize, PyBackedBytes, bool)>()?;
+        let command = operations.get_item(index)?.getattr(intern!(py, "command"))?.cast_into::<PyString>()?;
+        let text = command.to_str()?;
+        let meta = if replayed { &metas.1 } else { &metas.0 };
+        let item = Item { index, request_id, command: text, result: &result, meta };
+        encoded.append((index, PyBytes::new(py, &item.encoded())))?;
+        match counted.iter_mut().find(|(known, _)| known.is(&command) || known.to_str().is_ok_and(|it| it == text)) {
+            Some((_, count)) => *count += 1,
+            None => counted.push((command.clone(), 1)),
+        }
+    }
+    Ok((encoded, counted))
 }
 
 /// Frames as a `CommandBatch`: plain commands, and whatever has a `SerializeToString`.

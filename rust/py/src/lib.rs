@@ -57,7 +57,7 @@ mod _core {
     #[pymodule_export]
     use crate::admitted::Admitted;
     #[pymodule_export]
-    use crate::command::{PlainCommand, PlainCommands, joined};
+    use crate::command::{PlainCommand, PlainCommands, batch_results, joined};
     #[pymodule_export]
     use crate::counters::Counters;
     #[pymodule_export]

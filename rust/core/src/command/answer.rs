@@ -1,4 +1,5 @@
-//! The body of an answer: `CommandReply` of `flx_api.models.envelope`, whose encoder is the judge in the tests.
+//! The body of an answer, and one of the results of a batch: `CommandReply` and `BatchResult` of `flx_api.models.envelope`, whose
+//! encoder is the judge in the tests.
 
 /// What is said of a command that was carried out.
 #[derive(Clone, Copy, Debug)]
@@ -36,6 +37,48 @@ impl Answer<'_> {
     }
 }
 
+/// What is said of one operation of a batch that was carried out.
+#[derive(Clone, Copy, Debug)]
+pub struct Item<'a> {
+    /// Its place among the operations.
+    pub index: usize,
+    /// The request's id.
+    pub request_id: &'a str,
+    /// The name of the command.
+    pub command: &'a str,
+    /// JSON; empty: null.
+    pub result: &'a [u8],
+    /// JSON: what is said of it beside the result.
+    pub meta: &'a [u8],
+}
+
+impl Item<'_> {
+    /// As JSON.
+    #[must_use]
+    pub fn encoded(&self) -> Vec<u8> {
+        let result = if self.result.is_empty() { b"null" } else { self.result };
+        let texts = 2 * self.request_id.len() + self.command.len();
+        let mut out = Vec::with_capacity(96 + texts + result.len() + self.meta.len());
+        out.extend_from_slice(b"{\"index\":");
+        let index = self.index.to_string();
+        out.extend_from_slice(index.as_bytes());
+        out.extend_from_slice(b",\"id\":");
+        text(&mut out, self.request_id);
+        // Within the text: its end is put behind the number.
+        out.pop();
+        out.push(b'.');
+        out.extend_from_slice(index.as_bytes());
+        out.extend_from_slice(b"\",\"command\":");
+        text(&mut out, self.command);
+        out.extend_from_slice(b",\"status\":\"ok\",\"result\":");
+        out.extend_from_slice(result);
+        out.extend_from_slice(b",\"meta\":");
+        out.extend_from_slice(self.meta);
+        out.push(b'}');
+        out
+    }
+}
+
 /// A text that needs no escapes, which ids and names of commands never do, or else with them.
 fn text(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
@@ -52,6 +95,13 @@ fn text(out: &mut Vec<u8>, text: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_result_of_many_is_compact_json() {
+        let item = Item { index: 12, request_id: "r\"1", command: "a.b", result: b"", meta: b"{}" };
+        let expected = br#"{"index":12,"id":"r\"1.12","command":"a.b","status":"ok","result":null,"meta":{}}"#;
+        assert_eq!(expected.to_vec(), item.encoded());
+    }
 
     #[test]
     fn an_answer_is_compact_json() {
