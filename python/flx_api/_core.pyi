@@ -924,7 +924,7 @@ class Settled:
         """Frames of what is not here, as a `ReplyBatch`; None: there are none."""
 
 def batch_results(
-    results: list[tuple[int, bytes, bool]], operations: list[Any], request_id: str, metas: tuple[bytes, bytes]
+    results: list[tuple[int, bytes, bool]], operations: list[Any], request_id: str, meta: bytes, replayed_meta: bytes
 ) -> tuple[list[tuple[int, bytes]], list[tuple[str, int]]]:
     """The results of operations as JSON (`BatchResult`), each with its place; and how many there were of each command.
 
@@ -932,7 +932,8 @@ def batch_results(
         results: The place of each, its result, and whether that is an earlier one's.
         operations: All `ExecuteRequest` of the batch.
         request_id: Of the batch.
-        metas: What is said beside a result of now, and of an earlier one, as JSON.
+        meta: What is said beside a result of now, as JSON.
+        replayed_meta: And beside an earlier one's.
     """
 
 def joined(frames: list[Any]) -> bytes:

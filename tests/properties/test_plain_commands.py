@@ -196,7 +196,7 @@ def test_results_of_many_are_the_same(given: list[tuple[str, bytes, bool]], requ
     results = [(index, result, replayed) for index, (_, result, replayed) in enumerate(given)]
     metas = [ReplyMeta(request_id, 7, replayed) for replayed in (False, True)]
     encode = msgspec.json.encode
-    encoded, counted = batch_results(results, operations, request_id, (encode(metas[0]), encode(metas[1])))
+    encoded, counted = batch_results(results, operations, request_id, *map(encode, metas))
     assert encoded == [
         (
             index,

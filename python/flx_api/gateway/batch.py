@@ -286,7 +286,7 @@ class _Batch:
     def _results(self, results: list[tuple[int, bytes, bool]], meta: ReplyMeta) -> list[Encoded]:
         """Plain results, counted. `meta`: of answers given now."""
         metas = _encoder.encode(meta), _encoder.encode(ReplyMeta(meta.request_id, meta.duration_us, replayed=True))
-        encoded, counted = batch_results(results, self._operations, meta.request_id, metas)
+        encoded, counted = batch_results(results, self._operations, meta.request_id, *metas)
         for name, count in counted:
             self._route.metrics.operation(name, "ok", count)
         self.totals.ok += len(results)

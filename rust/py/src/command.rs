@@ -359,7 +359,7 @@ impl PlainCommand {
 }
 
 /// The results of operations as JSON, each with its place; and how many there were of each command. `results`: the place of
-/// each, its result, and whether that is an earlier one's; `metas`: what is said beside one of now, and of an earlier one.
+/// each, its result, and whether that is an earlier one's; `meta`: what is said beside one of now.
 #[pyfunction]
 #[expect(clippy::type_complexity, reason = "two lists")]
 pub(crate) fn batch_results<'py>(
@@ -367,7 +367,8 @@ pub(crate) fn batch_results<'py>(
     results: &Bound<'py, PyList>,
     operations: &Bound<'py, PyList>,
     request_id: &str,
-    metas: (PyBackedBytes, PyBackedBytes),
+    meta: &[u8],
+    replayed_meta: &[u8],
 ) -> PyResult<(Bound<'py, PyList>, Vec<(Bound<'py, PyString>, usize)>)> {
     let encoded = PyList::empty(py);
     let mut counted: Vec<(Bound<'py, PyString>, usize)> = Vec::new();
@@ -375,7 +376,7 @@ pub(crate) fn batch_results<'py>(
         let (index, result, replayed) = found.extract::<(usize, PyBackedBytes, bool)>()?;
         let command = operations.get_item(index)?.getattr(intern!(py, "command"))?.cast_into::<PyString>()?;
         let text = command.to_str()?;
-        let meta = if replayed { &metas.1 } else { &metas.0 };
+        let meta = if replayed { replayed_meta } else { meta };
         let item = Item { index, request_id, command: text, result: &result, meta };
         encoded.append((index, PyBytes::new(py, &item.encoded())))?;
         match counted.iter_mut().find(|(known, _)| known.is(&command) || known.to_str().is_ok_and(|it| it == text)) {
