@@ -84,6 +84,35 @@ def test_a_change_goes_on_when_its_answer_is_given_up(tmp_path: Path) -> None:
     asyncio.run(story())
 
 
+def test_each_change_has_its_own_end_whichever_came_first(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with parts(tmp_path) as daemon:
+            go, told = asyncio.Event(), []
+
+            async def slow(_context: Context, args: Any) -> Deleted:
+                await go.wait()
+                return Deleted(args.id)
+
+            dispatcher = daemon.dispatcher({"pipeline.delete": slow})
+            began_ms = daemon.clock.now_us // 1000
+
+            async def ask(name: str, left_ms: int) -> None:
+                args = b'{"id":"%b"}' % name.encode()
+                frame = CommandFrame(command="pipeline.delete", args=args, principal=ADMIN)
+                frame.deadline_unix_ms = began_ms + left_ms
+                told.append((name, (await dispatcher.carry_out(frame, Gateway())).code))
+
+            waiting = asyncio.gather(*(ask(*one) for one in [("a", 60_000), ("b", 60), ("c", 20), ("d", 40)]))
+            while len(told) < 3:
+                await turn()
+            assert told == [(name, "deadline_exceeded") for name in "cdb"]
+            go.set()
+            await waiting
+            assert told[3] == ("a", "")
+
+    asyncio.run(story())
+
+
 def test_a_fault_of_ours_is_internal_and_tells_nothing(tmp_path: Path) -> None:
     async def story() -> None:
         async with parts(tmp_path) as daemon:

@@ -35,7 +35,7 @@ WORKERS = 16
 CHILD = """
 import asyncio, itertools, sys
 from sqlalchemy import event, insert
-from flx_api.daemon.journal import Journal, Place, Prepared, sqlite
+from flx_api.daemon.journal import Journal, Place, Prepared, pace, sqlite, turns
 from flx_api.daemon.journal.tables import idempotency
 from flx_api.errors import Unavailable
 from flx_api.models.event import PipelineEvent
@@ -50,6 +50,10 @@ if synchronous != "as shipped":
         return engine
     sqlite.engine_of = relaxed
 
+if where == "moving":
+    pace._FEWEST = pace._WORTH = pace._AGAIN = 50
+    pace._PAUSE_S = turns._CALM_S = 0
+
 def tell(*words):
     sys.stdout.write(" ".join(map(str, words)) + "\\n")
     sys.stdout.flush()
@@ -58,17 +62,18 @@ async def main():
     journal = await Journal.open(f"sqlite:///{path}", "project", itertools.count(1_000_000).__next__)
     tell("opened", journal.epoch)
     numbers = itertools.count(first)
+    loop, rest_until = asyncio.get_running_loop(), [0]
     async def worker():
         for number in numbers:
             def command(tx):
                 row = {"tenant": "t", "subject": "s", "key": str(number), "project_id": "project", "command": "c"}
                 row |= {"body_hash": "", "result": b"x" * payload, "created_us": tx.now_us}
-                if where == "loop":
+                if where != "thread":
                     tx.add(idempotency, row)
                 else:
                     tx.connection.execute(insert(idempotency), row)
                 return tx.emit(f"t{number % 7}", PipelineEvent("created", str(number), "me"), tenant="t")
-            if where == "loop":
+            if where != "thread":
                 command = Prepared(command, [Place(idempotency, ("t", "s", str(number)))])
             try:
                 seq = await journal.write(command)
@@ -76,6 +81,10 @@ async def main():
                 tell("refused", number, error.code)
             else:
                 tell("stored", number, seq)
+            if where == "moving":
+                if number % 40 == 0:
+                    rest_until[0] = loop.time() + 0.004
+                await asyncio.sleep(max(0, rest_until[0] - loop.time()))
     await asyncio.gather(*(worker() for _ in range(workers)))
 
 asyncio.run(main())
@@ -156,8 +165,9 @@ def disk(tmp_path: Path) -> Disk:
     return Disk(tmp_path / "data" / "flx.db", tmp_path / "disk")
 
 
-made = pytest.mark.parametrize("where", ["thread", "loop"])
-"""Whether changes are made by the journal's thread or on the loop (`daemon/journal/turns.py`)."""
+made = pytest.mark.parametrize("where", ["thread", "loop", "moving"])
+"""Whether changes are made by the journal's thread or on the loop (`daemon/journal/turns.py`); `moving`: there, and the
+log is moved into the file at every opportunity (`daemon/journal/pace.py`)."""
 
 
 @made

@@ -21,7 +21,7 @@ import contextlib
 import hashlib
 import re
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import structlog
@@ -56,6 +56,9 @@ if TYPE_CHECKING:
 # Who asks with which key.
 _Keyed = tuple[str, str, str]
 
+# What a loop's clock cannot tell apart.
+_CLOCK_S: Final = 0.001
+
 _IS_KEY = re.compile(KEY_PATTERN).fullmatch
 
 log = structlog.stdlib.get_logger("flx.daemon")
@@ -75,6 +78,7 @@ class Dispatcher:
         self._handlers = handlers
         self._changing: set[asyncio.Future[Outcome]] = set()
         self._keys: dict[_Keyed, int] = {}
+        self.ends = Ends()
 
     def prepare(self, frame: CommandFrame, caller: Caller) -> ReplyFrame | Coroutine[Any, Any, ReplyFrame] | Change:
         """Begin a command: the reply, or what must be awaited for it, or a change that will tell it.
@@ -171,7 +175,7 @@ class Dispatcher:
         change = Change(self, frame, keyed)
         left_s = self._left_s(context.deadline_us)
         if left_s is not None:
-            change.end_within(left_s)
+            self.ends.add(change, left_s)
         task.add_done_callback(change.over)
         return change
 
@@ -191,30 +195,57 @@ class Dispatcher:
         return None if deadline_us is None else (deadline_us - self._services.clock()) / 1_000_000
 
 
+class Ends:
+    """When those who wait for a change have waited long enough: one timer for all, at the first of these moments.
+
+    Most changes are over long before, and a timer for each cost more than what else is done here for one.
+    """
+
+    def __init__(self) -> None:
+        self._at_s: dict[Change, float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def add(self, change: Change, left_s: float) -> None:
+        """Give the change up by then, unless it is removed."""
+        loop = asyncio.get_running_loop()
+        at_s = self._at_s[change] = loop.time() + left_s
+        if self._timer is not None and at_s < self._timer.when():
+            self._timer.cancel()
+            self._timer = None
+        if self._timer is None:
+            self._timer = loop.call_at(at_s, self._give_up)
+
+    def remove(self, change: Change) -> None:
+        """Nobody waits for it any more."""
+        self._at_s.pop(change, None)
+
+    def _give_up(self) -> None:
+        loop = asyncio.get_running_loop()
+        # A loop may call early, by as little as its clock can tell.
+        now_s = loop.time() + _CLOCK_S
+        for change in [change for change, at_s in self._at_s.items() if at_s <= now_s]:
+            change.give_up()
+        self._timer = loop.call_at(min(self._at_s.values()), self._give_up) if self._at_s else None
+
+
 class Change:
     """A change under way, which goes on whoever waits for its answer.
 
     `tell` is called once, with the answer, or None when the change was torn apart after all; never within `prepare`.
     """
 
-    __slots__ = ("_dispatcher", "_frame", "_keyed", "_timer", "tell")
+    __slots__ = ("_dispatcher", "_frame", "_keyed", "tell")
 
     def __init__(self, dispatcher: Dispatcher, frame: CommandFrame, keyed: _Keyed | None) -> None:
         self.tell: Callable[[ReplyFrame | None], None] | None = None
         self._dispatcher = dispatcher
         self._frame = frame
         self._keyed = keyed
-        self._timer: asyncio.TimerHandle | None = None
-
-    def end_within(self, left_s: float) -> None:
-        """Tell by then that the time is over, if nothing else was told."""
-        self._timer = asyncio.get_running_loop().call_later(left_s, self._give_up)
 
     def leave(self) -> bool:
         """Give the answer up; whether it had not been told."""
         was_waited_for, self.tell = self.tell is not None, None
-        if self._timer is not None:
-            self._timer.cancel()
+        self._dispatcher.ends.remove(self)
         return was_waited_for
 
     def over(self, task: asyncio.Future[Outcome]) -> None:
@@ -227,7 +258,8 @@ class Change:
             # Looked at, so that an error which nobody waits for any more is not reported as forgotten.
             task.exception()
 
-    def _give_up(self) -> None:
+    def give_up(self) -> None:
+        """Tell that the time is over, if nothing else was told."""
         tell = self.tell
         if self.leave() and tell is not None:
             waited = self._keyed is not None and self._dispatcher.is_used_twice(self._keyed)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import subprocess
 import threading
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from typing import TYPE_CHECKING, Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import func, select
 
-from flx_api.daemon.journal import Journal, Place, Prepared, turns
+from flx_api.daemon.journal import Journal, Place, Prepared, pace, turns
+from flx_api.daemon.journal.sqlite import Sqlite
 from flx_api.daemon.journal.tables import users
 from flx_api.errors import FlxError
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import pytest
+    from sqlalchemy import Connection
 
     from flx_api.daemon.journal import Tx
 
@@ -37,7 +40,7 @@ async def opened(folder: Path) -> AsyncIterator[Journal]:
 
 
 def adding(name: str, how: str = "add", threads: list[int] | None = None) -> Prepared[str]:
-    """Adds a user, unless there is one. `how`: it fails then, looks at the connection, or names what cannot be."""
+    """Adds a user, unless there is one. `how`: it fails then, looks at the connection, or adds what cannot be."""
 
     def change(tx: Tx) -> str:
         if threads is not None:
@@ -47,8 +50,9 @@ def adding(name: str, how: str = "add", threads: list[int] | None = None) -> Pre
         if how == "look":
             tx.connection.execute(select(func.count()).select_from(users)).scalar_one()
         row = {"project_id": "project", "username": name, "tenant": "t", "password_hash": "", "roles": b"[]"}
-        # More than SQLite's integers hold.
-        tx.add(users, {**row, "disabled": False, "created_us": 1 << 70 if how == "impossible" else 1})
+        # More than SQLite's integers hold, or less than the table wants.
+        created_us = {"impossible": 1 << 70, "missing": None}.get(how, 1)
+        tx.add(users, {**row, "disabled": False, "created_us": created_us})
         tx.emit(name, {}, tenant="t")
         if how == "fail":
             raise ValueError
@@ -138,8 +142,106 @@ def test_a_change_that_nobody_waits_for_any_more_is_not_begun(tmp_path: Path) ->
     asyncio.run(story())
 
 
+class Mover:
+    """Stands before the move of the log: how often, and not before it is let by."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        self.begun, self.may_go_on = threading.Event(), threading.Event()
+        move = Sqlite.catch_up
+
+        def catch_up(database: Sqlite, connection: Connection) -> None:
+            self.count += 1
+            self.begun.set()
+            assert self.may_go_on.wait(10)
+            move(database, connection)
+
+        monkeypatch.setattr(Sqlite, "catch_up", catch_up)
+
+
+def in_the_file_alone(folder: Path) -> list[str]:
+    """The users in the database without its log."""
+    copy = folder / "copy.db"
+    # By another process: when this one closed the file, SQLite's locks on it would be gone.
+    subprocess.run(["cp", folder / "journal.db", copy], check=True)
+    with closing(sqlite3.connect(copy)) as connection:
+        return [name for (name,) in connection.execute("SELECT username FROM users ORDER BY username")]
+
+
+def test_who_waits_is_told_before_the_log_is_moved_and_the_next_one_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pace, "_FEWEST", 1)
+    mover = Mover(monkeypatch)
+
+    async def story() -> None:
+        async with opened(tmp_path) as journal:
+            assert await journal.write(adding("a")) == "added"
+            assert await asyncio.to_thread(mover.begun.wait, 10)
+            written = journal.write(adding("b"))
+            for _ in range(50):
+                await asyncio.sleep(0)
+            assert not written.done()
+            mover.may_go_on.set()
+            assert await written == "added"
+            assert "a" in in_the_file_alone(tmp_path)
+
+    asyncio.run(story())
+
+
+def test_a_calm_moment_is_used_to_move_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "_WORTH", 1)
+    monkeypatch.setattr(turns, "_CALM_S", 0.001)
+    mover = Mover(monkeypatch)
+    mover.may_go_on.set()
+
+    async def story() -> None:
+        async with opened(tmp_path) as journal:
+            assert await journal.write(adding("a")) == "added"
+            assert await asyncio.to_thread(mover.begun.wait, 10)
+            # What comes in it waits, and no longer.
+            assert await journal.write(adding("b")) == "added"
+            assert "a" in in_the_file_alone(tmp_path)
+
+    asyncio.run(story())
+
+
+def test_a_journal_that_closes_before_the_calm_moment_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pace, "_WORTH", 1)
+    mover = Mover(monkeypatch)
+
+    async def story() -> None:
+        async with opened(tmp_path) as journal:
+            assert await journal.write(adding("a")) == "added"
+        assert mover.count == 0
+
+    asyncio.run(story())
+    assert [file.name for file in tmp_path.glob("journal.db-*")] == ["journal.db-mark"]
+
+
+def test_a_log_that_a_reader_holds_is_left_and_commands_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pace, "_FEWEST", 1)
+
+    async def story() -> None:
+        async with opened(tmp_path) as journal:
+            with closing(sqlite3.connect(tmp_path / "journal.db", isolation_level=None)) as other:
+                # A reader of long ago: nothing after what it sees may be moved.
+                other.execute("BEGIN")
+                other.execute("SELECT * FROM users").fetchall()
+                for name in "abc":
+                    assert await journal.write(adding(name)) == "added"
+            assert await journal.write(adding("d")) == "added"
+            assert journal.fault is None
+            assert names(journal) == list("abcd")
+
+    asyncio.run(story())
+
+
 WISHES = st.lists(
-    st.tuples(st.sampled_from("abcd"), st.sampled_from(["add", "add", "look", "fail", "impossible"])), max_size=12
+    st.tuples(st.sampled_from("abcd"), st.sampled_from(["add", "add", "look", "fail", "impossible", "missing"])),
+    max_size=12,
 )
 
 

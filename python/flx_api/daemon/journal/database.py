@@ -63,6 +63,16 @@ class Database(Protocol):
     def begin_at_once(self, connection: Connection) -> Transaction:
         """Begin a transaction of a near database. Raises DBAPIError when that needs waiting."""
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether a calm moment should be used to catch up."""
+
+    def committed(self, changes: int) -> bool:
+        """Note a commit of so many changes; whether it is now time to catch up, calm or not."""
+
+    def catch_up(self, connection: Connection) -> None:
+        """Do what commits put off. Whatever comes of it, what is committed stays so."""
+
     def close(self) -> None:
         """Everything is closed."""
 

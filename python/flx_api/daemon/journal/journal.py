@@ -98,6 +98,7 @@ class Journal:
             project_id=project_id,
             clock=clock,
             deliver=self._deliver,
+            free=self._free,
             opened=self._report_open,
         )
         self._turns = Turns(self._writer, self._loop) if self._database.is_near else None
@@ -323,6 +324,10 @@ class Journal:
             self._database.mark.set(self.epoch, group.seq)
         self._call_soon(lambda: self._settle(group))
 
+    def _free(self) -> None:
+        if self._turns is not None:
+            self._call_soon(self._turns.free)
+
     def _call_soon(self, callback: Callable[[], None]) -> None:
         # A loop that is closed has nobody left who waits.
         with contextlib.suppress(RuntimeError):
@@ -363,8 +368,6 @@ class Journal:
                 future.set_result(value)
             else:
                 future.set_exception(error)
-        if self._turns is not None:
-            self._turns.settled()
 
 
 class _Step:

@@ -93,6 +93,18 @@ class Postgresql:
         """Begin a transaction; it is not near, so nobody asks for this."""
         return connection.begin()
 
+    @property
+    def is_behind(self) -> bool:
+        """The server does by itself what there is to do."""
+        return False
+
+    def committed(self, changes: int) -> bool:  # noqa: ARG002
+        """As `is_behind`."""
+        return False
+
+    def catch_up(self, connection: Connection) -> None:
+        """As `is_behind`."""
+
     def close(self) -> None:
         """There is nothing to end."""
 

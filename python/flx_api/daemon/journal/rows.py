@@ -222,7 +222,8 @@ class _Bulk(NamedTuple):
 
 
 def _bulk_of(table: Table, dialect: Dialect) -> _Bulk:
-    compiled = insert(table).compile(dialect=dialect)
+    # One that fails is lost with its group. SQLite need not keep the pages as they were before it.
+    compiled = insert(table).prefix_with("OR FAIL", dialect="sqlite").compile(dialect=dialect)
     beginning, values, marks = str(compiled).partition(" VALUES ")
     columns = tuple(compiled.positiontup or [column.name for column in table.columns])
     binds = {column.name: _bind_of(column, dialect) for column in table.columns}

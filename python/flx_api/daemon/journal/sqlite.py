@@ -2,6 +2,8 @@
 
 Rules:
 - Everything about SQLite is in this module.
+- What was committed is moved from the log into the file between commits (`catch_up`), at a pace of our own; SQLite
+  does it within a commit only where that was not enough.
 - That nobody else changes the file is held by the lock of the data folder (`flx_api.daemon.lock`).
 - One connection asks the disk to keep what was written: the one that commits. What a failed fsync of another one leaves
   undone would be told to that one, and a commit be acknowledged that is not on the disk.
@@ -12,7 +14,8 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import create_engine, event, make_url
 from sqlalchemy.dialects.sqlite import insert
@@ -20,6 +23,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
 from flx_api.daemon.journal.mark import Mark
+from flx_api.daemon.journal.pace import MOST_PAGES, Pace
 from flx_api.errors import FlxError, Unavailable
 
 if TYPE_CHECKING:
@@ -29,6 +33,9 @@ if TYPE_CHECKING:
     from sqlalchemy.pool import PoolProxiedConnection
 
 _FULL = frozenset({sqlite3.SQLITE_FULL})
+# Well above what our own pace lets gather. The log's file stays as large as it was once, up to this.
+_LOG_PAGES: Final = MOST_PAGES * 5 // 4
+_FRAME_BYTES: Final = 4096 + 24
 
 
 class Sqlite:
@@ -42,6 +49,7 @@ class Sqlite:
         self._busy_timeout_ms = busy_timeout_ms
         file = file_of(url)
         self.mark = Mark(file.with_name(file.name + "-mark"))
+        self._pace = Pace()
 
     def connect_writer(self, before: int | None = None) -> Connection:  # noqa: ARG002 - files know no sessions
         """Open the file to change it."""
@@ -63,6 +71,28 @@ class Sqlite:
             return connection.begin()
         finally:
             driver.execute(f"PRAGMA busy_timeout={self._busy_timeout_ms}")
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether there is something in the log."""
+        return self._pace.is_worth_it
+
+    def committed(self, changes: int) -> bool:
+        """Whether the log must be moved now."""
+        self._pace.committed(changes)
+        return self._pace.is_due
+
+    def catch_up(self, connection: Connection) -> None:
+        """Move the log into the file, as far as readers let it."""
+        driver: Any = connection.connection.driver_connection
+        began = monotonic()
+        try:
+            driver.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        except sqlite3.Error:
+            # What is committed is on the disk. A fault that is more than one of this moment meets the next commit.
+            self._pace.failed()
+        else:
+            self._pace.moved(monotonic() - began)
 
     def patient(self, connection: Connection) -> AbstractContextManager[None]:  # noqa: ARG002
         """Statements have no end but their own."""
@@ -120,6 +150,8 @@ def engine_of(url: str, *, read_only: bool, busy_timeout_ms: int = 2000) -> Engi
             connection.execute("PRAGMA journal_mode=WAL")
             # NORMAL may lose acknowledged commits when the power fails.
             connection.execute("PRAGMA synchronous=FULL")
+            connection.execute(f"PRAGMA wal_autocheckpoint={_LOG_PAGES}")
+            connection.execute(f"PRAGMA journal_size_limit={_LOG_PAGES * _FRAME_BYTES}")
 
     def begin(dbapi_connection: PoolProxiedConnection) -> None:
         # A writer that begins DEFERRED can be refused in its middle, where the busy timeout does not apply.

@@ -8,7 +8,8 @@ next ones gather here.
 
 Rules:
 - One at a time has the connection: the loop from the first change of a group to its last, then the thread until the
-  group is settled.
+  group is settled and it says so (`free`). It may have gone on with what commits put off; in a calm moment it is given
+  the connection for that alone.
 - Only changes that say what they look for (`Prepared`) are made here; they touch few rows. A group with any other goes
   to the thread.
 - So does one with any difficulty: what was made of it is undone, and the thread makes it from the beginning, in the way
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 # Changes in one turn of the loop: some milliseconds.
 _STEP: Final = 64
+# So long without a change is calm. Who waits for each answer before the next command does not leave that much.
+_CALM_S: Final = 0.1
 
 
 class Turns:
@@ -50,15 +53,20 @@ class Turns:
         self._is_due = False
         self._is_away = False
         self._is_over = False
+        self._was_busy = False
+        self._calm: asyncio.TimerHandle | None = None
 
     def submit(self, pending: Pending) -> None:
         """Let a change be made in a turn to come."""
         self._waiting.append(pending)
+        self._was_busy = True
         self._ask_for_turn()
 
-    def settled(self) -> None:
-        """What the thread had is in the database, or was refused."""
+    def free(self) -> None:
+        """The thread has done what it had."""
         self._is_away = False
+        if self._calm is None and not self._is_over and self._writer.is_behind:
+            self._wait_for_calm()
         if self._waiting:
             # Behind what the settled group has to tell, which goes out at the end of the turn that follows.
             self._loop.call_soon(self._ask_for_turn, context=self._context)
@@ -66,12 +74,28 @@ class Turns:
     def stop(self) -> None:
         """Hand everything over; nothing comes any more."""
         self._is_over = True
+        if self._calm is not None:
+            self._calm.cancel()
         making, self._making = self._making, None
         if making is not None:
             self._writer.drop(making)
             self._waiting[:0] = making.group
         while self._waiting:
             self._hand_over(self._waiting)
+
+    def _wait_for_calm(self) -> None:
+        self._was_busy = False
+        self._calm = self._loop.call_later(_CALM_S, self._look_for_calm, context=self._context)
+
+    def _look_for_calm(self) -> None:
+        self._calm = None
+        if self._is_over or self._is_away or not self._writer.is_behind:
+            return
+        if self._was_busy or self._waiting or self._making is not None:
+            self._wait_for_calm()
+            return
+        self._is_away = True
+        self._writer.catch_up()
 
     def _ask_for_turn(self) -> None:
         if not (self._is_due or self._is_away or self._is_over):

@@ -34,10 +34,11 @@ import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
-from sqlalchemy import bindparam, func, select
+from sqlalchemy import func, select
 
-from flx_api.daemon.journal.rows import Place, Row, Rows, add, driver_of, find, finds_of, place_of, say
-from flx_api.daemon.journal.tables import events, topic_heads
+from flx_api.daemon.journal.heads import Heads, Topic, upsert_of
+from flx_api.daemon.journal.rows import Place, Row, Rows, add, driver_of, find, finds_of, place_of
+from flx_api.daemon.journal.tables import events
 from flx_api.daemon.journal.tail import EventRow
 from flx_api.errors import FlxError, Internal, StartupError, Unavailable
 
@@ -50,18 +51,11 @@ if TYPE_CHECKING:
     from flx_api.daemon.journal.database import Database
 
 _GROUP_MAX = 1024
-_HEADS_MAX = 16_384
 _REPEATS = 3
 _ASKED_TIMES = 20
 _ASKED_EVERY_S = 0.1
 
 _encode = msgspec.json.Encoder().encode
-
-_head_of = select(topic_heads.c.seq).where(
-    topic_heads.c.tenant == bindparam("tenant"),
-    topic_heads.c.project_id == bindparam("project_id"),
-    topic_heads.c.topic == bindparam("topic"),
-)
 
 
 class Pending(NamedTuple):
@@ -111,6 +105,10 @@ class Making:
         self.outcomes: list[Outcome] = []
         self.emitted: list[EventRow] = []
         self.result = Group([], [], 0)
+
+
+class _CatchUp:
+    """In the place of a group: nobody waits, so what commits put off may be done."""
 
 
 class Tx:
@@ -218,41 +216,6 @@ class Tx:
         return self._group
 
 
-class Topic(NamedTuple):
-    """A topic as its readers see it: each tenant has its own."""
-
-    tenant: str
-    name: str
-
-
-class Heads:
-    """The last sequence number of each topic: as committed, and as the present group has it so far."""
-
-    def __init__(self) -> None:
-        self._committed: dict[Topic, int] = {}
-        self.open: dict[Topic, int] = {}
-
-    def of(self, topic: Topic, tx: Tx) -> int:
-        """The topic's last sequence number, 0 when it has none."""
-        found = self.open.get(topic)
-        if found is None:
-            found = self._committed.get(topic)
-        if found is None:
-            mine = {"tenant": topic.tenant, "project_id": tx.project_id, "topic": topic.name}
-            found = self._committed[topic] = tx.connection.execute(_head_of, mine).scalar() or 0
-        return found
-
-    def committed(self) -> None:
-        """The group is in the database."""
-        for topic, seq in self.open.items():
-            # Taken out and put in again: a dict keeps the order of insertion, so the first are the longest unused.
-            self._committed.pop(topic, None)
-            self._committed[topic] = seq
-        while len(self._committed) > _HEADS_MAX:
-            del self._committed[next(iter(self._committed))]
-        self.open.clear()
-
-
 class Writer:
     """The thread that changes the database.
 
@@ -262,6 +225,7 @@ class Writer:
         project_id: the project whose rows these are.
         clock: microseconds since the epoch.
         deliver: hands a group to the loop; called in the thread.
+        free: hands the connection to the loop; called in the thread.
         opened: told, in the thread, when the connection is there, or why not.
     """
 
@@ -273,16 +237,18 @@ class Writer:
         project_id: str,
         clock: Callable[[], int],
         deliver: Callable[[Group], None],
+        free: Callable[[], None],
         opened: Callable[[int, BaseException | None], None],
     ) -> None:
         self._database = database
         self._connect = connect
-        self._upsert_head = _upsert_of(database)
+        self._upsert_head = upsert_of(database)
         self._project_id = project_id
         self._clock = clock
         self._deliver = deliver
+        self._free = free
         self._opened = opened
-        self._queue: queue.SimpleQueue[Pending | list[Pending] | Making | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Pending | list[Pending] | Making | _CatchUp | None] = queue.SimpleQueue()
         self._heads = Heads()
         self._rows = Rows()
         self._seq = 0
@@ -309,6 +275,10 @@ class Writer:
         """Queue a group that is made, to be committed."""
         self._queue.put(making)
 
+    def catch_up(self) -> None:
+        """Queue what commits put off; the connection is not free before it is done."""
+        self._queue.put(_CatchUp())
+
     def stop(self) -> None:
         """Queue the end: what came before is committed; the journal lets nothing come after."""
         self._queue.put(None)
@@ -327,7 +297,14 @@ class Writer:
         self._opened(self._seq, None)
         try:
             while group := self._next_group():
-                self._deliver(self._carry_out(group))
+                if isinstance(group, _CatchUp):
+                    self._database.catch_up(self._connection)
+                else:
+                    done = self._carry_out(group)
+                    self._deliver(done)
+                    if done.fault is None and self._database.committed(len(done.outcomes)):
+                        self._database.catch_up(self._connection)
+                self._free()
         finally:
             self._connection.close()
 
@@ -414,7 +391,7 @@ class Writer:
     def _refused(self, group: list[Pending], fault: FlxError) -> Group:
         return Group([Outcome(pending.future, None, fault) for pending in group], [], self._seq, fault)
 
-    def _next_group(self) -> list[Pending] | Making:
+    def _next_group(self) -> list[Pending] | Making | _CatchUp:
         """Whatever has arrived, at least one; empty at the end."""
         group: list[Pending] = []
         first = self._queue.get()
@@ -490,6 +467,11 @@ class Writer:
     def most(self) -> int:
         """How many changes a group may have."""
         return _GROUP_MAX
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether a calm moment should be used to catch up."""
+        return not self._bad and self._database.is_behind
 
     def begin_at_once(self, most: int) -> Making:
         """Begin a group of so many changes, if that needs no waiting. Raises when it does, or cannot be."""
@@ -569,24 +551,3 @@ class Writer:
             }
             for seq, prev, ts_us, topic, tenant, data in emitted
         ]
-
-
-def _upsert_of(database: Database) -> Callable[[Connection, tuple[Any, ...]], None]:
-    """Keeps a topic's last sequence number: tenant, project, topic and that."""
-    statement = database.insert(topic_heads)
-    statement = statement.on_conflict_do_update(
-        index_elements=[topic_heads.c.tenant, topic_heads.c.project_id, topic_heads.c.topic],
-        set_={"seq": statement.excluded.seq},
-    )
-    names = [column.name for column in topic_heads.columns]
-    texts: list[str] = []
-
-    def upsert(connection: Connection, values: tuple[Any, ...]) -> None:
-        if not database.is_near:
-            connection.execute(statement, dict(zip(names, values, strict=True)))
-            return
-        if not texts:
-            texts.append(str(statement.compile(dialect=connection.dialect)))
-        say(connection, texts[0], values)
-
-    return upsert
