@@ -160,11 +160,10 @@ impl Usual {
     #[expect(clippy::inline_always, reason = "what it is given is large, and the hot path has one caller of it")]
     #[inline(always)]
     pub(super) fn charge<W: Word>(&self, entry: &[W], head: u64, cost: u64) -> bool {
-        let &Self { stamp: tick, newest, .. } = self;
-        let entry = &entry[..SNAPSHOTS + RING as usize];
+        let &Self { stamp, newest, .. } = self;
         let count = head & COUNT;
-        let has_begun = newest == tick && entry[SNAPSHOTS + (tick % RING) as usize].load() >> COUNT_BITS == tag(tick);
-        (has_begun || begin(entry, tick, count)) && entry[HEAD].swap_if(head, head - count + ((count + cost) & COUNT))
+        (has_begun(entry, newest, stamp) || begin(entry, stamp, count))
+            && entry[HEAD].swap_if(head, head - count + ((count + cost) & COUNT))
     }
 }
 
@@ -242,15 +241,15 @@ impl Shape {
         let entry = &entry[..SNAPSHOTS + RING as usize];
         let tick = self.tick(now_ns);
         let newest = entry[FLOOR].load();
-        // Small and large ticks are read anew, or their places and tags would cost a look each.
-        if newest > tick || !(TICKS..TAGS).contains(&tick) || newest < tick - TICKS {
+        let first = tick.saturating_sub(TICKS);
+        // Ticks so large that their tags need a division are read anew.
+        if newest > tick || newest < first || tick >= TAGS {
             return None;
         }
-        let first = tick - TICKS;
         let (oldest, base) = match snapshot(&entry[SNAPSHOTS..], first) {
             // The first of all there can be, whatever the note says.
             Some(count) => (first, count),
-            None => look_further(entry, head, first, newest),
+            None => look_further(entry, head, tick, newest),
         };
         if oldest > newest || entry[FLOOR].load() > tick {
             return None;
@@ -268,6 +267,7 @@ impl Shape {
         let ring = &entry[SNAPSHOTS..SNAPSHOTS + RING as usize];
         let holder = match snapshot(ring, oldest + 1) {
             _ if raw == 0 => found.stamp,
+            _ if oldest == newest => oldest,
             // Of a key that is asked for all the time it is the one after the oldest.
             Some(count) if oldest < newest && (count.wrapping_sub(base) & COUNT).wrapping_sub(1) < raw => oldest,
             _ => holder(ring, (oldest, base), newest, (1, raw)),
@@ -348,7 +348,7 @@ impl Shape {
                 }
             }
             Form::Ring => {
-                if !begin(entry, stamp, count) {
+                if !(has_begun(entry, entry[FLOOR].load(), stamp) || begin(entry, stamp, count)) {
                     return false;
                 }
             }
@@ -444,14 +444,20 @@ fn snapshot<W: Word>(ring: &[W], tick: u64) -> Option<u64> {
     (snapshot >> COUNT_BITS == tag(tick)).then_some(snapshot & COUNT)
 }
 
-/// The oldest snapshot after this tick, by the note where that is of use: (tick, count), the tick beyond the newest when there
-/// is none, or when time went on.
+/// The oldest snapshot in the window at a tick, by the note where that is of use: (tick, count), a tick beyond the newest when
+/// there is none, or when time went on.
 #[inline(never)]
-fn look_further<W: Word>(entry: &[W], head: u64, first: u64, newest: u64) -> (u64, u64) {
-    let stamp = first + TICKS;
+fn look_further<W: Word>(entry: &[W], head: u64, stamp: u64, newest: u64) -> (u64, u64) {
+    let first = stamp.saturating_sub(TICKS);
     let note = entry[OLDEST].load();
     let start = noted(note, stamp).map_or(first, |oldest| oldest.max(first));
-    match snapshots(&entry[SNAPSHOTS..], start, newest).next() {
+    let ring = &entry[SNAPSHOTS..SNAPSHOTS + RING as usize];
+    if let Some(count) = snapshot(ring, start)
+        && start <= newest
+    {
+        return (start, count);
+    }
+    match snapshots(ring, start + 1, newest).next() {
         Some((oldest, base)) if entry[FLOOR].load() <= stamp => {
             take_note(entry, head, note, (stamp, oldest), start);
             (oldest, base)
@@ -493,6 +499,12 @@ fn snapshots<W: Word>(ring: &[W], first: u64, last: u64) -> impl Iterator<Item =
         expected = if expected == TAGS { 1 } else { expected + 1 };
         found.then_some((tick, snapshot & COUNT))
     })
+}
+
+/// Whether the newest tick is this one and has its snapshot: nothing is left to do before a charge.
+#[inline]
+fn has_begun<W: Word>(entry: &[W], newest: u64, tick: u64) -> bool {
+    newest == tick && snapshot(&entry[SNAPSHOTS..SNAPSHOTS + RING as usize], tick).is_some()
 }
 
 /// Publishes a tick and sees to its snapshot; false when a later tick was published meanwhile.
