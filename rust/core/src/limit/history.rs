@@ -140,6 +140,33 @@ pub(super) struct Reading {
     newest: u64,
 }
 
+/// What is mostly found in a ring, by who is at the newest tick.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Usual {
+    /// Units that count, less those given back.
+    pub(super) used: u64,
+    /// Units that count, given back or not.
+    pub(super) raw: u64,
+    /// The tick of now.
+    pub(super) stamp: u64,
+    /// The oldest snapshot in the window (tick and count) and the newest tick there can be one of.
+    oldest: u64,
+    base: u64,
+    newest: u64,
+}
+
+impl Usual {
+    /// [`Shape::charge`] to what was found.
+    #[expect(clippy::inline_always, reason = "what it is given is large, and the hot path has one caller of it")]
+    #[inline(always)]
+    pub(super) fn charge<W: Word>(&self, entry: &[W], head: u64, cost: u64) -> bool {
+        let &Self { stamp, newest, .. } = self;
+        let count = head & COUNT;
+        (has_begun(entry, newest, stamp) || begin(entry, stamp, count))
+            && entry[HEAD].swap_if(head, head - count + ((count + cost) & COUNT))
+    }
+}
+
 impl Shape {
     pub(super) fn new(limit: u32, window_ns: u64, max_cost: u32) -> Self {
         // Whole milliseconds divide by 64 without a remainder (10^6 = 2^6 * 15625).
@@ -203,11 +230,53 @@ impl Shape {
         Reading { used: net, raw: used, now_ns, stamp: now_ns, oldest: 0, base: 0, newest: 0 }
     }
 
+    /// What nearly every look at a ring finds: time has not gone on without this worker, and something was counted within the
+    /// window. None: [`read`](Self::read) it. It decides by branches where a maximum would do, so that the snapshots are on
+    /// their way before the head's line has come.
     #[expect(clippy::inline_always, reason = "what it returns is large, and the hot path has one caller of it")]
     #[inline(always)]
-    fn read_ring<W: Word>(&self, entry: &[W], head: u64, now_ns: u64) -> Reading {
+    pub(super) fn usual<W: Word>(&self, entry: &[W], head: u64, now_ns: u64) -> Option<Usual> {
+        let Form::Ring = self.form else { return None };
         // One check of the length in place of one for each word.
         let entry = &entry[..SNAPSHOTS + RING as usize];
+        let tick = self.tick(now_ns);
+        let newest = entry[FLOOR].load();
+        let first = tick.saturating_sub(TICKS);
+        // Ticks so large that their tags need a division are read anew.
+        if newest > tick || newest < first || tick >= TAGS {
+            return None;
+        }
+        let (oldest, base) = match snapshot(&entry[SNAPSHOTS..], first) {
+            // The first of all there can be, whatever the note says.
+            Some(count) => (first, count),
+            None => look_further(entry, head, tick, newest),
+        };
+        if oldest > newest || entry[FLOOR].load() > tick {
+            return None;
+        }
+        let raw = (head & COUNT).wrapping_sub(base) & COUNT;
+        let used = raw.saturating_sub(self.credit(entry, tick));
+        Some(Usual { used, raw, stamp: tick, oldest, base, newest })
+    }
+
+    /// Nanoseconds until any of what was found has left.
+    #[expect(clippy::inline_always, reason = "what it is given is large, and the hot path has one caller of it")]
+    #[inline(always)]
+    pub(super) fn usual_wait<W: Word>(&self, entry: &[W], now_ns: u64, found: &Usual) -> u64 {
+        let &Usual { raw, oldest, base, newest, .. } = found;
+        let ring = &entry[SNAPSHOTS..SNAPSHOTS + RING as usize];
+        let holder = match snapshot(ring, oldest + 1) {
+            _ if raw == 0 => found.stamp,
+            _ if oldest == newest => oldest,
+            // Of a key that is asked for all the time it is the one after the oldest.
+            Some(count) if oldest < newest && (count.wrapping_sub(base) & COUNT).wrapping_sub(1) < raw => oldest,
+            _ => holder(ring, (oldest, base), newest, (1, raw)),
+        };
+        (holder + RING) * self.tick_ns - now_ns
+    }
+
+    #[inline(never)]
+    fn read_ring<W: Word>(&self, entry: &[W], head: u64, now_ns: u64) -> Reading {
         let tick = self.tick(now_ns);
         loop {
             let newest = entry[FLOOR].load();
@@ -220,20 +289,15 @@ impl Shape {
             }
             let note = entry[OLDEST].load();
             let start = noted(note, stamp).map_or(first, |oldest| oldest.max(first));
-            let Some((oldest, base)) = oldest(&entry[SNAPSHOTS..], start, newest) else {
-                if entry[FLOOR].load() <= stamp {
-                    return nothing;
-                }
+            let found = snapshots(&entry[SNAPSHOTS..], start, newest).next();
+            if entry[FLOOR].load() > stamp {
                 continue;
-            };
-            if entry[FLOOR].load() <= stamp {
-                if oldest - start > FAR && entry[HEAD].load() == head {
-                    entry[OLDEST].swap_if(note, stamp << BEHIND_BITS | (stamp - oldest));
-                }
-                let raw = (head & COUNT).wrapping_sub(base) & COUNT;
-                let used = raw.saturating_sub(self.credit(entry, stamp));
-                return Reading { used, raw, now_ns, stamp, oldest, base, newest };
             }
+            let Some((oldest, base)) = found else { return nothing };
+            take_note(entry, head, note, (stamp, oldest), start);
+            let raw = (head & COUNT).wrapping_sub(base) & COUNT;
+            let used = raw.saturating_sub(self.credit(entry, stamp));
+            return Reading { used, raw, now_ns, stamp, oldest, base, newest };
         }
     }
 
@@ -247,7 +311,7 @@ impl Shape {
                 (stored + self.window_ns).saturating_sub(1 + reading.now_ns)
             }
             Form::Ring => {
-                let ring = &entry[SNAPSHOTS..];
+                let ring = &entry[SNAPSHOTS..SNAPSHOTS + RING as usize];
                 let leaves = |count: u64| {
                     let left = count.wrapping_sub(reading.base) & COUNT;
                     left >= units && left <= reading.raw
@@ -256,7 +320,7 @@ impl Shape {
                 let next = reading.oldest + 1;
                 let holder = match snapshot(ring, next) {
                     Some(count) if next <= reading.newest && leaves(count) => reading.oldest,
-                    _ => holder(ring, reading, leaves),
+                    _ => holder(ring, (reading.oldest, reading.base), reading.newest, (units, reading.raw)),
                 };
                 (holder + RING) * self.tick_ns - reading.now_ns
             }
@@ -284,7 +348,7 @@ impl Shape {
                 }
             }
             Form::Ring => {
-                if !begin(entry, stamp, count) {
+                if !(has_begun(entry, entry[FLOOR].load(), stamp) || begin(entry, stamp, count)) {
                     return false;
                 }
             }
@@ -380,26 +444,43 @@ fn snapshot<W: Word>(ring: &[W], tick: u64) -> Option<u64> {
     (snapshot >> COUNT_BITS == tag(tick)).then_some(snapshot & COUNT)
 }
 
-/// The oldest snapshot of these ticks: (tick, count). It is mostly that of the first one.
-#[inline]
-fn oldest<W: Word>(ring: &[W], first: u64, last: u64) -> Option<(u64, u64)> {
-    match snapshot(ring, first) {
-        Some(count) if first <= last => Some((first, count)),
-        _ => after(ring, first, last),
+/// The oldest snapshot in the window at a tick, by the note where that is of use: (tick, count), a tick beyond the newest when
+/// there is none, or when time went on.
+#[inline(never)]
+fn look_further<W: Word>(entry: &[W], head: u64, stamp: u64, newest: u64) -> (u64, u64) {
+    let first = stamp.saturating_sub(TICKS);
+    let note = entry[OLDEST].load();
+    let start = noted(note, stamp).map_or(first, |oldest| oldest.max(first));
+    let ring = &entry[SNAPSHOTS..SNAPSHOTS + RING as usize];
+    if let Some(count) = snapshot(ring, start)
+        && start <= newest
+    {
+        return (start, count);
+    }
+    match snapshots(ring, start + 1, newest).next() {
+        Some((oldest, base)) if entry[FLOOR].load() <= stamp => {
+            take_note(entry, head, note, (stamp, oldest), start);
+            (oldest, base)
+        }
+        _ => (u64::MAX, 0),
     }
 }
 
-#[inline(never)]
-fn after<W: Word>(ring: &[W], first: u64, last: u64) -> Option<(u64, u64)> {
-    snapshots(ring, first + 1, last).next()
+/// Notes where the oldest snapshot was found at a tick, if that was far from where the search began.
+#[inline]
+fn take_note<W: Word>(entry: &[W], head: u64, note: u64, (stamp, oldest): (u64, u64), start: u64) {
+    if oldest - start > FAR && entry[HEAD].load() == head {
+        entry[OLDEST].swap_if(note, stamp << BEHIND_BITS | (stamp - oldest));
+    }
 }
 
-/// The last tick after the oldest one before whose snapshot enough `leaves`.
+/// The last tick after the oldest one before whose snapshot so many of the raw units leave.
 #[inline(never)]
-fn holder<W: Word>(ring: &[W], reading: &Reading, leaves: impl Fn(u64) -> bool) -> u64 {
-    let mut holder = reading.oldest;
-    for (tick, count) in snapshots(ring, reading.oldest + 1, reading.newest) {
-        if leaves(count) {
+fn holder<W: Word>(ring: &[W], (oldest, base): (u64, u64), newest: u64, (units, raw): (u64, u64)) -> u64 {
+    let mut holder = oldest;
+    for (tick, count) in snapshots(ring, oldest + 1, newest) {
+        let left = count.wrapping_sub(base) & COUNT;
+        if left >= units && left <= raw {
             break;
         }
         holder = tick;
@@ -420,8 +501,14 @@ fn snapshots<W: Word>(ring: &[W], first: u64, last: u64) -> impl Iterator<Item =
     })
 }
 
-/// Publishes a tick and sees to its snapshot; false when a later tick was published meanwhile.
+/// Whether the newest tick is this one and has its snapshot: nothing is left to do before a charge.
 #[inline]
+fn has_begun<W: Word>(entry: &[W], newest: u64, tick: u64) -> bool {
+    newest == tick && snapshot(&entry[SNAPSHOTS..SNAPSHOTS + RING as usize], tick).is_some()
+}
+
+/// Publishes a tick and sees to its snapshot; false when a later tick was published meanwhile.
+#[inline(never)]
 fn begin<W: Word>(entry: &[W], tick: u64, count: u64) -> bool {
     if entry[FLOOR].load() < tick {
         entry[FLOOR].raise(tick);

@@ -191,11 +191,13 @@ impl<M: Memory> Table<M> {
 
     #[inline(never)]
     fn find_elsewhere<'a>(&self, words: &'a [M::Word], identity: Identity) -> Option<Open<'a, M::Word>> {
-        // In any order: at most one of them is the key's and open.
+        // In any order, since at most one of them is the key's and open; who had to give way is mostly beside where it
+        // prefers to be.
+        let first = identity.tag as usize % WAYS;
         for start in self.starts(identity) {
             let bucket = &words[HEADER + start..HEADER + start + WAYS];
-            for (way, word) in bucket.iter().enumerate() {
-                if word.load() >> TAG_SHIFT == identity.tag
+            for way in (1..=WAYS).map(|offset| (first + offset) % WAYS) {
+                if bucket[way].load() >> TAG_SHIFT == identity.tag
                     && let Some(open) = self.open(words, identity, start + way)
                 {
                     return Some(open);

@@ -178,13 +178,27 @@ impl<M: Memory> SlidingWindow<M> {
     #[inline]
     pub fn hit(&self, key: &[u8], now_ns: u64, cost: u32) -> Result<Charge, Check> {
         let identity = self.identify(key);
+        let (now_ns, units, limit) = (now_ns.min(MAX_NOW), u64::from(cost), u64::from(self.rate.limit));
+        let Some(open) = self.table.find(identity) else { return self.hit_anew(identity, now_ns, cost) };
         // The usual case in one go: an entry of its own, room in it, and nobody faster. Any other is decided from the start.
-        if let Some(open) = self.table.find(identity) {
-            let found = self.weigh(now_ns.min(MAX_NOW), cost, &open, TELL);
-            let Found { admitted, left, reset_ns, now_ns, stamp, .. } = found;
-            if admitted && self.shape.charge(open.entry, open.head, stamp, u64::from(cost)) {
-                return Ok(Charge { remaining: left, reset_ns, now_ns, index: open.index, stamp, cost });
+        let Open { index, head, entry } = open;
+        if let Some(found) = self.shape.usual(entry, head, now_ns)
+            && let Some(left) = limit.checked_sub(found.used + units)
+            && cost <= self.rate.max_cost
+        {
+            let reset_ns = self.shape.usual_wait(entry, now_ns, &found);
+            if found.charge(entry, head, units) {
+                return Ok(Charge { remaining: left as u32, reset_ns, now_ns, index, stamp: found.stamp, cost });
             }
+        }
+        self.hit_open(identity, now_ns, cost, &Open { index, head, entry })
+    }
+
+    #[inline(never)]
+    fn hit_open(&self, identity: Identity, now_ns: u64, cost: u32, open: &Open<'_, M::Word>) -> Result<Charge, Check> {
+        let Found { admitted, left, reset_ns, now_ns: at_ns, stamp, .. } = self.weigh_anew(now_ns, cost, open, TELL);
+        if admitted && self.shape.charge(open.entry, open.head, stamp, u64::from(cost)) {
+            return Ok(Charge { remaining: left, reset_ns, now_ns: at_ns, index: open.index, stamp, cost });
         }
         self.hit_anew(identity, now_ns, cost)
     }
@@ -335,16 +349,32 @@ impl<M: Memory> SlidingWindow<M> {
         open: &Open<'_, M::Word>,
         tell_below: u64,
     ) -> Judgement {
-        let found = self.weigh(now_ns, cost, open, tell_below);
+        let found = self.weigh_anew(now_ns, cost, open, tell_below);
         // A refusal must be true; of an admission the charge finds out.
         let is_current = found.admitted || open.entry[HEAD].load() == open.head;
         Judgement { check: found.check(identity, cost, open), is_used: found.is_used, is_current }
     }
 
     /// What an entry says at this head.
-    #[expect(clippy::inline_always, reason = "what it returns is large, and the hot path has two callers of it")]
+    #[expect(clippy::inline_always, reason = "what it returns is large, and the hot path has one caller of it")]
     #[inline(always)]
     fn weigh(&self, now_ns: u64, cost: u32, open: &Open<'_, M::Word>, tell_below: u64) -> Found {
+        if let Some(found) = self.shape.usual(open.entry, open.head, now_ns)
+            && let Some(left) = u64::from(self.rate.limit).checked_sub(found.used + u64::from(cost))
+            && cost <= self.rate.max_cost
+        {
+            let reset_ns = if left < tell_below { self.shape.usual_wait(open.entry, now_ns, &found) } else { 0 };
+            let is_used = found.raw > 0;
+            return Found { admitted: true, left: left as u32, reset_ns, now_ns, stamp: found.stamp, is_used };
+        }
+        // Taken apart, or all of it would go through memory in the usual case too.
+        let Found { admitted, left, reset_ns, now_ns, stamp, is_used } =
+            self.weigh_anew(now_ns, cost, open, tell_below);
+        Found { admitted, left, reset_ns, now_ns, stamp, is_used }
+    }
+
+    #[inline(never)]
+    fn weigh_anew(&self, now_ns: u64, cost: u32, open: &Open<'_, M::Word>, tell_below: u64) -> Found {
         let &Open { head, entry, .. } = open;
         let reading = self.shape.read(entry, head, now_ns);
         let limit = u64::from(self.rate.limit);
