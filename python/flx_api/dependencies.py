@@ -214,6 +214,7 @@ class Parts:
             manager=self.manager,
             standing=self.standing,
             history=self.histories.of,
+            known=self.histories.known,
         )
         self.standing.ends = {False: self.manager.end, True: self.native.end}
         self.metrics.realtime = self._realtime

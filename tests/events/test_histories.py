@@ -133,3 +133,39 @@ def test_who_leaves_takes_nothing_away_and_a_crowd_takes_turns() -> None:
         await histories.close()
 
     asyncio.run(story())
+
+
+def test_what_is_recorded_is_known_until_it_is_old() -> None:
+    async def story() -> None:
+        daemon = Daemon()
+        histories = daemon.histories()
+        assert histories.known(["t"], HERE) == []
+        daemon.may_tell.clear()
+        taking = asyncio.create_task(take(histories, 2))
+        await asyncio.sleep(0)
+        assert histories.known(["t"], HERE) == []
+        daemon.may_tell.set()
+        heard = await taking
+        assert heard == [past.journal_seq for past in histories.known(["t"], HERE)]
+        assert histories.known(["t"], Position("e", 8)) == histories.known(["u"], HERE) == []
+        assert [(("t",), 7)] == daemon.asked
+        daemon.now_s += FRESH_S
+        assert histories.known(["t"], HERE) == []
+
+    asyncio.run(story())
+
+
+def test_what_could_not_be_had_is_not_known() -> None:
+    async def story() -> None:
+        daemon = Daemon()
+        daemon.fault = Unavailable()
+        histories = daemon.histories()
+        recording = histories._recording(["t"], HERE)
+        known: list[object] = []
+        # Looked at before it is forgotten.
+        recording.add_done_callback(lambda _: known.append(histories.known(["t"], HERE)))
+        await asyncio.wait([recording])
+        await asyncio.sleep(0)
+        assert (known, histories.known(["t"], HERE)) == ([[]], [])
+
+    asyncio.run(story())

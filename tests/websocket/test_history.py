@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from flx_api.errors import Unavailable
 from flx_api.events.follower import Past
 from flx_api.events.position import Position
-from flx_api.websocket.history import catch_up, pieces
+from flx_api.websocket.history import catch_up, caught_up, pieces
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
@@ -70,3 +70,32 @@ def test_pieces_are_the_batch_and_only_the_last_says_where_it_ends(count: int, l
     # An event takes some sixty bytes for each log.
     assert all(len(piece.events) * 60 * logs <= 640 * 1024 or len(piece.events) == 1 for piece in found)
     assert logs > 25 or len(found) == 1
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 200), st.booleans(), st.sampled_from(["e", "f"]), st.sampled_from(["", "x"])),
+        max_size=2,
+    ),
+    st.integers(0, 200),
+    st.sampled_from([0, 3, 3000]),
+)
+def test_what_is_known_ends_a_history_only_where_that_would_end_too(
+    told: list[tuple[int, bool, str, str]], joins_on: int, logs: int
+) -> None:
+    known = [batch(count, is_last=is_last)._replace(epoch=epoch, gap_reason=gap) for count, is_last, epoch, gap in told]
+    position = Position("e", 0, {f"r{number}": 1 for number in range(logs)})
+
+    async def history(_topics: list[str], _position: Position) -> AsyncGenerator[Past, None]:
+        for past in known:
+            yield past
+        raise Unavailable
+
+    twin, connection = Connection(joins_on), Connection(joins_on)
+    asyncio.run(catch_up(history, ["app.x"], position, twin))
+    if caught_up(known, position, connection):
+        assert (twin.given, twin.reasons) == (connection.given, connection.reasons)
+    else:
+        # Nothing was said of a gap, and what was given is given again.
+        assert not connection.reasons
+        assert connection.given == twin.given[: len(connection.given)]

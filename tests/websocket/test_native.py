@@ -22,14 +22,14 @@ from flx_api.config import load
 from flx_api.dependencies import Parts
 from flx_api.errors import Conflict, StartupError
 from flx_api.events.follower import Past
+from flx_api.events.position import Position
 from flx_api.upstream.endpoints import Endpoint
 from flx_api.websocket.close_codes import CloseCode
 from flx_api.websocket.connection import Connection
+from flx_api.websocket.native import _Held
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-
-    from flx_api.events.position import Position
 
 
 def run(story: Callable[[Running], Awaitable[None]], **settings: Any) -> None:
@@ -491,11 +491,47 @@ def test_one_that_has_caught_up_twice_while_the_first_history_was_being_closed_i
         native = first.native
         native._history = history
         listener: Any = Joining()
-        slow = asyncio.create_task(native._tell(listener, 7, 1, ["slow"], ("e", 0, {})))
+        here = Position("e", 0)
+        slow = asyncio.create_task(native._catch_up(7, ["slow"], here, _Held(listener, 7, 1)))
         await closing.wait()
-        await native._tell(listener, 7, 1, ["next"], ("e", 0, {}))
+        await native._catch_up(7, ["next"], here, _Held(listener, 7, 1))
         closed.set()
         await slow
         assert native._rooms == {}
 
     asyncio.run(story())
+
+
+def test_what_the_daemon_has_told_another_is_given_at_once() -> None:
+    given: list[tuple[int, int]] = []
+
+    class Joining:
+        def backfill(self, conn: int, _key: int, _epoch: str, events: list[object], *_: object, is_last: bool) -> bool:
+            given.append((conn, len(events)))
+            return is_last
+
+    first = Parts(load({"FLX_JWT_SECRET_KEY": "x" * 32}), Endpoint(path="/nowhere"))
+    first.native._known = lambda _topics, position: [Past(position.epoch, [], 1, True, "", 0)]
+    listener: Any = Joining()
+    first.native._tell(listener, 7, 1, ["app.x"], ("e", 0, {}))
+    assert ([(7, 0)], set()) == (given, first.native._tasks)
+
+
+def test_a_handshake_that_cannot_be_judged_keeps_nobody_from_his(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story(gateway: Running) -> None:
+        native = gateway.parts.native
+        decide, broken = native._endpoint.admit_at_once, iter([True])
+
+        def admit(*given: Any) -> Any:
+            if next(broken, False):
+                raise RuntimeError
+            return decide(*given)
+
+        monkeypatch.setattr(native._endpoint, "admit_at_once", admit)
+        with pytest.raises(websockets.InvalidStatus) as caught:
+            await connect(gateway.parts, "first")
+        assert caught.value.response.status_code == 500
+        async with connect(gateway.parts, "second") as second:
+            assert (await hear(second))["type"] == "connected"
+
+    run(story)

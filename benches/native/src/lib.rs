@@ -4,5 +4,6 @@ pub mod ages;
 pub mod client;
 pub mod dialect;
 pub mod judge;
+pub mod returning;
 pub mod stream;
 pub mod websocket;

@@ -66,8 +66,9 @@ class Histories:
         Raises:
             Unavailable: the daemon is away, or went away.
         """
+        recording = self._recording(topics, position)
         # Shielded: who leaves must not take it away from the others.
-        for batch in await asyncio.shield(self._recording(topics, position)):
+        for batch in recording.result() if recording.done() else await asyncio.shield(recording):
             yield batch
         batches = self._source(topics, position)
         try:
@@ -75,6 +76,14 @@ class Histories:
                 yield past(batch)
         finally:
             await batches.aclose()
+
+    def known(self, topics: list[str], position: Position) -> list[Past]:
+        """What `of` gives first, where that is there already; else nothing."""
+        known = self._recordings.get(_key(topics, position))
+        if known is None or self._clock() >= known.until_s or not known.batches.done():
+            return []
+        # What failed is forgotten at the loop's next turn.
+        return [] if known.batches.cancelled() or known.batches.exception() else known.batches.result()
 
     async def close(self) -> None:
         """Stop recording."""
@@ -84,7 +93,7 @@ class Histories:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _recording(self, topics: list[str], position: Position) -> asyncio.Task[list[Past]]:
-        key = (tuple(topics), position.epoch, position.seq, tuple(sorted(position.logs.items())))
+        key = _key(topics, position)
         now_s = self._clock()
         known = self._recordings.get(key)
         if known is not None and (now_s < known.until_s or not known.batches.done()):
@@ -124,3 +133,7 @@ class Histories:
             finally:
                 await batches.aclose()
         return found
+
+
+def _key(topics: list[str], position: Position) -> _Key:
+    return (tuple(topics), position.epoch, position.seq, tuple(sorted(position.logs.items())))

@@ -52,15 +52,28 @@ class Patience:
 
     async def handshake(self, scope: Scope, route: int, token: bytes | None, *, needs_token: bool) -> Handshake:
         """Decide about a WebSocket handshake: as `flx_api._core.Admission.admit_handshake`."""
+        seen = self.handshake_at_once(scope, route, token, needs_token=needs_token)
+        return await self.handshake_later(scope, route, token, needs_token=needs_token) if seen is None else seen
 
-        def ask(last: bool) -> Handshake | None:  # noqa: FBT001 - see `wait`
-            seen = self._admission.admit_handshake(scope, route, token, needs_token)
-            return None if seen[0] == AWAITED and not last else seen
-
-        seen = ask(self._leases is None)
-        if seen is None:
-            seen = await self.wait(ask)
+    async def handshake_later(self, scope: Scope, route: int, token: bytes | None, *, needs_token: bool) -> Handshake:
+        """As `handshake`, where it had to wait."""
+        seen: Handshake = await self.wait(
+            lambda last: self.handshake_at_once(scope, route, token, needs_token=needs_token, last=last)
+        )
         return seen
+
+    def handshake_at_once(
+        self,
+        scope: Scope,
+        route: int,
+        token: bytes | None,
+        *,
+        needs_token: bool,
+        last: bool = False,
+    ) -> Handshake | None:
+        """As `handshake`; None where it has to wait, unless this is the `last` time."""
+        seen: Handshake = self._admission.admit_handshake(scope, route, token, needs_token)
+        return None if seen[0] == AWAITED and self._leases is not None and not last else seen
 
     def at_once(self, admitted: Admitted, command: str) -> tuple[str, int, int] | None:
         """As `command`, without waiting: what has to wait is refused as `AWAITED`."""

@@ -35,7 +35,7 @@ from flx_api.websocket.close_codes import CloseCode
 from flx_api.websocket.connection import Connection
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
 
     from flx_api._core import Principal
     from flx_api.auth.revocations import RevocationFollower
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from flx_api.gateway.cors import Cors
     from flx_api.gateway.edge import Edge
     from flx_api.gateway.exchange import Message, Scope
-    from flx_api.gateway.patience import Patience
+    from flx_api.gateway.patience import Handshake, Patience
     from flx_api.gateway.responses import PolicyRefusals
     from flx_api.observability.metrics import Metrics
     from flx_api.websocket.connection_manager import ConnectionManager
@@ -130,25 +130,47 @@ class Endpoint:
             send: takes the answer.
             seat: lets in who may come in. What it raises is a refusal as well.
         """
+        found = self.admit_at_once(scope, receive, send, seat)
+        return found if isinstance(found, tuple) else await found
+
+    def admit_at_once(
+        self,
+        scope: Scope,
+        receive: Callable[[], Awaitable[Message]],
+        send: Callable[[Message], Awaitable[None]],
+        seat: Callable[[Exchange, Offer, Principal], T],
+    ) -> tuple[Exchange, T] | Coroutine[Any, Any, tuple[Exchange, T] | None]:
+        """As `admit`, without a task for nearly all: what is left to do for who has to wait or is refused."""
         offer, fault = _offer_of(scope)
-        reason, limited, admitted = await self._patience.handshake(
-            scope, self._route, offer.token, needs_token=offer.needs_token and fault is None
-        )
-        exchange = Exchange(scope, receive, send, admitted, _ROUTE, self._metrics)
-        refusal = fault if reason is None else self._policies.refusal(reason, limited)
-        try:
-            if refusal is not None:
-                raise refusal  # noqa: TRY301 - one place answers all errors
-            return exchange, seat(exchange, offer, self._principal(exchange, offer))
-        except FlxError as error:
-            # What the core refused was counted by its own, more exact reason.
-            if reason is None:
-                self._metrics.refusal(error.reason if isinstance(error, TokenRejected) else error.code)
-            await self._refuse(exchange, error)
-        except Exception:  # noqa: BLE001 - whatever it is, the handshake must get an answer
-            _log.exception("websocket.unexpected", request_id=exchange.request_id)
-            await self._refuse(exchange, unexpected())
-        return None
+        needs_token = offer.needs_token and fault is None
+
+        def judge(seen: Handshake) -> tuple[Exchange, T] | Coroutine[Any, Any, None]:
+            reason, limited, admitted = seen
+            exchange = Exchange(scope, receive, send, admitted, _ROUTE, self._metrics)
+            refusal = fault if reason is None else self._policies.refusal(reason, limited)
+            try:
+                if refusal is not None:
+                    raise refusal  # noqa: TRY301 - one place answers all errors
+                return exchange, seat(exchange, offer, self._principal(exchange, offer))
+            except FlxError as error:
+                # What the core refused was counted by its own, more exact reason.
+                if reason is None:
+                    self._metrics.refusal(error.reason if isinstance(error, TokenRejected) else error.code)
+                return self._refuse(exchange, error)
+            except Exception:  # noqa: BLE001 - whatever it is, the handshake must get an answer
+                _log.exception("websocket.unexpected", request_id=exchange.request_id)
+                return self._refuse(exchange, unexpected())
+
+        async def later() -> tuple[Exchange, T] | None:
+            seen = await self._patience.handshake_later(scope, self._route, offer.token, needs_token=needs_token)
+            found = judge(seen)
+            if isinstance(found, tuple):
+                return found
+            await found
+            return None
+
+        seen = self._patience.handshake_at_once(scope, self._route, offer.token, needs_token=needs_token)
+        return later() if seen is None else judge(seen)
 
     def _principal(self, exchange: Exchange, offer: Offer) -> Principal:
         """Who connects, if it may."""
@@ -343,7 +365,9 @@ def _read(scope: Scope, offer: Offer) -> None:
         detail = "Sec-WebSocket-Protocol is malformed"
         raise InvalidRequest(detail) from None
     try:
-        query = parse_qs(scope.get("query_string", b"").decode("latin-1"), max_num_fields=16)
+        asked = scope.get("query_string", b"")
+        # Mostly there is none, and this is dear.
+        query = parse_qs(asked.decode("latin-1"), max_num_fields=16) if asked else {}
     except ValueError:
         detail = "The query parameters cannot be read"
         raise InvalidRequest(detail) from None

@@ -52,6 +52,18 @@ class CatchingUp(Protocol):
         ...
 
 
+def caught_up(known: list[Past], position: Position, connection: CatchingUp) -> bool:
+    """Feed a connection what is known already, if it is all of it and fits at once: whether it needs no more.
+
+    If it does, `catch_up` begins anew: the hub drops what a connection has.
+    """
+    if len(known) != 1 or not known[0].is_last or known[0].gap_reason or known[0].epoch != position.epoch:
+        return False
+    logs = len(position.logs) + sum(1 for event in known[0].events if event[3] == 0)
+    first, *others = pieces(known[0], logs)
+    return not others and connection.backfill(first) is True
+
+
 async def catch_up(history: History, patterns: list[str], position: Position, connection: CatchingUp) -> None:
     """Feed a connection what the daemon has of some patterns since a position."""
     reason = "upstream_unavailable"

@@ -16,6 +16,7 @@ import contextlib
 import errno
 import socket
 import time
+from functools import lru_cache
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
@@ -29,10 +30,12 @@ from flx_api.gateway.responses import problem
 from flx_api.websocket import protocol
 from flx_api.websocket.connection_manager import MAX_CONNECTIONS, MAX_PER_SUBJECT, too_many
 from flx_api.websocket.endpoint import chosen_of, dialect_of
-from flx_api.websocket.history import catch_up
+from flx_api.websocket.history import catch_up, caught_up
 from flx_api.websocket.sse import NATIVE
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from flx_api._core import Hub, Principal
     from flx_api.config import Settings
     from flx_api.events.follower import Past
@@ -57,6 +60,8 @@ _log = structlog.get_logger("flx.websocket")
 class NativeFace:
     """The native listener of one gateway process, when this is the one that has it.
 
+    `history` asks for what happened since a position, `known` says what it would give at once.
+
     Raises:
         StartupError: its certificate or key cannot be read.
     """
@@ -71,6 +76,7 @@ class NativeFace:
         manager: ConnectionManager,
         standing: Standing,
         history: History,
+        known: Callable[[list[str], Position], list[Past]],
     ) -> None:
         self._host = settings.api_host
         self._port = settings.realtime_port
@@ -85,6 +91,9 @@ class NativeFace:
         self._manager = manager
         self._standing = standing
         self._history = history
+        self._known = known
+        # Thousands who come at once have few sets of roles. Bounded, since names of roles come from tokens.
+        self._classes = lru_cache(maxsize=256)(lambda roles: protocol.allowed_classes(roles, settings.topics))
         self._tasks: set[asyncio.Task[None]] = set()
         self._rooms: dict[int, asyncio.Event] = {}
         self._start: asyncio.Task[None] | None = None
@@ -187,11 +196,11 @@ class NativeFace:
                     method, *request = rest
                     scope = self._scope(*request)
                     if method is None:
-                        self._spawn(self._decide(listener, conn, scope))
+                        self._decide(listener, conn, scope)
                     else:
                         self._spawn(self._serve(listener, conn, {**scope, "type": "http", "method": method}))
                 case "history":
-                    self._spawn(self._tell(listener, conn, *rest))
+                    self._tell(listener, conn, *rest)
                 case "refresh":
                     self._renew(listener, conn, *rest)
                 case _:
@@ -243,7 +252,7 @@ class NativeFace:
         if not answer.is_given:
             listener.refuse(conn, answer.whole())
 
-    async def _decide(self, listener: RealtimeListener, conn: int, scope: Scope) -> None:
+    def _decide(self, listener: RealtimeListener, conn: int, scope: Scope) -> None:
         """Let a handshake in or send it away, as the ASGI face would."""
         answer = _Answer()
 
@@ -253,7 +262,7 @@ class NativeFace:
                 conn,
                 offer.client_id,
                 principal=principal,
-                classes=protocol.allowed_classes(principal.roles, self._rules),
+                classes=self._classes(tuple(principal.roles)),
                 subprotocol=chosen,
                 dialect=dialect_of(chosen, offer),
                 ends_in_s=principal.expires_at - time.time(),
@@ -264,11 +273,16 @@ class NativeFace:
             if refused == "full":
                 raise too_many()
 
-        found = await self._endpoint.admit(scope, _nothing, answer.send, seat)
-        if found is None:
+        try:
+            found = self._endpoint.admit_at_once(scope, _nothing, answer.send, seat)
+        except Exception:  # noqa: BLE001 - said and logged; those behind it must not wait for ever
+            _log.exception("handshake.unexpected")
             listener.refuse(conn, answer.whole())
-        else:
+            return
+        if isinstance(found, tuple):
             found[0].admitted.over(101)
+        else:
+            self._spawn(_finish(listener, conn, answer, found))
 
     def _renew(self, listener: RealtimeListener, conn: int, key: int, seat: int, token: bytes) -> None:
         """Let another token be in force for a connection, if it may be."""
@@ -286,7 +300,7 @@ class NativeFace:
         lost = listener.renew(conn, key, principal.subject, classes, principal.expires_at - now_s)
         listener.say(conn, protocol.renewed(principal, lost, now_s))
 
-    async def _tell(
+    def _tell(
         self,
         listener: RealtimeListener,
         conn: int,
@@ -295,14 +309,30 @@ class NativeFace:
         since: tuple[str, int, dict[str, int]],
     ) -> None:
         """Give a connection what the daemon has of some patterns since a position."""
-        held = _Held(listener, conn, key)
+        position, held = Position(*since), _Held(listener, conn, key)
+        # Thousands come back at the same place: the daemon was asked for the first, and what it has is mostly little.
+        if not caught_up(self._known(patterns, position), position, held):
+            self._spawn(self._catch_up(conn, patterns, position, held))
+
+    async def _catch_up(self, conn: int, patterns: list[str], position: Position, held: _Held) -> None:
         self._rooms[conn] = held.has_room
         try:
-            await catch_up(self._history, patterns, Position(*since), held)
+            await catch_up(self._history, patterns, position, held)
         finally:
             # It may have asked for another pattern meanwhile, and have that already.
             if self._rooms.get(conn) is held.has_room:
                 del self._rooms[conn]
+
+
+async def _finish(
+    listener: RealtimeListener, conn: int, answer: _Answer, rest: Awaitable[tuple[Exchange, None] | None]
+) -> None:
+    """Do what is left to do for a handshake."""
+    found = await rest
+    if found is None:
+        listener.refuse(conn, answer.whole())
+    else:
+        found[0].admitted.over(101)
 
 
 class _Held:

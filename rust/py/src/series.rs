@@ -2,8 +2,7 @@
 //!
 //! Rule: each goes the way of any other event, by `Hub::publish_all`; what is spared is the making of Python objects.
 
-use std::fmt::Write as _;
-
+use flx_core::hub::position::write_number;
 use flx_core::hub::{Hub, Post};
 
 /// What events of a series have in common.
@@ -26,8 +25,8 @@ impl Series<'_> {
         for place in from..to {
             names.push_str(self.topic);
             if let Some(topics) = self.topics {
-                // Into memory: it cannot fail.
-                let _ = write!(names, ".{}", place % topics.max(1));
+                names.push('.');
+                write_number(place % topics.max(1), &mut names);
             }
             ends.push(names.len());
         }
@@ -37,7 +36,13 @@ impl Series<'_> {
         let posts: Vec<_> =
             topics.zip(from..).map(|(topic, place)| Post { tenant, topic, ts_us: self.at_us(place) }).collect();
         hub.publish_all(&posts, now_ms, |index, number, data| {
-            let _ = write!(data, r#"{{"at":{},"n":{number},"data":{}}}"#, posts[index].ts_us, self.data);
+            data.push_str(r#"{"at":"#);
+            write_number(posts[index].ts_us, data);
+            data.push_str(r#","n":"#);
+            write_number(number, data);
+            data.push_str(r#","data":"#);
+            data.push_str(self.data);
+            data.push('}');
         })
     }
 

@@ -30,6 +30,7 @@ use std::{
 use flx_bench::{
     client::{Client, Figures, Phase, Plan},
     dialect::Reader,
+    returning::Return,
     stream::{self, Stream},
 };
 use polling::{Event, Events, PollMode, Poller};
@@ -59,12 +60,6 @@ struct Slot {
     /// It comes back when it is closed.
     returns: bool,
     resumed: u64,
-}
-
-struct Return {
-    lost: usize,
-    first_loss: Option<Instant>,
-    back: Option<Instant>,
 }
 
 struct Awaited {
@@ -167,7 +162,7 @@ impl Fleet {
     /// While the server is away one client looks for it.
     fn most_under_way(&self) -> usize {
         match &self.returning {
-            Some(Return { back: None, lost: 1.., .. }) => 1,
+            Some(returning) if returning.is_away() => 1,
             _ => self.plan.concurrency,
         }
     }
@@ -201,14 +196,12 @@ impl Fleet {
             told["took_ms"] = json!(self.began.elapsed().as_millis());
             say(&told)?;
         }
-        if let Some(Return { lost, first_loss: Some(first), back: Some(back) }) = &self.returning
-            && *lost >= self.slots.len()
-            && self.live == self.slots.len()
-        {
+        let returning = self.returning.as_ref();
+        if let Some((took, away)) = returning.and_then(|it| it.over(self.slots.len(), self.live, Instant::now())) {
             let told = json!({
                 "event": "returned",
-                "took_ms": back.elapsed().as_secs_f64() * 1e3,
-                "away_ms": back.duration_since(*first).as_secs_f64() * 1e3,
+                "took_ms": took.as_secs_f64() * 1e3,
+                "away_ms": away.as_secs_f64() * 1e3,
             });
             self.returning = None;
             say(&told)?;
@@ -232,8 +225,8 @@ impl Fleet {
                 return self.over(number, LOST);
             }
             slot.connected = true;
-            if let Some(Return { back: back @ None, lost: 1.., .. }) = &mut self.returning {
-                *back = Some(Instant::now());
+            if let Some(returning) = &mut self.returning {
+                returning.reached(number, Instant::now());
             }
         }
         if event.readable {
@@ -251,6 +244,9 @@ impl Fleet {
                     slot.live = true;
                     self.live += 1;
                     self.under_way -= 1;
+                    if let Some(returning) = &mut self.returning {
+                        returning.let_in(number);
+                    }
                 }
                 _ => {}
             }
@@ -289,10 +285,12 @@ impl Fleet {
         if std::mem::take(&mut slot.live) {
             self.live -= 1;
             if let Some(returning) = &mut self.returning {
-                returning.lost += 1;
-                returning.first_loss.get_or_insert_with(Instant::now);
+                returning.lost(Instant::now());
             }
         } else {
+            if let Some(returning) = &mut self.returning {
+                returning.turned_away(number);
+            }
             self.under_way -= 1;
             self.not_before = Instant::now() + AGAIN;
         }
@@ -321,7 +319,7 @@ impl Fleet {
             ["stall"] => self.stall(),
             ["release"] => self.release(),
             ["lose"] => {
-                self.returning = Some(Return { lost: 0, first_loss: None, back: None });
+                self.returning = Some(Return::default());
                 say(&self.told("losing"))
             }
             _ => Err(format!("unknown command {line}").into()),

@@ -10,7 +10,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use super::log::{Kind, TopicLog};
-use super::position::quote;
+use super::position::{quote, write_number};
 use super::reader::Joins;
 use super::rights::PRESENCE;
 use super::store::Store;
@@ -208,21 +208,6 @@ fn write_numbers(numbers: impl Iterator<Item = u64>, text: &mut String) {
         }
         write_number(number, text);
     }
-}
-
-/// Decimal digits: frames are full of numbers, and the ways of `fmt` are long.
-fn write_number(mut number: u64, text: &mut String) {
-    let mut digits = [0; 20];
-    let mut at = digits.len();
-    loop {
-        at -= 1;
-        digits[at] = b'0' + (number % 10) as u8;
-        number /= 10;
-        if number == 0 {
-            break;
-        }
-    }
-    text.push_str(str::from_utf8(&digits[at..]).unwrap_or_default());
 }
 
 fn write_member(name: &str, number: u64, text: &mut String) {
