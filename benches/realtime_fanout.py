@@ -217,7 +217,7 @@ class Session:
         self._compare(suite, self._name + _NAME_LONE, "last byte received, p99", "ms", lasts, {BARE: TO_BARE_LONE}, {})
 
     def _frames(self, suite: Suite, name: str, values: dict[str, list[float]]) -> None:
-        """Frames per second of CPU, against the bare `write` loop on the same number of sockets; and the bare sender's."""
+        """Frames per second of CPU beside the bare `write` loop, on as many sockets; ours, and the bare sender's."""
         written = [self._written() for _ in values[OURS]]
         for who, whose, target in ((OURS, "", TO_WRITE), (BARE, f"{BARE}: ", None)):
             suite.compare(
