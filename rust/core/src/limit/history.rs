@@ -246,10 +246,15 @@ impl Shape {
         if newest > tick || newest < first || tick >= TAGS {
             return None;
         }
-        let (oldest, base) = match snapshot(&entry[SNAPSHOTS..], first) {
+        let (oldest, base) = if let Some(count) = snapshot(&entry[SNAPSHOTS..], first) {
             // The first of all there can be, whatever the note says.
-            Some(count) => (first, count),
-            None => look_further(entry, head, tick, newest),
+            (first, count)
+        } else {
+            let start = begin_at(entry[OLDEST].load(), tick);
+            match snapshot(&entry[SNAPSHOTS..], start) {
+                Some(count) if start <= newest => (start, count),
+                _ => look_further(entry, head, tick, newest),
+            }
         };
         if oldest > newest || entry[FLOOR].load() > tick {
             return None;
@@ -288,7 +293,7 @@ impl Shape {
                 return nothing;
             }
             let note = entry[OLDEST].load();
-            let start = noted(note, stamp).map_or(first, |oldest| oldest.max(first));
+            let start = begin_at(note, stamp);
             let found = snapshots(&entry[SNAPSHOTS..], start, newest).next();
             if entry[FLOOR].load() > stamp {
                 continue;
@@ -425,11 +430,12 @@ const fn before(count: u64, places: u64) -> u64 {
     if place == 0 { places - 1 } else { place - 1 }
 }
 
-/// The oldest snapshot by a note that somebody at `tick` or before has made.
+/// Where the search for the oldest snapshot in the window at a tick begins: where a note has it that somebody at that tick or
+/// before has made, or at the first there can be.
 #[inline]
-fn noted(note: u64, tick: u64) -> Option<u64> {
-    let looked = note >> BEHIND_BITS;
-    (looked <= tick).then(|| looked.saturating_sub(note & BEHIND))
+fn begin_at(note: u64, tick: u64) -> u64 {
+    let (first, looked) = (tick.saturating_sub(TICKS), note >> BEHIND_BITS);
+    if looked <= tick { looked.saturating_sub(note & BEHIND).max(first) } else { first }
 }
 
 /// Without a division for as long as there is no need of one.
@@ -448,16 +454,9 @@ fn snapshot<W: Word>(ring: &[W], tick: u64) -> Option<u64> {
 /// there is none, or when time went on.
 #[inline(never)]
 fn look_further<W: Word>(entry: &[W], head: u64, stamp: u64, newest: u64) -> (u64, u64) {
-    let first = stamp.saturating_sub(TICKS);
     let note = entry[OLDEST].load();
-    let start = noted(note, stamp).map_or(first, |oldest| oldest.max(first));
-    let ring = &entry[SNAPSHOTS..SNAPSHOTS + RING as usize];
-    if let Some(count) = snapshot(ring, start)
-        && start <= newest
-    {
-        return (start, count);
-    }
-    match snapshots(ring, start + 1, newest).next() {
+    let start = begin_at(note, stamp);
+    match snapshots(&entry[SNAPSHOTS..], start, newest).next() {
         Some((oldest, base)) if entry[FLOOR].load() <= stamp => {
             take_note(entry, head, note, (stamp, oldest), start);
             (oldest, base)
