@@ -20,6 +20,8 @@ class Edge:
 
     def admit(self, scope: dict[str, Any]) -> Any:
         """Decide about a request of ASGI."""
+        if scope["path"] == "/raise":
+            raise MemoryError
         if scope["path"] == "/thread":
             start = {"type": "http.response.start", "status": 200, "headers": _RAW}
             return start, {"type": "http.response.body", "body": b"thread"}
@@ -28,6 +30,8 @@ class Edge:
     def decide(self, scope: Any, *, bare: int | None) -> Any:
         """Decide about a request of RSGI."""
         assert bare is None
+        if scope.path == "/raise":
+            raise MemoryError
         if scope.path == "/thread":
             return 200, _HEADERS, b"thread"
         return ("decided", {}) if scope.path == "/decided" else None
@@ -87,7 +91,7 @@ class App:
             await transport.send_str("task")
             protocol.close()
             return
-        decided = self._thread.decided.pop(protocol, (None,))
+        decided = self._thread.decided.pop(scope, (None,))
         protocol.response_bytes(200, _HEADERS, b"task, " + str(decided[0]).encode())
 
 

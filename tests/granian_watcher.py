@@ -12,6 +12,7 @@ from tests.small_admission import RsgiScope
 
 if TYPE_CHECKING:
     import contextvars
+    from collections.abc import Generator
 
 Kind = Literal["asgi", "rsgi"]
 
@@ -19,18 +20,24 @@ Kind = Literal["asgi", "rsgi"]
 class Future:
     """A body on its way, as Granian's future of it."""
 
-    def __init__(self, result: Any, loop: asyncio.AbstractEventLoop, *, fails: bool) -> None:
+    def __init__(self, result: Any, loop: asyncio.AbstractEventLoop, *, fails: bool, holds: bool) -> None:
         self.value = result
+        self._holds = holds
         self._fails = fails
         self._loop = loop
-        self._callback: Any = None
+        self.callback: Any = None
         self.is_cancelled = False
 
     def add_done_callback(self, callback: Any, *, context: contextvars.Context) -> None:
         """Call back when there is a body; as Granian's does, it keeps the callback for good."""
-        self._callback = callback
-        if self.value is not None or self._fails:
+        self.callback = callback
+        if not self._holds and (self.value is not None or self._fails):
             self._loop.call_soon_threadsafe(callback, self, context=context)
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        """Wait for it, as a task does."""
+        yield from asyncio.sleep(0).__await__()
+        return self.result()
 
     def result(self) -> Any:
         """What came."""
@@ -47,6 +54,8 @@ class _Protocol:
     def __init__(self, *pieces: bytes | None, fails: bool) -> None:
         self._pieces = list(pieces)
         self._fails = fails
+        # Whether a test says when a body has come.
+        self.holds = False
         self._loop = asyncio.get_running_loop()
         self.answered = asyncio.Event()
         self.gone = asyncio.Event()
@@ -64,7 +73,7 @@ class _Protocol:
 
     def future(self, result: Any) -> Future:
         """One of a body."""
-        self.asked.append(Future(result, self._loop, fails=self._fails))
+        self.asked.append(Future(result, self._loop, fails=self._fails, holds=self.holds))
         return self.asked[-1]
 
 

@@ -712,11 +712,11 @@ class Hall:
         `done` gets the result and whether that is an earlier one's.
         """
 
-    def boarded(self) -> tuple[list[Ride], list[Ride], list[tuple[Ride, bytes | dict[str, Any] | None]]]:
+    def boarded(self, watch: bool) -> tuple[list[Ride], list[Ride], list[tuple[Ride, bytes | dict[str, Any] | None]]]:
         """All that have boarded since the last time and are still there.
 
         The plain ones; those to be looked at (shared or vital); and those that are not plain, with their bodies (a
-        message of ASGI: it is not all of it; None: it was broken).
+        message of ASGI: it is not all of it; None: it was broken). With `watch` the loop looks by itself from now on.
         """
 
     def look(self) -> bool | None:

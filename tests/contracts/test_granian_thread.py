@@ -51,8 +51,9 @@ def granian(interface: str) -> Iterator[int]:
 @pytest.mark.parametrize("interface", ["asgi", "rsgi"])
 def test_requests_are_seen_before_they_become_tasks(interface: str) -> None:
     with granian(interface) as port, httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
-        asked = {path: client.get(path).text for path in ("/thread", "/decided", "/else")}
-        assert {"/thread": "thread", "/decided": "task, decided", "/else": "task, None"} == asked
+        asked = {path: client.get(path).text for path in ("/thread", "/decided", "/else", "/raise")}
+        undecided = {"/else": "task, None", "/raise": "task, None"}
+        assert {"/thread": "thread", "/decided": "task, decided", **undecided} == asked
         assert (200, "") == (client.head("/thread").status_code, client.head("/thread").text)
         with connect(f"ws://127.0.0.1:{port}/ws") as websocket:
             assert "task" == websocket.recv()

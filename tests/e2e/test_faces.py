@@ -174,6 +174,7 @@ GOOD: list[tuple[str, bytes]] = [
     ("head of a probe", request("HEAD", "/health")),
     ("head of a resource", request("HEAD", "/v1/pipelines", bearer())),
     ("options", request("OPTIONS", "/v1/pipelines")),
+    ("options with a command", request("OPTIONS", EXECUTE, JSON, b'{"command":"auth.logout"}')),
     ("preflight", request("OPTIONS", EXECUTE, PREFLIGHT)),
     ("preflight of another", request("OPTIONS", EXECUTE, {**PREFLIGHT, "origin": "https://evil.example"})),
     ("origin", request("GET", "/v1/pipelines", {**bearer(), **ORIGIN})),

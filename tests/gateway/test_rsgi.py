@@ -367,10 +367,10 @@ def test_what_is_admitted_is_served() -> None:
 
 def test_what_the_server_thread_has_decided_is_served() -> None:
     """A command that does not ride has no scope yet."""
-    app, protocol, admitted, decided = App(), Protocol(), Admitted(), {}
-    decided[protocol] = (admitted, None)
+    app, protocol, admitted, scope = App(), Protocol(), Admitted(), Rsgi(proto="http")
+    decided = {scope: (admitted, None)}
     app.parts = parts(Edge(), decided)
-    asyncio.run(app.__rsgi__(Rsgi(proto="http"), protocol))
+    asyncio.run(app.__rsgi__(scope, protocol))
     assert ({}, True, 200) == (decided, admitted.served, protocol.calls[0][0])
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import gc
 import random
+import sys
 import threading
 import weakref
 from typing import TYPE_CHECKING, Any
@@ -13,7 +15,7 @@ import pytest
 from tests.command_stage import ECHO, stage
 from tests.granian_watcher import Watcher
 
-from flx_api._core import Shortcut
+from flx_api._core import Hall, Shortcut
 from flx_api.gateway.edge import DECIDED
 from flx_api.proto.flx.v1.daemon_pb2 import ReplyFrame
 
@@ -223,7 +225,7 @@ def test_a_caller_that_leaves_is_noticed(kind: Kind) -> None:
     asyncio.run(story())
 
 
-def test_who_left_before_the_answer_is_counted() -> None:
+def test_a_server_that_says_that_nobody_takes_the_answer_is_believed() -> None:
     async def story() -> None:
         async with stage() as at:
             watcher = Watcher("asgi", ECHO)
@@ -249,22 +251,30 @@ def test_a_fault_of_ours_is_answered(kind: Kind) -> None:
     asyncio.run(story())
 
 
-def test_what_is_answered_is_forgotten_without_a_collector(kind: Kind) -> None:
+def test_what_is_over_is_forgotten_without_a_collector(kind: Kind) -> None:
     async def story() -> None:
         async with stage() as at:
+            at.daemon.answers["pipeline.list"] = lambda _: None
             gone = []
-            for sent in (ECHO, b"{"):
-                watcher = Watcher(kind, sent)
+            for sent, fails in (
+                (ECHO, False),
+                (b"{", False),
+                (ECHO, True),
+                (None, False),
+                (b'{"command":"pipeline.list","deadline_ms":1}', False),
+            ):
+                watcher = Watcher(kind, sent, fails=fails)
                 assert taken(at, watcher)
+                at.rides.late(now_ns=2**63 if sent is None else None)
                 await watcher.answer()
-                gone.append(weakref.ref(watcher.proto.asked[0]))
+                gone += [weakref.ref(watcher.proto.asked[0]), weakref.ref(watcher.proto)]
                 # The test's own circle: a protocol of Granian's does not keep what it gave away.
                 watcher.proto.asked.clear()
                 del watcher
-                for _ in range(4):
+                for _ in range(9):
                     await asyncio.sleep(0)
             # Granian's future is not seen by the collector: a circle of which it is a part would be there for ever.
-            assert [None, None] == [future() for future in gone]
+            assert [None] * 10 == [it() for it in gone]
 
     gc.disable()
     try:
@@ -273,27 +283,77 @@ def test_what_is_answered_is_forgotten_without_a_collector(kind: Kind) -> None:
         gc.enable()
 
 
-def test_commands_that_come_together_leave_together(kind: Kind) -> None:
-    """The first does not leave alone while bodies of others are asked for already, once the loop looks by itself."""
+class Bodies:
+    """A hall, and requests whose bodies come when a test says so."""
 
+    def __init__(self, at: Stage, kind: Kind) -> None:
+        self.calls = 0
+        self._at = at
+        self._kind = kind
+        self.hall = Hall(at.rides._commands.plain, self._called, contextvars.copy_context(), 25.0)
+
+    def _called(self) -> None:
+        self.calls += 1
+
+    def ask(self) -> Any:
+        """Ask for one more; what lets it come."""
+        watcher = Watcher(self._kind, ECHO)
+        edge = self._at.parts.edge
+        decided = edge.admit(watcher.scope) if self._kind == "asgi" else edge.decide(watcher.scope, bare=None)
+        admitted: Any = decided[0] if isinstance(decided, tuple) else decided
+        watcher.proto.holds = True
+        self.hall.board(watcher, watcher.proto, admitted)
+        future = watcher.proto.asked[0]
+        return lambda: future.callback(future)
+
+
+def test_who_boards_while_others_are_about_to_calls_nobody(kind: Kind) -> None:
     async def story() -> None:
         async with stage() as at:
-            opening = Watcher(kind, ECHO)
-            assert taken(at, opening)
-            await opening.answer()
-            departures: list[int] = []
-            depart = at.rides._express.depart
+            bodies = Bodies(at, kind)
+            # Nobody looks by himself yet: the first calls at once, whoever else comes.
+            first, second = bodies.ask(), bodies.ask()
+            first()
+            assert 1 == bodies.calls
+            assert 1 == len(bodies.hall.boarded(watch=True)[0])
+            # Now somebody does.
+            third = bodies.ask()
+            second()
+            assert (1, True) == (bodies.calls, bodies.hall.look())
+            third()
+            assert (2, False) == (bodies.calls, bodies.hall.look())
+            assert 2 == len(bodies.hall.boarded(watch=True)[0])
+            # For a while nothing happens, and nobody looks any more.
+            assert bodies.hall.look() is None
+            fourth, _ = bodies.ask(), bodies.ask()
+            fourth()
+            assert 3 == bodies.calls
 
-            def counted(rides: Any) -> int:
-                departures.append(len(rides))
-                return depart(rides)
+    asyncio.run(story())
 
-            at.rides._express.depart = counted  # type: ignore[method-assign]
-            watchers = [Watcher(kind, ECHO) for _ in range(8)]
-            for watcher in watchers:
-                assert taken(at, watcher)
-            assert [200] * 8 == [(await watcher.answer())[0] for watcher in watchers]
-            assert [8] == departures
+
+def test_who_boards_alone_or_beside_one_that_hangs_calls_at_once(kind: Kind) -> None:
+    async def story() -> None:
+        async with stage() as at:
+            bodies = Bodies(at, kind)
+            bodies.hall.boarded(watch=True)
+            bodies.ask()()
+            assert 1 == bodies.calls
+            bodies.hall.boarded(watch=True)
+            bodies.ask()
+            # Longer than anybody is waited for.
+            await asyncio.sleep(0.005)
+            bodies.ask()()
+            assert (2, 1) == (bodies.calls, bodies.hall.boarding)
+
+    asyncio.run(story())
+
+
+def test_a_lane_does_not_wait_for_others() -> None:
+    async def story() -> None:
+        async with stage() as at:
+            assert 200 == (await (await at.ask()).answer())[0]
+            assert (False, None) == (at.rides._is_watched, at.rides.hall.look())
 
     asyncio.run(story())
 
@@ -301,13 +361,70 @@ def test_commands_that_come_together_leave_together(kind: Kind) -> None:
 def test_one_that_waits_for_a_body_that_does_not_come_leaves_soon(kind: Kind) -> None:
     async def story() -> None:
         async with stage() as at:
+            at.rides.lane = None
             opening = Watcher(kind, ECHO)
             assert taken(at, opening)
             await opening.answer()
+            assert at.rides._is_watched
             assert taken(at, Watcher(kind, None))
             watcher = Watcher(kind, ECHO)
             assert taken(at, watcher)
             assert (200, 1) == ((await watcher.answer())[0], at.rides.hall.boarding)
+            async with asyncio.timeout(20):
+                while at.rides._is_watched:  # noqa: ASYNC110 - no event tells
+                    await asyncio.sleep(0.001)
+
+    asyncio.run(story())
+
+
+def test_what_cannot_be_taken_is_left_to_a_task(kind: Kind) -> None:
+    class Panic(BaseException):
+        """As one of native code."""
+
+    async def story() -> None:
+        async with stage() as at:
+            watcher = Watcher(kind, ECHO)
+
+            def panics(*_: Any) -> None:
+                raise Panic
+
+            board, at.rides.board = at.rides.board, panics  # type: ignore[method-assign, assignment]
+            assert not taken(at, watcher)
+            at.rides.board = board  # type: ignore[method-assign]
+            # It was decided about, and is not charged again.
+            assert at.parts.server_thread.decided or DECIDED in watcher.scope
+
+    asyncio.run(story())
+
+
+def test_a_shortcut_raises_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+
+    def take(_: Any) -> bool:
+        raise MemoryError
+
+    class Open:
+        """A coroutine that does not close."""
+
+        def close(self) -> None:
+            """Close."""
+            raise ValueError
+
+    assert 7 == Shortcut(lambda *_, **__: 7, take)(None, Open(), object())
+    assert Shortcut(lambda *_, **__: 7, lambda _: True)(None, Open(), object()) is None
+    assert [MemoryError, ValueError] == [one.exc_type for one in told]
+
+
+def test_another_method_of_the_route_is_no_command(kind: Kind) -> None:
+    """OPTIONS needs no token: what is answered so must not reach the daemon."""
+
+    async def story() -> None:
+        async with stage() as at:
+            watcher = Watcher(kind, b'{"command":"auth.login","args":{}}', method="OPTIONS")
+            assert not taken(at, watcher)
+            await _as_a_task(at, watcher)
+            assert (204, []) == ((await watcher.answer())[0], at.daemon.commands())
 
     asyncio.run(story())
 

@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from flx_api.gateway.paths import Paths
     from flx_api.gateway.patience import Patience
     from flx_api.gateway.responses import Headers
-    from flx_api.gateway.ride import Rides
     from flx_api.observability.metrics import Metrics
 
 DECIDED: Final = "flx.decided"
@@ -100,8 +99,6 @@ class Edge:
         self._metrics = metrics
         self._framework = framework
         self._bodies = Alarms(BODY_TIMEOUT_S)
-        # What carries plain commands, once it runs.
-        self.rides: Rides | None = None
 
     async def http(
         self, scope: Scope, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]
@@ -118,7 +115,7 @@ class Edge:
             for part in seen:
                 await send(part)
         except (RuntimeError, OSError):
-            # The client left before its answer; Granian says so by raising.
+            # The server says that nobody takes it.
             return
 
     def admit(
@@ -183,6 +180,9 @@ class Edge:
             if response is not None:
                 await self.respond(exchange, response)
         except FlxError as error:
+            # Its trace holds frames that hold the request, and some of them the error: what is of the server in such a
+            # circle would stay until the collector comes.
+            error.__traceback__ = None
             await self.respond(exchange, self._refusal(exchange, error))
         except ClientGone:
             exchange.status = CLIENT_GONE
@@ -197,6 +197,7 @@ class Edge:
             _log.exception("edge.unexpected", request_id=exchange.request_id, kind=type(error).__name__)
             if exchange.status:
                 raise
+            error.__traceback__ = None
             await self.respond(exchange, Response(*problem(unexpected(), exchange.request_id)))
         finally:
             admitted.over(exchange.status or 500, exchange.mark_ns)

@@ -21,6 +21,8 @@ import contextvars
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+import structlog
+
 from flx_api._core import Hall
 from flx_api.errors import InvalidRequest
 from flx_api.gateway.dispatch import question_of
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
     from flx_api.upstream.flights import Question
 
     Rest = Callable[[Exchange], Awaitable[Response | Whole]]
+
+_log = structlog.get_logger("flx.ride")
 
 LOOK_EVERY_S: Final = 1.0
 GLANCE_S: Final = 0.001
@@ -69,7 +73,7 @@ class Rides:
         self.hall: Hall
         # The index of the route that is served so, where it is.
         self.bare: int | None = None
-        # Where commands come from that have no server's watcher.
+        # Where commands come from that no server's protocol answers.
         self.lane: LaneFace | None = None
         self._edge: Edge
         self._loop: asyncio.AbstractEventLoop
@@ -88,7 +92,7 @@ class Rides:
         wake = partial(self._loop.call_soon_threadsafe, self.depart, context=context)
         self.hall = Hall(self._commands.plain, wake, context, BODY_TIMEOUT_S)
         self._express.passengers = self
-        self._commands.rides = edge.rides = self
+        self._commands.rides = self
         self.bare = edge.place_of(self._commands.execute)
         self._look()
 
@@ -137,8 +141,8 @@ class Rides:
 
     def _look(self) -> None:
         """Look for late bodies, and again later."""
-        self.late()
         self._loop.call_later(LOOK_EVERY_S, self._look)
+        self.late()
 
     def late(self, now_ns: int | None = None) -> None:
         """End the requests whose body did not come in time."""
@@ -147,8 +151,10 @@ class Rides:
 
     def depart(self) -> None:
         """Let those leave that have boarded."""
-        rides, marked, others = self.hall.boarded()
-        if not self._is_watched:
+        # On the lane nothing waits for others: its thread brings all that came at once.
+        watches = self.lane is None
+        rides, marked, others = self.hall.boarded(watch=watches)
+        if watches and not self._is_watched:
             self._is_watched = True
             self._loop.call_later(GLANCE_S, self._glance)
         for ride, body in others:
@@ -222,8 +228,6 @@ class Rides:
             self.over(ride)
             if ride.protocol is not None or ride.is_of_lane:
                 _command(ride).over(CLIENT_GONE)
-            if ride.done is not None and not ride.done.done():
-                ride.done.set_result(None)
 
     def _own_headers(self, scope: Any) -> list[tuple[bytes, bytes]]:  # noqa: ANN401 - ASGI or RSGI
         if isinstance(scope, dict):
@@ -269,7 +273,12 @@ class Rides:
     def _begin(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = self._loop.create_task(coroutine, name="rest-of-a-ride")
         self._rests.add(task)
-        task.add_done_callback(self._rests.discard)
+        task.add_done_callback(self._rested)
+
+    def _rested(self, task: asyncio.Task[None]) -> None:
+        self._rests.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("ride.failed", exc_info=error)
 
 
 class Caller:

@@ -79,7 +79,7 @@ class RsgiFace:
             return
         edge: Edge = self.parts.edge
         # The server's thread may have decided about it already.
-        seen = self.parts.server_thread.decided.pop(protocol, None) or edge.decide(scope)
+        seen = self.parts.server_thread.decided.pop(scope, None) or edge.decide(scope)
         if seen is None:
             seen = await edge.decide_later(scope)
         if len(seen) == WHOLE:

@@ -8,6 +8,8 @@ answered, a command that may ride is asked for its body, and the coroutine is ne
 the loop as always, with what was decided about it.
 
 Rules:
+- Nothing may be raised out of here: Granian does not look, and every later request of the worker would fail by it. Who
+  meets a fault leaves the request to a task, which meets it again where it is answered.
 - Nothing here may ask for the running loop, and what is shared with the loop's thread must bear two threads: admission,
   counters and the hall are native and do.
 - The request is known by what it has (`proto`, `scope`) and the kind of its protocol. Whatever looks otherwise, from
@@ -20,6 +22,8 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Any
 
+import structlog
+
 from flx_api._core import Shortcut
 from flx_api.gateway.edge import DECIDED
 from flx_api.gateway.rsgi import WHOLE
@@ -29,6 +33,8 @@ if TYPE_CHECKING:
 
     from flx_api.gateway.edge import Edge
     from flx_api.gateway.ride import Rides
+
+_log = structlog.get_logger("flx.server_thread")
 
 
 class ServerThread:
@@ -42,7 +48,7 @@ class ServerThread:
     def __init__(self, edge: Edge, rides: Rides) -> None:
         self._edge = edge
         self._rides = rides
-        # What was decided about requests of RSGI that go on as tasks, by their protocol.
+        # What was decided about requests of RSGI that go on as tasks, by their scope.
         self.decided: dict[Any, tuple[Any, ...]] = {}
 
     def install(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -53,6 +59,13 @@ class ServerThread:
 
     def take(self, watcher: Any) -> bool:  # noqa: ANN401 - Granian's own
         """Answer a request, or ask for its body; False when it is to become a task, or is none."""
+        try:
+            return self._take(watcher)
+        except BaseException:  # noqa: BLE001 - whatever it is; a panic of native code is one
+            _log.exception("server_thread.not_taken")
+            return False
+
+    def _take(self, watcher: Any) -> bool:  # noqa: ANN401 - as above
         protocol = getattr(watcher, "proto", None)
         match type(protocol).__name__:
             case "ASGIHTTPProtocol":
@@ -65,15 +78,16 @@ class ServerThread:
     def _take_asgi(self, scope: dict[str, Any], protocol: Any) -> bool:  # noqa: ANN401 - as above
         seen = self._edge.admit(scope)
         if isinstance(seen, tuple):
-            with contextlib.suppress(RuntimeError, OSError):  # the client left before its answer
+            with contextlib.suppress(RuntimeError, OSError):  # the server says that nobody takes it
                 for part in seen:
                     protocol.send(part)
             return True
         if seen is not None:
+            scope[DECIDED] = seen
             if self._rides.carries(scope, seen):
                 self._rides.board(scope, protocol, seen)
+                del scope[DECIDED]
                 return True
-            scope[DECIDED] = seen
         return False
 
     def _take_rsgi(self, scope: Any, protocol: Any) -> bool:  # noqa: ANN401 - as above
@@ -84,8 +98,9 @@ class ServerThread:
         if len(seen) == WHOLE:
             protocol.response_bytes(*seen)
             return True
+        self.decided[scope] = seen
         if seen[1] is None and rides.takes(scope.query_string):
             rides.board(scope, protocol, seen[0])
+            del self.decided[scope]
             return True
-        self.decided[protocol] = seen
         return False

@@ -200,7 +200,7 @@ impl Admission {
     }
 
     /// Decides about an HTTP request by its RSGI scope: the three arguments of a whole answer, or what was admitted and its
-    /// scope as ASGI has it; none of the route `bare`, when there is a body of known length.
+    /// scope as ASGI has it; none of a POST of the route `bare`, when there is a body of known length.
     #[pyo3(signature = (scope, pages=true, last=true, bare=None, now_s=None, now_ns=None))]
     fn admit_rsgi<'py>(
         slf: &Bound<'py, Self>,
@@ -230,7 +230,8 @@ impl Admission {
             Ok(answer) => Ok(Some(answer)),
             Err(admitted) => {
                 let admitted = admitted.into_inner();
-                let is_bare = bare.is_some_and(|bare| {
+                // Any other method of the route (OPTIONS needs no token) is for the general way.
+                let is_bare = bare.filter(|_| it.method == "POST").is_some_and(|bare| {
                     admitted.cast::<Admitted>().is_ok_and(|it| it.get().route == bare && it.get().length > Some(0))
                 });
                 let scope = (!is_bare).then(|| it.asgi_scope(py)).transpose()?;

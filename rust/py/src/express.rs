@@ -409,7 +409,8 @@ fn answer(
     Ok(())
 }
 
-/// Sends a whole answer by a server's protocol; false when the client has left before it, which Granian says by raising.
+/// Sends a whole answer by a server's protocol; false when the server says by raising that there is nobody to take it. (Granian
+/// says so of streams only.)
 fn send(protocol: &Bound<'_, PyAny>, parts: &Bound<'_, PyTuple>) -> PyResult<bool> {
     let py = protocol.py();
     let sent = match parts.as_slice() {

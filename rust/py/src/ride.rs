@@ -10,7 +10,7 @@
 //!   collector sees either;
 //! - what is told to a ride never raises: whoever tells it has others to tell. The server logs it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::mem::take;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
@@ -37,8 +37,8 @@ use crate::sheet::NativeLine;
 struct Inside {
     number: u64,
     boarding: HashMap<u64, Boarding>,
-    /// When the latest body was asked for.
-    asked_ns: u64,
+    /// The latest bodies that were asked for, and when.
+    asked: VecDeque<(u64, u64)>,
     boarded: Vec<Boarded>,
     /// The loop was asked to take what has boarded, and has not yet.
     is_called: bool,
@@ -54,11 +54,20 @@ impl Inside {
     fn calls(&mut self, boarded: Boarded, now_ns: u64) -> bool {
         self.boarded.push(boarded);
         self.is_busy = true;
-        let others_come = !self.boarding.is_empty() && now_ns.saturating_sub(self.asked_ns) < SOON_NS;
-        let waits = self.is_watched && others_come && self.boarded.len() < ENOUGH;
+        let waits = self.is_watched && self.boarded.len() < ENOUGH && self.others_come(now_ns);
         let calls = !self.is_called && !waits;
         self.is_called |= calls;
         calls
+    }
+
+    /// Whether a body is on its way that was asked for just now.
+    fn others_come(&mut self, now_ns: u64) -> bool {
+        while let Some((number, asked_ns)) = self.asked.front()
+            && !(self.boarding.contains_key(number) && now_ns.saturating_sub(*asked_ns) < SOON_NS)
+        {
+            self.asked.pop_front();
+        }
+        !self.asked.is_empty()
     }
 }
 
@@ -192,7 +201,7 @@ impl Hall {
         {
             let mut inside = hall.inside();
             inside.boarding.insert(number, boarding);
-            inside.asked_ns = mark_ns;
+            inside.asked.push_back((number, mark_ns));
         }
         body.call_method(intern!(py, "add_done_callback"), (ride,), Some(hall.context.bind(py)))?;
         Ok(())
@@ -222,15 +231,17 @@ impl Hall {
     }
 
     /// All that have boarded and are still there: the plain ones, those to be looked at, and others, each with its body, or None.
+    /// `watch`: from now on the loop looks by itself (`look`).
     #[expect(clippy::type_complexity, reason = "three lists")]
     fn boarded<'py>(
         &self,
         py: Python<'py>,
+        watch: bool,
     ) -> PyResult<(Bound<'py, PyList>, Bound<'py, PyList>, Vec<(Py<Ride>, Option<Py<PyAny>>)>)> {
         let boarded = {
             let mut inside = self.inside();
             inside.is_called = false;
-            inside.is_watched = true;
+            inside.is_watched |= watch;
             take(&mut inside.boarded)
         };
         let (plain, marked, mut others) = (PyList::empty(py), PyList::empty(py), Vec::new());
@@ -247,7 +258,7 @@ impl Hall {
 
     /// Those whose body did not come in time: they board no more.
     #[pyo3(signature = (now_ns=None))]
-    fn late(&self, py: Python<'_>, now_ns: Option<u64>) -> PyResult<Vec<Py<Ride>>> {
+    fn late(&self, py: Python<'_>, now_ns: Option<u64>) -> Vec<Py<Ride>> {
         let now_ns = now_ns.unwrap_or_else(monotonic_ns);
         let late: Vec<Boarding> = self
             .inside()
@@ -257,10 +268,12 @@ impl Hall {
             .collect();
         let mut rides = Vec::with_capacity(late.len());
         for Boarding { ride, body, .. } in late {
-            body.call_method0(py, intern!(py, "cancel"))?;
+            if let Err(error) = body.call_method0(py, intern!(py, "cancel")) {
+                error.write_unraisable(py, None);
+            }
             rides.push(ride);
         }
-        Ok(rides)
+        rides
     }
 
     /// Looks whether anything has boarded, and nobody was called for it; None when nothing has for a while, and nobody looks any
@@ -463,8 +476,10 @@ impl Shortcut {
                 return Ok(py.None().into_bound(py));
             }
             // How a task is made, its coroutine, and what it is about.
-            [_, coroutine, watcher] if self.take.bind(py).call1((watcher,))?.is_truthy()? => {
-                coroutine.call_method0(intern!(py, "close"))?;
+            [_, coroutine, watcher] if self.takes(watcher) => {
+                if let Err(error) = coroutine.call_method0(intern!(py, "close")) {
+                    error.write_unraisable(py, Some(coroutine));
+                }
                 return Ok(py.None().into_bound(py));
             }
             _ => {}
@@ -472,5 +487,16 @@ impl Shortcut {
         let own = PyDict::new(py);
         own.set_item(intern!(py, "context"), context)?;
         self.ordinary.bind(py).call(args, Some(&own))
+    }
+}
+
+impl Shortcut {
+    /// Raises nothing: Granian does not look at what is raised in its thread, and every later call there would fail by it.
+    fn takes(&self, watcher: &Bound<'_, PyAny>) -> bool {
+        let taken = self.take.bind(watcher.py()).call1((watcher,)).and_then(|taken| taken.is_truthy());
+        taken.unwrap_or_else(|error| {
+            error.write_unraisable(watcher.py(), Some(watcher));
+            false
+        })
     }
 }
