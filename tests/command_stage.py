@@ -41,8 +41,8 @@ class Client:
     async def leave(self) -> None:
         """Go away."""
         self._writer.close()
-        with contextlib.suppress(OSError):
-            await self._writer.wait_closed()
+        # Who is cancelled here would cancel what everybody waits for by whom it is closed once more.
+        await asyncio.shield(asyncio.gather(self._writer.wait_closed(), return_exceptions=True))
 
 
 class Stage:
