@@ -97,6 +97,13 @@ class Stage:
         counted = self.parts.metrics.requests
         return {status: count for (route, _, status), count in counted.items() if route == "/v1/execute"}
 
+    async def counted(self) -> dict[str, int]:
+        """The same, as soon as there are any."""
+        async with asyncio.timeout(20):
+            while not self.requests():  # noqa: ASYNC110 - no event tells
+                await asyncio.sleep(0)
+        return self.requests()
+
     def phases(self) -> dict[str, int]:
         """How often each phase of a command was timed."""
         names = ("receive", "admit", "authorise", "dispatch", "upstream", "respond", "record")

@@ -207,7 +207,7 @@ class _Batch:
 
     def _begin_plain(self, group: Group) -> None:
         """Begin the plain operations that come next, as many as there is room for at once."""
-        if self._goes_on and not self._dry_run and (room := group.room_at_once):
+        if self._goes_on and (room := group.room_at_once):
             commands = self._plain(room)
             self._next += len(commands)
             if commands:
@@ -215,11 +215,13 @@ class _Batch:
 
     def _plain(self, count: int) -> list[tuple[int, PlainCommand]]:
         """The commands of the next operations as far as they are plain, their limits charged; no more than so many."""
+        if self._dry_run:
+            return []
         return self._route.plain.operations(self._exchange.admitted, self._operations, self._next, count)
 
     async def _begin(self, group: Group) -> FlxError | None:
         """Begin the next operation; what is against it, if it is not begun."""
-        index, plain = self._next, [] if self._dry_run else self._plain(1)
+        index, plain = self._next, self._plain(1)
         operation = self._operations[index]
         self._next += 1
         if plain:

@@ -11,11 +11,13 @@
 //! - [`meter`]: counting Singer messages as they pass
 //! - [`hub`]: who hears what, and what each connection has still to get
 //! - [`ws`]: WebSocket framing
+//! - [`decimal`]: numbers in decimal
 //! - [`error`]: why something was refused
 #![deny(unsafe_code)]
 
 pub mod admission;
 pub mod command;
+pub mod decimal;
 pub mod error;
 pub mod hub;
 pub mod json;

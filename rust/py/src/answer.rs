@@ -11,6 +11,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use flx_core::decimal::Decimal;
 use http::{HeaderName, Response, StatusCode};
 use pyo3::exceptions::PyValueError;
 use pyo3::intern;
@@ -174,7 +175,9 @@ impl Template {
             sheet.ready(line);
         }
         if let Some(seconds) = retry_after_s {
-            sheet.seldom_new(&self.retry_after, seconds, &answers.retry_after, || digits(seconds))?;
+            sheet.seldom_new(&self.retry_after, seconds, &answers.retry_after, || {
+                Decimal::of(seconds).as_bytes().to_vec()
+            })?;
         }
         if close {
             sheet.ready(&answers.close);
@@ -273,7 +276,7 @@ impl Answers {
 
     /// Content-Length.
     pub(crate) fn length<'py>(&self, py: Python<'py>, face: Face, length: u64) -> PyResult<Bound<'py, PyTuple>> {
-        let make = || self.content_length.with(py, face, &digits(length));
+        let make = || self.content_length.with(py, face, Decimal::of(length).as_bytes());
         let kept = usize::try_from(length).ok().and_then(|at| self.lengths.get(at)).filter(|_| face == Face::Asgi);
         match kept {
             Some(kept) => Ok(kept.get_or_try_init(py, || Ok::<_, PyErr>(make()?.unbind()))?.bind(py).clone()),
@@ -305,9 +308,9 @@ impl Answers {
         let make = || {
             let mut value = Vec::with_capacity(lane.prefix.len() + 24);
             value.extend_from_slice(&lane.prefix);
-            number(&mut value, u64::from(told.remaining));
+            value.extend_from_slice(Decimal::of(u64::from(told.remaining)).as_bytes());
             value.extend_from_slice(b";t=");
-            number(&mut value, told.reset_s);
+            value.extend_from_slice(Decimal::of(told.reset_s).as_bytes());
             value
         };
         if told.remaining == 0 {
@@ -433,26 +436,4 @@ pub(crate) fn last<'py>(py: Python<'py>, body: &Bound<'py, PyBytes>) -> PyResult
     end.set_item(intern!(py, "type"), intern!(py, "http.response.body"))?;
     end.set_item(intern!(py, "body"), body)?;
     Ok(end)
-}
-
-/// A number in decimal.
-fn digits(value: u64) -> Vec<u8> {
-    let mut text = Vec::with_capacity(8);
-    number(&mut text, value);
-    text
-}
-
-/// Appends a number in decimal.
-pub(crate) fn number(text: &mut Vec<u8>, mut value: u64) {
-    let mut digits = [0; 20];
-    let mut at = digits.len();
-    loop {
-        at -= 1;
-        digits[at] = b'0' + (value % 10) as u8;
-        value /= 10;
-        if value == 0 {
-            break;
-        }
-    }
-    text.extend_from_slice(&digits[at..]);
 }

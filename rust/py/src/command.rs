@@ -331,6 +331,11 @@ impl PlainCommand {
 }
 
 impl PlainCommand {
+    /// Whether there is something to be looked at before it leaves with others.
+    pub(crate) fn is_marked(&self) -> bool {
+        self.shared || self.vital
+    }
+
     /// The whole answer for the lane.
     pub(crate) fn native_answer(&self, py: Python<'_>, result: &[u8], replayed: bool) -> PyResult<Response<Bytes>> {
         let it = self.admitted.get();

@@ -102,6 +102,12 @@ enum Boarded {
     Other(Py<Ride>, Option<Py<PyAny>>),
 }
 
+impl Boarded {
+    fn with(ride: Py<Ride>, is_marked: bool) -> Self {
+        if is_marked { Self::Marked(ride) } else { Self::Plain(ride) }
+    }
+}
+
 /// Where rides begin.
 #[pyclass(frozen, module = "flx_api._core")]
 pub(crate) struct Hall {
@@ -125,7 +131,7 @@ impl Hall {
         let read = hall.plain.get().read(py, admitted.bind(py), &pending.body, pending.mark_ns, None);
         let boarded = read.and_then(|command| {
             let body = if command.is_none() { Some(PyBytes::new(py, &pending.body).into_any().unbind()) } else { None };
-            let is_marked = command.as_ref().is_some_and(|command| command.shared || command.vital);
+            let is_marked = command.as_ref().is_some_and(PlainCommand::is_marked);
             let command = command.map(|command| Py::new(py, command)).transpose()?;
             let ride = Ride {
                 admitted: Some(admitted),
@@ -136,8 +142,7 @@ impl Hall {
             let ride = Py::new(py, ride)?;
             Ok(match body {
                 Some(body) => Boarded::Other(ride, Some(body)),
-                None if is_marked => Boarded::Marked(ride),
-                None => Boarded::Plain(ride),
+                None => Boarded::with(ride, is_marked),
             })
         });
         match boarded {
@@ -215,7 +220,7 @@ impl Hall {
         admitted: Py<Admitted>,
         done: Py<PyAny>,
     ) -> PyResult<(Py<Ride>, bool)> {
-        let is_marked = command.get().shared || command.get().vital;
+        let is_marked = command.get().is_marked();
         let ride = Ride {
             hall: Some(slf.clone().unbind()),
             done: Some(done),
@@ -224,8 +229,7 @@ impl Hall {
             ..Ride::default()
         };
         let ride = Py::new(slf.py(), ride)?;
-        let own = ride.clone_ref(slf.py());
-        let boarded = if is_marked { Boarded::Marked(own) } else { Boarded::Plain(own) };
+        let boarded = Boarded::with(ride.clone_ref(slf.py()), is_marked);
         let is_first = slf.get().inside().calls(boarded, monotonic_ns());
         Ok((ride, is_first))
     }
@@ -413,9 +417,9 @@ impl Ride {
         let Some(hall) = &ride.hall else { return Ok(Boarded::Other(own, None)) };
         let read = hall.get().plain.get().read(py, admitted.bind(py), content.as_bytes(), ride.mark_ns, None)?;
         let Some(command) = read else { return Ok(Boarded::Other(own, Some(content.clone().into_any().unbind()))) };
-        let is_marked = command.shared || command.vital;
+        let is_marked = command.is_marked();
         let _ = ride.command.set(Py::new(py, command)?);
-        Ok(if is_marked { Boarded::Marked(own) } else { Boarded::Plain(own) })
+        Ok(Boarded::with(own, is_marked))
     }
 
     /// One of many commands of a request, to be told of.

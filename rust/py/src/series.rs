@@ -2,7 +2,7 @@
 //!
 //! Rule: each goes the way of any other event, by `Hub::publish_all`; what is spared is the making of Python objects.
 
-use flx_core::hub::position::write_number;
+use flx_core::decimal::Decimal;
 use flx_core::hub::{Hub, Post};
 
 /// What events of a series have in common.
@@ -26,7 +26,7 @@ impl Series<'_> {
             names.push_str(self.topic);
             if let Some(topics) = self.topics {
                 names.push('.');
-                write_number(place % topics.max(1), &mut names);
+                names.push_str(Decimal::of(place % topics.max(1)).as_str());
             }
             ends.push(names.len());
         }
@@ -37,9 +37,9 @@ impl Series<'_> {
             topics.zip(from..).map(|(topic, place)| Post { tenant, topic, ts_us: self.at_us(place) }).collect();
         hub.publish_all(&posts, now_ms, |index, number, data| {
             data.push_str(r#"{"at":"#);
-            write_number(posts[index].ts_us, data);
+            data.push_str(Decimal::of(posts[index].ts_us).as_str());
             data.push_str(r#","n":"#);
-            write_number(number, data);
+            data.push_str(Decimal::of(number).as_str());
             data.push_str(r#","data":"#);
             data.push_str(self.data);
             data.push('}');

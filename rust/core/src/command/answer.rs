@@ -1,6 +1,8 @@
 //! The body of an answer, and one of the results of a batch: `CommandReply` and `BatchResult` of `flx_api.models.envelope`, whose
 //! encoder is the judge in the tests.
 
+use crate::decimal::Decimal;
+
 /// What is said of a command that was carried out.
 #[derive(Clone, Copy, Debug)]
 pub struct Answer<'a> {
@@ -31,7 +33,7 @@ impl Answer<'_> {
         out.extend_from_slice(b",\"meta\":{\"request_id\":");
         text(&mut out, self.request_id);
         out.extend_from_slice(b",\"duration_us\":");
-        out.extend_from_slice(self.duration_us.to_string().as_bytes());
+        out.extend_from_slice(Decimal::of(self.duration_us).as_bytes());
         out.extend_from_slice(if self.replayed { b",\"replayed\":true}}" } else { b"}}" });
         out
     }
@@ -60,7 +62,7 @@ impl Item<'_> {
         let texts = 2 * self.request_id.len() + self.command.len();
         let mut out = Vec::with_capacity(96 + texts + result.len() + self.meta.len());
         out.extend_from_slice(b"{\"index\":");
-        let index = self.index.to_string();
+        let index = Decimal::of(self.index as u64);
         out.extend_from_slice(index.as_bytes());
         out.extend_from_slice(b",\"id\":");
         text(&mut out, self.request_id);

@@ -10,10 +10,11 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use super::log::{Kind, TopicLog};
-use super::position::{quote, write_number};
+use super::position::quote;
 use super::reader::Joins;
 use super::rights::PRESENCE;
 use super::store::Store;
+use crate::decimal::Decimal;
 
 /// The `type` of nearly all events, and their name in a stream.
 const EVENT: &str = "event";
@@ -206,7 +207,7 @@ fn write_numbers(numbers: impl Iterator<Item = u64>, text: &mut String) {
         if index > 0 {
             text.push(',');
         }
-        write_number(number, text);
+        text.push_str(Decimal::of(number).as_str());
     }
 }
 
@@ -214,7 +215,7 @@ fn write_member(name: &str, number: u64, text: &mut String) {
     text.push_str(",\"");
     text.push_str(name);
     text.push_str("\":");
-    write_number(number, text);
+    text.push_str(Decimal::of(number).as_str());
 }
 
 fn is_presence(topic: &str, ephemeral: bool) -> bool {

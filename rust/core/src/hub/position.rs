@@ -110,21 +110,6 @@ pub fn quote(value: &str, out: &mut String) {
     out.push('"');
 }
 
-/// Writes decimal digits: frames and events are full of numbers, and the ways of `fmt` are long.
-pub fn write_number(mut number: u64, out: &mut String) {
-    let mut digits = [0; 20];
-    let mut at = digits.len();
-    loop {
-        at -= 1;
-        digits[at] = b'0' + (number % 10) as u8;
-        number /= 10;
-        if number == 0 {
-            break;
-        }
-    }
-    out.push_str(str::from_utf8(&digits[at..]).unwrap_or_default());
-}
-
 /// The execution whose log lines a topic carries; None for any other topic.
 #[must_use]
 pub fn execution_of_log(topic: &str) -> Option<&str> {
@@ -176,14 +161,6 @@ mod tests {
     }
 
     proptest! {
-        /// The twin is `fmt`.
-        #[test]
-        fn numbers_are_written_as_anybody_would(number in prop_oneof![any::<u64>(), 0_u64..100, Just(u64::MAX)]) {
-            let mut out = String::new();
-            write_number(number, &mut out);
-            prop_assert_eq!(number.to_string(), out);
-        }
-
         #[test]
         fn what_was_encoded_decodes(epoch in "\\PC{0,20}", seq in 0..SEQ_END,
                                     logs in prop::collection::btree_map("[\\x00-\\x7fé]{0,8}", 0..SEQ_END, 0..5)) {
