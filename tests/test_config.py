@@ -188,7 +188,7 @@ def test_toml_file_of_policies(tmp_path: Path) -> None:
     file = tmp_path / "limits.toml"
     file.write_text('[[policy]]\nname = "login"\nby = "ip"\nlimit = 5\nwindow = "1m"\n')
     (policy,) = config.load({"FLX_RATE_LIMITS": str(file)}).rate_limits
-    assert (("login", 5, 60_000),) == policy.lanes
+    assert (("login", 5, 60_000),) == policy.each_window
 
 
 def test_so_many_windows_and_no_more(tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_so_many_windows_and_no_more(tmp_path: Path) -> None:
     ]
     file.write_text("\n".join(policies))
     settings = config.load({"FLX_RATE_LIMITS": str(file), "FLX_JWT_SECRET_KEY": KEY})
-    assert config.MAX_WINDOWS == sum(len(policy.lanes) for policy in settings.rate_limits)
+    assert config.MAX_WINDOWS == sum(len(policy.each_window) for policy in settings.rate_limits)
     memory = shared_memory.create()
     try:
         Parts(settings, Endpoint(path="/nonexistent.sock"), shared_memory.of_environment(str(memory)))

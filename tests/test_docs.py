@@ -61,8 +61,8 @@ def test_policies_that_prose_shows_are_policies(tmp_path: Path) -> None:
         (str(file), ["per-subject", "per-subject-1d", "login", "runs", "work"]),
         (document, ["per-client"]),
     ):
-        _, lanes = passed(load({"FLX_RATE_LIMITS": value}))
-        assert names == [name for name, *_ in lanes.policies]
+        _, drawn = passed(load({"FLX_RATE_LIMITS": value}))
+        assert names == [name for name, *_ in drawn.policies]
     file.write_text(topics, encoding="utf-8")
     assert ["app.chat.*"] == [rule.topics for rule in load({"FLX_TOPICS": str(file)}).topics]
 

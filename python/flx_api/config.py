@@ -499,11 +499,11 @@ def _check_limits(policies: tuple[RateLimit, ...]) -> None:
     names: set[str] = set()
     for index, policy in enumerate(policies):
         try:
-            lanes = policy.lanes
+            windows = policy.each_window
         except ValueError as error:
             raise StartupError(f"FLX_RATE_LIMITS: [{index}].{error}") from None
         dearest = max([policy.cost, *policy.costs.values()])
-        for name, limit, _ in lanes:
+        for name, limit, _ in windows:
             if name in names:
                 raise StartupError("FLX_RATE_LIMITS: two policies have the same name")
             if dearest > limit:

@@ -44,7 +44,7 @@ from flx_api.gateway.responses import PolicyRefusals, common_headers, not_allowe
 from flx_api.gateway.ride import Rides
 from flx_api.gateway.routes_fast import CommandRoutes
 from flx_api.gateway.server_thread import ServerThread
-from flx_api.limits.policies import lanes
+from flx_api.limits.policies import windows
 from flx_api.models.connection import GatewayProcess
 from flx_api.models.envelope import MADE_KEY
 from flx_api.models.event import PRESENCE_EVENTS, SURVEY_EVENTS
@@ -71,7 +71,7 @@ if TYPE_CHECKING:
     from flx_api.config import Settings
     from flx_api.events.redis_bus import RedisBus
     from flx_api.gateway.dispatch import Publisher
-    from flx_api.limits.policies import Lanes
+    from flx_api.limits.policies import Windows
     from flx_api.limits.redis import Leases
     from flx_api.models.presence import PresenceList, PresenceListArgs
     from flx_api.routes.application import NativeRoutes
@@ -328,14 +328,14 @@ class Parts:
         await self.framework.stop()  # type: ignore[no-untyped-call]
 
 
-def passed(settings: Settings) -> tuple[NativeRoutes, Lanes]:
+def passed(settings: Settings) -> tuple[NativeRoutes, Windows]:
     """The routes, and which limits their requests pass.
 
     Raises:
         StartupError: a policy names what does not exist.
     """
     known = native_routes(settings)
-    return known, lanes(settings.rate_limits, known.classes, known.named, COMMANDS)
+    return known, windows(settings.rate_limits, known.classes, known.named, COMMANDS)
 
 
 def _key_follower(settings: Settings, admission: Admission) -> KeyFollower | None:
@@ -367,7 +367,7 @@ def _now_us() -> int:
     return time.time_ns() // 1000
 
 
-def _leases(settings: Settings, drawn: Lanes) -> Leases | None:
+def _leases(settings: Settings, drawn: Windows) -> Leases | None:
     """The limits that all gateways share, where there is a Redis."""
     if settings.redis_url is None:
         return None
@@ -386,7 +386,7 @@ def _leases(settings: Settings, drawn: Lanes) -> Leases | None:
         raise StartupError(msg) from None
 
 
-def _admission(settings: Settings, parts: Parts, known: NativeRoutes, drawn: Lanes) -> Admission:
+def _admission(settings: Settings, parts: Parts, known: NativeRoutes, drawn: Windows) -> Admission:
     try:
         return Admission(
             verifier(settings),

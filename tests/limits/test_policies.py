@@ -1,4 +1,4 @@
-"""Policies on their way to the core: lanes, and what each class passes."""
+"""Policies on their way to the core: windows, and what each class passes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.gateway_process import bearer
 
 from flx_api.config import load
 from flx_api.errors import StartupError
-from flx_api.limits.policies import RouteClass, lanes
+from flx_api.limits.policies import RouteClass, windows
 from flx_api.models.rate_limit import RateLimit, Window
 
 ROUTES = [RouteClass("/v1/execute", late=True), RouteClass("/v1/commands/{name}"), RouteClass("/runs", "pipeline.run")]
@@ -18,9 +18,9 @@ NAMED = {"/v1/commands/{name}"}
 COMMANDS = ["pipeline.run", "pipeline.list"]
 
 
-def test_a_policy_is_one_lane_per_window() -> None:
+def test_a_policy_is_one_native_policy_for_each_window() -> None:
     policy = RateLimit("few", "ip", windows=(Window(2, "1s"), Window(9, "1d")), costs={"*.run": 2})
-    made = lanes([policy, RateLimit("look", "tenant", 1, "1m", shadow=True)], ROUTES, NAMED, COMMANDS)
+    made = windows([policy, RateLimit("look", "tenant", 1, "1m", shadow=True)], ROUTES, NAMED, COMMANDS)
     assert [
         ("few", "ip", 2, 1000, 2, False),
         ("few-1d", "ip", 9, 86_400_000, 2, False),
@@ -29,7 +29,7 @@ def test_a_policy_is_one_lane_per_window() -> None:
 
 
 def test_classes_pass_what_concerns_them_and_late_commands_the_rest() -> None:
-    made = lanes(
+    made = windows(
         [
             RateLimit("all", "ip", 10, "1s"),
             RateLimit("runs", "subject", 10, "1s", commands=("pipeline.run",), cost=3),

@@ -34,7 +34,7 @@ class Ask(NamedTuple):
     now_ns: int
 
 
-class Lane(NamedTuple):
+class Window(NamedTuple):
     """One window that a request passes."""
 
     policy: int
@@ -64,20 +64,20 @@ class Twin:
         self.policies = policies
         self.charged: dict[tuple[int, str], list[int]] = {}
 
-    def used(self, lane: Lane, now_ns: int, span_ns: int) -> list[int]:
+    def used(self, window: Window, now_ns: int, span_ns: int) -> list[int]:
         """The times of all units within the last `span_ns`."""
-        return [at for at in self.charged.get((lane.policy, lane.key), []) if now_ns - at < span_ns]
+        return [at for at in self.charged.get((window.policy, window.key), []) if now_ns - at < span_ns]
 
-    def fits(self, lane: Lane, now_ns: int) -> set[bool]:
+    def fits(self, window: Window, now_ns: int) -> set[bool]:
         """What the window may say."""
-        policy = self.policies[lane.policy]
+        policy = self.policies[window.policy]
         span = policy.window_ms * MS
-        if len(self.used(lane, now_ns, span)) + lane.cost > policy.limit:
+        if len(self.used(window, now_ns, span)) + window.cost > policy.limit:
             return {False}
         longer = span if policy.limit <= EXACT else span * 65 // 64 + 1
-        return {True} if len(self.used(lane, now_ns, longer)) + lane.cost <= policy.limit else {True, False}
+        return {True} if len(self.used(window, now_ns, longer)) + window.cost <= policy.limit else {True, False}
 
-    def lanes(self, ask: Ask, *, closed: bool) -> list[Lane]:
+    def windows(self, ask: Ask, *, closed: bool) -> list[Window]:
         """What needs no principal, or what does, in their order."""
         found = []
         for policy, cost in ask.tolls:
@@ -85,26 +85,26 @@ class Twin:
             if (by in {"subject", "tenant"}) != closed:
                 continue
             if by == "ip":
-                found.append(Lane(policy, cost, address_key(ask.address)))
+                found.append(Window(policy, cost, address_key(ask.address)))
             elif by == "api_key" and ask.api_key is not None:
-                found.append(Lane(policy, cost, ask.api_key))
+                found.append(Window(policy, cost, ask.api_key))
             elif by == "subject" and ask.who is not None:
-                found.append(Lane(policy, cost, repr(tuple(ask.who))))
+                found.append(Window(policy, cost, repr(tuple(ask.who))))
             elif by == "tenant" and ask.who is not None:
-                found.append(Lane(policy, cost, ask.who.tenant or ""))
+                found.append(Window(policy, cost, ask.who.tenant or ""))
         return found
 
-    def may_refuse(self, lanes: list[Lane], now_ns: int) -> set[bool]:
+    def may_refuse(self, windows: list[Window], now_ns: int) -> set[bool]:
         """Whether one of these refuses."""
-        said = [self.fits(lane, now_ns) for lane in lanes if not self.policies[lane.policy].shadow]
+        said = [self.fits(window, now_ns) for window in windows if not self.policies[window.policy].shadow]
         return {False} if all(it == {True} for it in said) else {True} if {False} in said else {True, False}
 
     def reasons(self, ask: Ask) -> set[str | None]:
         """Every right answer."""
-        refuses = self.may_refuse(self.lanes(ask, closed=False), ask.now_ns)
+        refuses = self.may_refuse(self.windows(ask, closed=False), ask.now_ns)
         found: set[str | None] = {"rate_limited"} if True in refuses else set()
         if False in refuses and ask.token_fault is None:
-            refuses = self.may_refuse(self.lanes(ask, closed=True), ask.now_ns)
+            refuses = self.may_refuse(self.windows(ask, closed=True), ask.now_ns)
             found |= {"rate_limited"} if True in refuses else set()
         if False in refuses:
             found.add(ask.token_fault or ask.later_fault)
@@ -112,36 +112,36 @@ class Twin:
 
     def take(self, ask: Ask, reason: str | None, shadows: set[int]) -> None:
         """Charge what the given answer means. `shadows` said that they would have refused."""
-        opened = self.lanes(ask, closed=False)
-        closed = [] if ask.token_fault is not None else self.lanes(ask, closed=True)
+        opened = self.windows(ask, closed=False)
+        closed = [] if ask.token_fault is not None else self.windows(ask, closed=True)
         if reason == "rate_limited":
             return
-        for lane in [*opened, *closed]:
-            if self.policies[lane.policy].shadow:
-                assert (lane.policy not in shadows) in self.fits(lane, ask.now_ns), "a shadow has judged wrongly"
-                if lane.policy in shadows:
+        for window in [*opened, *closed]:
+            if self.policies[window.policy].shadow:
+                assert (window.policy not in shadows) in self.fits(window, ask.now_ns), "a shadow has judged wrongly"
+                if window.policy in shadows:
                     continue
-            self.charged.setdefault((lane.policy, lane.key), []).extend([ask.now_ns] * lane.cost)
+            self.charged.setdefault((window.policy, window.key), []).extend([ask.now_ns] * window.cost)
 
     def quota(self, ask: Ask) -> tuple[int, int, int] | None:
         """Policy, units left and nanoseconds, as headers tell; before `take`, and where all windows are exact."""
-        opened = self.lanes(ask, closed=False)
-        lanes = opened
+        opened = self.windows(ask, closed=False)
+        windows = opened
         if self.may_refuse(opened, ask.now_ns) == {False} and ask.token_fault is None:
-            lanes = [*opened, *self.lanes(ask, closed=True)]
-        lanes = [lane for lane in lanes if not self.policies[lane.policy].shadow]
-        refusing = [lane for lane in lanes if self.fits(lane, ask.now_ns) == {False}]
-        told = [self._told(lane, ask.now_ns) for lane in (refusing or lanes)]
+            windows = [*opened, *self.windows(ask, closed=True)]
+        windows = [window for window in windows if not self.policies[window.policy].shadow]
+        refusing = [window for window in windows if self.fits(window, ask.now_ns) == {False}]
+        told = [self._told(window, ask.now_ns) for window in (refusing or windows)]
         if not told:
             return None
         # The first of those that wait the longest, or that have the least left.
         return max(told, key=lambda it: it[2]) if refusing else min(told, key=lambda it: it[1])
 
-    def _told(self, lane: Lane, now_ns: int) -> tuple[int, int, int]:
-        policy = self.policies[lane.policy]
+    def _told(self, window: Window, now_ns: int) -> tuple[int, int, int]:
+        policy = self.policies[window.policy]
         span = policy.window_ms * MS
-        times = sorted(self.used(lane, now_ns, span))
-        over = len(times) + lane.cost - policy.limit
+        times = sorted(self.used(window, now_ns, span))
+        over = len(times) + window.cost - policy.limit
         if over > 0:
-            return lane.policy, policy.limit - len(times), times[over - 1] + span - now_ns
-        return lane.policy, -over, min([*times, now_ns]) + span - now_ns
+            return window.policy, policy.limit - len(times), times[over - 1] + span - now_ns
+        return window.policy, -over, min([*times, now_ns]) + span - now_ns

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from flx_api.commands import Command
-    from flx_api.limits.policies import Lanes, NativePolicy, RouteClass, Toll
+    from flx_api.limits.policies import NativePolicy, RouteClass, Toll, Windows
 
 ASKING: Final = "command.describe"
 """The command whose limits a dry run passes: like this one it is a question about a command."""
@@ -52,7 +52,7 @@ class Costs:
         named: the templates whose last value is a command's name.
     """
 
-    def __init__(self, drawn: Lanes, routes: Sequence[RouteClass], named: Collection[str]) -> None:
+    def __init__(self, drawn: Windows, routes: Sequence[RouteClass], named: Collection[str]) -> None:
         self._policies = drawn.policies
         self._ways = [
             _Way(route.template, drawn.classes[index], route.template in named, route.late)

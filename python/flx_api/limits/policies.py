@@ -7,7 +7,7 @@ with the policies that are about commands; the rest the request has passed. For 
 two routes are one.
 
 Rules:
-- A policy with several windows is one lane per window; the first bears the policy's name, the others name and window.
+- A policy with several windows is one for each of them; the first bears the policy's name, the others name and window.
 - What a policy names must exist: a pattern that no route or command fits is a mistake, told at the start.
 """
 
@@ -40,7 +40,7 @@ class RouteClass(NamedTuple):
     late: bool = False
 
 
-class Lanes(NamedTuple):
+class Windows(NamedTuple):
     """What `flx_api._core.Admission` takes. `commands`: the class of a command, and that of its second decision."""
 
     policies: list[NativePolicy]
@@ -54,10 +54,10 @@ class Lanes(NamedTuple):
         return "strict" in self.modes
 
 
-def lanes(
+def windows(
     policies: Sequence[RateLimit], routes: Sequence[RouteClass], named: Collection[str], commands: Collection[str]
-) -> Lanes:
-    """The lanes of these policies, and what each class passes.
+) -> Windows:
+    """The windows of these policies, and what each class passes.
 
     Args:
         policies: of the settings.
@@ -71,24 +71,24 @@ def lanes(
     check(policies, {route.template for route in routes}, commands)
     native: list[NativePolicy] = []
     modes: list[Literal["fast", "strict"]] = []
-    lanes_of: list[list[int]] = []
+    windows_of: list[list[int]] = []
     for policy in policies:
         dearest = max([policy.cost, *policy.costs.values()])
-        lanes_of.append([])
-        for name, limit, window_ms in policy.lanes:
-            lanes_of[-1].append(len(native))
+        windows_of.append([])
+        for name, limit, window_ms in policy.each_window:
+            windows_of[-1].append(len(native))
             modes.append(policy.mode)
             native.append((name, policy.by, limit, window_ms, dearest, policy.shadow))
 
     def tolls(templates: Collection[str], command: str | None, *, late: bool | None) -> list[Toll]:
         """`late`: None for what is known at once, False for what is so far, True for the rest."""
         passed: list[Toll] = []
-        for policy, own in zip(policies, lanes_of, strict=True):
+        for policy, own in zip(policies, windows_of, strict=True):
             by_command = bool(policy.commands or policy.costs)
             if (late is not None and by_command != late) or not _concerns(policy, templates, command):
                 continue
             cost = _cost(policy, command)
-            passed += [(lane, cost) for lane in own]
+            passed += [(window, cost) for window in own]
         return passed
 
     classes = [tolls({route.template}, route.command, late=False if route.late else None) for route in routes]
@@ -97,7 +97,7 @@ def lanes(
     for command in commands:
         known[command] = len(classes), len(classes) + 1
         classes += [tolls(named, command, late=None), tolls(execute, command, late=True)]
-    return Lanes(native, modes, classes, known)
+    return Windows(native, modes, classes, known)
 
 
 def check(policies: Sequence[RateLimit], templates: Collection[str], commands: Collection[str]) -> None:

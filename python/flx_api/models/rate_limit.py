@@ -43,7 +43,7 @@ class RateLimit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     shadow: bool = False
 
     @property
-    def lanes(self) -> tuple[tuple[str, int, int], ...]:
+    def each_window(self) -> tuple[tuple[str, int, int], ...]:
         """Name, limit and milliseconds of each window. Raises ValueError when they are not given as they should be."""
         if (self.limit is None) != (self.window is None) or (self.limit is None) == (not self.windows):
             msg = "window: a policy has limit and window, or windows"

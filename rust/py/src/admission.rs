@@ -21,7 +21,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyTuple};
 
 use crate::admitted::{Admitted, Client, RequestId, values_of};
-use crate::answer::{Answers, Face, Given, Lane, Template};
+use crate::answer::{Answers, Face, Given, Template, WindowLines};
 use crate::counters::{Counters, method_of};
 use crate::either::{Core, of_either};
 use crate::errors::unusable;
@@ -111,11 +111,12 @@ impl Admission {
         own: Vec<(usize, String, usize)>,
     ) -> PyResult<Self> {
         let policies = policies.into_iter().map(policy).collect::<PyResult<Vec<_>>>()?;
-        let lanes = policies.iter().zip(limited);
-        let lanes = lanes.map(|(it, given)| Lane::new(py, &it.name, it.limit, it.window_ms, Template::of(given)?));
-        let lanes = lanes.collect::<PyResult<Vec<_>>>()?;
+        let windows = policies.iter().zip(limited);
+        let windows =
+            windows.map(|(it, given)| WindowLines::new(py, &it.name, it.limit, it.window_ms, Template::of(given)?));
+        let windows = windows.collect::<PyResult<Vec<_>>>()?;
         let (common, content_security, transport_security) = headers;
-        let answers = Answers::new(py, &common, &content_security, &transport_security, lanes)?;
+        let answers = Answers::new(py, &common, &content_security, &transport_security, windows)?;
         let mut known = Routes::default();
         let mut infos = Vec::with_capacity(routes.len());
         for ((template, methods, kind), given) in routes.into_iter().zip(not_allowed) {

@@ -191,7 +191,7 @@ impl Template {
 }
 
 /// What a rate-limit policy puts into headers.
-pub(crate) struct Lane {
+pub(crate) struct WindowLines {
     /// `RateLimit-Policy`, whole.
     policy: Line,
     /// `"name";r=`
@@ -202,7 +202,7 @@ pub(crate) struct Lane {
     pub(crate) refusal: Template,
 }
 
-impl Lane {
+impl WindowLines {
     pub(crate) fn new(py: Python<'_>, name: &str, limit: u32, window_ms: u64, refusal: Template) -> PyResult<Self> {
         let window_s = window_ms.div_ceil(1_000);
         let policy = format!("\"{name}\";q={limit};w={window_s}");
@@ -235,7 +235,7 @@ pub(crate) struct Answers {
     content_length: Name,
     /// Content-Length for ASGI, by length.
     lengths: Box<[PyOnceLock<Py<PyTuple>>]>,
-    pub(crate) lanes: Vec<Lane>,
+    pub(crate) windows: Vec<WindowLines>,
 }
 
 /// What a response is put together from.
@@ -251,7 +251,7 @@ impl Answers {
         common: &[Bound<'_, PyTuple>],
         content_security: &Bound<'_, PyTuple>,
         transport_security: &Bound<'_, PyTuple>,
-        lanes: Vec<Lane>,
+        windows: Vec<WindowLines>,
     ) -> PyResult<Self> {
         let pair = |name, value| PyTuple::new(py, [PyBytes::new(py, name), PyBytes::new(py, value)]);
         Ok(Self {
@@ -265,7 +265,7 @@ impl Answers {
             retry_after: Name::new(py, "retry-after"),
             content_length: Name::new(py, "content-length"),
             lengths: std::iter::repeat_with(PyOnceLock::new).take(SHORT).collect(),
-            lanes,
+            windows,
         })
     }
 
@@ -303,18 +303,18 @@ impl Answers {
             sheet.ready(&self.transport_security);
         }
         let Some(told) = parts.told else { return Ok(()) };
-        let lane = &self.lanes[told.policy];
-        sheet.ready(&lane.policy);
+        let window = &self.windows[told.policy];
+        sheet.ready(&window.policy);
         let make = || {
-            let mut value = Vec::with_capacity(lane.prefix.len() + 24);
-            value.extend_from_slice(&lane.prefix);
+            let mut value = Vec::with_capacity(window.prefix.len() + 24);
+            value.extend_from_slice(&window.prefix);
             value.extend_from_slice(Decimal::of(u64::from(told.remaining)).as_bytes());
             value.extend_from_slice(b";t=");
             value.extend_from_slice(Decimal::of(told.reset_s).as_bytes());
             value
         };
         if told.remaining == 0 {
-            sheet.seldom_new(&lane.used_up, told.reset_s, &self.ratelimit, make)
+            sheet.seldom_new(&window.used_up, told.reset_s, &self.ratelimit, make)
         } else {
             sheet.value(&self.ratelimit, &make())
         }

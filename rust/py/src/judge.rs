@@ -145,7 +145,7 @@ impl Admission {
         let template = match (reason, seen.told) {
             (Reason::RateLimited, Some(told)) => {
                 retry_after_s = Some(told.reset_s.max(1));
-                Some(&self.answers.lanes[told.policy].refusal)
+                Some(&self.answers.windows[told.policy].refusal)
             }
             (Reason::MethodNotAllowed, _) => self.infos.get(seen.route).map(|info| &info.not_allowed),
             _ => self.refusals[reason as usize].as_ref(),

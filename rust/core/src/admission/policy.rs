@@ -1,6 +1,6 @@
 //! Rate-limit policies and what they apply to.
 //!
-//! A policy has one window or several; each window is a lane with a table of its own. What a request is decides which lanes
+//! A policy has one window or several; each has a table of its own. What a request is decides which windows
 //! it passes: its class, which is the route or the command it asks for. The classes are drawn up once, when the settings
 //! are read; per request there is one list to walk.
 
@@ -73,7 +73,7 @@ impl Policy {
     }
 }
 
-/// A lane that requests of a class pass, and what each of them costs there.
+/// A window that requests of a class pass, and what each of them costs there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Toll {
     /// Index of the policy.
@@ -82,7 +82,7 @@ pub struct Toll {
     pub cost: u32,
 }
 
-/// The lanes of each class, those that need no principal first.
+/// The windows of each class, those that need no principal first.
 #[derive(Debug, Default)]
 pub struct Classes(Vec<Class>);
 
@@ -109,7 +109,7 @@ impl Classes {
         Ok(Self(made))
     }
 
-    /// The lanes a class passes before and after its token is looked at; none for a class that is not known.
+    /// The windows a class passes before and after its token is looked at; none for a class that is not known.
     pub(super) fn of(&self, class: usize) -> (&[Toll], &[Toll]) {
         self.0.get(class).map_or((&[], &[]), |class| class.tolls.split_at(class.open))
     }
