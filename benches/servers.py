@@ -25,7 +25,7 @@ import tempfile
 import time
 from base64 import urlsafe_b64encode
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from tests.service import ROOT, Service, copy_project
 
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 ROUTE = os.environ.get("FLX_BENCH_ROUTE", "/v1/auth/whoami")
 ROOMY = 100_000_000
+# How much of the gateway is taken away from the benchmark's own route (`peers/our_app.py`).
+Bare = Literal["0", "1", "headers"]
 _START_S = 30.0
 
 
@@ -175,7 +177,7 @@ def ours(
     interface: str = "asgi",
     limit: int = ROOMY,
     path: str = ROUTE,
-    bare: bool = False,
+    bare: Bare = "0",
     prefix: Sequence[str] = (),
     body: bytes | None = None,
     settings: Mapping[str, str] | None = None,
@@ -190,7 +192,7 @@ def ours(
         interface: the face, as FLX_INTERFACE names it.
         limit: requests per minute of one subject.
         path: what is asked for; the benchmark's own routes are served by `peers/our_app.py`.
-        bare: take token check, limits and metrics away (only there).
+        bare: "1" takes token check, limits and metrics away (only there), "headers" all but the headers of the limits.
         prefix: what runs it, such as valgrind.
         body: what is posted; without it the path is got.
         settings: more settings.
@@ -213,7 +215,7 @@ def ours(
             "FLX_RATE_LIMITS": json.dumps(limits),
             "FLX_INTERNAL_DAEMON_SOCKET": daemon,
             "FLX_LOG_LEVEL": "error",
-            "BENCH_BARE": "1" if bare else "0",
+            "BENCH_BARE": bare,
             **(settings or {}),
         }
         if interface != "asgi":

@@ -2,6 +2,7 @@
 
 Everything else is the production process (`flx_api.cli.gateway_process`). `BENCH_BARE=1` takes token check and limits
 away from the second route, as from a probe, and the timing of phases: what is left is what admission is compared with.
+With `BENCH_BARE=headers` that route sends two headers, always the same, in place of those of the limits.
 """
 
 from __future__ import annotations
@@ -26,7 +27,14 @@ from flx_api.observability.metrics import Metrics  # noqa: E402
 from flx_api.routes import application  # noqa: E402
 
 _BODY = b'{"ok":true}'
-_BARE = os.environ.get("BENCH_BARE") == "1"
+_BARE = os.environ.get("BENCH_BARE", "0") != "0"
+_HEADERS = [(b"content-type", b"application/json")]
+if os.environ.get("BENCH_BARE") == "headers":
+    # As long as those of a policy of the benchmark.
+    _HEADERS += [
+        (b"ratelimit-policy", b'"per-subject";q=100000000;w=60'),
+        (b"ratelimit", b'"per-subject";r=99999999;t=60'),
+    ]
 
 
 def add_routes() -> None:
@@ -59,7 +67,7 @@ def time_nothing() -> None:
 
 
 async def _reply(exchange: Any) -> Response:  # noqa: ANN401, ARG001 - a handler's signature
-    return Response(200, [(b"content-type", b"application/json")], _BODY)
+    return Response(200, _HEADERS, _BODY)
 
 
 async def _framed() -> FrameworkResponse:
