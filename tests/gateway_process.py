@@ -6,6 +6,7 @@ import asyncio
 import base64
 import contextlib
 import os
+import random
 import signal
 import socket
 import sys
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 SECRET = "a-secret-of-the-tests-that-is-long-enough"
+# Below those that the kernel gives to outgoing connections, of which some are always under way.
+_ASKED_FOR = 20_000, 32_768
 
 
 def token(subject: str = "anna", roles: tuple[str, ...] = ("admin",), ttl_s: float = 3600, **claims: Any) -> str:
@@ -41,10 +44,12 @@ def basic() -> str:
 
 
 def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that was free a moment ago on every address, and that is given to nobody who does not ask for it."""
+    for port in random.sample(range(*_ASKED_FOR), 100):
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("", port))
+            return port
+    raise AssertionError
 
 
 def children_of(pid: int) -> list[int]:
