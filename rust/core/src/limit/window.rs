@@ -230,14 +230,14 @@ impl<M: Memory> SlidingWindow<M> {
         let now_ns = now_ns.min(MAX_NOW);
         if let Some(open) = self.table.find(identity) {
             let found = self.weigh(now_ns, cost, &open, tell_below);
-            if found.admitted {
+            if Self::stands(&found, &open) {
                 return used(found.check(identity, cost, &open));
             }
         }
         used(self.look_anew(identity, now_ns, cost, tell_below))
     }
 
-    /// The key has no entry, or it refuses.
+    /// The key has no entry, or what it said is out of date.
     #[inline(never)]
     fn look_anew(&self, identity: Identity, now_ns: u64, cost: u32, tell_below: u64) -> Check {
         loop {
@@ -350,9 +350,14 @@ impl<M: Memory> SlidingWindow<M> {
         tell_below: u64,
     ) -> Judgement {
         let found = self.weigh_anew(now_ns, cost, open, tell_below);
-        // A refusal must be true; of an admission the charge finds out.
-        let is_current = found.admitted || open.entry[HEAD].load() == open.head;
+        let is_current = Self::stands(&found, open);
         Judgement { check: found.check(identity, cost, open), is_used: found.is_used, is_current }
+    }
+
+    /// Whether what was found can be believed: a refusal must be true, of an admission the charge finds out.
+    #[inline]
+    fn stands(found: &Found, open: &Open<'_, M::Word>) -> bool {
+        found.admitted || open.entry[HEAD].load() == open.head
     }
 
     /// What an entry says at this head.
