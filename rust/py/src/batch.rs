@@ -180,11 +180,7 @@ impl PlainBatch {
 
     /// From now on a group waits for what is missing: the results until now (place, result, whether it is an earlier one's), and
     /// how many are missing.
-    fn hand_over<'py>(
-        &self,
-        py: Python<'py>,
-        group: Py<PyAny>,
-    ) -> (Vec<(usize, Bound<'py, PyBytes>, bool)>, usize) {
+    fn hand_over<'py>(&self, py: Python<'py>, group: Py<PyAny>) -> (Vec<(usize, Bound<'py, PyBytes>, bool)>, usize) {
         let (results, missing) = {
             let mut inside = self.inside();
             inside.group = Some(group);
@@ -291,11 +287,7 @@ impl PlainBatch {
     }
 
     /// The whole answer, as `PlainCommand.answer` makes one.
-    pub(crate) fn answer<'py>(
-        &self,
-        py: Python<'py>,
-        own: Vec<Bound<'py, PyTuple>>,
-    ) -> PyResult<Bound<'py, PyTuple>> {
+    pub(crate) fn answer<'py>(&self, py: Python<'py>, own: Vec<Bound<'py, PyTuple>>) -> PyResult<Bound<'py, PyTuple>> {
         let body = self.answered(py)?;
         self.admitted.get().json_answer(py, &body, true, own)
     }

@@ -201,13 +201,7 @@ impl PlainCommands {
 
     /// Charges a command's limits; false, and nothing charged, where one refuses it: that is found again, and told, the general
     /// way.
-    pub(crate) fn passes(
-        &self,
-        py: Python<'_>,
-        admitted: &Admitted,
-        entry: &Entry<Extra>,
-        now: Now,
-    ) -> PyResult<bool> {
+    pub(crate) fn passes(&self, py: Python<'_>, admitted: &Admitted, entry: &Entry<Extra>, now: Now) -> PyResult<bool> {
         let Some(class) = entry.extra.class else { return Ok(true) };
         let decision = self.gateway().later(py, admitted, class, now)?;
         if decision.refusal.is_some() {

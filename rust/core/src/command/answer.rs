@@ -99,7 +99,11 @@ pub struct Carried<'a> {
 
 /// The answer to a batch of which every operation was carried out (`BatchReply`), in their order.
 #[must_use]
-pub fn batch<'a>(operations: impl ExactSizeIterator<Item = Carried<'a>>, request_id: &str, duration_us: u64) -> Vec<u8> {
+pub fn batch<'a>(
+    operations: impl ExactSizeIterator<Item = Carried<'a>>,
+    request_id: &str,
+    duration_us: u64,
+) -> Vec<u8> {
     let count = operations.len();
     let mut out = Vec::with_capacity(256 + 256 * count);
     out.extend_from_slice(b"{\"results\":[");

@@ -129,7 +129,14 @@ mod tests {
         assert_eq!((vec![0, 2], members(text, 5)), (counts, Some(found)));
         assert_eq!(None, counted(text, 4));
         assert_eq!(Some((Vec::new(), Vec::new())), counted(b"{}", 1));
-        for wrong in [r#"{"l":{}}"#, r#"{"l":[1]}"#, r#"{"l":[{},]}"#, r#"{"l":[{}"#, r#"{"l":[{"a":1,"a":1}]}"#, r#"{"l":[],"l":[]}"#] {
+        for wrong in [
+            r#"{"l":{}}"#,
+            r#"{"l":[1]}"#,
+            r#"{"l":[{},]}"#,
+            r#"{"l":[{}"#,
+            r#"{"l":[{"a":1,"a":1}]}"#,
+            r#"{"l":[],"l":[]}"#,
+        ] {
             assert_eq!(None, counted(wrong.as_bytes(), 9), "{wrong}");
         }
         assert_eq!(None, members_and_list(text, 5, "l", |members| (members.len() < 2).then_some(())));
