@@ -631,13 +631,16 @@ class PlainCommand:
 class PlainBatch:
     """A batch that asks for nothing special, with the frames of its operations. Made by `Hall` only.
 
-    Of a batch of which a limit refuses an operation, those before it are here.
+    Nothing of it is charged before `pay`.
     """
 
     def __len__(self) -> int: ...
+    def pay(self) -> bool:
+        """Charge what limits its commands, in their order, up to the first that is refused; whether none is."""
+
     @property
-    def is_whole(self) -> bool:
-        """Whether all operations are here."""
+    def paid(self) -> int | None:
+        """How many operations, the first ones, are paid for; None before `pay`."""
 
     @property
     def body(self) -> bytes:
@@ -699,7 +702,7 @@ class PlainCommands:
         """
 
     def read_batch(self, admitted: Admitted, body: bytes, since_ns: int) -> PlainBatch | None:
-        """The same with the body of a batch: all operations, or those before the first that a limit refuses."""
+        """The same with the body of a batch, of which nothing is charged; None also for one that is too large."""
 
     def operations(
         self,
@@ -707,6 +710,7 @@ class PlainCommands:
         operations: list[Any],
         first: int,
         count: int,
+        paid: int = 0,
     ) -> list[tuple[int, PlainCommand]]:
         """The same for operations of a request, which are read already; each with its place. No phase is counted.
 
@@ -715,6 +719,7 @@ class PlainCommands:
             operations: All of its `ExecuteRequest`.
             first: Where to begin.
             count: How many at most; it ends before the first that is to go the general way.
+            paid: How many, the first of all, were charged before.
         """
 
 @final

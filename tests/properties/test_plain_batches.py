@@ -23,6 +23,7 @@ from flx_api.gateway.plain import plain_commands
 from flx_api.models.envelope import MADE_KEY, BatchReply, BatchResult, BatchTotals, ReplyMeta
 from flx_api.models.rate_limit import RateLimit
 from flx_api.proto.flx.v1.daemon_pb2 import CommandBatch, CommandFrame, ReplyBatch, ReplyFrame
+from flx_api.upstream.channel import GROUPED
 
 if TYPE_CHECKING:
     from flx_api._core import PlainBatch, Ride, Settled
@@ -66,9 +67,16 @@ def bodies(draw: st.DrawFn) -> bytes:
     return body
 
 
-def asked(body: bytes, roles: tuple[str, ...] = ("admin",), of: Parts | None = None, **headers: str) -> Exchange:
+def asked(
+    body: bytes, roles: tuple[str, ...] = ("admin",), headers: dict[str, str] | None = None, of: Parts | None = None
+) -> Exchange:
     """A batch that was admitted, with its body."""
-    own = {**bearer(roles=roles), "content-type": "application/json", "content-length": str(len(body)), **headers}
+    own = {
+        **bearer(roles=roles),
+        "content-type": "application/json",
+        "content-length": str(len(body)),
+        **(headers or {}),
+    }
     found = exchange(Wire(), scope("POST", "/v1/batch", own), of or parts())
     found.body = body
     return found
@@ -106,7 +114,7 @@ def generally(one: Exchange) -> list[CommandFrame] | None:
 def test_frames_are_the_same(body: bytes, roles: tuple[str, ...], headers: dict[str, str]) -> None:
     if not body:
         return
-    one = asked(body, roles, **headers)
+    one = asked(body, roles, headers)
     found = read(one)
     expected = generally(one)
     if found is None:
@@ -114,7 +122,7 @@ def test_frames_are_the_same(body: bytes, roles: tuple[str, ...], headers: dict[
         assert expected is None or b"\\" in body
         return
     assert expected is not None
-    assert (True, len(expected), body) == (found.is_whole, len(found), found.body)
+    assert (len(expected), body) == (len(found), found.body)
     commands = found.commands()
     frames = list(CommandBatch.FromString(joined([found])).frames)
     for frame in frames:
@@ -134,16 +142,26 @@ def test_frames_are_the_same(body: bytes, roles: tuple[str, ...], headers: dict[
 
 
 @pytest.mark.parametrize("count", [0, 2, 5, 9])
-def test_what_a_limit_refuses_is_not_made_and_not_charged(count: int) -> None:
+def test_what_a_limit_refuses_is_not_paid_for(count: int) -> None:
     few = RateLimit("few", "subject", 5, "60s", commands=("system.echo",))
     limited = built(rate_limits=(few,))
     operations = [{"command": "plugin.list"}] + [{"command": "system.echo"}] * count
-    found = read(asked(msgspec.json.encode({"operations": operations}), of=limited), limited)
+    one = asked(msgspec.json.encode({"operations": operations}), of=limited)
+    found = read(one, limited)
     assert found is not None
-    assert (count <= 5, 1 + min(count, 5)) == (found.is_whole, len(found))
-    left = read(asked(msgspec.json.encode({"operations": [operations[-1]] * 9}), of=limited), limited)
+    assert (None, count <= 5, 1 + min(count, 5)) == (found.paid, found.pay(), found.paid)
+    # The general way, which begins anew, is told so.
+    again = limited.commands.plain.operations(one.admitted, batch._request(one).operations, 0, 99, found.paid or 0)
+    assert found.paid == len(again)
+    left = read(asked(msgspec.json.encode({"operations": [{"command": "system.echo"}] * 9}), of=limited), limited)
     assert left is not None
-    assert (9 if count == 0 else 5 - min(count, 5)) == len(left)
+    assert (False, 5 - min(count, 5)) == (left.pay(), left.paid)
+
+
+def test_what_is_too_large_to_leave_at_once_is_not_read() -> None:
+    for count, is_read in ((GROUPED, True), (GROUPED + 1, False)):
+        one = asked(msgspec.json.encode({"operations": [{"command": "system.echo"}] * count}))
+        assert is_read is (read(one) is not None)
 
 
 class _Body:

@@ -110,7 +110,7 @@ class BatchRoute:
         return None
 
     def begun(self, plain: PlainBatch) -> Callable[[Exchange], Awaitable[Response]]:
-        """The rest of a batch of which the first operations, or all, are charged and ready to travel."""
+        """The rest of a batch that was read, of which nothing has left."""
         return partial(self._rest, plain, None)
 
     def taken_over(self, plain: PlainBatch) -> tuple[Group, Callable[[Exchange], Awaitable[Response]]]:
@@ -166,7 +166,7 @@ class _Batch:
         exchange: its request.
         request: what is asked for.
         keeps: its results wait for one another.
-        plain: what was made of it before, as far as it was plain.
+        plain: what was read of it before, where it was.
         group: who waits for all of that, where it has left.
     """
 
@@ -189,8 +189,7 @@ class _Batch:
         self._keeps = keeps
         self._held = 0
         self._group = group
-        # What is charged and ready, and has not left.
-        self._made = plain.commands() if plain is not None and group is None else []
+        self._paid = (plain.paid or 0) if plain is not None else 0
         self._next = len(request.operations) if group is not None else 0
         # Why nothing more is begun.
         self._stopped = ""
@@ -260,10 +259,7 @@ class _Batch:
         """The commands of the next operations as far as they are plain, their limits charged; no more than so many."""
         if self._dry_run:
             return []
-        if self._made:
-            made, self._made = self._made[:count], self._made[count:]
-            return made
-        return self._route.plain.operations(self._exchange.admitted, self._operations, self._next, count)
+        return self._route.plain.operations(self._exchange.admitted, self._operations, self._next, count, self._paid)
 
     async def _begin(self, group: Group) -> FlxError | None:
         """Begin the next operation; what is against it, if it is not begun."""

@@ -184,13 +184,8 @@ class Rides:
             broken = InvalidRequest("The body is malformed or ended too early")
             self._go_on(ride, _refused(broken) if body is None else self._generally(ride, body))
         for ride in batches:
-            batch = _batch(ride)
-            if not self._queue and self._express.depart_batch(ride):
-                continue
-            if batch.is_whole and len(batch) <= self._upstream.grouped:
+            if self._queue or not self._leaves(ride):
                 self._wait(ride)
-            else:
-                self._go_on(ride, self._batches.begun(batch))
         for ride in marked:
             if self._takes_off(ride):
                 rides.append(ride)
@@ -267,15 +262,32 @@ class Rides:
         return group
 
     def _wait(self, ride: Ride) -> None:
-        """Let a batch wait for its turn, for a moment."""
+        """Let a batch wait for its turn, for a moment; what is too large leaves in parts at once."""
+        if len(_batch(ride)) > self._upstream.grouped:
+            self._go_on(ride, self._batches.begun(_batch(ride)))
+            return
         self._queue.append((ride, self._loop.time()))
         if self._patience is None:
             self._patience = self._loop.call_later(BURST_S, self._lose_patience)
 
     def freed(self) -> None:
         """There is room again for commands of batches."""
-        while self._queue and self._express.depart_batch(self._queue[0][0]):
+        if self._queue:
+            # Those that were just woken for it come first.
+            self._loop.call_soon(self._depart_waiting)
+
+    def _depart_waiting(self) -> None:
+        while self._queue and self._leaves(self._queue[0][0]):
             self._queue.popleft()
+
+    def _leaves(self, ride: Ride) -> bool:
+        """Let a batch leave, or go on where a limit is against it; False: there is no room for it."""
+        if self._express.depart_batch(ride):
+            return True
+        if _batch(ride).paid is None:
+            return False
+        self._go_on(ride, self._batches.begun(_batch(ride)))
+        return True
 
     def _lose_patience(self) -> None:
         """Batches that have waited long enough leave in parts, each as there is room for it."""

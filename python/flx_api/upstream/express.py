@@ -183,9 +183,9 @@ class Express:
         return self._native.depart_many(group, members[:count], self._next, **how)
 
     def depart_batch(self, ride: Ride) -> bool:
-        """Let a batch leave with this tick, if all of it may; else nothing is done."""
+        """Let a batch leave with this tick, if there is room for all of it, and no limit against it."""
         batch = ride.batch
-        if batch is None or not batch.is_whole or len(batch) > self.room_of_many:
+        if batch is None or len(batch) > self.room_of_many or not batch.pay():
             return False
         count = self._leave(len(batch), "grouped", partial(self._depart_batch, ride))
         self._grouped.resize(-count)
@@ -270,7 +270,7 @@ class Express:
             group.took(results)
         for ride, frame in settled.others:
             self._ended(ride, ReplyFrame.FromString(frame))
-        if self.passengers is not None and settled.of_many:
+        if self.passengers is not None and settled.of_many + settled.forgotten[1]:
             self.passengers.freed()
 
     def _ended(self, ride: Ride, ending: ReplyFrame | FlxError) -> None:

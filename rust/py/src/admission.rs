@@ -411,6 +411,18 @@ impl Admission {
         Ok(of_either!(&mut *self.core(), it => it.admit_later(&ask, leases.as_deref_mut(), known)))
     }
 
+    /// Charges what limits a command of an admitted request; false, and nothing charged, where it is refused: that is found again,
+    /// and told, the general way.
+    pub(crate) fn passes(&self, py: Python<'_>, admitted: &Admitted, class: Option<usize>, now: Now) -> PyResult<bool> {
+        let Some(class) = class else { return Ok(true) };
+        let decision = self.later(py, admitted, class, now)?;
+        if decision.refusal.is_some() {
+            return Ok(false);
+        }
+        self.count_shadows(&decision);
+        Ok(true)
+    }
+
     pub(crate) fn request_id<V: Carried>(&self, head: &Head<V>) -> RequestId {
         match head.sane_request_id() {
             Some(given) => given.id(),

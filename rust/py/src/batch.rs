@@ -5,12 +5,12 @@
 //! operation, unless the batch turns out to be unusual: then `commands` makes the plain commands that the general way takes.
 //!
 //! Rules:
-//! - nothing is charged before it is certain that all operations are plain and permitted. Where a limit refuses one, those before
-//!   it are charged and made, and the general way goes on behind them;
+//! - nothing is charged before all of it can leave (`pay`). Where a limit refuses an operation then, those before it are paid for,
+//!   and the general way, which begins anew, knows how many (`paid`);
 //! - as soon as one operation has ended otherwise than with a plain result, a group has the batch (`hand_over`).
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -28,9 +28,14 @@ use crate::admitted::Admitted;
 use crate::command::{Leg, PlainCommand, PlainCommands, ascii};
 use crate::request::{Now, monotonic_ns};
 
+/// So many may be outstanding of one batch: as `GROUPED` of `flx_api.upstream.channel`. What is larger leaves in parts.
+const MOST: usize = 128;
+
 /// One operation, ready to travel.
 struct Item {
     leg: Leg,
+    /// What it passes before it leaves.
+    class: Option<usize>,
     /// Its frame among all.
     frame: Range<usize>,
 }
@@ -65,8 +70,9 @@ pub(crate) struct PlainBatch {
     body: Bytes,
     items: Vec<Item>,
     frames: Vec<u8>,
-    /// How many operations there are, those that were not made included.
-    count: usize,
+    /// How many operations are paid for, and whether that was asked for.
+    paid: AtomicUsize,
+    is_asked: AtomicBool,
     /// The number of the first one; 0 before they have left.
     first: AtomicU64,
     mark_ns: AtomicU64,
@@ -86,7 +92,7 @@ impl PlainCommands {
         since_ns: u64,
     ) -> PyResult<Option<PlainBatch>> {
         let it = admitted.get();
-        let Some(operations) = plain_batch(&body) else { return Ok(None) };
+        let Some(operations) = plain_batch(&body).filter(|all| all.len() <= MOST) else { return Ok(None) };
         let Some(known) = it.known.as_deref().filter(|_| it.idempotency_key.is_none()) else { return Ok(None) };
         let Ok(traceparent) = ascii(it.traceparent.as_ref().map(|it| it.bytes(py))) else { return Ok(None) };
         let mut entries = Vec::with_capacity(operations.len());
@@ -109,27 +115,25 @@ impl PlainCommands {
         let mut frames = Vec::with_capacity(body.len() + operations.len() * (shared.len() + 64));
         let mut items = Vec::with_capacity(operations.len());
         for (operation, entry) in operations.iter().zip(entries) {
-            if !self.passes(py, it, entry, now)? {
-                break;
-            }
             let leg = self.leg(py, entry, operation)?;
             let start = frames.len();
             leg.frame(operation, now).put_operation(&mut frames);
             frames.extend_from_slice(&shared);
-            items.push(Item { leg, frame: start..frames.len() });
+            items.push(Item { leg, class: entry.extra.class, frame: start..frames.len() });
         }
-        let (count, made) = (operations.len(), items.len());
-        let results = std::iter::repeat_with(|| None).take(made).collect();
+        let missing = items.len();
+        let results = std::iter::repeat_with(|| None).take(missing).collect();
         Ok(Some(PlainBatch {
             admitted: admitted.clone().unbind(),
             body,
             items,
             frames,
-            count,
+            paid: AtomicUsize::new(0),
+            is_asked: AtomicBool::new(false),
             first: AtomicU64::new(0),
             mark_ns: AtomicU64::new(since_ns),
             is_long: AtomicBool::new(false),
-            inside: Mutex::new(Inside { results, missing: made, group: None }),
+            inside: Mutex::new(Inside { results, missing, group: None }),
             commands: PyOnceLock::new(),
         }))
     }
@@ -137,15 +141,31 @@ impl PlainCommands {
 
 #[pymethods]
 impl PlainBatch {
-    /// How many operations are ready to travel: the first ones.
+    /// How many operations there are.
     pub(crate) fn __len__(&self) -> usize {
         self.items.len()
     }
 
-    /// Whether those are all.
+    /// Charges what limits its commands, in their order, up to the first that is refused; whether none is.
+    fn pay(&self, py: Python<'_>) -> PyResult<bool> {
+        self.is_asked.store(true, Ordering::Relaxed);
+        if self.items.iter().any(|item| item.class.is_some()) {
+            let (now, it) = (Now::of(None, None)?, self.admitted.get());
+            for item in &self.items {
+                if !it.by.get().passes(py, it, item.class, now)? {
+                    return Ok(false);
+                }
+                self.paid.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        self.paid.store(self.items.len(), Ordering::Relaxed);
+        Ok(true)
+    }
+
+    /// How many of the first ones are paid for; None before that was asked for.
     #[getter]
-    fn is_whole(&self) -> bool {
-        self.items.len() == self.count
+    fn paid(&self) -> Option<usize> {
+        self.is_asked.load(Ordering::Relaxed).then(|| self.paid.load(Ordering::Relaxed))
     }
 
     /// As it came.

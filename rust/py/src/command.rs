@@ -38,7 +38,7 @@ pub(crate) struct Extra {
     name: Py<PyString>,
     shared: bool,
     vital: bool,
-    class: Option<usize>,
+    pub(crate) class: Option<usize>,
 }
 
 /// The commands that may be plain, with the limits of one gateway.
@@ -90,7 +90,7 @@ impl PlainCommands {
             (Some(header), Some(key)) if header != key => return Ok(None),
             (header, key) => found.idempotency_key = header.or(key),
         }
-        self.made(py, admitted, &found, Some(since_ns), Now::of(now_s, None)?)
+        self.made(py, admitted, &found, Some(since_ns), Now::of(now_s, None)?, false)
     }
 
     /// The same with the body of a batch.
@@ -107,6 +107,8 @@ impl PlainCommands {
 
     /// Decides about operations of a request from `first` on, at most `count`, up to the first that is not plain: about it
     /// nothing is done. Each with its place. No phase is counted: they are the whole request's.
+    /// The first `paid` of all were charged before.
+    #[pyo3(signature = (admitted, operations, first, count, paid=0))]
     fn operations<'py>(
         &self,
         py: Python<'py>,
@@ -114,11 +116,12 @@ impl PlainCommands {
         operations: &Bound<'py, PyList>,
         first: usize,
         count: usize,
+        paid: usize,
     ) -> PyResult<Bound<'py, PyList>> {
         let found = PyList::empty(py);
         let now = Now::of(None, None)?;
         for (place, operation) in operations.iter().enumerate().skip(first).take(count) {
-            let Some(command) = self.operation(py, admitted, &operation, now)? else { break };
+            let Some(command) = self.operation(py, admitted, &operation, now, place < paid)? else { break };
             found.append((place, command))?;
         }
         Ok(found)
@@ -132,6 +135,7 @@ impl PlainCommands {
         admitted: &Bound<'_, Admitted>,
         operation: &Bound<'_, PyAny>,
         now: Now,
+        is_paid: bool,
     ) -> PyResult<Option<PlainCommand>> {
         let wait_ms = operation.getattr(intern!(py, "wait_ms"))?;
         if operation.getattr(intern!(py, "dry_run"))?.is_truthy()? || wait_ms.is_truthy()? {
@@ -149,7 +153,7 @@ impl PlainCommands {
             environment: environment.as_deref(),
             deadline_ms: operation.getattr(intern!(py, "deadline_ms"))?.extract()?,
         };
-        self.made(py, admitted, &found, None, now)
+        self.made(py, admitted, &found, None, now, is_paid)
     }
 
     fn made(
@@ -159,12 +163,13 @@ impl PlainCommands {
         found: &Plain<'_>,
         since_ns: Option<u64>,
         now: Now,
+        is_paid: bool,
     ) -> PyResult<Option<PlainCommand>> {
         let it = admitted.get();
         let Some(known) = it.known.as_deref() else { return Ok(None) };
         let Some(entry) = self.permitted(found.command, known) else { return Ok(None) };
         let Ok(traceparent) = ascii(it.traceparent.as_ref().map(|it| it.bytes(py))) else { return Ok(None) };
-        if !self.passes(py, it, entry, now)? {
+        if !is_paid && !self.gateway().passes(py, it, entry.extra.class, now)? {
             return Ok(None);
         }
         let authorised = monotonic_ns();
@@ -197,18 +202,6 @@ impl PlainCommands {
     /// The command of a name, if it may be plain, and this one may call it.
     pub(crate) fn permitted(&self, command: &str, known: &Known<Shell>) -> Option<&Entry<Extra>> {
         self.catalog.permitted(command, &known.principal.roles)
-    }
-
-    /// Charges a command's limits; false, and nothing charged, where one refuses it: that is found again, and told, the general
-    /// way.
-    pub(crate) fn passes(&self, py: Python<'_>, admitted: &Admitted, entry: &Entry<Extra>, now: Now) -> PyResult<bool> {
-        let Some(class) = entry.extra.class else { return Ok(true) };
-        let decision = self.gateway().later(py, admitted, class, now)?;
-        if decision.refusal.is_some() {
-            return Ok(false);
-        }
-        self.gateway().count_shadows(&decision);
-        Ok(true)
     }
 
     /// What is known of a command that is to travel, but for what it says.
