@@ -35,6 +35,7 @@ __all__ = [
     "LaneSocket",
     "LeaseBook",
     "Meter",
+    "PlainBatch",
     "PlainCommand",
     "PlainCommands",
     "Principal",
