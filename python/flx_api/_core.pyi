@@ -770,7 +770,7 @@ class Hall:
 
         The plain ones; those to be looked at (shared or vital); plain batches; and those that are not plain, with their
         bodies (a message of ASGI: it is not all of it; None: it was broken). With `watch` the loop looks by itself from
-        now on.
+        now on, if there is any of the first two kinds.
         """
 
     def look(self) -> bool | None:

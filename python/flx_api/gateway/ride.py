@@ -174,7 +174,7 @@ class Rides:
         # On the lane nothing waits for others: its thread brings all that came at once.
         watches = self.lane is None
         rides, marked, batches, others = self.hall.boarded(watch=watches)
-        if watches and not self._is_watched:
+        if watches and (rides or marked) and not self._is_watched:
             self._is_watched = True
             self._loop.call_later(GLANCE_S, self._glance)
         for ride, body in others:

@@ -56,7 +56,8 @@ impl Inside {
     fn calls(&mut self, boarded: Boarded, now_ns: u64) -> bool {
         let is_many = matches!(boarded, Boarded::Many(_));
         self.boarded.push(boarded);
-        self.is_busy = true;
+        // A batch has waited for others already, so to say.
+        self.is_busy |= !is_many;
         let waits = self.is_watched && !is_many && self.boarded.len() < ENOUGH && self.others_come(now_ns);
         let calls = !self.is_called && !waits;
         self.is_called |= calls;
@@ -259,7 +260,8 @@ impl Hall {
     }
 
     /// All that have boarded and are still there: the plain ones, those to be looked at, batches, and others, each with its body,
-    /// or None. `watch`: from now on the loop looks by itself (`look`).
+    /// or None. `watch`: from now on the loop looks by itself (`look`), if any command has boarded
+    /// alone.
     #[expect(clippy::type_complexity, reason = "four lists")]
     fn boarded<'py>(
         &self,
@@ -269,7 +271,6 @@ impl Hall {
         let boarded = {
             let mut inside = self.inside();
             inside.is_called = false;
-            inside.is_watched |= watch;
             take(&mut inside.boarded)
         };
         let (plain, marked, mut many, mut others) = (PyList::empty(py), PyList::empty(py), Vec::new(), Vec::new());
@@ -282,6 +283,8 @@ impl Hall {
                 Boarded::Other(ride, body) => others.push((ride, body)),
             }
         }
+        let watched = watch && plain.len() + marked.len() > 0;
+        self.inside().is_watched |= watched;
         Ok((plain, marked, many, others))
     }
 
