@@ -40,14 +40,15 @@ struct Item {
     frame: Range<usize>,
 }
 
-/// A result that waits for the others.
+/// A result that waits for the others: where it is among all.
 struct Kept {
-    result: Box<[u8]>,
+    result: Range<usize>,
     replayed: bool,
     duration_us: u64,
 }
 
 struct Inside {
+    text: Vec<u8>,
     results: Vec<Option<Kept>>,
     missing: usize,
     group: Option<Py<PyAny>>,
@@ -133,7 +134,7 @@ impl PlainCommands {
             first: AtomicU64::new(0),
             mark_ns: AtomicU64::new(since_ns),
             is_long: AtomicBool::new(false),
-            inside: Mutex::new(Inside { results, missing, group: None }),
+            inside: Mutex::new(Inside { text: Vec::new(), results, missing, group: None }),
             commands: PyOnceLock::new(),
         }))
     }
@@ -201,14 +202,16 @@ impl PlainBatch {
     /// From now on a group waits for what is missing: the results until now (place, result, whether it is an earlier one's), and
     /// how many are missing.
     fn hand_over<'py>(&self, py: Python<'py>, group: Py<PyAny>) -> (Vec<(usize, Bound<'py, PyBytes>, bool)>, usize) {
-        let (results, missing) = {
+        let (results, text, missing) = {
             let mut inside = self.inside();
             inside.group = Some(group);
-            (std::mem::take(&mut inside.results), inside.missing)
+            (std::mem::take(&mut inside.results), std::mem::take(&mut inside.text), inside.missing)
         };
-        let found = results.into_iter().enumerate();
-        let found = found.filter_map(|(place, kept)| kept.map(|it| (place, PyBytes::new(py, &it.result), it.replayed)));
-        (found.collect(), missing)
+        let told = |(place, kept): (usize, Option<Kept>)| {
+            let Kept { result, replayed, .. } = kept?;
+            Some((place, PyBytes::new(py, text.get(result).unwrap_or_default()), replayed))
+        };
+        (results.into_iter().enumerate().filter_map(told).collect(), missing)
     }
 
     /// Counts the request as over.
@@ -264,6 +267,7 @@ impl PlainBatch {
 
     /// Appends all frames.
     pub(crate) fn join(&self, batch: &mut Vec<u8>) {
+        batch.reserve(self.frames.len() + 16 * self.items.len());
         for (seq, item) in (self.first()..).zip(&self.items) {
             join(batch, seq, self.frames.get(item.frame.clone()).unwrap_or_default());
         }
@@ -272,13 +276,16 @@ impl PlainBatch {
     /// A result has come.
     pub(crate) fn take(&self, py: Python<'_>, place: usize, result: &[u8], replayed: bool, now_ns: u64) -> Taken {
         let duration_us = now_ns.saturating_sub(self.admitted.get().started_ns) / 1_000;
-        let mut inside = self.inside();
+        let mut guard = self.inside();
+        let inside = &mut *guard;
         if let Some(group) = &inside.group {
             return Taken::Of(group.clone_ref(py));
         }
         inside.missing = inside.missing.saturating_sub(1);
         if let Some(kept) = inside.results.get_mut(place) {
-            *kept = Some(Kept { result: result.into(), replayed, duration_us });
+            let start = inside.text.len();
+            inside.text.extend_from_slice(result);
+            *kept = Some(Kept { result: start..inside.text.len(), replayed, duration_us });
         }
         if inside.missing == 0 { Taken::Whole } else { Taken::Kept }
     }
@@ -324,12 +331,12 @@ impl PlainBatch {
         let request_id = it.request_id.text(py, it.by.get().id_prefix());
         let names = self.items.iter().map(|item| item.leg.command.to_str(py)).collect::<PyResult<Vec<_>>>()?;
         let inside = self.inside();
-        let carried = inside.results.iter().zip(names).map(|(kept, command)| {
-            let (result, replayed, duration_us) =
-                kept.as_ref().map_or((&[][..], false, 0), |kept| (&*kept.result, kept.replayed, kept.duration_us));
-            Carried { command, result, duration_us, replayed }
+        let carried = inside.results.iter().zip(names).filter_map(|(kept, command)| {
+            let Kept { result, replayed, duration_us } = kept.as_ref()?;
+            let result = inside.text.get(result.clone())?;
+            Some(Carried { command, result, duration_us: *duration_us, replayed: *replayed })
         });
-        Ok(batch(carried, &request_id, now.saturating_sub(it.started_ns) / 1_000))
+        Ok(batch(&carried.collect::<Vec<_>>(), &request_id, now.saturating_sub(it.started_ns) / 1_000))
     }
 
     /// A phase is over; the time since the one before is its. Tells the moment.

@@ -6,6 +6,7 @@
 //! Rules: a reply counts only on the stream that its command left on; no lock is held while Python is called.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -102,10 +103,34 @@ struct Results {
     results: Py<PyList>,
 }
 
+/// Spreads our own numbers, which follow one another: nobody else chooses what is put in.
+#[derive(Default)]
+struct Spread(u64);
+
+impl Hasher for Spread {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.write_u64(u64::from(byte));
+        }
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        // Fibonacci hashing (Knuth, The Art of Computer Programming, volume 3); the table looks at both ends.
+        let spread = (self.0 ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = spread ^ spread >> 32;
+    }
+}
+
+type Table = HashMap<u64, Entry, BuildHasherDefault<Spread>>;
+
 /// What is outstanding, by its number.
 #[pyclass(frozen, module = "flx_api._core")]
 pub(crate) struct Express {
-    table: Mutex<HashMap<u64, Entry>>,
+    table: Mutex<Table>,
 }
 
 /// What came on a stream in one message, in numbers; and what of it is not done with.
@@ -143,7 +168,7 @@ struct Took {
 }
 
 impl Express {
-    fn table(&self) -> MutexGuard<'_, HashMap<u64, Entry>> {
+    fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
