@@ -6,6 +6,9 @@ together by the express (`flx_api.upstream.express`), which answers them when th
 case leaves the ride and goes on as a coroutine from where it is (`Edge.serve` with the rest of it): a body that is not
 plain, no room at the daemon, a refusal, a broken connection.
 
+A batch that is plain as a whole rides too: all of its operations leave at once and come to one answer. Where there is
+no room for all, it waits for its turn, and after a moment leaves in parts, the general way (`flx_api.gateway.batch`).
+
 Rules:
 - What is told to a ride never raises: whoever tells it has others to tell.
 - A body that does not come in time ends the request; one look a second for all of them.

@@ -3,6 +3,9 @@
 //! Strategy: what the daemon says in one message is read, matched and answered in one call. What that means for limits,
 //! credits and the breaker is told as numbers, once for all of it; what is no plain result is told by itself.
 //!
+//! Operations of a batch have entries of their own, as all commands do; their results gather in the batch, and the last one
+//! has it answered.
+//!
 //! Rules: a reply counts only on the stream that its command left on; no lock is held while Python is called.
 
 use std::collections::HashMap;
