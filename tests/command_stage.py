@@ -33,7 +33,8 @@ class Client:
         """Status and document of the answer."""
         async with asyncio.timeout(20):
             status, *lines = (await self._reader.readuntil(b"\r\n\r\n")).decode().strip().split("\r\n")
-            self.headers = dict(line.split(": ", 1) for line in lines)
+            for name, value in (line.split(": ", 1) for line in lines):
+                self.headers[name] = f"{self.headers[name]}, {value}" if name in self.headers else value
             body = await self._reader.readexactly(int(self.headers["content-length"]))
         await self.leave()
         return int(status.split()[1]), json.loads(body)
@@ -64,12 +65,14 @@ class Stage:
 
         self.parts.lane.go_on = counted  # type: ignore[method-assign, assignment]
 
-    async def ask(self, body: bytes = ECHO, headers: dict[str, str] | None = None, query: str = "") -> Client:
+    async def ask(
+        self, body: bytes = ECHO, headers: dict[str, str] | None = None, query: str = "", path: str = "/v1/execute"
+    ) -> Client:
         """Send a request down the lane."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
         own = {"host": "gateway", **bearer(), "content-type": "application/json", "content-length": str(len(body))}
         lines = [
-            f"POST /v1/execute{query} HTTP/1.1",
+            f"POST {path}{query} HTTP/1.1",
             *(f"{name}: {value}" for name, value in (own | (headers or {})).items()),
         ]
         writer.write("\r\n".join([*lines, "", ""]).encode() + body)
@@ -92,10 +95,10 @@ class Stage:
             while len(self.daemon.commands()) < count:  # noqa: ASYNC110 - no event tells
                 await asyncio.sleep(0)
 
-    def requests(self) -> dict[str, int]:
+    def requests(self, path: str = "/v1/execute") -> dict[str, int]:
         """The requests of the route that were counted, by class of the status."""
         counted = self.parts.metrics.requests
-        return {status: count for (route, _, status), count in counted.items() if route == "/v1/execute"}
+        return {status: count for (route, _, status), count in counted.items() if route == path}
 
     async def counted(self) -> dict[str, int]:
         """The same, as soon as there are any."""

@@ -27,9 +27,9 @@ class Edge:
             return start, {"type": "http.response.body", "body": b"thread"}
         return "decided" if scope["path"] == "/decided" else None
 
-    def decide(self, scope: Any, *, bare: int | None) -> Any:
+    def decide(self, scope: Any, *, bare: int | None, many: int | None) -> Any:
         """Decide about a request of RSGI."""
-        assert bare is None
+        assert (None, None) == (bare, many)
         if scope.path == "/raise":
             raise MemoryError
         if scope.path == "/thread":
@@ -40,7 +40,7 @@ class Edge:
 class Rides:
     """Nothing rides."""
 
-    bare = None
+    bare = many = None
 
     def carries(self, scope: dict[str, Any], admitted: Admitted) -> bool:
         """Whether a request of ASGI may."""

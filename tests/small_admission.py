@@ -100,6 +100,10 @@ class _RsgiHeaders:
         """The first value of a name."""
         return next((value for known, value in self.items() if known == name), None)
 
+    def get_all(self, name: str) -> list[str]:
+        """All values of a name."""
+        return [value for known, value in self.items() if known == name]
+
     def items(self) -> list[tuple[str, str]]:
         return self._pairs
 

@@ -21,7 +21,7 @@ unsupported_media_type.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypeAlias, TypedDict, final
+from typing import Any, Literal, TypeAlias, TypedDict, final, overload
 
 __all__ = [
     "Admission",
@@ -35,6 +35,7 @@ __all__ = [
     "LaneSocket",
     "LeaseBook",
     "Meter",
+    "PlainBatch",
     "PlainCommand",
     "PlainCommands",
     "Principal",
@@ -516,12 +517,13 @@ class Admission:
         pages: bool = True,
         last: bool = True,
         bare: int | None = None,
+        many: int | None = None,
         now_s: float | None = None,
         now_ns: int | None = None,
     ) -> tuple[int, list[tuple[str, str]], bytes] | tuple[Admitted, dict[str, Any] | None] | None:
         """The same by an RSGI scope: status, headers and body, or what was admitted and its scope as ASGI has it.
 
-        There is no scope for requests of the route `bare` that have a body of known length.
+        There is no scope for requests of the routes `bare` and `many` that have a body of known length.
         """
 
     def admit_handshake(
@@ -627,6 +629,48 @@ class PlainCommand:
         """Count the request as over."""
 
 @final
+class PlainBatch:
+    """A batch that asks for nothing special, with the frames of its operations. Made by `Hall` only.
+
+    Nothing of it is charged before `pay`.
+    """
+
+    def __len__(self) -> int: ...
+    def pay(self) -> bool:
+        """Charge what limits its commands, in their order, up to the first that is refused; whether none is."""
+
+    @property
+    def paid(self) -> int | None:
+        """How many operations, the first ones, are paid for; None before `pay`."""
+
+    @property
+    def body(self) -> bytes:
+        """The body, as it came."""
+
+    @property
+    def first(self) -> int:
+        """The number of the first operation; 0 before they have left."""
+
+    @property
+    def mark_ns(self) -> int:
+        """When its last phase ended, in monotonic nanoseconds."""
+
+    @property
+    def group(self) -> Any:  # noqa: ANN401 - whatever `hand_over` was given
+        """Who waits for its results in its place; None: nobody does."""
+
+    def commands(self) -> list[tuple[int, PlainCommand]]:
+        """The operations as plain commands, each with its place; numbered, if they have left."""
+
+    def hand_over(self, group: Any) -> tuple[list[tuple[int, bytes, bool]], int]:  # noqa: ANN401 - given back
+        """Let somebody else wait for what is missing: the results until now as `Settled.results` has them, and how many
+        are missing.
+        """
+
+    def over(self, status: int) -> None:
+        """Count the request as over."""
+
+@final
 class PlainCommands:
     """The commands that may be plain, with the limits of one gateway: one call reads a body and makes its frame.
 
@@ -658,12 +702,16 @@ class PlainCommands:
         is when the phase before this one ended.
         """
 
+    def read_batch(self, admitted: Admitted, body: bytes, since_ns: int) -> PlainBatch | None:
+        """The same with the body of a batch, of which nothing is charged; None also for one that is too large."""
+
     def operations(
         self,
         admitted: Admitted,
         operations: list[Any],
         first: int,
         count: int,
+        paid: int = 0,
     ) -> list[tuple[int, PlainCommand]]:
         """The same for operations of a request, which are read already; each with its place. No phase is counted.
 
@@ -672,6 +720,7 @@ class PlainCommands:
             operations: All of its `ExecuteRequest`.
             first: Where to begin.
             count: How many at most; it ends before the first that is to go the general way.
+            paid: How many, the first of all, were charged before.
         """
 
 @final
@@ -683,6 +732,7 @@ class Hall:
         wake: Called when something has boarded and nothing had before.
         context: What the callbacks of bodies run in.
         timeout_s: How long a body may take.
+        many: The index of the route whose bodies are batches.
     """
 
     def __new__(
@@ -691,6 +741,7 @@ class Hall:
         wake: Callable[[], Any],
         context: Any,  # noqa: ANN401 - contextvars.Context
         timeout_s: float,
+        many: int | None = None,
     ) -> Hall: ...
     def board(self, caller: Any, protocol: Any, admitted: Admitted) -> None:  # noqa: ANN401 - ASGI or RSGI
         """Ask for the body of an admitted request of ASGI or RSGI; what follows are callbacks.
@@ -712,11 +763,14 @@ class Hall:
         `done` gets the result and whether that is an earlier one's.
         """
 
-    def boarded(self, watch: bool) -> tuple[list[Ride], list[Ride], list[tuple[Ride, bytes | dict[str, Any] | None]]]:
+    def boarded(
+        self, watch: bool
+    ) -> tuple[list[Ride], list[Ride], list[Ride], list[tuple[Ride, bytes | dict[str, Any] | None]]]:
         """All that have boarded since the last time and are still there.
 
-        The plain ones; those to be looked at (shared or vital); and those that are not plain, with their bodies (a
-        message of ASGI: it is not all of it; None: it was broken). With `watch` the loop looks by itself from now on.
+        The plain ones; those to be looked at (shared or vital); plain batches; and those that are not plain, with their
+        bodies (a message of ASGI: it is not all of it; None: it was broken). With `watch` the loop looks by itself from
+        now on, if there is any of the first two kinds.
         """
 
     def look(self) -> bool | None:
@@ -785,6 +839,14 @@ class Ride:
         """Its command; None as long as none was read."""
 
     @property
+    def batch(self) -> PlainBatch | None:
+        """Its batch; None: it is none, or none was read."""
+
+    @property
+    def of(self) -> Any:  # noqa: ANN401 - Ride, whose batch is there
+        """The ride of the batch that it is an operation of; None: it is none."""
+
+    @property
     def until_s(self) -> float:
         """When nobody waits any more, by the loop's clock; 0 before it has left."""
 
@@ -842,6 +904,15 @@ class Express:
         grace_s: float,
     ) -> list[PlainCommand]:
         """The same for commands of one request, each with its place in it."""
+
+    def depart_batch(
+        self, ride: Ride, first: int, *, stream: int, life: int, now_s: float, grace_s: float
+    ) -> list[PlainBatch]:
+        """The same for all operations of a batch: the batch, which stands for all of them in `joined`.
+
+        Raises:
+            ValueError: The ride has no batch.
+        """
 
     def settle(
         self,
@@ -920,6 +991,10 @@ class Settled:
         """Groups with the results for them: place, result, and whether it is an earlier one's."""
 
     @property
+    def counted(self) -> list[tuple[str, int]]:
+        """Of batches that were answered: the name of each command, and how many there were."""
+
+    @property
     def rest(self) -> bytes | None:
         """Frames of what is not here, as a `ReplyBatch`; None: there are none."""
 
@@ -936,8 +1011,14 @@ def batch_results(
         replayed_meta: And beside an earlier one's.
     """
 
-def joined(frames: list[Any]) -> bytes:
-    """Frames as a `CommandBatch`: plain commands, and whatever has a `SerializeToString`."""
+@overload
+def joined(frames: list[Any]) -> bytes: ...
+@overload
+def joined(frames: list[Any], most: int) -> bytes | None:
+    """Frames as a `CommandBatch`: plain commands, plain batches, and whatever has a `SerializeToString`.
+
+    None: there are more than `most`.
+    """
 
 def reasons() -> list[str]:
     """The words of all refusals, in the order in which `Counters` counts them."""
@@ -1190,6 +1271,7 @@ class Lane:
         admission: Paths, tokens and windows.
         listening: The descriptor of a socket that listens; it is copied.
         bare: The index of the route whose plain commands board in a hall.
+        many: The index of the route whose plain batches do.
         never_waits: Whether no policy ever waits for a lease.
         body_timeout_s: How long a body may take.
         cors: What is said beside the headers of every response to a page that may not ask, to each that may by its
@@ -1207,6 +1289,7 @@ class Lane:
         listening: int,
         *,
         bare: int | None = None,
+        many: int | None = None,
         never_waits: bool = True,
         body_timeout_s: float = 25.0,
         cors: tuple[list[tuple[bytes, bytes]], dict[bytes, list[tuple[bytes, bytes]]], list[tuple[bytes, bytes]] | None]

@@ -242,7 +242,7 @@ class Parts:
     @cached_property
     def rides(self) -> Rides:
         """Plain commands without a task for each phase."""
-        return Rides(self.commands, self.dispatcher, self.upstream, self.cors)
+        return Rides(self.commands, self.batches, self.dispatcher, self.upstream, self.cors)
 
     @cached_property
     def server_thread(self) -> ServerThread:

@@ -4,7 +4,9 @@ Strategy: the body is judged as a whole, and nothing is carried out unless all o
 decided about as if it had come alone to `/v1/execute`: its command, that command's limits and permission, and at the
 daemon its arguments, key and deadline. What may go travels in one group (`flx_api.upstream.group`), so that a batch
 costs one message each way and no task for each operation. Plain ones (`flx_api.gateway.plain`) are decided about, made
-into frames and their results into JSON in the native core, for all of a message at once.
+into frames and their results into JSON in the native core, for all of a message at once. A batch that is plain as a
+whole needs nothing of this (`flx_api.gateway.ride`), unless there is no room for all of it at once, or one of its
+operations ends otherwise than with a plain result: then it goes on here from where it is.
 
 Rules:
 - An operation that fails is a result with an error; the response is 200 as soon as the batch was carried out.
@@ -20,6 +22,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import msgspec
@@ -44,9 +47,9 @@ from flx_api.upstream.channel import GROUPED
 from flx_api.upstream.group import Group
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Awaitable, Callable
 
-    from flx_api._core import PlainCommand, PlainCommands
+    from flx_api._core import PlainBatch, PlainCommand, PlainCommands
     from flx_api.commands import Command
     from flx_api.gateway.cors import Cors
     from flx_api.gateway.dispatch import Dispatcher
@@ -100,10 +103,29 @@ class BatchRoute:
         request = _request(exchange)
         streams = _wants_lines(exchange.headers.get(b"accept", b""))
         batch = _Batch(self, exchange, request, keeps=not streams)
+        if not streams:
+            return await self._whole(exchange, batch)
         with self.dispatcher.watch(exchange):
-            if streams:
-                await self._stream(exchange, batch)
-                return None
+            await self._stream(exchange, batch)
+        return None
+
+    def begun(self, plain: PlainBatch) -> Callable[[Exchange], Awaitable[Response]]:
+        """The rest of a batch that was read, of which nothing has left."""
+        return partial(self._rest, plain, None)
+
+    def taken_over(self, plain: PlainBatch) -> tuple[Group, Callable[[Exchange], Awaitable[Response]]]:
+        """Who waits for what is missing of a batch that has left; and the rest of it."""
+        group = Group(self.upstream)
+        group.take_over(plain)
+        return group, partial(self._rest, plain, group)
+
+    async def _rest(self, plain: PlainBatch, group: Group | None, exchange: Exchange) -> Response:
+        exchange.passed_until(plain.mark_ns)
+        request = _decoder.decode(plain.body)
+        return await self._whole(exchange, _Batch(self, exchange, request, keeps=True, plain=plain, group=group))
+
+    async def _whole(self, exchange: Exchange, batch: _Batch) -> Response:
+        with self.dispatcher.watch(exchange):
             results = [result async for some in batch.results() for result in some]
         exchange.passed("upstream")
         # No two have the same place.
@@ -137,9 +159,27 @@ class _Way(NamedTuple):
 
 
 class _Batch:
-    """One batch on its way."""
+    """One batch on its way.
 
-    def __init__(self, route: BatchRoute, exchange: Exchange, request: BatchRequest, *, keeps: bool) -> None:
+    Args:
+        route: its handler.
+        exchange: its request.
+        request: what is asked for.
+        keeps: its results wait for one another.
+        plain: what was read of it before, where it was.
+        group: who waits for all of that, where it has left.
+    """
+
+    def __init__(
+        self,
+        route: BatchRoute,
+        exchange: Exchange,
+        request: BatchRequest,
+        *,
+        keeps: bool,
+        plain: PlainBatch | None = None,
+        group: Group | None = None,
+    ) -> None:
         self._route = route
         self._exchange = exchange
         self._operations = request.operations
@@ -148,7 +188,9 @@ class _Batch:
         self._fail_fast = request.fail_fast
         self._keeps = keeps
         self._held = 0
-        self._next = 0
+        self._group = group
+        self._paid = (plain.paid or 0) if plain is not None else 0
+        self._next = len(request.operations) if group is not None else 0
         # Why nothing more is begun.
         self._stopped = ""
         self._unknown: dict[str, FlxError] = {}
@@ -164,7 +206,7 @@ class _Batch:
 
     async def results(self) -> AsyncGenerator[list[Encoded], None]:
         """The results as they become ready, those of operations that were not begun at the end."""
-        group = Group(self._route.upstream, 1 if self._is_ordered else GROUPED)
+        group = self._group or Group(self._route.upstream, 1 if self._is_ordered else GROUPED)
         try:
             while not group.is_idle or self._goes_on:
                 if refused := await self._begin_some(group):
@@ -217,7 +259,7 @@ class _Batch:
         """The commands of the next operations as far as they are plain, their limits charged; no more than so many."""
         if self._dry_run:
             return []
-        return self._route.plain.operations(self._exchange.admitted, self._operations, self._next, count)
+        return self._route.plain.operations(self._exchange.admitted, self._operations, self._next, count, self._paid)
 
     async def _begin(self, group: Group) -> FlxError | None:
         """Begin the next operation; what is against it, if it is not begun."""

@@ -137,14 +137,15 @@ class Edge:
         *,
         last: bool | None = None,
         bare: int | None = None,
+        many: int | None = None,
     ) -> tuple[Any, ...] | None:
         """Decide about a request of RSGI: the three parts of a whole answer, or what was admitted and its scope.
 
-        None when it has to be asked about again (`decide_later`); never with `last`. Requests of the route `bare` that
-        have a body of known length get no scope (None).
+        None when it has to be asked about again (`decide_later`); never with `last`. Requests of the routes `bare` and
+        `many` that have a body of known length get no scope (None).
         """
         last = self.never_waits if last is None else last
-        seen = self._admission.admit_rsgi(rsgi, not self._revocations.stale_refuses, last, bare)
+        seen = self._admission.admit_rsgi(rsgi, not self._revocations.stale_refuses, last, bare, many)
         if seen is not None and self._cors.active and isinstance(seen[1], list):
             origin = rsgi.headers.get("origin")
             cors = self._cors.headers(None if origin is None else origin.encode())
@@ -171,7 +172,7 @@ class Edge:
         receive: Callable[[], Awaitable[Message]],
         send: Callable[[Message], Awaitable[None]],
         admitted: Admitted,
-        rest: Callable[[Exchange], Awaitable[Response | Whole]] | None = None,
+        rest: Callable[[Exchange], Awaitable[Response | Whole | None]] | None = None,
     ) -> None:
         """Serve a request that was admitted; or the `rest` of it, where it was begun elsewhere."""
         exchange = Exchange(scope, receive, send, admitted, self._routes[admitted.route], self._metrics)

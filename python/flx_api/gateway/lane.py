@@ -101,6 +101,7 @@ class LaneFace:
                 self._admission,
                 listening,
                 bare=self._rides.bare,
+                many=self._rides.many,
                 never_waits=self._edge.never_waits,
                 body_timeout_s=self._body_timeout_s,
                 cors=self._cors.table() if self._cors.active else None,

@@ -6,6 +6,9 @@ together by the express (`flx_api.upstream.express`), which answers them when th
 case leaves the ride and goes on as a coroutine from where it is (`Edge.serve` with the rest of it): a body that is not
 plain, no room at the daemon, a refusal, a broken connection.
 
+A batch that is plain as a whole rides too: all of its operations leave at once and come to one answer. Where there is
+no room for all, it waits for its turn, and after a moment leaves in parts, the general way (`flx_api.gateway.batch`).
+
 Rules:
 - What is told to a ride never raises: whoever tells it has others to tell.
 - A body that does not come in time ends the request; one look a second for all of them.
@@ -18,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -29,12 +33,14 @@ from flx_api.gateway.dispatch import question_of
 from flx_api.gateway.intake import BODY_TIMEOUT_S, CLIENT_GONE
 from flx_api.gateway.responses import origin_of
 from flx_api.gateway.rsgi import serve_rest
+from flx_api.upstream.channel import BURST_S
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
-    from flx_api._core import Admitted, PlainCommand, Ride
+    from flx_api._core import Admitted, PlainBatch, PlainCommand, Ride
     from flx_api.errors import FlxError
+    from flx_api.gateway.batch import BatchRoute
     from flx_api.gateway.cors import Cors
     from flx_api.gateway.dispatch import Dispatcher
     from flx_api.gateway.edge import Edge
@@ -44,13 +50,16 @@ if TYPE_CHECKING:
     from flx_api.proto.flx.v1.daemon_pb2 import ReplyFrame
     from flx_api.upstream.channel import Upstream
     from flx_api.upstream.flights import Question
+    from flx_api.upstream.group import Group
 
-    Rest = Callable[[Exchange], Awaitable[Response | Whole]]
+    Rest = Callable[[Exchange], Awaitable[Response | Whole | None]]
+    OfCommand = Callable[[Exchange], Awaitable[Response | Whole]]
 
 _log = structlog.get_logger("flx.ride")
 
 LOOK_EVERY_S: Final = 1.0
 GLANCE_S: Final = 0.001
+_LINES: Final = "ndjson"
 
 
 class Rides:
@@ -58,26 +67,34 @@ class Rides:
 
     Args:
         commands: the handlers of the universal endpoint.
+        batches: the handler of batches.
         dispatcher: the way of commands through this worker.
         upstream: the daemons.
         cors: who may ask from a page.
     """
 
-    def __init__(self, commands: CommandRoutes, dispatcher: Dispatcher, upstream: Upstream, cors: Cors) -> None:
+    def __init__(
+        self, commands: CommandRoutes, batches: BatchRoute, dispatcher: Dispatcher, upstream: Upstream, cors: Cors
+    ) -> None:
         self._commands = commands
+        self._batches = batches
         self._upstream = upstream
         self._express = upstream.express
         self._flights = dispatcher.flights
         self._cors = cors
         self.own: Callable[[Any], list[tuple[bytes, bytes]]] | None = self._own_headers if cors.active else None
         self.hall: Hall
-        # The index of the route that is served so, where it is.
+        # The indices of the routes that are served so, where they are: of commands, and of batches.
         self.bare: int | None = None
+        self.many: int | None = None
         # Where commands come from that no server's protocol answers.
         self.lane: LaneFace | None = None
         self._edge: Edge
         self._loop: asyncio.AbstractEventLoop
         self._questions: dict[Ride, Question] = {}
+        # Batches that wait for room for all of their operations, and since when.
+        self._queue: deque[tuple[Ride, float]] = deque()
+        self._patience: asyncio.TimerHandle | None = None
         # Whether `_glance` is due.
         self._is_watched = False
         # What goes on as a task; the loop itself remembers them only weakly.
@@ -90,10 +107,11 @@ class Rides:
         self._edge, self._loop = edge, asyncio.get_running_loop()
         context = contextvars.copy_context()
         wake = partial(self._loop.call_soon_threadsafe, self.depart, context=context)
-        self.hall = Hall(self._commands.plain, wake, context, BODY_TIMEOUT_S)
+        self.bare = edge.place_of(self._commands.execute)
+        self.many = edge.place_of(self._batches.serve)
+        self.hall = Hall(self._commands.plain, wake, context, BODY_TIMEOUT_S, self.many)
         self._express.passengers = self
         self._commands.rides = self
-        self.bare = edge.place_of(self._commands.execute)
         self._look()
 
     def board(self, scope: Any, protocol: Any, admitted: Admitted) -> None:  # noqa: ANN401 - ASGI or RSGI
@@ -101,21 +119,26 @@ class Rides:
         self.hall.board(Caller(self._loop, self._tell, scope, protocol, admitted), protocol, admitted)
 
     def takes(self, query: str | bytes) -> bool:
-        """Whether requests of the route `bare` with this query may ride; others are for the general way to answer."""
+        """Whether requests of these routes with this query may ride; others are for the general way to answer."""
         return not query and not self._edge.is_stale
 
     def carries(self, scope: Scope, admitted: Admitted) -> bool:
         """Whether a request of ASGI may ride."""
         return (
-            admitted.route == self.bare
+            admitted.route in {self.bare, self.many}
             and bool(admitted.length)
             and scope["method"] == "POST"
             and self.takes(scope["query_string"])
+            and (admitted.route != self.many or not any(map(_names_lines, scope["headers"])))
         )
 
-    async def _ending(self, command: PlainCommand, admitted: Admitted) -> Rest | tuple[bytes, bool]:
+    def takes_rsgi(self, scope: Any, admitted: Admitted) -> bool:  # noqa: ANN401 - RSGI
+        """Whether a request of RSGI of one of these routes may ride: it does not ask for a stream."""
+        return admitted.route != self.many or _LINES not in ",".join(scope.headers.get_all("accept")).lower()
+
+    async def _ending(self, command: PlainCommand, admitted: Admitted) -> OfCommand | tuple[bytes, bool]:
         """How a command ends that leaves with others: with a result, or with what is to be done."""
-        done: asyncio.Future[Rest | tuple[bytes, bool]] = self._loop.create_future()
+        done: asyncio.Future[OfCommand | tuple[bytes, bool]] = self._loop.create_future()
         ride, is_first = self.hall.join(command, admitted, done)
         if is_first:
             self._loop.call_soon(self.depart)
@@ -153,8 +176,8 @@ class Rides:
         """Let those leave that have boarded."""
         # On the lane nothing waits for others: its thread brings all that came at once.
         watches = self.lane is None
-        rides, marked, others = self.hall.boarded(watch=watches)
-        if watches and not self._is_watched:
+        rides, marked, batches, others = self.hall.boarded(watch=watches)
+        if watches and (rides or marked) and not self._is_watched:
             self._is_watched = True
             self._loop.call_later(GLANCE_S, self._glance)
         for ride, body in others:
@@ -162,7 +185,10 @@ class Rides:
                 self._begin(ride.caller.serve_from(self._edge, body))
                 continue
             broken = InvalidRequest("The body is malformed or ended too early")
-            self._go_on(ride, _refused(broken) if body is None else _general(self._commands, body))
+            self._go_on(ride, _refused(broken) if body is None else self._generally(ride, body))
+        for ride in batches:
+            if self._queue or not self._leaves(ride):
+                self._wait(ride)
         for ride in marked:
             if self._takes_off(ride):
                 rides.append(ride)
@@ -194,6 +220,16 @@ class Rides:
         self._questions[ride] = question
         return True
 
+    def _generally(self, ride: Ride, body: bytes) -> Rest:
+        """What was found to be not plain."""
+        serve = self._batches.serve if ride.admitted.route == self.many else self._commands.execute_generally
+
+        async def rest(exchange: Exchange) -> Response | Whole | None:
+            exchange.body = body
+            return await serve(exchange)
+
+        return rest
+
     # --- what the express tells ---------------------------------------------------------------------------------------
 
     def ended(self, ride: Ride, ending: ReplyFrame | FlxError) -> None:
@@ -221,13 +257,61 @@ class Rides:
             return  # whoever waits with an exchange looks by himself
         self._watches[ride] = self._loop.create_task(self._until_gone(ride, gone), name="disconnect-watch")
 
+    def group_of(self, ride: Ride) -> Group:
+        """Who waits from now on for what is missing of a batch, of which something has ended otherwise."""
+        self.over(ride)
+        group, rest = self._batches.taken_over(_batch(ride))
+        self._go_on(ride, rest)
+        return group
+
+    def _wait(self, ride: Ride) -> None:
+        """Let a batch wait for its turn, for a moment; what is too large leaves in parts at once."""
+        if len(_batch(ride)) > self._upstream.grouped:
+            self._go_on(ride, self._batches.begun(_batch(ride)))
+            return
+        self._queue.append((ride, self._loop.time()))
+        if self._patience is None:
+            self._patience = self._loop.call_later(BURST_S, self._lose_patience)
+
+    def freed(self) -> None:
+        """There is room again for commands of batches."""
+        if self._queue:
+            # Those that were just woken for it come first.
+            self._loop.call_soon(self._depart_waiting)
+
+    def _depart_waiting(self) -> None:
+        while self._queue and self._leaves(self._queue[0][0]):
+            self._queue.popleft()
+
+    def _leaves(self, ride: Ride) -> bool:
+        """Let a batch leave, or go on where a limit is against it; False: there is no room for it."""
+        if self._express.depart_batch(ride):
+            return True
+        if _batch(ride).paid is None:
+            return False
+        self._go_on(ride, self._batches.begun(_batch(ride)))
+        return True
+
+    def _lose_patience(self) -> None:
+        """Batches that have waited long enough leave in parts, each as there is room for it."""
+        now, self._patience = self._loop.time(), None
+        while self._queue and self._queue[0][1] <= now - BURST_S:
+            ride, _ = self._queue.popleft()
+            self._go_on(ride, self._batches.begun(_batch(ride)))
+        if self._queue:
+            self._patience = self._loop.call_at(self._queue[0][1] + BURST_S, self._lose_patience)
+
+    def counted(self, name: str, count: int) -> None:
+        """So many operations of batches with this command were answered."""
+        self._batches.metrics.operation(name, "ok", count)
+
     async def _until_gone(self, ride: Ride, gone: Callable[[], Awaitable[object]]) -> None:
         await gone()
         self._watches.pop(ride, None)
         if self._express.abandon(ride):
             self.over(ride)
             if ride.protocol is not None or ride.is_of_lane:
-                _command(ride).over(CLIENT_GONE)
+                (ride.batch or _command(ride)).over(CLIENT_GONE)
 
     def _own_headers(self, scope: Any) -> list[tuple[bytes, bytes]]:  # noqa: ANN401 - ASGI or RSGI
         if isinstance(scope, dict):
@@ -345,6 +429,14 @@ def _command(ride: Ride) -> PlainCommand:
     return command
 
 
+def _batch(ride: Ride) -> PlainBatch:
+    batch = ride.batch
+    if batch is None:
+        msg = "What has boarded as a batch is none"
+        raise RuntimeError(msg)
+    return batch
+
+
 def _refused(error: Exception) -> Rest:
     async def rest(_exchange: Exchange) -> Response:
         raise error
@@ -352,9 +444,6 @@ def _refused(error: Exception) -> Rest:
     return rest
 
 
-def _general(commands: CommandRoutes, body: bytes) -> Rest:
-    async def rest(exchange: Exchange) -> Response | Whole:
-        exchange.body = body
-        return await commands.execute_generally(exchange)
-
-    return rest
+def _names_lines(header: tuple[bytes, bytes]) -> bool:
+    """Whether a header may ask for a stream of lines; the route decides."""
+    return header[0] == b"accept" and _LINES in header[1].decode("latin-1").lower()

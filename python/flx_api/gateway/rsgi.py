@@ -103,7 +103,7 @@ async def serve_rest(
     rsgi: Any,  # noqa: ANN401 - RSGI
     protocol: Any,  # noqa: ANN401 - RSGI
     admitted: Admitted,
-    rest: Callable[[Exchange], Awaitable[Response | Whole]],
+    rest: Callable[[Exchange], Awaitable[Response | Whole | None]],
 ) -> None:
     """Serve the rest of a request that was begun, its body included, without a task."""
     bridge = HttpBridge(rsgi, protocol, 0)

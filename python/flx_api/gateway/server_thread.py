@@ -92,14 +92,14 @@ class ServerThread:
 
     def _take_rsgi(self, scope: Any, protocol: Any) -> bool:  # noqa: ANN401 - as above
         rides = self._rides
-        seen = self._edge.decide(scope, bare=rides.bare)
+        seen = self._edge.decide(scope, bare=rides.bare, many=rides.many)
         if seen is None:
             return False
         if len(seen) == WHOLE:
             protocol.response_bytes(*seen)
             return True
         self.decided[scope] = seen
-        if seen[1] is None and rides.takes(scope.query_string):
+        if seen[1] is None and rides.takes(scope.query_string) and rides.takes_rsgi(scope, seen[0]):
             rides.board(scope, protocol, seen[0])
             del self.decided[scope]
             return True

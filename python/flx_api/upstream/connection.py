@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 
-from flx_api._core import joined
+from flx_api._core import PlainBatch, joined
 from flx_api.errors import Unavailable
 from flx_api.proto import http2
 from flx_api.proto.buffer import Buffer
@@ -34,13 +34,13 @@ from flx_api.proto.outbox import Outbox
 from flx_api.proto.tls import why_refused
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
 
     from grpclib.client import Channel, Stream
     from grpclib.protocol import H2Protocol
 
     from flx_api.proto.flx.v1.daemon_pb2 import ReplyBatch
-    from flx_api.upstream.pending import Frame
+    from flx_api.upstream.pending import Frame, Sent
     from flx_api.upstream.shedding import Load, Place
 
 CONNECT_S: Final = 5.0
@@ -73,7 +73,7 @@ class Carrier:
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
-        self.outbox: Outbox[Frame] | None = None
+        self.outbox: Outbox[Sent] | None = None
         self.outstanding = 0
         self.is_ready = False
         self.frames = 0
@@ -355,22 +355,32 @@ def why_lost(error: BaseException) -> str:
     return f"cannot be reached: {why}"
 
 
-def _batch(frames: list[Frame]) -> bytes | None:
+def _batch(frames: list[Sent]) -> bytes | None:
     """The frames as one message; None when that would be a large one."""
-    if len(frames) > _MAX_FRAMES_IN_BATCH:
-        return None
-    message = joined(frames)
-    return message if len(frames) == 1 or len(message) <= _MAX_BATCH_BYTES else None
+    message = joined(frames, _MAX_FRAMES_IN_BATCH)
+    if message is None or len(message) <= _MAX_BATCH_BYTES:
+        return message
+    return message if len(frames) == 1 and type(frames[0]) is not PlainBatch else None
 
 
-def _batches(frames: list[Frame]) -> list[tuple[CommandBatch, int]]:
+def _batches(frames: list[Sent]) -> list[tuple[CommandBatch, int]]:
     """The frames in messages of a bearable size."""
     batches: list[list[Frame]] = [[]]
     size = 0
-    for frame in frames:
+    for frame in _each(frames):
         if batches[-1] and (len(batches[-1]) >= _MAX_FRAMES_IN_BATCH or size + len(frame.args) > _MAX_BATCH_BYTES):
             batches.append([])
             size = 0
         batches[-1].append(frame)
         size += len(frame.args)
     return [(CommandBatch.FromString(joined(batch)), len(batch)) for batch in batches]
+
+
+def _each(frames: Iterable[Sent]) -> Iterator[Frame]:
+    """The frames, each by itself: those of a batch too."""
+    for frame in frames:
+        if isinstance(frame, PlainBatch):
+            for _, command in frame.commands():
+                yield command
+        else:
+            yield frame

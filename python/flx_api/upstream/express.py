@@ -27,14 +27,14 @@ from flx_api.upstream.pending import StreamLost
 if TYPE_CHECKING:
     import asyncio
     from collections import deque
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from flx_api._core import PlainCommand, Ride
+    from flx_api._core import PlainBatch, PlainCommand, Ride, Settled
     from flx_api.errors import FlxError
     from flx_api.upstream.connection import Carrier
     from flx_api.upstream.credits import Credits
     from flx_api.upstream.outstanding import Outstanding
-    from flx_api.upstream.pending import Kind
+    from flx_api.upstream.pending import Kind, Sent
     from flx_api.upstream.retry_budget import RetryBudget
     from flx_api.upstream.shedding import Together
     from flx_api.upstream.streams import Streams
@@ -60,6 +60,18 @@ class Passengers(Protocol):
 
     def takes_long(self, ride: Ride) -> None:
         """It takes so long that it is worth looking whether its caller is still there."""
+        ...
+
+    def group_of(self, ride: Ride) -> Waiting:
+        """Who waits from now on for what is missing of a batch, of which something has ended otherwise."""
+        ...
+
+    def counted(self, name: str, count: int) -> None:
+        """So many operations of batches with this command were answered."""
+        ...
+
+    def freed(self) -> None:
+        """There is room again for commands of batches."""
         ...
 
 
@@ -170,6 +182,18 @@ class Express:
     ) -> list[PlainCommand]:
         return self._native.depart_many(group, members[:count], self._next, **how)
 
+    def depart_batch(self, ride: Ride) -> bool:
+        """Let a batch leave with this tick, if there is room for all of it, and no limit against it."""
+        batch = ride.batch
+        if batch is None or len(batch) > self.room_of_many or not batch.pay():
+            return False
+        count = self._leave(len(batch), "grouped", partial(self._depart_batch, ride))
+        self._grouped.resize(-count)
+        return True
+
+    def _depart_batch(self, ride: Ride, _count: int, **how: Any) -> list[PlainBatch]:  # noqa: ANN401 - the native keywords
+        return self._native.depart_batch(ride, self._next, **how)
+
     @property
     def _carrier(self) -> Carrier | None:
         """Whom something may leave on; None when others wait for room, or nobody is there."""
@@ -179,7 +203,7 @@ class Express:
         carrier = ready[0] if len(ready) == 1 else self._streams.least(self._next)
         return carrier if carrier.outbox is not None else None
 
-    def _leave(self, count: int, sort: Together, depart: Callable[..., list[PlainCommand]]) -> int:
+    def _leave(self, count: int, sort: Together, depart: Callable[..., Sequence[Sent]]) -> int:
         carrier = self._carrier
         if carrier is None or carrier.outbox is None:
             return 0
@@ -195,6 +219,8 @@ class Express:
         self._budget.sent(now, count)
         self._carriers[id(carrier)] = carrier
         carrier.outstanding += count
+        # A batch stands for all of it.
+        carrier.sent(count - len(commands))
         carrier.outbox.put_many(commands)
         if self._sweeper is None:
             self._sweeper = self._outstanding.loop.call_later(SWEEP_EVERY_S, self._sweep)
@@ -230,26 +256,40 @@ class Express:
             # They were cut short, and so say nothing about how long such a command takes.
             self._cut_short(carrier, forgotten - of_many, of_many)
         self.foreign += settled.foreign
-        if passengers is not None:
+        self._tell(settled)
+        return settled.rest
+
+    def _tell(self, settled: Settled) -> None:
+        """Let those know what came who were not answered natively."""
+        if self.passengers is not None:
             for ride in settled.marked:
-                passengers.over(ride)
+                self.passengers.over(ride)
+            for name, count in settled.counted:
+                self.passengers.counted(name, count)
         for group, results in settled.results:
             group.took(results)
         for ride, frame in settled.others:
             self._ended(ride, ReplyFrame.FromString(frame))
-        return settled.rest
+        if self.passengers is not None and settled.of_many + settled.forgotten[1]:
+            self.passengers.freed()
 
     def _ended(self, ride: Ride, ending: ReplyFrame | FlxError) -> None:
         """A command has ended otherwise than with a plain result: whoever waits for it is told."""
         group: Waiting | None = ride.group
         if self.passengers is not None and group is None:
-            self.passengers.ended(ride, ending)
-        elif group is not None and ride.command is not None:
+            if ride.of is None:
+                self.passengers.ended(ride, ending)
+                return
+            group = ride.of.batch.group or self.passengers.group_of(ride.of)
+        if group is not None and ride.command is not None:
             group.ended_otherwise(ride.place, ride.command, ride.until_s, ending)
 
     def abandon(self, ride: Ride) -> bool:
         """Nobody waits for a reply any more, and the daemon is told; False when there was nothing to wait for."""
-        return ride.command is not None and self.abandon_number(ride.command.seq)
+        if ride.batch is None:
+            return ride.command is not None and self.abandon_number(ride.command.seq)
+        numbers = range(ride.batch.first, ride.batch.first + len(ride.batch))
+        return sum(self.abandon_number(seq) for seq in numbers) > 0
 
     def abandon_number(self, seq: int) -> bool:
         """The same, by the command's number."""

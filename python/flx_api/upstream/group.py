@@ -31,7 +31,7 @@ from flx_api.upstream.channel import (
 from flx_api.upstream.pending import StreamLost, sends_of
 
 if TYPE_CHECKING:
-    from flx_api._core import PlainCommand
+    from flx_api._core import PlainBatch, PlainCommand
     from flx_api.upstream.channel import Upstream
     from flx_api.upstream.pending import Frame
 
@@ -150,6 +150,13 @@ class Group:
         for index, command in commands[len(numbers) :]:
             sends = sends_of(command, read=command.reads)
             self._lost.append(_Member(self, index, command, sends=sends, until=now + command.deadline_s))
+
+    def take_over(self, batch: PlainBatch) -> None:
+        """Wait for what is missing of a batch that has left without a group; what has come of it has ended here."""
+        results, missing = batch.hand_over(self)
+        self._travelling += missing
+        self._numbers.append(range(batch.first, batch.first + len(batch)))
+        self._ended.results.extend(results)
 
     async def begin(self, index: int, frame: Frame, deadline_s: float, *, read: bool) -> None:
         """Send a command.

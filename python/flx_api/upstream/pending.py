@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Literal, Protocol
 
-from flx_api._core import PlainCommand
+from flx_api._core import PlainBatch, PlainCommand
 from flx_api.commands import COMMANDS
 from flx_api.errors import Unavailable
 
@@ -59,6 +59,10 @@ class Frame(Protocol):
     def SerializeToString(self) -> bytes:  # noqa: N802 - protobuf's name
         """As bytes."""
         ...
+
+
+Sent = Frame | PlainBatch
+"""What leaves on a stream: a command, or all operations of a batch."""
 
 
 class Reply(Protocol):

@@ -13,7 +13,7 @@ mod outline;
 
 use std::borrow::Cow;
 
-pub use members::{Member, members};
+pub use members::{Member, members, members_and_list};
 pub use outline::{Outline, outline};
 
 /// Objects and arrays of a tree inside one another, the outermost counted.
@@ -246,13 +246,14 @@ impl<'a> Reader<'a> {
     }
 
     fn object<V: Value<'a>>(&mut self, depth: usize) -> Result<V, Malformed> {
-        self.each_member(|reader| reader.value(depth)).map(V::object)
+        self.each_member(|reader, _| reader.value(depth)).map(V::object)
     }
 
-    /// The members of an object, behind whose bracket it reads on; of each what `value` makes of the text after the colon.
+    /// The members of an object, behind whose bracket it reads on; of each what `value` makes of the text after the colon
+    /// and its name.
     fn each_member<T>(
         &mut self,
-        mut value: impl FnMut(&mut Self) -> Result<T, Malformed>,
+        mut value: impl FnMut(&mut Self, &str) -> Result<T, Malformed>,
     ) -> Result<Vec<(Cow<'a, str>, T)>, Malformed> {
         self.at += 1;
         self.space();
@@ -268,7 +269,8 @@ impl<'a> Reader<'a> {
             if !self.take(b':') {
                 return Err(Malformed);
             }
-            members.push((name, value(self)?));
+            let value = value(self, &name)?;
+            members.push((name, value));
             self.space();
             if self.take(b'}') {
                 break;

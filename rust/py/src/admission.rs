@@ -201,14 +201,16 @@ impl Admission {
     }
 
     /// Decides about an HTTP request by its RSGI scope: the three arguments of a whole answer, or what was admitted and its
-    /// scope as ASGI has it; none of a POST of the route `bare`, when there is a body of known length.
-    #[pyo3(signature = (scope, pages=true, last=true, bare=None, now_s=None, now_ns=None))]
+    /// scope as ASGI has it; none of a POST of the routes `bare` and `many`, when there is a body of known length.
+    #[pyo3(signature = (scope, pages=true, last=true, bare=None, many=None, now_s=None, now_ns=None))]
+    #[expect(clippy::too_many_arguments, reason = "they have defaults in Python")]
     fn admit_rsgi<'py>(
         slf: &Bound<'py, Self>,
         scope: &Bound<'py, PyAny>,
         pages: bool,
         last: bool,
         bare: Option<usize>,
+        many: Option<usize>,
         now_s: Option<f64>,
         now_ns: Option<u64>,
     ) -> PyResult<Option<Bound<'py, PyTuple>>> {
@@ -232,9 +234,11 @@ impl Admission {
             Err(admitted) => {
                 let admitted = admitted.into_inner();
                 // Any other method of the route (OPTIONS needs no token) is for the general way.
-                let is_bare = bare.filter(|_| it.method == "POST").is_some_and(|bare| {
-                    admitted.cast::<Admitted>().is_ok_and(|it| it.get().route == bare && it.get().length > Some(0))
-                });
+                let is_bare = it.method == "POST"
+                    && admitted.cast::<Admitted>().is_ok_and(|it| {
+                        let route = Some(it.get().route);
+                        (route == bare || route == many) && it.get().length > Some(0)
+                    });
                 let scope = (!is_bare).then(|| it.asgi_scope(py)).transpose()?;
                 (admitted, scope).into_pyobject(py).map(Some)
             }
@@ -406,6 +410,18 @@ impl Admission {
         let mut leases = self.leases.as_ref().map(|book| book.lock().unwrap_or_else(PoisonError::into_inner));
         let known = admitted.known.as_deref();
         Ok(of_either!(&mut *self.core(), it => it.admit_later(&ask, leases.as_deref_mut(), known)))
+    }
+
+    /// Charges what limits a command of an admitted request; false, and nothing charged, where it is refused: that is found again,
+    /// and told, the general way.
+    pub(crate) fn passes(&self, py: Python<'_>, admitted: &Admitted, class: Option<usize>, now: Now) -> PyResult<bool> {
+        let Some(class) = class else { return Ok(true) };
+        let decision = self.later(py, admitted, class, now)?;
+        if decision.refusal.is_some() {
+            return Ok(false);
+        }
+        self.count_shadows(&decision);
+        Ok(true)
     }
 
     pub(crate) fn request_id<V: Carried>(&self, head: &Head<V>) -> RequestId {

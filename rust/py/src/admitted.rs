@@ -6,11 +6,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 use flx_core::admission::Known;
 use flx_core::metrics::RESPOND;
+use http::Response;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyString, PyTuple};
 
 use crate::admission::Admission;
-use crate::answer::{Face, Parts, Told, last};
+use crate::answer::{Face, Parts, Told, last, line, whole};
 use crate::counters::method_of;
 use crate::principal::{Page, Principal, Shell};
 use crate::request::{Kept, Nanoseconds};
@@ -187,6 +188,40 @@ impl Admitted {
 }
 
 impl Admitted {
+    /// A whole answer with a body of JSON: the two messages of ASGI, or the three arguments of RSGI. `own`: headers beside those of
+    /// every response; `varies`: it is another one to who accepts another type.
+    pub(crate) fn json_answer<'py>(
+        &self,
+        py: Python<'py>,
+        body: &[u8],
+        varies: bool,
+        own: Vec<Bound<'py, PyTuple>>,
+    ) -> PyResult<Bound<'py, PyTuple>> {
+        let gateway = self.by.get();
+        let answers = gateway.answers();
+        let request_id = self.request_id.text(py, gateway.id_prefix());
+        let mut sheet = Listed::new(py, self.face, own.len() + 1);
+        answers.of_json(&mut sheet, varies);
+        for header in own {
+            sheet.lines.push(line(self.face, &header)?);
+        }
+        let parts = Parts { request_id: &request_id, secure: self.secure, told: self.told };
+        answers.finish(&mut sheet, &parts, false)?;
+        if needs_length(self.face, false) {
+            sheet.lines.push(answers.length(py, self.face, body.len() as u64)?);
+        }
+        let list = PyList::new(py, sheet.lines)?;
+        whole(py, self.face, 200, &list, &PyBytes::new(py, body), None)
+    }
+
+    /// The same for the lane.
+    pub(crate) fn native_json_answer(&self, py: Python<'_>, body: Vec<u8>, varies: bool) -> PyResult<Response<Bytes>> {
+        let gateway = self.by.get();
+        let request_id = self.request_id.text(py, gateway.id_prefix());
+        let parts = Parts { request_id: &request_id, secure: self.secure, told: self.told };
+        gateway.answers().native_result(body, varies, &parts)
+    }
+
     pub(crate) fn over_at(&self, status: u16, now_ns: u64) {
         let nanoseconds = now_ns.saturating_sub(self.started_ns);
         self.by.get().counters().request(self.route, self.method, status, nanoseconds);

@@ -229,6 +229,7 @@ pub(crate) struct Answers {
     transport_security: Line,
     close: Line,
     json: Line,
+    vary: Line,
     request_id: Name,
     ratelimit: Name,
     retry_after: Name,
@@ -260,6 +261,7 @@ impl Answers {
             transport_security: Line::new(transport_security)?,
             close: Line::new(&pair(b"connection", b"close")?)?,
             json: Line::new(&pair(b"content-type", b"application/json")?)?,
+            vary: Line::new(&pair(b"vary", b"Accept")?)?,
             request_id: Name::new(py, "x-request-id"),
             ratelimit: Name::new(py, "ratelimit"),
             retry_after: Name::new(py, "retry-after"),
@@ -269,9 +271,12 @@ impl Answers {
         })
     }
 
-    /// The media type of an answer.
-    pub(crate) fn json(&self, face: Face) -> &Py<PyTuple> {
-        self.json.of(face)
+    /// The media type of an answer; and that it depends on what is accepted.
+    pub(crate) fn of_json<S: Sheet>(&self, sheet: &mut S, varies: bool) {
+        sheet.ready(&self.json);
+        if varies {
+            sheet.ready(&self.vary);
+        }
     }
 
     /// Content-Length.
@@ -393,9 +398,9 @@ impl Answers {
     }
 
     /// A result for the lane.
-    pub(crate) fn native_result(&self, body: Vec<u8>, parts: &Parts<'_>) -> PyResult<Response<Bytes>> {
+    pub(crate) fn native_result(&self, body: Vec<u8>, varies: bool, parts: &Parts<'_>) -> PyResult<Response<Bytes>> {
         let mut response = empty(200)?;
-        response.headers_mut().ready(&self.json);
+        self.of_json(response.headers_mut(), varies);
         self.finish(response.headers_mut(), parts, false)?;
         *response.body_mut() = body.into();
         Ok(response)

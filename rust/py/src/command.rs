@@ -9,6 +9,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
+use flx_core::admission::Known;
 use flx_core::command::answer::{Answer, Item};
 use flx_core::command::catalog::{Catalog, Entry, Repeat};
 use flx_core::command::frame::{Frame, join, whole};
@@ -23,23 +24,21 @@ use pyo3::pybacked::{PyBackedBytes, PyBackedStr};
 use pyo3::types::{PyBytes, PyList, PyString, PyTuple};
 
 use crate::admission::Admission;
-use crate::admitted::{Admitted, needs_length};
-use crate::answer::{Parts, line};
+use crate::admitted::Admitted;
+use crate::batch::PlainBatch;
+use crate::principal::Shell;
 use crate::request::{Now, monotonic_ns};
-use crate::sheet::Listed;
 use crate::window::seed;
 
 /// name, what repeating it means, whether its answer may be shared, whether it is vital, the roles that may call it
 type GivenCommand = (Py<PyString>, String, bool, bool, Vec<String>);
 
-const OK: u16 = 200;
-
 /// What the shell knows of a command beside the core's entry.
-struct Extra {
+pub(crate) struct Extra {
     name: Py<PyString>,
     shared: bool,
     vital: bool,
-    class: Option<usize>,
+    pub(crate) class: Option<usize>,
 }
 
 /// The commands that may be plain, with the limits of one gateway.
@@ -91,11 +90,25 @@ impl PlainCommands {
             (Some(header), Some(key)) if header != key => return Ok(None),
             (header, key) => found.idempotency_key = header.or(key),
         }
-        self.made(py, admitted, &found, Some(since_ns), Now::of(now_s, None)?)
+        self.made(py, admitted, &found, Some(since_ns), Now::of(now_s, None)?, false)
+    }
+
+    /// The same with the body of a batch.
+    #[pyo3(name = "read_batch", signature = (admitted, body, since_ns))]
+    fn given_batch(
+        &self,
+        py: Python<'_>,
+        admitted: &Bound<'_, Admitted>,
+        body: PyBackedBytes,
+        since_ns: u64,
+    ) -> PyResult<Option<PlainBatch>> {
+        self.batch(py, admitted, Bytes::from_owner(body), since_ns)
     }
 
     /// Decides about operations of a request from `first` on, at most `count`, up to the first that is not plain: about it
     /// nothing is done. Each with its place. No phase is counted: they are the whole request's.
+    /// The first `paid` of all were charged before.
+    #[pyo3(signature = (admitted, operations, first, count, paid=0))]
     fn operations<'py>(
         &self,
         py: Python<'py>,
@@ -103,11 +116,12 @@ impl PlainCommands {
         operations: &Bound<'py, PyList>,
         first: usize,
         count: usize,
+        paid: usize,
     ) -> PyResult<Bound<'py, PyList>> {
         let found = PyList::empty(py);
         let now = Now::of(None, None)?;
         for (place, operation) in operations.iter().enumerate().skip(first).take(count) {
-            let Some(command) = self.operation(py, admitted, &operation, now)? else { break };
+            let Some(command) = self.operation(py, admitted, &operation, now, place < paid)? else { break };
             found.append((place, command))?;
         }
         Ok(found)
@@ -121,6 +135,7 @@ impl PlainCommands {
         admitted: &Bound<'_, Admitted>,
         operation: &Bound<'_, PyAny>,
         now: Now,
+        is_paid: bool,
     ) -> PyResult<Option<PlainCommand>> {
         let wait_ms = operation.getattr(intern!(py, "wait_ms"))?;
         if operation.getattr(intern!(py, "dry_run"))?.is_truthy()? || wait_ms.is_truthy()? {
@@ -138,7 +153,7 @@ impl PlainCommands {
             environment: environment.as_deref(),
             deadline_ms: operation.getattr(intern!(py, "deadline_ms"))?.extract()?,
         };
-        self.made(py, admitted, &found, None, now)
+        self.made(py, admitted, &found, None, now, is_paid)
     }
 
     fn made(
@@ -148,37 +163,24 @@ impl PlainCommands {
         found: &Plain<'_>,
         since_ns: Option<u64>,
         now: Now,
+        is_paid: bool,
     ) -> PyResult<Option<PlainCommand>> {
         let it = admitted.get();
         let Some(known) = it.known.as_deref() else { return Ok(None) };
-        let Some(entry) = self.catalog.permitted(found.command, &known.principal.roles) else { return Ok(None) };
+        let Some(entry) = self.permitted(found.command, known) else { return Ok(None) };
         let Ok(traceparent) = ascii(it.traceparent.as_ref().map(|it| it.bytes(py))) else { return Ok(None) };
-        let gateway = self.admission.get();
-        if let Some(class) = entry.extra.class {
-            let decision = gateway.later(py, it, class, now)?;
-            if decision.refusal.is_some() {
-                // A refusal charges nothing: it is found again, and told, the general way.
-                return Ok(None);
-            }
-            gateway.count_shadows(&decision);
+        if !is_paid && !self.gateway().passes(py, it, entry.extra.class, now)? {
+            return Ok(None);
         }
         let authorised = monotonic_ns();
-        let key = match (found.idempotency_key, entry.repeat) {
-            (Some(key), _) => key.to_owned(),
-            (None, Repeat::Keyed) => self.new_key()?,
-            (None, _) => String::new(),
-        };
-        let deadline_ms = found.deadline_ms.unwrap_or(self.deadline_ms);
+        let gateway = self.gateway();
+        let leg = self.leg(py, entry, found)?;
         let frame = Frame {
-            command: found.command,
-            args: found.args,
             principal: Some(&known.principal),
-            idempotency_key: &key,
-            deadline_unix_ms: (now.s * 1e3) as u64 + u64::from(deadline_ms),
             request_id: &it.request_id.text(py, gateway.id_prefix()),
             traceparent: traceparent.unwrap_or_default(),
-            environment: found.environment.unwrap_or_default(),
             client_address: it.client.text(py)?,
+            ..leg.frame(found, now)
         };
         let frame = frame.encoded();
         let mut mark = authorised;
@@ -188,20 +190,35 @@ impl PlainCommands {
             mark = monotonic_ns();
             counters.phase(DISPATCH, mark.saturating_sub(authorised));
         }
-        Ok(Some(PlainCommand {
-            admitted: admitted.clone().unbind(),
+        let command = PlainCommand::new(admitted.clone().unbind(), leg, frame, found);
+        command.mark_ns.store(mark, Ordering::Relaxed);
+        Ok(Some(command))
+    }
+
+    pub(crate) fn gateway(&self) -> &Admission {
+        self.admission.get()
+    }
+
+    /// The command of a name, if it may be plain, and this one may call it.
+    pub(crate) fn permitted(&self, command: &str, known: &Known<Shell>) -> Option<&Entry<Extra>> {
+        self.catalog.permitted(command, &known.principal.roles)
+    }
+
+    /// What is known of a command that is to travel, but for what it says.
+    pub(crate) fn leg(&self, py: Python<'_>, entry: &Entry<Extra>, found: &Plain<'_>) -> PyResult<Leg> {
+        let key = match (found.idempotency_key, entry.repeat) {
+            (Some(key), _) => key.to_owned(),
+            (None, Repeat::Keyed) => self.new_key()?,
+            (None, _) => String::new(),
+        };
+        Ok(Leg {
             command: entry.extra.name.clone_ref(py),
-            frame,
             key,
-            args: found.args.into(),
-            environment: found.environment.map(Into::into),
-            deadline_s: f64::from(deadline_ms) / 1e3,
+            deadline_ms: found.deadline_ms.unwrap_or(self.deadline_ms),
             reads: entry.repeat == Repeat::Read,
             shared: entry.extra.shared,
             vital: entry.extra.vital,
-            seq: AtomicU64::new(0),
-            mark_ns: AtomicU64::new(mark),
-        }))
+        })
     }
 
     fn new_key(&self) -> PyResult<String> {
@@ -210,10 +227,44 @@ impl PlainCommands {
     }
 }
 
-/// What cannot be had this way.
-struct NotPlain;
+/// What is known of a command that is to travel, but for what it says.
+pub(crate) struct Leg {
+    pub(crate) command: Py<PyString>,
+    key: String,
+    deadline_ms: u32,
+    reads: bool,
+    shared: bool,
+    vital: bool,
+}
 
-fn ascii(value: Option<&[u8]>) -> Result<Option<&str>, NotPlain> {
+impl Leg {
+    /// Seconds that it may take.
+    pub(crate) fn deadline_s(&self) -> f64 {
+        f64::from(self.deadline_ms) / 1e3
+    }
+
+    /// Its frame, but for what that says of the request.
+    pub(crate) fn frame<'a>(&'a self, found: &Plain<'a>, now: Now) -> Frame<'a> {
+        Frame {
+            command: found.command,
+            args: found.args,
+            idempotency_key: &self.key,
+            deadline_unix_ms: (now.s * 1e3) as u64 + u64::from(self.deadline_ms),
+            environment: found.environment.unwrap_or_default(),
+            ..Frame::default()
+        }
+    }
+
+    /// The same once more.
+    pub(crate) fn again(&self, py: Python<'_>) -> Self {
+        Self { command: self.command.clone_ref(py), key: self.key.clone(), ..*self }
+    }
+}
+
+/// What cannot be had this way.
+pub(crate) struct NotPlain;
+
+pub(crate) fn ascii(value: Option<&[u8]>) -> Result<Option<&str>, NotPlain> {
     let text = value.map(str::from_utf8).transpose().map_err(|_| NotPlain)?;
     if text.is_none_or(str::is_ascii) { Ok(text) } else { Err(NotPlain) }
 }
@@ -304,23 +355,8 @@ impl PlainCommand {
         replayed: bool,
         own: Vec<Bound<'py, PyTuple>>,
     ) -> PyResult<Bound<'py, PyTuple>> {
-        let it = self.admitted.get();
-        let gateway = it.by.get();
-        let request_id = it.request_id.text(py, gateway.id_prefix());
-        let body = PyBytes::new(py, &self.body(py, &request_id, result, replayed)?);
-        let answers = gateway.answers();
-        let mut sheet = Listed::new(py, it.face, own.len());
-        sheet.lines.push(answers.json(it.face).bind(py).clone());
-        for header in own {
-            sheet.lines.push(line(it.face, &header)?);
-        }
-        let parts = Parts { request_id: &request_id, secure: it.secure, told: it.told };
-        answers.finish(&mut sheet, &parts, false)?;
-        if needs_length(it.face, false) {
-            sheet.lines.push(answers.length(py, it.face, body.as_bytes().len() as u64)?);
-        }
-        let list = PyList::new(py, sheet.lines)?;
-        crate::answer::whole(py, it.face, OK, &list, &body, None)
+        let body = self.body(py, result, replayed)?;
+        self.admitted.get().json_answer(py, &body, false, own)
     }
 
     /// Counts the request as over.
@@ -331,6 +367,26 @@ impl PlainCommand {
 }
 
 impl PlainCommand {
+    /// One that has not left.
+    pub(crate) fn new(admitted: Py<Admitted>, leg: Leg, frame: Vec<u8>, found: &Plain<'_>) -> Self {
+        let deadline_s = leg.deadline_s();
+        let Leg { command, key, reads, shared, vital, .. } = leg;
+        Self {
+            admitted,
+            command,
+            frame,
+            key,
+            args: found.args.into(),
+            environment: found.environment.map(Into::into),
+            deadline_s,
+            reads,
+            shared,
+            vital,
+            seq: AtomicU64::new(0),
+            mark_ns: AtomicU64::new(0),
+        }
+    }
+
     /// Whether there is something to be looked at before it leaves with others.
     pub(crate) fn is_marked(&self) -> bool {
         self.shared || self.vital
@@ -338,19 +394,17 @@ impl PlainCommand {
 
     /// The whole answer for the lane.
     pub(crate) fn native_answer(&self, py: Python<'_>, result: &[u8], replayed: bool) -> PyResult<Response<Bytes>> {
-        let it = self.admitted.get();
-        let gateway = it.by.get();
-        let request_id = it.request_id.text(py, gateway.id_prefix());
-        let body = self.body(py, &request_id, result, replayed)?;
-        let parts = Parts { request_id: &request_id, secure: it.secure, told: it.told };
-        gateway.answers().native_result(body, &parts)
+        let body = self.body(py, result, replayed)?;
+        self.admitted.get().native_json_answer(py, body, false)
     }
 
     /// The body of the answer; with it the phase of the upstream is over.
-    fn body(&self, py: Python<'_>, request_id: &str, result: &[u8], replayed: bool) -> PyResult<Vec<u8>> {
+    fn body(&self, py: Python<'_>, result: &[u8], replayed: bool) -> PyResult<Vec<u8>> {
         let now = self.passed(UPSTREAM);
-        let duration_us = now.saturating_sub(self.admitted.get().started_ns) / 1_000;
+        let it = self.admitted.get();
+        let duration_us = now.saturating_sub(it.started_ns) / 1_000;
         let command = self.command.to_str(py)?;
+        let request_id = &it.request_id.text(py, it.by.get().id_prefix());
         Ok(Answer { request_id, command, result, duration_us, replayed }.encoded())
     }
 
@@ -392,17 +446,27 @@ pub(crate) fn batch_results<'py>(
     Ok((encoded, counted))
 }
 
-/// Frames as a `CommandBatch`: plain commands, and whatever has a `SerializeToString`.
+/// Frames as a `CommandBatch`: plain commands, those of plain batches, and whatever has a `SerializeToString`. None: there are
+/// more than so many.
 #[pyfunction]
-pub(crate) fn joined<'py>(py: Python<'py>, frames: &Bound<'py, PyList>) -> PyResult<Bound<'py, PyBytes>> {
+#[pyo3(signature = (frames, most=usize::MAX))]
+pub(crate) fn joined<'py>(
+    py: Python<'py>,
+    frames: &Bound<'py, PyList>,
+    most: usize,
+) -> PyResult<Option<Bound<'py, PyBytes>>> {
     let mut batch = Vec::with_capacity(256 * frames.len());
+    let mut count = frames.len();
     for frame in frames.iter() {
         if let Ok(plain) = frame.cast::<PlainCommand>() {
             join(&mut batch, plain.get().seq(), &plain.get().frame);
+        } else if let Ok(many) = frame.cast::<PlainBatch>() {
+            count += many.get().__len__() - 1;
+            many.get().join(&mut batch);
         } else {
             let bytes = frame.call_method0(intern!(py, "SerializeToString"))?.cast_into::<PyBytes>()?;
             join(&mut batch, 0, bytes.as_bytes());
         }
     }
-    Ok(PyBytes::new(py, &batch))
+    Ok((count <= most).then(|| PyBytes::new(py, &batch)))
 }

@@ -3,19 +3,27 @@
 //! Strategy: what the daemon says in one message is read, matched and answered in one call. What that means for limits,
 //! credits and the breaker is told as numbers, once for all of it; what is no plain result is told by itself.
 //!
+//! Operations of a batch have entries of their own, as all commands do; their results gather in the batch, and the last one
+//! has it answered.
+//!
 //! Rules: a reply counts only on the stream that its command left on; no lock is held while Python is called.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
 use flx_core::command::reply::{Reply, replies};
 use flx_lane::call::Together;
+use http::Response;
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyString, PyTuple};
 
+use crate::batch::{PlainBatch, Taken};
 use crate::command::PlainCommand;
+use crate::request::monotonic_ns;
 use crate::ride::Ride;
 
 const OK: u16 = 200;
@@ -33,18 +41,22 @@ enum Who {
         place: usize,
         command: Py<PlainCommand>,
     },
+    /// One operation of a batch that has no group, by its place.
+    Operation(Py<Ride>, usize),
 }
 
 impl Who {
-    fn command(&self) -> PyResult<&Py<PlainCommand>> {
+    /// The name of its command.
+    fn name(&self) -> PyResult<&Py<PyString>> {
         match self {
-            Self::Ride(ride) => command(ride.get()),
-            Self::Member { command, .. } => Ok(command),
+            Self::Ride(ride) => Ok(&command(ride.get())?.get().command),
+            Self::Member { command, .. } => Ok(&command.get().command),
+            Self::Operation(ride, place) => ride.get().batch()?.get().name(*place),
         }
     }
 
     fn is_member(&self) -> bool {
-        matches!(self, Self::Member { .. })
+        matches!(self, Self::Member { .. } | Self::Operation(..))
     }
 }
 
@@ -79,6 +91,11 @@ impl Entry {
                 ride.leaves(self.until_s - self.grace_s);
                 Py::new(py, ride)
             }
+            Who::Operation(of, place) => {
+                let ride = Ride::operation(py, of, *place)?;
+                ride.leaves(self.until_s - self.grace_s);
+                Py::new(py, ride)
+            }
         }
     }
 }
@@ -89,10 +106,34 @@ struct Results {
     results: Py<PyList>,
 }
 
+/// Spreads our own numbers, which follow one another: nobody else chooses what is put in.
+#[derive(Default)]
+struct Spread(u64);
+
+impl Hasher for Spread {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.write_u64(u64::from(byte));
+        }
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        // Fibonacci hashing (Knuth, The Art of Computer Programming, volume 3); the table looks at both ends.
+        let spread = (self.0 ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = spread ^ spread >> 32;
+    }
+}
+
+type Table = HashMap<u64, Entry, BuildHasherDefault<Spread>>;
+
 /// What is outstanding, by its number.
 #[pyclass(frozen, module = "flx_api._core")]
 pub(crate) struct Express {
-    table: Mutex<HashMap<u64, Entry>>,
+    table: Mutex<Table>,
 }
 
 /// What came on a stream in one message, in numbers; and what of it is not done with.
@@ -117,6 +158,8 @@ pub(crate) struct Settled {
     /// For each request that has many commands: who waits for it, and a list of place, result and whether that is an
     /// earlier one's.
     results: Py<PyList>,
+    /// Of batches that were answered: the name of each command, and how many there were.
+    counted: Vec<(Py<PyString>, usize)>,
     /// Frames of what is not here, as a batch; None: there are none.
     rest: Option<Py<PyBytes>>,
 }
@@ -128,7 +171,7 @@ struct Took {
 }
 
 impl Express {
-    fn table(&self) -> MutexGuard<'_, HashMap<u64, Entry>> {
+    fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -222,6 +265,30 @@ impl Express {
         self.enter(group.py(), who.collect(), first, &leaving)
     }
 
+    /// Lets the operations of a batch leave on a stream, as `depart` does; the batch, which is to be sent.
+    #[pyo3(signature = (ride, first, *, stream, life, now_s, grace_s))]
+    fn depart_batch<'py>(
+        &self,
+        ride: &Bound<'py, Ride>,
+        first: u64,
+        stream: u64,
+        life: u64,
+        now_s: f64,
+        grace_s: f64,
+    ) -> PyResult<Bound<'py, PyList>> {
+        let batch = ride.get().batch()?.bind(ride.py());
+        let deadlines = batch.get().leaves(first).enumerate();
+        let entries = deadlines.zip(first..).map(|((place, deadline_s), seq)| {
+            let who = Who::Operation(ride.clone().unbind(), place);
+            let until_s = now_s + deadline_s + grace_s;
+            let began_s = now_s;
+            (seq, Entry { who, grace_s, stream, life, began_s, until_s, is_abandoned: false, is_long: false })
+        });
+        let entries: Vec<_> = entries.collect();
+        self.table().extend(entries);
+        PyList::new(ride.py(), [batch])
+    }
+
     /// Takes what came on a stream: answers those who wait for it, and tells the rest. `since_s`: who left before is not
     /// counted in `took`; `own`: the headers that an answer to this scope has beside those of every response, where there
     /// are any.
@@ -252,6 +319,8 @@ impl Express {
         }
         let mut took: Vec<Took> = Vec::new();
         let mut many: Vec<Results> = Vec::new();
+        let mut counted = Vec::new();
+        let now_ns = monotonic_ns();
         let (marked, others) = (PyList::empty(py), PyList::empty(py));
         let (mut answered, mut of_many, mut of_life) = (0, 0, 0);
         let mut together = Together::default();
@@ -264,22 +333,39 @@ impl Express {
             answered += 1;
             of_many += is_member;
             of_life += usize::from(entry.life == life);
-            let command = entry.who.command()?.bind(py).get();
             if entry.began_s >= since_s {
-                note(py, &mut took, command, now_s - entry.began_s);
+                note(py, &mut took, entry.who.name()?, now_s - entry.began_s);
             }
             let is_result = reply.code.is_empty() && reply.accepted_id.is_empty();
             match &entry.who {
                 Who::Member { group, place, .. } if is_result => gather(py, &mut many, group, *place, &reply)?,
+                Who::Operation(ride, place) if is_result => {
+                    let batch = ride.get().batch()?.get();
+                    match batch.take(py, *place, reply.result, reply.replayed, now_ns) {
+                        Taken::Kept => {}
+                        Taken::Of(group) => gather(py, &mut many, &group, *place, &reply)?,
+                        Taken::Whole => {
+                            if batch.is_long() {
+                                marked.append(ride)?;
+                            }
+                            counted.extend(batch.counted(py));
+                            if let Err(error) = answer(py, ride.get(), batch, &mut together, own) {
+                                ride.get().failed(py, error);
+                            }
+                        }
+                    }
+                }
                 Who::Ride(ride) => {
+                    let command = command(ride.get())?.get();
                     if command.shared || entry.is_long {
                         marked.append(ride)?;
                     }
-                    if is_result && let Err(error) = answer(py, ride.get(), command, &reply, own, &mut together) {
+                    let result = Outcome { command, reply: &reply };
+                    if is_result && let Err(error) = answer(py, ride.get(), &result, &mut together, own) {
                         ride.get().failed(py, error);
                     }
                 }
-                Who::Member { .. } => {}
+                Who::Member { .. } | Who::Operation(..) => {}
             }
             if !is_result {
                 others.append((entry.ride(py)?, PyBytes::new(py, reply.frame)))?;
@@ -297,6 +383,7 @@ impl Express {
             others: others.unbind(),
             results: PyList::new(py, many.into_iter().map(|one| (one.group, one.results)).collect::<Vec<_>>())?
                 .unbind(),
+            counted,
             rest: (!rest.is_empty()).then(|| PyBytes::new(py, &batch(&rest)).unbind()),
         })
     }
@@ -319,13 +406,14 @@ impl Express {
                 table.extract_if(|_, entry| entry.until_s <= now_s).map(|(_, entry)| entry).collect();
             let mut long = Vec::new();
             for entry in table.values_mut() {
-                if let Who::Ride(ride) = &entry.who
-                    && entry.began_s <= long_s
-                    && !entry.is_long
-                    && !entry.is_abandoned
-                {
-                    long.push(ride.clone_ref(py));
-                    entry.is_long = true;
+                if entry.began_s > long_s || entry.is_long || entry.is_abandoned {
+                    continue;
+                }
+                entry.is_long = true;
+                match &entry.who {
+                    Who::Ride(ride) => long.push(ride.clone_ref(py)),
+                    Who::Operation(ride, _) if ride.get().batch()?.get().is_long_now() => long.push(ride.clone_ref(py)),
+                    Who::Operation(..) | Who::Member { .. } => {}
                 }
             }
             (late, long)
@@ -366,28 +454,78 @@ fn command(ride: &Ride) -> PyResult<&Py<PlainCommand>> {
     ride.command.get().ok_or_else(|| PyValueError::new_err("no command was read"))
 }
 
-fn note(py: Python<'_>, took: &mut Vec<Took>, command: &PlainCommand, seconds: f64) {
+fn note(py: Python<'_>, took: &mut Vec<Took>, name: &Py<PyString>, seconds: f64) {
     // There is one object for each name, and few of them in one message.
-    if let Some(known) = took.iter_mut().find(|known| known.name.is(&command.command)) {
+    if let Some(known) = took.iter_mut().find(|known| known.name.is(name)) {
         known.count += 1;
         known.total_s += seconds;
     } else {
-        took.push(Took { name: command.command.clone_ref(py), count: 1, total_s: seconds });
+        took.push(Took { name: name.clone_ref(py), count: 1, total_s: seconds });
+    }
+}
+
+/// What a request is answered with.
+trait Answered {
+    fn native(&self, py: Python<'_>) -> PyResult<Response<Bytes>>;
+    fn parts<'py>(&self, py: Python<'py>, own: Vec<Bound<'py, PyTuple>>) -> PyResult<Bound<'py, PyTuple>>;
+    fn over(&self, status: u16);
+    /// For who waits for it with a future; nothing where nobody does.
+    fn told<'py>(&self, py: Python<'py>) -> Option<(Bound<'py, PyBytes>, bool)>;
+}
+
+/// A result.
+struct Outcome<'a> {
+    command: &'a PlainCommand,
+    reply: &'a Reply<'a>,
+}
+
+impl Answered for Outcome<'_> {
+    fn native(&self, py: Python<'_>) -> PyResult<Response<Bytes>> {
+        self.command.native_answer(py, self.reply.result, self.reply.replayed)
+    }
+
+    fn parts<'py>(&self, py: Python<'py>, own: Vec<Bound<'py, PyTuple>>) -> PyResult<Bound<'py, PyTuple>> {
+        self.command.answer(py, self.reply.result, self.reply.replayed, own)
+    }
+
+    fn over(&self, status: u16) {
+        self.command.over(status);
+    }
+
+    fn told<'py>(&self, py: Python<'py>) -> Option<(Bound<'py, PyBytes>, bool)> {
+        Some((PyBytes::new(py, self.reply.result), self.reply.replayed))
+    }
+}
+
+impl Answered for PlainBatch {
+    fn native(&self, py: Python<'_>) -> PyResult<Response<Bytes>> {
+        self.native_answer(py)
+    }
+
+    fn parts<'py>(&self, py: Python<'py>, own: Vec<Bound<'py, PyTuple>>) -> PyResult<Bound<'py, PyTuple>> {
+        self.answer(py, own)
+    }
+
+    fn over(&self, status: u16) {
+        Self::over(self, status);
+    }
+
+    fn told<'py>(&self, _py: Python<'py>) -> Option<(Bound<'py, PyBytes>, bool)> {
+        None
     }
 }
 
 fn answer(
     py: Python<'_>,
     ride: &Ride,
-    command: &PlainCommand,
-    reply: &Reply<'_>,
-    own: Option<&Bound<'_, PyAny>>,
+    with: &impl Answered,
     together: &mut Together,
+    own: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<()> {
     if let Some(pending) = ride.pending() {
-        let mut response = command.native_answer(py, reply.result, reply.replayed)?;
+        let mut response = with.native(py)?;
         response.headers_mut().extend(pending.own);
-        command.over(if together.answer(pending.call, response) { OK } else { CLIENT_GONE });
+        with.over(if together.answer(pending.call, response) { OK } else { CLIENT_GONE });
         return Ok(());
     }
     if let Some(protocol) = &ride.protocol {
@@ -395,17 +533,17 @@ fn answer(
             (Some(own), Some(caller)) => own.call1((caller.getattr(py, intern!(py, "scope"))?,))?.extract()?,
             _ => Vec::new(),
         };
-        let parts = command.answer(py, reply.result, reply.replayed, own)?;
-        command.over(if send(protocol.bind(py), &parts)? { OK } else { CLIENT_GONE });
+        let parts = with.parts(py, own)?;
+        with.over(if send(protocol.bind(py), &parts)? { OK } else { CLIENT_GONE });
         return Ok(());
     }
-    let Some(done) = &ride.done else { return Ok(()) };
+    let (Some(done), Some(told)) = (&ride.done, with.told(py)) else { return Ok(()) };
     let done = done.bind(py);
     // Who waited may be just leaving.
     if done.call_method0(intern!(py, "done"))?.is_truthy()? {
         return Ok(());
     }
-    done.call_method1(intern!(py, "set_result"), ((PyBytes::new(py, reply.result), reply.replayed),))?;
+    done.call_method1(intern!(py, "set_result"), (told,))?;
     Ok(())
 }
 

@@ -26,7 +26,7 @@ use flx_lane::service::{Peer, Service, Told, Verdict};
 use flx_lane::socket::{Handshake, Message};
 use flx_realtime::tls;
 use http::request::Parts;
-use http::{Method, Response, Version, header};
+use http::{HeaderValue, Method, Response, Version, header};
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyTuple};
@@ -43,6 +43,9 @@ use crate::sheet::{NativeLine, natives};
 /// What a page is told beside what every response says: one that is not on the list; by origin; any other.
 type GivenCors<'py> =
     (Vec<Bound<'py, PyTuple>>, HashMap<Vec<u8>, Vec<Bound<'py, PyTuple>>>, Option<Vec<Bound<'py, PyTuple>>>);
+
+/// Of the name of a stream of lines.
+const LINES: &[u8] = b"ndjson";
 
 /// Who may ask from a page, as headers.
 struct Cors {
@@ -84,6 +87,7 @@ enum Laid {
 struct Desk {
     admission: Py<Admission>,
     bare: Option<usize>,
+    many: Option<usize>,
     never_waits: bool,
     cors: Option<Cors>,
     laid: Mutex<Vec<Laid>>,
@@ -152,11 +156,26 @@ impl Desk {
         Ok(Verdict::Answer(response))
     }
 
+    /// Whether a request may be a plain command, or a batch of them.
+    fn rides(&self, decided: &Decided, head: &Parts) -> bool {
+        let is_many = self.many == Some(decided.route);
+        (is_many || self.bare == Some(decided.route))
+            && decided.length.is_some_and(|length| length > 0)
+            && head.method == Method::POST
+            && head.uri.query().is_none_or(str::is_empty)
+            && !(is_many && head.headers.get_all(header::ACCEPT).iter().any(names_lines))
+    }
+
     fn allow(&self, parts: &Parts, response: &mut Response<Bytes>) {
         if let Some(cors) = &self.cors {
             response.headers_mut().extend(cors.of(parts).iter().cloned());
         }
     }
+}
+
+/// Whether a media type may be that of a stream of lines (`flx_api.gateway.batch`, which decides).
+fn names_lines(accept: &HeaderValue) -> bool {
+    accept.as_bytes().to_ascii_lowercase().windows(LINES.len()).any(|part| part == LINES)
 }
 
 /// The host of a request that has no header for it.
@@ -175,12 +194,7 @@ impl Service for Desk {
 
     fn request(&self, seen: Self::Seen, head: Parts, peer: Peer, body: Result<Bytes, Fault>, call: Call) {
         let one = match (seen, body) {
-            (Some(decided), Ok(body))
-                if self.bare == Some(decided.route)
-                    && decided.length.is_some_and(|length| length > 0)
-                    && head.method == Method::POST
-                    && head.uri.query().is_none_or(str::is_empty) =>
-            {
+            (Some(decided), Ok(body)) if self.rides(&decided, &head) => {
                 let own = self.cors.as_ref().map(|cors| cors.of(&head).to_vec()).unwrap_or_default();
                 Laid::Ride(decided, Box::new(Pending { head, peer, body, call, own, mark_ns: monotonic_ns() }))
             }
@@ -218,11 +232,13 @@ pub(crate) struct Lane {
 #[pymethods]
 impl Lane {
     #[new]
-    #[pyo3(signature = (admission, listening, *, bare=None, never_waits=true, body_timeout_s=25.0, cors=None, tls=None))]
+    #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
+    #[pyo3(signature = (admission, listening, *, bare=None, many=None, never_waits=true, body_timeout_s=25.0, cors=None, tls=None))]
     fn new(
         admission: Py<Admission>,
         listening: i32,
         bare: Option<usize>,
+        many: Option<usize>,
         never_waits: bool,
         body_timeout_s: f64,
         cors: Option<GivenCors<'_>>,
@@ -238,6 +254,7 @@ impl Lane {
         let desk = Arc::new(Desk {
             admission,
             bare,
+            many,
             never_waits,
             cors,
             laid: Mutex::default(),

@@ -15,6 +15,7 @@
 mod admission;
 mod admitted;
 mod answer;
+mod batch;
 mod command;
 mod counters;
 mod decided;
@@ -56,6 +57,8 @@ mod _core {
     use crate::admission::Admission;
     #[pymodule_export]
     use crate::admitted::Admitted;
+    #[pymodule_export]
+    use crate::batch::PlainBatch;
     #[pymodule_export]
     use crate::command::{PlainCommand, PlainCommands, batch_results, joined};
     #[pymodule_export]

@@ -15,9 +15,10 @@ use std::mem::take;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-use pyo3::exceptions::PyRuntimeError;
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
+use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyBytes, PyDict, PyList, PyTuple};
 
 use bytes::Bytes;
@@ -27,6 +28,7 @@ use http::request::Parts;
 
 use crate::admitted::Admitted;
 use crate::answer::Face;
+use crate::batch::PlainBatch;
 use crate::command::{PlainCommand, PlainCommands};
 use crate::lane_call::LaneCall;
 use crate::request::monotonic_ns;
@@ -52,9 +54,11 @@ impl Inside {
     /// One more has boarded; whether the loop is to be called for it. It is not while others are about to board, if it looks
     /// by itself soon: what leaves together costs little more than what leaves alone.
     fn calls(&mut self, boarded: Boarded, now_ns: u64) -> bool {
+        let is_many = matches!(boarded, Boarded::Many(_));
         self.boarded.push(boarded);
-        self.is_busy = true;
-        let waits = self.is_watched && self.boarded.len() < ENOUGH && self.others_come(now_ns);
+        // A batch has waited for others already, so to say.
+        self.is_busy |= !is_many;
+        let waits = self.is_watched && !is_many && self.boarded.len() < ENOUGH && self.others_come(now_ns);
         let calls = !self.is_called && !waits;
         self.is_called |= calls;
         calls
@@ -98,8 +102,16 @@ enum Boarded {
     Plain(Py<Ride>),
     /// It is plain, and yet there is something to be looked at before it leaves.
     Marked(Py<Ride>),
+    /// It is a plain batch.
+    Many(Py<Ride>),
     /// It is to go the general way, with this body, or with the message of ASGI that is not all of it; None: there is none.
     Other(Py<Ride>, Option<Py<PyAny>>),
+}
+
+/// What a body was found to be.
+enum Found {
+    Command(PlainCommand),
+    Batch(PlainBatch),
 }
 
 impl Boarded {
@@ -115,6 +127,8 @@ pub(crate) struct Hall {
     context: Py<PyDict>,
     wake: Py<PyAny>,
     timeout_ns: u64,
+    /// The index of the route whose bodies are batches.
+    many: Option<usize>,
     inside: Mutex<Inside>,
 }
 
@@ -125,25 +139,34 @@ impl Hall {
 }
 
 impl Hall {
+    /// Reads a body that has come; nothing, and nothing done, where it is to go the general way.
+    fn read(
+        &self,
+        py: Python<'_>,
+        admitted: &Py<Admitted>,
+        body: impl FnOnce() -> Bytes,
+        text: &[u8],
+        since_ns: u64,
+    ) -> PyResult<Option<Found>> {
+        let (plain, admitted) = (self.plain.get(), admitted.bind(py));
+        if self.many == Some(admitted.get().route) {
+            return Ok(plain.batch(py, admitted, body(), since_ns)?.map(Found::Batch));
+        }
+        Ok(plain.read(py, admitted, text, since_ns, None)?.map(Found::Command))
+    }
+
     /// Lets a request of the lane board, whose body is there; the loop is awake.
     pub(crate) fn bring(slf: &Bound<'_, Self>, admitted: Py<Admitted>, pending: Box<Pending>) {
         let (py, hall) = (slf.py(), slf.get());
-        let read = hall.plain.get().read(py, admitted.bind(py), &pending.body, pending.mark_ns, None);
-        let boarded = read.and_then(|command| {
-            let body = if command.is_none() { Some(PyBytes::new(py, &pending.body).into_any().unbind()) } else { None };
-            let is_marked = command.as_ref().is_some_and(PlainCommand::is_marked);
-            let command = command.map(|command| Py::new(py, command)).transpose()?;
-            let ride = Ride {
-                admitted: Some(admitted),
-                command: command.map(OnceLock::from).unwrap_or_default(),
-                pending: Mutex::new(Some(pending)),
-                ..Ride::default()
-            };
-            let ride = Py::new(py, ride)?;
-            Ok(match body {
-                Some(body) => Boarded::Other(ride, Some(body)),
-                None => Boarded::with(ride, is_marked),
-            })
+        let read = hall.read(py, &admitted, || pending.body.clone(), &pending.body, pending.mark_ns);
+        let boarded = read.and_then(|found| {
+            let body = if found.is_none() { Some(PyBytes::new(py, &pending.body).into_any().unbind()) } else { None };
+            let ride = Ride { admitted: Some(admitted), pending: Mutex::new(Some(pending)), ..Ride::default() };
+            let ride = Bound::new(py, ride)?;
+            match found {
+                Some(found) => Ride::takes(&ride, found),
+                None => Ok(Boarded::Other(ride.unbind(), body)),
+            }
         });
         match boarded {
             Ok(boarded) => hall.inside().boarded.push(boarded),
@@ -157,17 +180,19 @@ impl Hall {
 impl Hall {
     /// `wake` is called when the first one has boarded, `context` is what callbacks run in.
     #[new]
+    #[pyo3(signature = (plain, wake, context, timeout_s, many=None))]
     fn new(
         py: Python<'_>,
         plain: Py<PlainCommands>,
         wake: Py<PyAny>,
         context: Py<PyAny>,
         timeout_s: f64,
+        many: Option<usize>,
     ) -> PyResult<Self> {
         let kept = PyDict::new(py);
         kept.set_item(intern!(py, "context"), context)?;
         let timeout_ns = (timeout_s * 1e9) as u64;
-        Ok(Self { plain, context: kept.unbind(), wake, timeout_ns, inside: Mutex::default() })
+        Ok(Self { plain, context: kept.unbind(), wake, timeout_ns, many, inside: Mutex::default() })
     }
 
     /// Asks for the body of an admitted request of ASGI or RSGI; what follows are callbacks.
@@ -234,30 +259,33 @@ impl Hall {
         Ok((ride, is_first))
     }
 
-    /// All that have boarded and are still there: the plain ones, those to be looked at, and others, each with its body, or None.
-    /// `watch`: from now on the loop looks by itself (`look`).
-    #[expect(clippy::type_complexity, reason = "three lists")]
+    /// All that have boarded and are still there: the plain ones, those to be looked at, batches, and others, each with its body,
+    /// or None. `watch`: from now on the loop looks by itself (`look`), if any command has boarded
+    /// alone.
+    #[expect(clippy::type_complexity, reason = "four lists")]
     fn boarded<'py>(
         &self,
         py: Python<'py>,
         watch: bool,
-    ) -> PyResult<(Bound<'py, PyList>, Bound<'py, PyList>, Vec<(Py<Ride>, Option<Py<PyAny>>)>)> {
+    ) -> PyResult<(Bound<'py, PyList>, Bound<'py, PyList>, Vec<Py<Ride>>, Vec<(Py<Ride>, Option<Py<PyAny>>)>)> {
         let boarded = {
             let mut inside = self.inside();
             inside.is_called = false;
-            inside.is_watched |= watch;
             take(&mut inside.boarded)
         };
-        let (plain, marked, mut others) = (PyList::empty(py), PyList::empty(py), Vec::new());
+        let (plain, marked, mut many, mut others) = (PyList::empty(py), PyList::empty(py), Vec::new(), Vec::new());
         for one in boarded {
             match one {
                 Boarded::Plain(ride) | Boarded::Marked(ride) if ride.get().is_gone.load(Ordering::Relaxed) => {}
                 Boarded::Plain(ride) => plain.append(ride)?,
                 Boarded::Marked(ride) => marked.append(ride)?,
+                Boarded::Many(ride) => many.push(ride),
                 Boarded::Other(ride, body) => others.push((ride, body)),
             }
         }
-        Ok((plain, marked, others))
+        let watched = watch && plain.len() + marked.len() > 0;
+        self.inside().is_watched |= watched;
+        Ok((plain, marked, many, others))
     }
 
     /// Those whose body did not come in time: they board no more.
@@ -317,6 +345,10 @@ pub(crate) struct Ride {
     admitted: Option<Py<Admitted>>,
     mark_ns: u64,
     pub(crate) command: OnceLock<Py<PlainCommand>>,
+    batch: OnceLock<Py<PlainBatch>>,
+    /// The ride of the batch that it is an operation of.
+    #[pyo3(get)]
+    of: Option<Py<Ride>>,
     /// When nobody waits any more, by the loop's clock, as bits.
     until_s: AtomicU64,
     is_gone: AtomicBool,
@@ -368,6 +400,12 @@ impl Ride {
         self.command.get().map(|command| command.clone_ref(py))
     }
 
+    /// Its batch; None: it is none, or none was read.
+    #[getter(batch)]
+    fn get_batch(&self, py: Python<'_>) -> Option<Py<PlainBatch>> {
+        self.batch.get().map(|batch| batch.clone_ref(py))
+    }
+
     #[getter(until_s)]
     fn get_until_s(&self) -> f64 {
         f64::from_bits(self.until_s.load(Ordering::Relaxed))
@@ -413,13 +451,40 @@ impl Ride {
 
     fn read(slf: &Bound<'_, Self>, admitted: &Py<Admitted>, content: &Bound<'_, PyBytes>) -> PyResult<Boarded> {
         let (py, ride) = (slf.py(), slf.get());
+        let Some(hall) = &ride.hall else { return Ok(Boarded::Other(slf.clone().unbind(), None)) };
+        let body = || Bytes::from_owner(PyBackedBytes::from(content.clone()));
+        match hall.get().read(py, admitted, body, content.as_bytes(), ride.mark_ns)? {
+            Some(found) => Self::takes(slf, found),
+            None => Ok(Boarded::Other(slf.clone().unbind(), Some(content.clone().into_any().unbind()))),
+        }
+    }
+
+    /// It has what it is to carry.
+    fn takes(slf: &Bound<'_, Self>, found: Found) -> PyResult<Boarded> {
+        let (py, ride) = (slf.py(), slf.get());
         let own = slf.clone().unbind();
-        let Some(hall) = &ride.hall else { return Ok(Boarded::Other(own, None)) };
-        let read = hall.get().plain.get().read(py, admitted.bind(py), content.as_bytes(), ride.mark_ns, None)?;
-        let Some(command) = read else { return Ok(Boarded::Other(own, Some(content.clone().into_any().unbind()))) };
-        let is_marked = command.is_marked();
-        let _ = ride.command.set(Py::new(py, command)?);
-        Ok(Boarded::with(own, is_marked))
+        Ok(match found {
+            Found::Command(command) => {
+                let is_marked = command.is_marked();
+                let _ = ride.command.set(Py::new(py, command)?);
+                Boarded::with(own, is_marked)
+            }
+            Found::Batch(batch) => {
+                let _ = ride.batch.set(Py::new(py, batch)?);
+                Boarded::Many(own)
+            }
+        })
+    }
+
+    /// One operation of a batch, to be told of.
+    pub(crate) fn operation(py: Python<'_>, of: &Py<Self>, place: usize) -> PyResult<Self> {
+        let command = of.get().batch()?.get().command(py, place)?;
+        Ok(Self { of: Some(of.clone_ref(py)), place, command: OnceLock::from(command), ..Self::default() })
+    }
+
+    /// Its batch.
+    pub(crate) fn batch(&self) -> PyResult<&Py<PlainBatch>> {
+        self.batch.get().ok_or_else(|| PyValueError::new_err("no batch was read"))
     }
 
     /// One of many commands of a request, to be told of.

@@ -38,21 +38,31 @@ impl Frame<'_> {
     #[must_use]
     pub fn encoded(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(256 + self.args.len());
-        text(&mut out, 2, self.command);
-        text(&mut out, 3, self.args);
+        self.put_operation(&mut out);
+        self.put_request(&mut out);
+        out
+    }
+
+    /// Appends what it says of its command.
+    pub fn put_operation(&self, out: &mut Vec<u8>) {
+        text(out, 2, self.command);
+        text(out, 3, self.args);
+        text(out, 5, self.idempotency_key);
+        number(out, 6, self.deadline_unix_ms);
+        text(out, 9, self.environment);
+    }
+
+    /// Appends what it says of its request, which is the same for all commands of one.
+    pub fn put_request(&self, out: &mut Vec<u8>) {
         if let Some(principal) = self.principal {
             let inner = encoded(principal);
-            tag(&mut out, 4, BYTES);
-            varint(&mut out, inner.len() as u64);
+            tag(out, 4, BYTES);
+            varint(out, inner.len() as u64);
             out.extend_from_slice(&inner);
         }
-        text(&mut out, 5, self.idempotency_key);
-        number(&mut out, 6, self.deadline_unix_ms);
-        text(&mut out, 7, self.request_id);
-        text(&mut out, 8, self.traceparent);
-        text(&mut out, 9, self.environment);
-        text(&mut out, 12, self.client_address);
-        out
+        text(out, 7, self.request_id);
+        text(out, 8, self.traceparent);
+        text(out, 12, self.client_address);
     }
 }
 

@@ -1,14 +1,16 @@
-//! The body of `POST /v1/execute`.
+//! The body of `POST /v1/execute`, and of `POST /v1/batch`.
 //!
 //! Rules: what is accepted here means the same to the general way (`flx_api.gateway.routes_fast`, the judge of the property
 //! test); what is refused or hesitated about there is nothing here.
 
-use crate::json::members;
+use crate::json::{Member, members, members_and_list};
 
 /// As `flx_api.models.strict_json.MAX_DEPTH`.
 pub const MAX_DEPTH: usize = 64;
+const OPERATIONS: &str = "operations";
 const MAX_KEY: usize = 255;
 const MAX_ENVIRONMENT: usize = 64;
+const MAX_OPERATIONS: usize = 1000;
 const MAX_DEADLINE_MS: u32 = 3_600_000;
 
 /// A request that asks for nothing special.
@@ -29,8 +31,22 @@ pub struct Plain<'a> {
 /// Reads a body; nothing, when it is not certain that all of it is acceptable and plain.
 #[must_use]
 pub fn plain(body: &[u8]) -> Option<Plain<'_>> {
+    of_members(members(body, MAX_DEPTH)?)
+}
+
+/// Reads the body of a batch: its operations, each of which asks for nothing special, and neither does all of it.
+#[must_use]
+pub fn plain_batch(body: &[u8]) -> Option<Vec<Plain<'_>>> {
+    let (members, operations) = members_and_list(body, MAX_DEPTH, OPERATIONS, of_members)?;
+    let is_usual = members.iter().all(|(name, value)| {
+        matches!((&**name, *value), (OPERATIONS, _) | ("mode", "\"parallel\"") | ("fail_fast" | "dry_run", "false"))
+    });
+    (is_usual && (1..=MAX_OPERATIONS).contains(&operations.len())).then_some(operations)
+}
+
+fn of_members(members: Vec<Member<'_>>) -> Option<Plain<'_>> {
     let mut found = Plain { command: "", args: "{}", idempotency_key: None, environment: None, deadline_ms: None };
-    for (name, value) in members(body, MAX_DEPTH)? {
+    for (name, value) in members {
         match &*name {
             "command" => found.command = text(value)?,
             "args" => found.args = value.starts_with('{').then_some(value)?,
@@ -88,6 +104,33 @@ mod tests {
         );
         let nulls = br#"{"command":"a.b","idempotency_key":null,"environment":null,"deadline_ms":null,"wait_ms":null}"#;
         assert_eq!(Some(bare), plain(nulls));
+    }
+
+    #[test]
+    fn a_batch_is_its_operations() {
+        let one = plain(br#"{"command":"a.b"}"#).expect("plain");
+        let other = Plain { args: r#"{"n":[1]}"#, idempotency_key: Some("k"), ..one };
+        let body = br#" {"mode":"parallel","operations":[{"command":"a.b"} , {"args":{"n":[1]},"command":"a.b",
+            "idempotency_key":"k"}],"fail_fast":false,"dry_run":false}"#;
+        assert_eq!(Some(vec![one, other]), plain_batch(body));
+        assert_eq!(Some(vec![one]), plain_batch(br#"{"operations":[{"command":"a.b"}]}"#));
+        let many = |count| format!(r#"{{"operations":[{}]}}"#, vec![r#"{"command":"a.b"}"#; count].join(","));
+        assert_eq!(Some(1000), plain_batch(many(1000).as_bytes()).map(|all| all.len()));
+        for body in [
+            &many(1001),
+            &many(0),
+            "{}",
+            "[]",
+            "",
+            r#"{"operations":[{"command":"a.b"},{"command":"a.b","dry_run":true}]}"#,
+            r#"{"operations":[{"command":"a.b"}],"mode":"ordered"}"#,
+            r#"{"operations":[{"command":"a.b"}],"fail_fast":true}"#,
+            r#"{"operations":[{"command":"a.b"}],"dry_run":true}"#,
+            r#"{"operations":[{"command":"a.b"}],"other":1}"#,
+            r#"{"operations":[{"command":"a.b","args":{"a":1,"a":2}}]}"#,
+        ] {
+            assert_eq!(None, plain_batch(body.as_bytes()), "{body}");
+        }
     }
 
     #[test]
