@@ -1537,6 +1537,7 @@ class RealtimeListener:
         ping_ms: Milliseconds between two signs of life.
         tls: Certificate chain and private key, PEM; None listens without TLS.
         deflate: Whether messages are compressed for clients that offer it (RFC 7692).
+        io_uring: Whether frames to many clients leave by one system call, where the kernel permits it.
 
     Raises:
         OSError: The address cannot be listened on.
@@ -1562,6 +1563,7 @@ class RealtimeListener:
         ping_ms: int = 25_000,
         tls: tuple[bytes, bytes] | None = None,
         deflate: bool = False,
+        io_uring: bool = True,
     ) -> RealtimeListener: ...
     def fileno(self) -> int:
         """The descriptor that is readable when there are questions."""
@@ -1656,6 +1658,9 @@ class RealtimeListener:
 
     def deflated(self) -> tuple[int, int, int]:
         """Frames that were compressed, their bytes times connections that got them so, and what these were sent."""
+
+    def rings(self) -> int:
+        """How many threads send by io_uring; those whom the kernel refused it send one by one."""
 
     def drain(self, within_ms: int) -> None:
         """Send everybody away, spread over some time, and refuse who comes."""

@@ -85,6 +85,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             description="compress messages for WebSocket clients of the native listener that offer permessage-deflate"
         ),
     ] = False
+    realtime_io_uring: Annotated[
+        Literal["auto", "off"],
+        Meta(description="send the events of many clients by one system call, where the kernel permits io_uring"),
+    ] = "auto"
     workers: Annotated[int, Meta(ge=1, le=64, description="gateway processes")] = 1
     interface: Annotated[
         Literal["asgi", "rsgi", "lane"],

@@ -222,7 +222,7 @@ class Parts:
     def _realtime(self) -> RealtimeState:
         """What is counted about realtime, in both faces."""
         hub, native = self.hub, self.native
-        return RealtimeState(hub.stats(), hub.gaps(), native.closed(), hub.ages(), native.deflated())
+        return RealtimeState(hub.stats(), hub.gaps(), native.closed(), hub.ages(), native.deflated(), native.rings())
 
     def _fleet(self, me: GatewayProcess) -> FleetConnections:
         """What gateways tell one another, and what all of them together know."""

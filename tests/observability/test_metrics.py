@@ -17,7 +17,7 @@ def test_everything_is_exposed() -> None:
     metrics.phase("admit", 10_000)
     hub = {"connections": 1, "subscriptions": 2, "window_ms": 40, "resumes": 5, "asked": 2, "frames": 7}
     ages = [0, 3, *[4] * (len(Hub.age_bounds()) - 1)], 0.5
-    metrics.realtime = lambda: RealtimeState(hub, {"epoch": 1}, {4408: 2, 1005: 1}, ages, (3, 900, 200))
+    metrics.realtime = lambda: RealtimeState(hub, {"epoch": 1}, {4408: 2, 1005: 1}, ages, (3, 900, 200), 2)
     metrics.upstream = lambda: UpstreamState(3)
     samples = {
         (sample.name, tuple(sample.labels[name] for name in sorted(sample.labels))): sample.value
@@ -38,6 +38,7 @@ def test_everything_is_exposed() -> None:
     assert samples["flx_ws_deflated_frames_total", ()] == 3
     assert samples["flx_ws_deflated_bytes_total", ("before",)] == 900
     assert samples["flx_ws_deflated_bytes_total", ("sent",)] == 200
+    assert samples["flx_ws_io_uring_threads", ()] == 2
     assert samples["flx_ws_resumes_total", ("memory",)] == 3
     assert samples["flx_ws_resumes_total", ("daemon",)] == 2
     assert samples["flx_upstream_in_flight", ()] == 3

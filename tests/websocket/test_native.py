@@ -8,7 +8,7 @@ import contextlib
 import socket
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 import pytest
@@ -204,6 +204,24 @@ def test_messages_are_compressed_for_those_who_agree() -> None:
         assert "flx_ws_deflated_frames_total 3.0" in (await gateway.client.get("/metrics")).text
 
     run(story, realtime_deflate=True)
+
+
+@pytest.mark.parametrize("way", ["auto", "off"])
+def test_by_which_way_frames_leave_is_told(way: Literal["auto", "off"]) -> None:
+    async def story(gateway: Running) -> None:
+        async with contextlib.AsyncExitStack() as stack:
+            clients = [await stack.enter_async_context(connect(gateway.parts, f"c{n}")) for n in range(8)]
+            for client in clients:
+                await hear(client)
+                assert (await say(client, type="subscribe", event="pipeline_events"))["type"] == "subscribed"
+            await gateway.daemon.publish("pipeline_events", 7)
+            assert [7] * 8 == [(await hear(client))["data"] for client in clients]
+        # The kernel of this machine may refuse it.
+        rings = gateway.parts.native.rings()
+        assert rings in {"auto": (0, 1), "off": (0,)}[way]
+        assert f"flx_ws_io_uring_threads {rings}.0" in (await gateway.client.get("/metrics")).text
+
+    run(story, realtime_io_uring=way)
 
 
 def test_nothing_is_compressed_unless_it_is_asked_for() -> None:

@@ -72,7 +72,8 @@ class UpstreamState(NamedTuple):
 class RealtimeState(NamedTuple):
     """What the hub of this process and the native listener have counted.
 
-    `hub` is as `Hub.stats` has it, `ages` as `Hub.ages`, `deflated` as `RealtimeListener.deflated`.
+    `hub` is as `Hub.stats` has it, `ages` as `Hub.ages`, `deflated` and `rings` as of
+    `RealtimeListener`.
     """
 
     hub: Mapping[str, int] = {}
@@ -80,6 +81,7 @@ class RealtimeState(NamedTuple):
     closed: Mapping[int, int] = {}
     ages: tuple[list[int], float] = ([], 0.0)
     deflated: tuple[int, int, int] = (0, 0, 0)
+    rings: int = 0
 
 
 class Metrics(Collector):
@@ -224,6 +226,9 @@ def _of_realtime(state: RealtimeState, closed: Mapping[int, int]) -> Iterator[Me
         "Bytes of frames given to connections that got them compressed: before, and as they were sent.",
         "stage",
         {"before": before, "sent": after},
+    )
+    yield GaugeMetricFamily(
+        "flx_ws_io_uring_threads", "Threads of the native listener that send by io_uring.", value=state.rings
     )
     asked = state.hub.get("asked", 0)
     resumes = {"memory": state.hub.get("resumes", 0) - asked, "daemon": asked}

@@ -83,6 +83,7 @@ class NativeFace:
         self._threads = settings.realtime_threads
         self._heartbeat_s = settings.heartbeat_s
         self._deflate = settings.realtime_deflate
+        self._io_uring = settings.realtime_io_uring == "auto"
         self._tls = certificate(settings)
         self._hub = hub
         self._rules = settings.topics
@@ -111,6 +112,10 @@ class NativeFace:
     def deflated(self) -> tuple[int, int, int]:
         """Frames that it compressed, their bytes times connections that got them so, and what these were sent."""
         return (0, 0, 0) if self.listener is None else self.listener.deflated()
+
+    def rings(self) -> int:
+        """How many of its threads send by io_uring."""
+        return 0 if self.listener is None else self.listener.rings()
 
     # --- lifecycle ---------------------------------------------------------------------------------------------------
 
@@ -164,6 +169,7 @@ class NativeFace:
                 ping_ms=int(self._heartbeat_s * 1000),
                 tls=self._tls,
                 deflate=self._deflate,
+                io_uring=self._io_uring,
             )
         except OSError as error:
             if error.errno == errno.EADDRINUSE:

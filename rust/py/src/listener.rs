@@ -67,7 +67,7 @@ pub(crate) struct RealtimeListener {
 impl RealtimeListener {
     #[new]
     #[pyo3(signature = (hub, host, port, *, threads, clock, roster, refusals, connections, per_subject, ping_ms=25_000,
-        tls=None, deflate=false))]
+        tls=None, deflate=false, io_uring=true))]
     #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
     fn new(
         hub: &Hub,
@@ -82,6 +82,7 @@ impl RealtimeListener {
         ping_ms: u64,
         tls: Option<(Vec<u8>, Vec<u8>)>,
         deflate: bool,
+        io_uring: bool,
     ) -> PyResult<Self> {
         let address: IpAddr = host.parse().map_err(|_| PyValueError::new_err("the host is an IP address"))?;
         let config = tls.map(|(chain, key)| tls::server(&chain, &key, &[HTTP1])).transpose();
@@ -95,7 +96,10 @@ impl RealtimeListener {
         let ring = Box::new(move || drop((&ring).write(&[1])));
         let desk = Arc::new(Desk::new(Arc::clone(&hub.shared), per_subject, clock, ring));
         let connections = connections.div_ceil(threads.max(1));
-        let limits = Limits { connections, backlog_bytes: 1 << 20, ping_ms, deflate, ..Limits::default() };
+        let mut limits = Limits { connections, backlog_bytes: 1 << 20, ping_ms, deflate, ..Limits::default() };
+        if !io_uring {
+            limits.together = usize::MAX;
+        }
         let shared = Arc::clone(&desk);
         let address = SocketAddr::new(address, port);
         let listener = Listener::start(address, threads, limits, config.as_ref(), clock, |_, thread| {
@@ -296,6 +300,11 @@ impl RealtimeListener {
         let listener = self.listener.lock().unwrap_or_else(PoisonError::into_inner);
         let counts = listener.as_ref().map(Listener::deflated).unwrap_or_default();
         (counts.made, counts.bytes, counts.sent_bytes)
+    }
+
+    /// How many threads send by `io_uring`.
+    fn rings(&self) -> usize {
+        self.listener.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map_or(0, Listener::rings)
     }
 
     /// Sends everybody away, spread over some time, and refuses who comes.

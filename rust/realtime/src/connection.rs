@@ -11,6 +11,7 @@ use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 
 use flx_core::ws::Decoder;
+use mio::net::TcpStream;
 
 use crate::extensions::{Deflate, WindowBits};
 use crate::service::ConnId;
@@ -146,6 +147,11 @@ impl Connection {
         self.generation == conn.generation && matches!(self.state, State::Open(_))
     }
 
+    /// Its socket, where bytes may go into it past the rest of this: as they are, and with nothing before them.
+    pub(crate) fn open_way(&self) -> Option<&TcpStream> {
+        if self.backlog.is_none() && self.deflate.is_none() { self.stream.plain() } else { None }
+    }
+
     /// When its socket must have taken something, if it is behind.
     pub(crate) fn stuck_ms(&self, patience_ms: u64) -> u64 {
         self.backlog.as_ref().map_or(NEVER, |backlog| backlog.since_ms + patience_ms)
@@ -160,11 +166,25 @@ impl Connection {
     /// room are not kept, but for the rest of one that was begun, and the service is told when there is room. How many were
     /// begun, and what became of the last that was tried.
     pub(crate) fn frames(&mut self, wires: &[Wire], whole: &Wire, now_ms: u64) -> io::Result<(usize, Written)> {
+        self.frames_after(0, wires, whole, now_ms)
+    }
+
+    /// The same for those of which the socket has so many bytes already.
+    pub(crate) fn frames_after(
+        &mut self,
+        taken: usize,
+        wires: &[Wire],
+        whole: &Wire,
+        now_ms: u64,
+    ) -> io::Result<(usize, Written)> {
+        if taken == whole.len() {
+            return Ok((wires.len(), Written::All));
+        }
         if let Some(backlog) = &mut self.backlog {
             backlog.is_owed = true;
             return Ok((0, Written::None));
         }
-        let (sent, left) = whole_ones(wires, self.write(whole, 0)?);
+        let (sent, left) = whole_ones(wires, taken + self.write(whole, taken)?);
         let Some(next) = wires.get(sent) else { return Ok((sent, Written::All)) };
         let torn = (left > 0).then(|| (next.clone(), left));
         let (begun, written) = if torn.is_some() { (sent + 1, Written::Part) } else { (sent, Written::None) };

@@ -16,6 +16,7 @@ pub mod listener;
 pub mod outbox;
 pub mod protocol;
 pub mod request;
+mod ring;
 pub mod seat;
 pub mod service;
 pub mod sessions;

@@ -35,6 +35,9 @@ pub struct Limits {
     pub inbound: Bounds,
     /// Whether messages are compressed for clients that offer it (RFC 7692).
     pub deflate: bool,
+    /// So many frames of one turn, to as many clients, leave by one system call, where the kernel has `io_uring` and permits
+    /// it; fewer by one each. `usize::MAX` does without.
+    pub together: usize,
     /// Bytes of messages that wait for room in a socket.
     pub backlog_bytes: usize,
     /// Bytes that the kernel keeps of what a client does not read: it bounds the memory of a stalled client, and how far it
@@ -60,6 +63,7 @@ impl Default for Limits {
             deciding: 64,
             inbound: Bounds::default(),
             deflate: false,
+            together: 4,
             backlog_bytes: 64 * 1024,
             send_buffer_bytes: 128 * 1024,
             handshake_ms: 10_000,
@@ -125,6 +129,7 @@ pub(crate) struct Load {
     /// Connections that it was given and has not looked at yet.
     coming: AtomicUsize,
     deflated: [AtomicU64; 3],
+    has_ring: AtomicBool,
 }
 
 impl Load {
@@ -143,6 +148,11 @@ impl Load {
                 count.fetch_add(more, Ordering::Relaxed);
             }
         }
+    }
+
+    /// Whether it has an `io_uring`.
+    pub(crate) fn has_ring(&self, has: bool) {
+        self.has_ring.store(has, Ordering::Relaxed);
     }
 
     fn deflated(&self) -> Deflated {
@@ -255,6 +265,12 @@ impl Listener {
     #[must_use]
     pub fn deflated(&self) -> Deflated {
         self.handles.iter().map(|handle| handle.load.deflated()).fold(Deflated::default(), Deflated::and)
+    }
+
+    /// How many threads send by `io_uring`; those whom the kernel refused it send one by one.
+    #[must_use]
+    pub fn rings(&self) -> usize {
+        self.handles.iter().filter(|handle| handle.load.has_ring.load(Ordering::Relaxed)).count()
     }
 
     /// Whether all threads are at work; one ends early only by a bug.

@@ -2,8 +2,12 @@
 //!
 //! Strategy: everything that ends a connection is noted here and carried out by the thread between two calls of the service, so
 //! that a service is never called from within a call of its own.
+//!
+//! The frames of a turn leave together (`ring.rs`) where they are plain bytes for a plain socket that has room: by one system
+//! call, as it would be by one each. What that did not take is tried again the other way, which says what becomes of it.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::slice;
 
 use flx_core::ws::close::code;
@@ -13,9 +17,13 @@ use crate::connection::{Connection, Kind, NEVER, Protocol, State, Written};
 use crate::deflate::Deflater;
 use crate::extensions::WindowBits;
 use crate::listener::Limits;
+use crate::ring::{Ring, Sent};
 use crate::service::{Closed, ConnId};
 use crate::wheel::Wheel;
-use crate::wire::Wire;
+use crate::wire::{Bundle, Wire};
+
+/// What is longer goes alone: it would be copied.
+const MAX_TOGETHER: usize = 4096;
 
 /// What became of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,20 +53,29 @@ pub(crate) struct Table {
     /// Connections to be forgotten.
     pub(crate) finished: Vec<ConnId>,
     pub(crate) deflater: Deflater,
+    /// Where many sends go by one call, if they may.
+    pub(crate) ring: Option<Ring>,
 }
 
 /// What a service sends through.
 pub struct Outbox<'a>(pub(crate) &'a mut Table);
 
 impl Outbox<'_> {
-    /// Sends a frame of which the client may as well be told later, or in other words: a full socket does not take it.
-    pub fn frame(&mut self, conn: ConnId, wire: &Wire) -> Taken {
-        self.frames(conn, slice::from_ref(wire), wire).1
+    /// Sends frames of which the client may as well be told later, or in other words: a full socket does not take them. Each
+    /// connection is named once. How many were taken, and what became of the last that was tried, by their places.
+    pub fn bundles(&mut self, sends: &[(ConnId, &Bundle)]) -> Vec<(usize, Taken)> {
+        let mut taken = self.together(sends).into_iter();
+        let said = sends.iter().map(|(conn, bundle)| match taken.next().unwrap_or(Sent::Untried) {
+            Sent::Untried => self.frames(*conn, bundle.wires(), bundle.whole()),
+            Sent::Taken(taken) if taken == bundle.whole().len() => (bundle.wires().len(), Taken::Sent),
+            Sent::Taken(taken) => self.rest(*conn, bundle, Ok(taken)),
+            Sent::Failed(error) => self.rest(*conn, bundle, Err(error)),
+        });
+        said.collect()
     }
 
-    /// Sends such frames, which are there in one piece (`whole`) too: to most they go by one call. How many were taken, and
-    /// what became of the last that was tried.
-    pub fn frames(&mut self, conn: ConnId, wires: &[Wire], whole: &Wire) -> (usize, Taken) {
+    /// Sends a bundle by a call of its own.
+    fn frames(&mut self, conn: ConnId, wires: &[Wire], whole: &Wire) -> (usize, Taken) {
         let Table { connections, deflater, now_ms, .. } = &mut *self.0;
         let found = connections.get_mut(conn.index as usize);
         let Some(connection) = found.filter(|it| it.is_open_as(conn)) else { return (0, Taken::Gone) };
@@ -66,15 +83,61 @@ impl Outbox<'_> {
             None => connection.frames(wires, whole, *now_ms),
             Some(window) => deflated(connection, deflater, window, wires, *now_ms),
         };
-        match written {
-            Ok((begun, Written::All)) => return (begun, Taken::Sent),
-            Ok(_) => self.0.rearm(conn.index),
-            Err(_) => self.0.lost(conn),
+        self.said(conn, &written)
+    }
+
+    /// Sends by one system call what can be; what became of it, by places.
+    fn together(&mut self, sends: &[(ConnId, &Bundle)]) -> Vec<Sent> {
+        let Table { connections, ring, limits, .. } = &mut *self.0;
+        if sends.len() < limits.together || ring.is_none() {
+            return Vec::new();
         }
+        let mut places = Vec::with_capacity(sends.len());
+        let mut ready = Vec::with_capacity(sends.len());
+        for (place, (conn, bundle)) in sends.iter().enumerate() {
+            let found = connections.get(conn.index as usize).filter(|it| it.is_open_as(*conn));
+            if let Some(socket) = found.and_then(Connection::open_way)
+                && bundle.whole().len() <= MAX_TOGETHER
+            {
+                ready.push((socket.as_fd(), bundle.whole()));
+                places.push(place);
+            }
+        }
+        if ready.len() < limits.together {
+            return Vec::new();
+        }
+        let Some((sent, left)) = ring.take().map(|ring| ring.send(&ready)) else { return Vec::new() };
+        *ring = left;
+        if places.len() == sends.len() {
+            return sent;
+        }
+        let mut all: Vec<Sent> = sends.iter().map(|_| Sent::Untried).collect();
+        for (place, sent) in places.into_iter().zip(sent) {
+            all[place] = sent;
+        }
+        all
+    }
+
+    /// Sends what the socket has not taken of a bundle, until it says itself that it is full.
+    fn rest(&mut self, conn: ConnId, bundle: &Bundle, taken: io::Result<usize>) -> (usize, Taken) {
+        let now_ms = self.0.now_ms;
+        let Some(connection) = self.0.open(conn) else { return (0, Taken::Gone) };
+        let written = taken.and_then(|taken| connection.frames_after(taken, bundle.wires(), bundle.whole(), now_ms));
+        self.said(conn, &written)
+    }
+
+    /// Notes what became of frames.
+    fn said(&mut self, conn: ConnId, written: &io::Result<(usize, Written)>) -> (usize, Taken) {
         match written {
-            Ok((begun, Written::Part)) => (begun, Taken::Last),
-            Ok((begun, _)) => (begun, Taken::Full),
-            Err(_) => (0, Taken::Gone),
+            Ok((begun, Written::All)) => (*begun, Taken::Sent),
+            Ok((begun, written)) => {
+                self.0.rearm(conn.index);
+                (*begun, if *written == Written::Part { Taken::Last } else { Taken::Full })
+            }
+            Err(_) => {
+                self.0.lost(conn);
+                (0, Taken::Gone)
+            }
         }
     }
 
@@ -216,3 +279,6 @@ impl Table {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

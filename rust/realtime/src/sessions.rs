@@ -26,7 +26,7 @@ use crate::seat::Seat;
 use crate::service::{Closed, ConnId, Message, Service, Upgrade};
 use crate::shared_hub::Guard;
 use crate::wheel::Wheel;
-use crate::wire::Wire;
+use crate::wire::{Bundle, Wire};
 
 /// Messages of a client in a second, and at once.
 const MESSAGES_PER_S: f32 = 50.0;
@@ -289,37 +289,38 @@ impl Sessions {
     /// Writes what is due and tells the hub what was not taken; when there is more.
     fn deliver(&mut self, out: &mut Outbox<'_>) -> Option<u64> {
         let begun = Instant::now();
-        let mut put_back: Vec<(ConnKey, Arc<Turn>, usize)> = Vec::new();
-        let mut writes = 0;
-        let (mut wires, mut whole, mut made_of): (Vec<Wire>, Option<Wire>, Option<Arc<Turn>>) =
-            (Vec::new(), None, None);
         // All before the first is written: their places lie far apart, and are fetched together here.
-        let conns = self.deliveries.iter().map(|Delivery { conn: key, .. }| {
-            let found = self.by_key.get(key.index as usize).filter(|(generation, _)| *generation == key.generation);
-            found.map(|(_, conn)| *conn).filter(|conn| out.has(*conn))
+        let found = self.deliveries.drain(..).filter_map(|Delivery { conn: key, turn }| {
+            let (_, conn) =
+                self.by_key.get(key.index as usize).filter(|(generation, _)| *generation == key.generation)?;
+            out.has(*conn).then_some((key, *conn, turn))
         });
-        let conns: Vec<Option<ConnId>> = conns.collect();
-        for (Delivery { conn: key, turn }, conn) in self.deliveries.drain(..).zip(conns) {
-            let Some(conn) = conn else { continue };
-            if made_of.as_ref().is_none_or(|made_of| !Arc::ptr_eq(made_of, &turn)) {
-                wires.clear();
-                wires.extend(turn.frames.iter().map(|frame| protocol::wire(Arc::clone(&frame.payload), turn.dialect)));
-                whole = if wires.len() == 1 { wires.first().cloned() } else { Some(Wire::joined(&wires)) };
-                made_of = Some(Arc::clone(&turn));
+        let found: Vec<_> = found.collect();
+        let (mut bundles, mut which) = (Vec::with_capacity(found.len()), Vec::with_capacity(found.len()));
+        let mut made_of: Option<&Arc<Turn>> = None;
+        for (_, _, turn) in &found {
+            if made_of.is_none_or(|made_of| !Arc::ptr_eq(made_of, turn)) {
+                let wires = turn.frames.iter().map(|it| protocol::wire(Arc::clone(&it.payload), turn.dialect));
+                bundles.push(Bundle::of(wires));
+                made_of = Some(turn);
             }
-            let Some(whole) = &whole else { continue };
-            match out.frames(conn, &wires, whole) {
-                (_, Taken::Sent) => writes += 1,
-                (taken, Taken::Last | Taken::Full) => {
+            which.push(bundles.len() - 1);
+        }
+        let sends: Vec<_> = found.iter().zip(&which).map(|((_, conn, _), bundle)| (*conn, &bundles[*bundle])).collect();
+        let (mut put_back, mut writes) = (Vec::new(), 0);
+        for ((key, _, turn), (taken, became)) in found.iter().zip(out.bundles(&sends)) {
+            match became {
+                Taken::Sent => writes += 1,
+                Taken::Last | Taken::Full => {
                     writes += u64::from(taken > 0);
-                    put_back.push((key, turn, taken));
+                    put_back.push((*key, turn, taken));
                 }
-                (_, Taken::Gone) => {}
+                Taken::Gone => {}
             }
         }
         let mut hub = self.desk.hub();
         for (key, turn, taken) in put_back {
-            hub.put_back(key, &turn, taken);
+            hub.put_back(key, turn, taken);
         }
         hub.spent(self.shard, writes, begun.elapsed().as_micros() as u64);
         hub.wakes_at(self.shard)

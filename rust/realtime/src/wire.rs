@@ -104,6 +104,43 @@ impl Wire {
     }
 }
 
+/// Frames that go out together, and the same in one piece.
+#[derive(Clone, Debug)]
+pub enum Bundle {
+    /// Mostly it is one.
+    One(Wire),
+    /// Several, and the piece.
+    Many(Vec<Wire>, Wire),
+}
+
+impl Bundle {
+    /// Of these frames.
+    #[must_use]
+    pub fn of(mut wires: impl ExactSizeIterator<Item = Wire>) -> Self {
+        if wires.len() == 1
+            && let Some(only) = wires.next()
+        {
+            return Self::One(only);
+        }
+        let wires: Vec<_> = wires.collect();
+        let whole = Wire::joined(&wires);
+        Self::Many(wires, whole)
+    }
+
+    pub(crate) fn wires(&self) -> &[Wire] {
+        match self {
+            Self::One(only) => std::slice::from_ref(only),
+            Self::Many(wires, _) => wires,
+        }
+    }
+
+    pub(crate) fn whole(&self) -> &Wire {
+        match self {
+            Self::One(whole) | Self::Many(_, whole) => whole,
+        }
+    }
+}
+
 fn in_chunk(payload: &[u8]) -> Vec<u8> {
     let mut bytes = format!("{:x}\r\n", payload.len()).into_bytes();
     bytes.extend_from_slice(payload);

@@ -28,6 +28,7 @@ use crate::deflate::{Deflater, Inflater};
 use crate::listener::{Clock, Control, Handle, Limits, Load};
 use crate::outbox::{Outbox, Table};
 use crate::request::Fault;
+use crate::ring::Ring;
 use crate::service::{Closed, ConnId, Service};
 use crate::stream::Stream;
 use crate::wheel::Wheel;
@@ -111,6 +112,7 @@ impl<S: Service> Worker<S> {
             partings: Vec::new(),
             finished: Vec::new(),
             deflater: Deflater::default(),
+            ring: None,
         };
         Self {
             poll,
@@ -146,6 +148,10 @@ impl<S: Service> Worker<S> {
     pub(crate) fn run(mut self) {
         let mut events = Events::with_capacity(1024);
         let mut due = Vec::new();
+        if self.table.limits.together < usize::MAX {
+            // Here and not where the rest is made: it is this thread's alone.
+            self.table.ring = Ring::new().ok();
+        }
         let mut turn_ms = Some(0);
         while !self.is_over() {
             match self.poll.poll(&mut events, self.timeout(turn_ms)) {
@@ -189,6 +195,7 @@ impl<S: Service> Worker<S> {
             self.table.now_ms = self.clock.now_ms();
             turn_ms = self.service.turn(self.table.now_ms, &mut Outbox(&mut self.table));
             self.settle();
+            self.load.has_ring(self.table.ring.is_some());
             self.load.is(self.table.connections.len(), self.table.open, mem::take(&mut self.came));
             self.table.deflater.forget();
             self.load.has_deflated(mem::take(&mut self.table.deflater.counts));

@@ -4,8 +4,8 @@
 
 mod parts;
 
-use flx_realtime::listener::{Limits, Listener};
-use parts::{Client, close, frame, listen};
+use flx_realtime::listener::Listener;
+use parts::{Client, close, frame, limits, listen};
 
 const TEXT: u8 = 0x81;
 const BINARY: u8 = 0x82;
@@ -185,7 +185,7 @@ fn closing() -> Vec<Case> {
 
 #[test]
 fn every_case_is_answered_as_the_rfc_says() {
-    let (listener, _told) = listen(Limits::default());
+    let (listener, _told) = listen(limits());
     for case in [framing(), pings_and_pongs(), reserved(), fragments(), text(), closing()].concat() {
         let stream = case.sent.concat();
         run(&listener, &case, &[&stream]);

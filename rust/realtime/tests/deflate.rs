@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress};
 use flx_realtime::deflate::Deflated;
 use flx_realtime::listener::{Limits, Listener};
-use parts::{Client, PATIENCE, close, frame, head, listen};
+use parts::{Client, PATIENCE, close, frame, head, limits, listen};
 
-const LIMITS: fn() -> Limits = || Limits { deflate: true, ..Limits::default() };
+const LIMITS: fn() -> Limits = || Limits { deflate: true, ..limits() };
 const TEXT: u8 = 0x81;
 const BINARY: u8 = 0x82;
 const DEFLATED: u8 = 0x40;
@@ -84,7 +84,7 @@ fn it_is_agreed_on_when_both_want_it() {
     client.send(head("/").replace("\r\n\r\n", "\r\nSec-WebSocket-Extensions: a;;b\r\n\r\n").as_bytes());
     assert!(client.rest().ends_with("Extensions"));
     // A service that answers later finds what was agreed.
-    let (off, _told) = listen(Limits::default());
+    let (off, _told) = listen(limits());
     assert_eq!(None, open(&off, "permessage-deflate").1);
     assert_eq!(None, open(&off, "a;;b").1);
 }

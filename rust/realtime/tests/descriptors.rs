@@ -7,13 +7,12 @@ mod parts;
 use std::fs::File;
 use std::io::{self, Read};
 
-use flx_realtime::listener::Limits;
-use parts::{Client, head, listen};
+use parts::{Client, head, limits, listen};
 use rustix::process::{Resource, getrlimit, setrlimit};
 
 #[test]
 fn who_comes_when_there_are_no_descriptors_waits_for_one() {
-    let (listener, _told) = listen(Limits::default());
+    let (listener, _told) = listen(limits());
     let first = Client::open(&listener);
     let mut other = Client::open(&listener);
     let mut limit = getrlimit(Resource::Nofile);

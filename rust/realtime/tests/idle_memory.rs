@@ -6,7 +6,7 @@ mod parts;
 use std::fs;
 
 use flx_realtime::listener::Limits;
-use parts::{Client, Told, head, listen, next};
+use parts::{Client, Told, head, limits, listen, next};
 
 const CONNECTIONS: usize = 4_000;
 const MOST_BYTES: usize = 512;
@@ -27,7 +27,7 @@ fn an_idle_websocket_costs_half_a_kibibyte_at_most() {
     setrlimit(Resource::Nofile, limit).unwrap();
     // Both ends are this process's.
     let count = limit.maximum.map_or(CONNECTIONS, |most| CONNECTIONS.min(most as usize / 2 - 100));
-    let (listener, told) = listen(Limits { deflate: true, ..Limits::default() });
+    let (listener, told) = listen(Limits { deflate: true, ..limits() });
     let mut clients = Vec::with_capacity(count);
     let offering = head("/").replace("\r\n\r\n", "\r\nSec-WebSocket-Extensions: permessage-deflate\r\n\r\n");
     let mut connect = |count: usize| {

@@ -21,7 +21,7 @@ use flx_realtime::seat::{Seat, SharedRoster};
 use flx_realtime::service::ConnId;
 use flx_realtime::sessions::Sessions;
 use flx_realtime::shared_hub::SharedHub;
-use parts::{Client, PATIENCE, close, frame, head};
+use parts::{Client, PATIENCE, close, frame, head, limits};
 use serde_json::{Value, json};
 
 /// Events that a client is told which does not read.
@@ -146,7 +146,7 @@ impl Process {
 /// A storm of clients is decided about a few at a time, and everybody has a turn.
 #[test]
 fn handshakes_wait_unread_while_others_are_decided_about() {
-    let process = process(HubLimits::default(), Limits { deciding: 2, ..Limits::default() });
+    let process = process(HubLimits::default(), Limits { deciding: 2, ..limits() });
     let connect = |number: usize| {
         let mut client = Client::tcp(&process.listener);
         client.send(head(&format!("/ws/c{number}?s{number}&held")).as_bytes());
@@ -180,7 +180,7 @@ fn ask(client: &mut Client, message: &Value) -> Value {
 
 #[test]
 fn what_is_published_is_heard_by_those_who_subscribed() {
-    let process = process(HubLimits::default(), Limits::default());
+    let process = process(HubLimits::default(), limits());
     let (mut plain, mut batched) = (process.client("/ws/a?ann"), process.client("/ws/b?ann&batched"));
     let mut deaf = process.client("/ws/c?bert");
     for client in [&mut plain, &mut batched] {
@@ -213,7 +213,7 @@ fn what_is_published_is_heard_by_those_who_subscribed() {
 
 #[test]
 fn what_cannot_be_done_is_told_and_too_much_of_it_ends() {
-    let process = process(HubLimits::default(), Limits::default());
+    let process = process(HubLimits::default(), limits());
     let mut client = process.client("/ws/a?ann");
     for (message, code) in [
         (json!({"type": "subscribe", "event": "nothing.x"}), "not_found"),
@@ -243,7 +243,7 @@ fn what_cannot_be_done_is_told_and_too_much_of_it_ends() {
 
 #[test]
 fn who_sees_no_pings_hears_a_sign_of_life() {
-    let process = process(HubLimits::default(), Limits { ping_ms: 200, life_ms: 5_000, ..Limits::default() });
+    let process = process(HubLimits::default(), Limits { ping_ms: 200, life_ms: 5_000, ..limits() });
     let mut client = process.client("/ws/a?ann");
     assert_eq!(Some((0x89, vec![])), client.frame());
     assert_eq!("heartbeat", hear(&mut client)["type"]);
@@ -251,7 +251,7 @@ fn who_sees_no_pings_hears_a_sign_of_life() {
 
 #[test]
 fn a_client_id_is_its_owners_while_it_is_connected() {
-    let process = process(HubLimits::default(), Limits::default());
+    let process = process(HubLimits::default(), limits());
     let first = process.client("/ws/same?ann");
     let _second = process.client("/ws/same?ann");
     assert!(process.refused("/ws/same?bert").starts_with("HTTP/1.1 409 Taken"));
@@ -271,7 +271,7 @@ fn a_client_id_is_its_owners_while_it_is_connected() {
 
 #[test]
 fn a_token_ends_with_a_warning_unless_there_is_another_one() {
-    let process = process(HubLimits::default(), Limits::default());
+    let process = process(HubLimits::default(), limits());
     for how in ["", "&batched"] {
         let mut client = process.client(&format!("/ws/a?ann&ends{how}"));
         assert_eq!(json!({"type": "expiring", "in_s": 1}), hear(&mut client));
@@ -299,7 +299,7 @@ fn a_token_ends_with_a_warning_unless_there_is_another_one() {
 
 #[test]
 fn history_comes_before_what_is_live_and_nothing_twice() {
-    let process = process(HubLimits { topic_bytes: 1, ..HubLimits::default() }, Limits::default());
+    let process = process(HubLimits { topic_bytes: 1, ..HubLimits::default() }, limits());
     process.tell("app.x", 1, 0, "1");
     let mut client = process.client("/ws/a?ann");
     let pos = ask(&mut client, &json!({"type": "subscribe", "event": "app.x"}))["pos"].clone();
@@ -330,7 +330,7 @@ fn history_comes_before_what_is_live_and_nothing_twice() {
 
 /// A process whose memory begins behind its clients' positions, and such a position, of some logs.
 fn restarted(logs: u64) -> (Process, String) {
-    let process = process(HubLimits::default(), Limits::default());
+    let process = process(HubLimits::default(), limits());
     process.desk.hub().restart("epoch-1", 10, "", 0);
     let logs = (0..logs).map(|number| (format!("{number:036}").into(), number)).collect();
     (process, Position { epoch: "epoch-1".into(), seq: 5, logs }.encode())
@@ -383,7 +383,7 @@ fn what_is_too_much_while_a_client_catches_up_is_told_in_its_turn() {
 
 #[test]
 fn a_ping_is_answered_when_what_was_asked_for_before_is_level() {
-    let process = process(HubLimits::default(), Limits::default());
+    let process = process(HubLimits::default(), limits());
     let mut client = process.client("/ws/a?ann");
     for seq in 1..5 {
         process.tell("app.x", seq, seq - 1, "0");
@@ -403,7 +403,7 @@ fn a_ping_is_answered_when_what_was_asked_for_before_is_level() {
 #[test]
 fn who_does_not_read_is_told_what_it_missed_and_nothing_else_is_lost() {
     let small = HubLimits { topic_bytes: 256 << 10, total_bytes: 1 << 20, ..HubLimits::default() };
-    let process = process(small, Limits { send_buffer_bytes: 16 << 10, ..Limits::default() });
+    let process = process(small, Limits { send_buffer_bytes: 16 << 10, ..limits() });
     let (mut slow, mut quick) = (process.client("/ws/a?ann&batched"), process.client("/ws/b?ann&batched"));
     for client in [&mut slow, &mut quick] {
         ask(client, &json!({"type": "subscribe", "event": "app.x"}));
@@ -440,7 +440,7 @@ fn who_does_not_read_is_told_what_it_missed_and_nothing_else_is_lost() {
 #[test]
 fn threads_and_another_face_hear_one_log_without_hole_duplicate_or_disorder() {
     const EVENTS: u64 = 3_000;
-    let process = process_of(3, HubLimits::default(), Limits::default());
+    let process = process_of(3, HubLimits::default(), limits());
     let mut clients: Vec<Client> = (0..9)
         .map(|number| process.client(&format!("/ws/{number}?s{number}&{}", ["batched", ""][number % 2])))
         .collect();
@@ -516,7 +516,7 @@ fn until(mut is_so: impl FnMut() -> bool) {
 
 #[test]
 fn whose_token_is_revoked_is_closed_and_leaves_the_roster() {
-    let process = process(HubLimits::default(), Limits::default());
+    let process = process(HubLimits::default(), limits());
     let (mut hit, mut other) = (process.client("/ws/a?ann"), process.client("/ws/b?bert"));
     let mut revocations = Revocations::new((1, 2));
     let revocation = Revocation {

@@ -17,7 +17,7 @@ use flx_realtime::seat::{Seat, SharedRoster};
 use flx_realtime::service::ConnId;
 use flx_realtime::sessions::Sessions;
 use flx_realtime::shared_hub::SharedHub;
-use parts::{Client, head};
+use parts::{Client, head, limits};
 use serde_json::Value;
 
 /// A listener whose requests are let in; the query is the topics, and perhaps `&ends`.
@@ -142,7 +142,7 @@ fn told(client: &mut Client) -> (String, Value) {
 
 #[test]
 fn what_is_published_is_heard_by_who_listens() {
-    let process = process(Limits::default());
+    let process = process(limits());
     let mut both = process.stream("app.*,pipeline_events");
     let mut one = process.stream("pipeline_events");
     process.tell("app.x", 4, 0, r#"{"n":1}"#);
@@ -162,7 +162,7 @@ fn what_is_published_is_heard_by_who_listens() {
 
 #[test]
 fn what_a_client_says_after_its_request_is_no_request() {
-    let process = process(Limits::default());
+    let process = process(limits());
     let mut client = process.asked("GET", "/v1/events", "app.x");
     assert!(client.http().starts_with("HTTP/1.1 200 "));
     client.send(head("/ws/a?ann").as_bytes());
@@ -176,7 +176,7 @@ fn what_a_client_says_after_its_request_is_no_request() {
 
 #[test]
 fn other_paths_and_methods_are_no_streams() {
-    let process = process(Limits::default());
+    let process = process(limits());
     for (method, path, why) in [
         ("GET", "/v1/pipelines", "NoUpgrade"),
         ("GET", "/v1/events/", "NoUpgrade"),
@@ -196,7 +196,7 @@ fn other_paths_and_methods_are_no_streams() {
 
 #[test]
 fn an_end_is_told_and_nothing_comes_after_it() {
-    let process = process(Limits::default());
+    let process = process(limits());
     let mut ended = process.stream("app.x&ends");
     assert_eq!("expiring", told(&mut ended).0);
     let (kind, data) = told(&mut ended);
@@ -213,7 +213,7 @@ fn an_end_is_told_and_nothing_comes_after_it() {
 
 #[test]
 fn a_stream_gives_its_place_back_and_a_subject_has_only_so_many() {
-    let process = process(Limits::default());
+    let process = process(limits());
     let held: Vec<Client> = (0..3).map(|_| process.stream("app.x")).collect();
     assert!(process.asked("GET", "/v1/events", "app.x").rest().contains("TooMany"));
     drop(held);
@@ -224,7 +224,7 @@ fn a_stream_gives_its_place_back_and_a_subject_has_only_so_many() {
 
 #[test]
 fn silence_is_filled_with_comments_and_who_takes_nothing_is_forgotten() {
-    let quick = Limits { ping_ms: 50, write_ms: 200, send_buffer_bytes: 16 << 10, ..Limits::default() };
+    let quick = Limits { ping_ms: 50, write_ms: 200, send_buffer_bytes: 16 << 10, ..limits() };
     let process = process(quick);
     let mut client = process.stream("app.x");
     assert_eq!(": heartbeat\n\n", chunk(&mut client).unwrap());

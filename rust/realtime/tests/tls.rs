@@ -10,7 +10,7 @@ use std::sync::{Arc, mpsc};
 use flx_realtime::listener::{Clock, Limits, Listener};
 use flx_realtime::service::Closed;
 use flx_realtime::tls;
-use parts::{Client, LARGE, Told, close, closed, frame, head, next};
+use parts::{Client, LARGE, Told, close, closed, frame, head, limits, next};
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
@@ -43,7 +43,7 @@ fn listen(told: &mpsc::Sender<Told>, limits: Limits) -> (Listener, impl Fn(&List
 #[test]
 fn frames_of_any_size_pass_both_ways() {
     let (told, hears) = mpsc::channel();
-    let (listener, connect) = listen(&told, Limits::default());
+    let (listener, connect) = listen(&told, limits());
     let mut clients: Vec<_> = (0..3).map(|_| connect(&listener)).collect();
     for length in [0, 1, 125, 126, 16_384, 16_385, 65_535, 65_536] {
         for client in &mut clients {
@@ -59,7 +59,7 @@ fn frames_of_any_size_pass_both_ways() {
 #[test]
 fn a_full_socket_loses_nothing() {
     let (told, hears) = mpsc::channel();
-    let (listener, connect) = listen(&told, Limits::default());
+    let (listener, connect) = listen(&told, limits());
     let mut client = connect(&listener);
     client.send(&frame(0x81, b"fill"));
     let bytes = next(&hears, |told| if let Told::Full(bytes) = told { Some(bytes) } else { None });
@@ -76,7 +76,7 @@ fn a_full_socket_loses_nothing() {
 #[test]
 fn who_speaks_no_tls_is_sent_away() {
     let (told, _hears) = mpsc::channel();
-    let (listener, connect) = listen(&told, Limits { handshake_ms: 300, ..Limits::default() });
+    let (listener, connect) = listen(&told, Limits { handshake_ms: 300, ..limits() });
     let mut plain = Client::tcp(&listener);
     plain.send(head("/").as_bytes());
     let mut silent = Client::tcp(&listener);

@@ -10,7 +10,7 @@ use flx_realtime::listener::{Clock, Handle, Limits, Listener};
 use flx_realtime::outbox::{Outbox, Taken};
 use flx_realtime::request::{Fault, Request};
 use flx_realtime::service::{Closed, ConnId, Message, Service, Upgrade};
-use flx_realtime::wire::Wire;
+use flx_realtime::wire::{Bundle, Wire};
 
 /// For what must come: a test that waits so long has failed.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -18,6 +18,8 @@ pub(crate) const KEY: [u8; 4] = [0x37, 0xfa, 0x21, 0x3d];
 
 /// What the service was told.
 pub(crate) enum Told {
+    /// Its thread is at work.
+    Began,
     /// A handshake for `/later`.
     Asked(Handle, ConnId),
     Opened(ConnId),
@@ -30,8 +32,9 @@ pub(crate) enum Told {
 pub(crate) struct Obedient {
     told: Sender<Told>,
     handle: Handle,
+    has_begun: bool,
     open: Vec<ConnId>,
-    large: Wire,
+    large: Bundle,
 }
 
 impl Service for Obedient {
@@ -63,8 +66,10 @@ impl Service for Obedient {
             Message::Text("fill") => self.fill(conn, out),
             Message::Text(text) => match text.strip_prefix("all ") {
                 Some(text) => {
-                    let wire = Wire::text(text.as_bytes());
-                    self.open.retain(|&it| out.frame(it, &wire) != Taken::Gone);
+                    let bundle = Bundle::One(Wire::text(text.as_bytes()));
+                    let sends: Vec<_> = self.open.iter().map(|conn| (*conn, &bundle)).collect();
+                    let mut said = out.bundles(&sends).into_iter();
+                    self.open.retain(|_| said.next().is_some_and(|(_, taken)| taken != Taken::Gone));
                 }
                 None => out.message(conn, Wire::text(text.as_bytes())),
             },
@@ -87,6 +92,9 @@ impl Service for Obedient {
     }
 
     fn turn(&mut self, _: u64, _: &mut Outbox<'_>) -> Option<u64> {
+        if !std::mem::replace(&mut self.has_begun, true) {
+            let _ = self.told.send(Told::Began);
+        }
         None
     }
 }
@@ -96,7 +104,7 @@ impl Obedient {
     fn fill(&mut self, conn: ConnId, out: &mut Outbox<'_>) {
         let mut bytes = 0;
         loop {
-            match out.frame(conn, &self.large) {
+            match out.bundles(&[(conn, &self.large)])[0].1 {
                 Taken::Sent => bytes += LARGE as u64,
                 Taken::Last => {
                     bytes += LARGE as u64;
@@ -116,6 +124,12 @@ fn answer(status: u16, body: &str) -> Vec<u8> {
     format!("HTTP/1.1 {status} x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}", body.len()).into_bytes()
 }
 
+/// What a test of a listener begins with: whatever is sent goes by `io_uring`, or one by one in the binary of that name.
+pub(crate) fn limits() -> Limits {
+    let together = if env!("CARGO_CRATE_NAME") == "by_send" { usize::MAX } else { 1 };
+    Limits { together, ..Limits::default() }
+}
+
 /// A listener with the service above, and what that is told.
 pub(crate) fn listen(limits: Limits) -> (Listener, Receiver<Told>) {
     let (told, hears) = mpsc::channel();
@@ -126,8 +140,8 @@ pub(crate) fn listen(limits: Limits) -> (Listener, Receiver<Told>) {
 
 pub(crate) fn service(told: &Sender<Told>) -> impl FnMut(usize, Handle) -> Obedient {
     let told = told.clone();
-    let large = Wire::binary(vec![7; LARGE]);
-    move |_, handle| Obedient { told: told.clone(), handle, open: Vec::new(), large: large.clone() }
+    let large = Bundle::One(Wire::binary(vec![7; LARGE]));
+    move |_, handle| Obedient { told: told.clone(), handle, has_begun: false, open: Vec::new(), large: large.clone() }
 }
 
 /// A frame as a client sends it.
