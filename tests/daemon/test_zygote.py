@@ -6,15 +6,18 @@ import os
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from types import ModuleType, SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
+from tests.processor_turns import turn_ns_of
 
 from flx_api.daemon import zygote
 from flx_api.daemon.executors.zygote_process import SCRIPT
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     import pytest
@@ -37,6 +40,42 @@ def test_a_run_that_nobody_hears_of_leaves_the_gate_to_its_successor(tmp_path: P
     assert os.read(gate_read, 2) == b"g"
     os.close(gate_read)
     assert list(tmp_path.iterdir()) == []
+
+
+def in_a_child(what: Callable[[], object]) -> object:
+    """What a function gives in a process of its own."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(write, msgspec.json.encode(what()))
+        os._exit(0)
+    os.close(write)
+    os.waitpid(child, 0)
+    with os.fdopen(read, "rb") as told:
+        return msgspec.json.decode(told.read())
+
+
+def long_turns(nice: int, policy: int) -> tuple[int | None, int, int]:
+    """Turn, niceness and policy of a process that stood back and then asked for long turns."""
+    os.sched_setscheduler(0, policy, os.sched_param(0))
+    os.nice(nice)
+    zygote.take_long_turns()
+    return (turn_ns_of(0), os.getpriority(os.PRIO_PROCESS, 0), os.sched_getscheduler(0))
+
+
+def test_long_turns_change_nothing_else() -> None:
+    ours = os.getpriority(os.PRIO_PROCESS, 0)
+    for policy in (os.SCHED_OTHER, os.SCHED_BATCH):
+        turn_ns, *rest = cast("list[Any]", in_a_child(partial(long_turns, 3, policy)))
+        assert [min(ours + 3, 19), policy] == rest
+        assert turn_ns in {None, zygote.LONG_TURN_NS}
+
+
+def test_who_was_given_another_policy_keeps_it() -> None:
+    ours = os.getpriority(os.PRIO_PROCESS, 0)
+    turn_ns, *rest = cast("list[Any]", in_a_child(partial(long_turns, 0, os.SCHED_IDLE)))
+    assert [ours, os.SCHED_IDLE] == rest
+    assert turn_ns != zygote.LONG_TURN_NS
 
 
 def test_plugins_are_numbered_in_the_order_in_which_meltano_starts_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,11 +17,13 @@ from typing import Any
 import pytest
 from tests.e2e.ledger_runs import shorten
 from tests.e2e.scripted_project import BLOCKS, Bench, make_project, until
+from tests.processor_turns import turn_ns_of
 
 from flx_api.daemon.executors import ExitRecord, ProcessIdentity
 from flx_api.daemon.executors.local import LocalRun, MeterCommand
 from flx_api.daemon.processes import identify, is_alive, session_members
 from flx_api.daemon.run_folder import RunFolder
+from flx_api.daemon.zygote import LONG_TURN_NS
 from flx_api.errors import Conflict, DeadlineExceeded
 
 pytestmark = pytest.mark.e2e
@@ -380,6 +382,8 @@ def test_a_run_stands_back_for_everything_else_and_its_keeper_does_not(bench: Be
         for pid, expected in ((run.identity.pid, ours), (inner_of(run), ours + steps), (plugin, ours + steps)):
             assert os.getpriority(os.PRIO_PROCESS, pid) == min(expected, 19)
         assert await asyncio.to_thread(autogroup_of, plugin) in {None, steps}
+        assert turn_ns_of(plugin) in {None, LONG_TURN_NS}
+        assert turn_ns_of(run.identity.pid) != LONG_TURN_NS
         bench.let_go()
         await run.wait()
         await executor.settle(spec.attempt_id, run_started=True)

@@ -147,6 +147,7 @@ class Watcher:
         batch = await self._fill()
         yield batch
         while True:
+            await self._news()
             batch = await self._fill()
             if (
                 batch.events
@@ -157,8 +158,6 @@ class Watcher:
             ):
                 self._silent = 0
                 yield batch
-            elif self._seq >= self._journal.seq and self._has_all_ephemeral():
-                await self._news()
 
     def _start(self, request: WatchRequest) -> int:
         now = self._journal.seq
