@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -12,7 +13,7 @@ from tests.daemon.daemon_parts import Parts, growing_log, parts, turn
 
 from flx_api._core import Hub
 from flx_api.daemon.executions.log_file import LogFile
-from flx_api.daemon.watch import BATCH_EVENTS, Pages, Topics, Watcher
+from flx_api.daemon.watch import BATCH_EVENTS, Pages, Topics, Watcher, log_batches
 from flx_api.events.follower import told as told_to_hub
 from flx_api.models.event import ExecutionEvent, PipelineEvent
 from flx_api.models.topic_rules import Expiry
@@ -21,6 +22,8 @@ from flx_api.proto.flx.v1.daemon_pb2 import EventBatch, LogPosition, WatchReques
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
+
+    import pytest
 
     from flx_api.models.execution import Status
 
@@ -442,5 +445,98 @@ def test_watchers_at_the_same_line_read_it_once(tmp_path: Path) -> None:
                 assert told[0] == told[1] == told[2]
                 assert [(event.seq, event.data) for event in told[0]] == [(number, b'"line %d"' % number)]
             assert len(looked) == 3
+
+    asyncio.run(story())
+
+
+def few_reads(log: LogFile) -> None:
+    """Fail who asks a log for lines again and again without waiting for anything."""
+    lines, asked = log.lines, []
+
+    def counted(*wanted: int) -> list[bytes]:
+        asked.append(wanted)
+        assert len(asked) < 20
+        return lines(*wanted)
+
+    log.lines = counted  # type: ignore[assignment, method-assign]
+
+
+def test_lines_that_cannot_be_read_are_looked_at_again_when_there_is_news(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with parts(tmp_path) as daemon:
+            log = new_log(daemon, tmp_path, "e1")
+            few_reads(log)
+            batches, followed = watch(daemon), log_batches(log, 1, 0, follow=True)
+            await anext(batches)
+            with growing_log(log.path, log) as write:
+                write(b"one")
+                away = log.path.rename(tmp_path / "away")
+                waiting = [asyncio.ensure_future(anext(each)) for each in (batches, followed)]
+                await turn()
+                assert not any(one.done() for one in waiting)
+                away.rename(log.path)
+                write(b"two")
+                assert [("execution.e1.log", 1, 0), ("execution.e1.log", 2, 1)] == shown(await waiting[0])  # type: ignore[arg-type]
+                assert [b"one", b"two"] == list((await waiting[1]).lines)  # type: ignore[union-attr]
+
+    asyncio.run(story())
+
+
+def test_lines_that_are_gone_with_their_run_are_a_gap(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with parts(tmp_path) as daemon:
+            log = new_log(daemon, tmp_path, "e1")
+            few_reads(log)
+            batches = watch(daemon)
+            await anext(batches)
+            with growing_log(log.path, log) as write:
+                write(b"one")
+                log.path.unlink()
+                log.finish()
+                assert ("evicted", []) == ((told := await anext(batches)).gap_reason, shown(told))
+                assert [] == [batch async for batch in log_batches(log, 1, 0, follow=True)]
+                await emit(daemon)
+                assert [("t", 1, 0)] == shown(await anext(batches))
+
+    asyncio.run(story())
+
+
+def test_lines_of_an_attempt_whose_file_is_gone_are_passed_over(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with parts(tmp_path) as daemon:
+            log = new_log(daemon, tmp_path, "e1")
+            few_reads(log)
+            batches = watch(daemon)
+            await anext(batches)
+            with growing_log(log.path, log) as write:
+                write(b"one", b"two")
+            log.path.unlink()
+            log.continue_in(tmp_path / "second")
+            with growing_log(log.path, log) as write:
+                write(b"three")
+                told = await anext(batches)
+                assert "evicted" == told.gap_reason
+                assert [("execution.e1.log", 3, 2)] == (shown(told) or shown(await anext(batches)))
+
+    asyncio.run(story())
+
+
+def test_logs_of_old_are_counted_in_a_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = LogFile._index
+
+    def elsewhere(log: LogFile, until: int) -> None:
+        assert threading.current_thread() is not threading.main_thread()
+        index(log, until)
+
+    async def story() -> None:
+        async with parts(tmp_path) as daemon:
+            for name in ("e1", "e2"):
+                (tmp_path / name).write_bytes(b"line\n" * (BATCH_EVENTS + 50))
+                daemon.fake.logs[name] = LogFile(tmp_path / name, tenant="default", complete=True)
+            named = [LogPosition(execution_id=name, after_line=0) for name in ("e1", "e2")]
+            monkeypatch.setattr(LogFile, "_index", elsewhere)
+            batches, lines = watch(daemon, logs=named), 0
+            while lines < 2 * (BATCH_EVENTS + 50):
+                lines += len((await anext(batches)).events)
 
     asyncio.run(story())

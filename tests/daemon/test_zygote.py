@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -47,8 +48,10 @@ def in_a_child(what: Callable[[], object]) -> object:
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
-        os.write(write, msgspec.json.encode(what()))
-        os._exit(0)
+        try:
+            os.write(write, msgspec.json.encode(what()))
+        finally:
+            os._exit(0)
     os.close(write)
     os.waitpid(child, 0)
     with os.fdopen(read, "rb") as told:
@@ -76,6 +79,14 @@ def test_who_was_given_another_policy_keeps_it() -> None:
     turn_ns, *rest = cast("list[Any]", in_a_child(partial(long_turns, 0, os.SCHED_IDLE)))
     assert [ours, os.SCHED_IDLE] == rest
     assert turn_ns != zygote.LONG_TURN_NS
+
+
+def test_where_nobody_tells_the_policy_a_run_begins_without_long_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    def untold(_pid: int) -> int:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(zygote.os, "sched_getscheduler", untold)
+    zygote.take_long_turns()
 
 
 def test_plugins_are_numbered_in_the_order_in_which_meltano_starts_them(monkeypatch: pytest.MonkeyPatch) -> None:

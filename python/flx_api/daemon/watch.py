@@ -135,6 +135,8 @@ class Watcher:
         self._lines: dict[str, int] = {}
         # Logs that were given to their end; their runs may still count as active for a while.
         self._given: set[str] = set()
+        # Logs with lines that could not be read; looked at again when there is news of anything.
+        self._unreadable: set[str] = set()
         back = 1 if tenant is None and not request.HasField("after_seq") else 0
         for execution_id in executions.active_logs():
             self._lines[execution_id] = max(executions.log(execution_id).last_line - back, 0)
@@ -267,10 +269,21 @@ class Watcher:
             if given:
                 # To the end of the line: a log that fills every batch must not keep the others back.
                 self._lines[execution_id] = self._lines.pop(execution_id)
+            elif log.last_line > self._lines[execution_id]:
+                self._miss(execution_id, log)
             if log.complete and self._lines[execution_id] >= log.last_line:
                 del self._lines[execution_id]
                 self._given.add(execution_id)
                 self._pages.forget(execution_id)
+
+    def _miss(self, execution_id: str, log: LogFile) -> None:
+        """Lines that were counted cannot be read: what is over is passed over, and said to be gone."""
+        end = log.last_line if log.complete else log.earlier_lines
+        if self._lines[execution_id] < end:
+            self._gap = self._gap or "evicted"
+            self._lines[execution_id] = end
+        else:
+            self._unreadable.add(execution_id)
 
     def _take_log(self, events: list[Event], execution_id: str, log: LogFile, room: int) -> int:
         after, most = self._lines[execution_id], BATCH_EVENTS - len(events)
@@ -291,7 +304,8 @@ class Watcher:
             size += len(data)
             events.append(Event(seq=number, prev=number - 1, ts_us=now_us, topic=topic, tenant=tenant, data=data))
         page = Page(after, events, size)
-        self._pages.keep(execution_id, page)
+        if events:
+            self._pages.keep(execution_id, page)
         return page
 
     def _log(self, execution_id: str) -> LogFile | None:
@@ -318,17 +332,19 @@ class Watcher:
         Raises:
             Unavailable: `shutting_down`, the journal was closed.
         """
+        if self._seq < self._journal.seq or not self._has_all_ephemeral():
+            return
         sources = [self._journal.news]
         if self._ephemeral_seq is not None:
             sources.append(self._ephemeral.news)
-        has_more = self._seq < self._journal.seq or not self._has_all_ephemeral()
         for execution_id, line in self._lines.items():
             log = self._log(execution_id)
-            if log is not None:
-                sources.append(log.news)
-                has_more = has_more or log.last_line > line or log.complete
-        if has_more:
-            return
+            if log is None:
+                continue
+            # One that is over is not asked for its last line: that may have to be counted first, in a thread.
+            if log.complete or (log.last_line > line and execution_id not in self._unreadable):
+                return
+            sources.append(log.news)
         if self._journal.is_closed:
             raise Unavailable(code="shutting_down")
         self._wake.clear()
@@ -337,6 +353,7 @@ class Watcher:
         try:
             await self._wake.wait()
         finally:
+            self._unreadable.clear()
             for source in sources:
                 source.spare(self._wake)
 
@@ -359,8 +376,11 @@ async def log_batches(log: LogFile, from_line: int, limit: int, *, follow: bool)
             yield LogBatch(first_line=line, lines=lines)
             line += len(lines)
             left = None if left is None else left - len(lines)
-        elif not follow or (log.complete and line > log.last_line):
+        elif not follow or log.complete:
+            # What is counted of one that is over and cannot be read is gone.
             return
+        elif log.last_line >= line:
+            await log.news.wait()
         else:
             await log.changed(line - 1)
 

@@ -245,7 +245,10 @@ def take_long_turns() -> None:
     number = SCHED_SETATTR.get(os.uname().machine) if LINUX else None
     if number is None:
         return
-    policy = os.sched_getscheduler(0)
+    try:
+        policy = os.sched_getscheduler(0)
+    except OSError:
+        return  # musl has no such call, and a container may forbid it
     if policy not in {os.SCHED_OTHER, os.SCHED_BATCH}:
         return  # whoever started the service has chosen
     import ctypes

@@ -114,6 +114,8 @@ class LogFile:
         try:
             part = _Part(offset, self._seen, from_line - line, last - from_line + 1, max_bytes)
             found, end = _read_lines(file, part)
+        except OSError:
+            return []
         finally:
             os.close(file)
         if end <= self._line_start:
@@ -199,6 +201,8 @@ class LogFile:
                     return
                 self._count(chunk)
                 self._seen += len(chunk)
+        except OSError:
+            return
         finally:
             os.close(file)
 
