@@ -648,6 +648,10 @@ class PlainBatch:
         """The body, as it came."""
 
     @property
+    def deadline_s(self) -> float:
+        """How long the most urgent of its operations may take, in seconds."""
+
+    @property
     def first(self) -> int:
         """The number of the first operation; 0 before they have left."""
 

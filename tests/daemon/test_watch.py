@@ -476,8 +476,8 @@ def test_lines_that_cannot_be_read_are_looked_at_again_when_there_is_news(tmp_pa
                 assert not any(one.done() for one in waiting)
                 away.rename(log.path)
                 write(b"two")
-                assert [("execution.e1.log", 1, 0), ("execution.e1.log", 2, 1)] == shown(await waiting[0])  # type: ignore[arg-type]
-                assert [b"one", b"two"] == list((await waiting[1]).lines)  # type: ignore[union-attr]
+                assert [("execution.e1.log", 1, 0), ("execution.e1.log", 2, 1)] == shown(await waiting[0])
+                assert [b"one", b"two"] == list((await waiting[1]).lines)
 
     asyncio.run(story())
 

@@ -85,7 +85,7 @@ def test_where_nobody_tells_the_policy_a_run_begins_without_long_turns(monkeypat
     def untold(_pid: int) -> int:
         raise OSError(errno.ENOSYS, "Function not implemented")
 
-    monkeypatch.setattr(zygote.os, "sched_getscheduler", untold)
+    monkeypatch.setattr(os, "sched_getscheduler", untold)
     zygote.take_long_turns()
 
 

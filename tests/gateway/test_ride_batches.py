@@ -202,6 +202,38 @@ def test_batches_wait_for_one_another_where_there_is_no_room_for_all() -> None:
     asyncio.run(story())
 
 
+def test_room_that_single_commands_leave_is_taken_at_once() -> None:
+    async def story() -> None:
+        async with stage() as at:
+            gate: Any = at.parts.upstream._ready[0].load._gate
+            # As if single commands had all of it.
+            held = gate.enter_many(10_000)
+            at.parts.upstream._credits.resize(-held)
+            asked = await ask(at, echoes(10))
+            async with asyncio.timeout(20):
+                while not len(at.rides._queue):  # noqa: ASYNC110 - no event tells
+                    await asyncio.sleep(0)
+            gate.leave("ordinary", held)
+            at.parts.upstream._freed("call", held)
+            assert (200, ["ok"] * 10, 0) == ((told := await asked.answer())[0], codes(told[1]), at.gone_on)
+            await nothing_is_held(at)
+
+    asyncio.run(story())
+
+
+def test_where_nothing_is_let_in_nobody_waits() -> None:
+    async def story() -> None:
+        async with stage() as at:
+            load: Any = at.parts.upstream._ready[0].load
+            for _ in range(50):
+                load.broke(at.parts.upstream._now(), 0.5)
+            assert 0 == at.parts.upstream.largest_group
+            status, reply = await (await ask(at, echoes(10))).answer()
+            assert (200, {"upstream_unavailable"}, 1) == (status, set(codes(reply)), at.gone_on)
+
+    asyncio.run(story())
+
+
 def test_what_is_too_large_for_one_message_goes_in_several() -> None:
     async def story() -> None:
         async with stage() as at:
@@ -272,6 +304,41 @@ def test_what_is_over_is_forgotten_without_a_collector(kind: Kind) -> None:
         asyncio.run(story())
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("kind", ["asgi", "rsgi"])
+@pytest.mark.parametrize("leaves", [False, True])
+def test_what_a_group_has_taken_over_is_watched_by_its_exchange_alone(kind: Kind, leaves: bool) -> None:
+    async def story() -> None:
+        async with stage() as at:
+            at.daemon.answers["pipeline.get"] = lambda _: Conflict()
+            at.hold("plugin.list", 1)
+            body = msgspec.json.encode({"operations": [
+                {"command": "pipeline.get"}, {"command": "plugin.list", "deadline_ms": 900},
+            ]})  # fmt: skip
+            watcher = Watcher(kind, body, path=URL)
+            assert taken(at, watcher)
+            await at.outstanding(2)
+            express: Any = at.parts.upstream.express
+            async with asyncio.timeout(20):
+                while not at.rides._rests:  # noqa: ASYNC110 - no event tells
+                    await asyncio.sleep(0.01)
+            # The sweep that tells who takes long comes by.
+            now = express._outstanding.now
+            express._outstanding.now = lambda: now() + 0.5
+            express._sweep()
+            express._outstanding.now = now
+            assert {} == at.rides._watches
+            if leaves:
+                watcher.proto.gone.set()
+            else:
+                assert ["conflict", "deadline_exceeded"] == codes((await watcher.answer())[1])
+            async with asyncio.timeout(20):
+                while at.rides._rests:  # noqa: ASYNC110 - no event tells
+                    await asyncio.sleep(0.01)
+            assert 1 == sum(at.requests(URL).values())
+
+    asyncio.run(story())
 
 
 @pytest.mark.parametrize("kind", ["asgi", "rsgi"])

@@ -63,3 +63,27 @@ def test_one_that_does_not_answer_gets_nothing_while_another_does() -> None:
     assert "upstream_unavailable" == refusal.value.code
     streams.add(other, PATIENT_S)
     assert all(streams.choose("pipeline.list", turn, PATIENT_S, sort="ordinary")[0] is other for turn in range(9))
+
+
+def test_a_batch_leaves_where_there_is_room_for_all_of_it() -> None:
+    streams = Streams(sheds=True)
+    assert (0, None) == (streams.largest_group, streams.with_room(1, 0))
+    one, other = carrier((1, "here")), carrier((2, "here"), 1)
+    one.outbox, other.outbox = object(), object()
+    for found in (one, other):
+        streams.add(found, 0.0)
+    # What one of them bears, and not what both do together.
+    most = streams.largest_group
+    assert most is not None
+    assert (most, 2 * most) == (one.load.grouped, streams.grouped)
+    assert (one, None) == (streams.with_room(most, 0), streams.with_room(most + 1, 0))
+    one.load.enter_many(1, "grouped")
+    assert (other, one) == (streams.with_room(most, 0), streams.with_room(most - 1, 0))
+    for _ in range(50):
+        other.load.broke(0.0, 0.5)
+    assert (most, None) == (streams.largest_group, streams.with_room(most, 0))
+    one.outbox = None
+    assert streams.with_room(1, 0) is None
+    unshed = Streams(sheds=False)
+    unshed.ready.append(other)
+    assert (None, other) == (unshed.largest_group, unshed.with_room(10_000, 0))

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import msgspec
@@ -111,18 +110,24 @@ class BatchRoute:
 
     def begun(self, plain: PlainBatch) -> Callable[[Exchange], Awaitable[Response]]:
         """The rest of a batch that was read, of which nothing has left."""
-        return partial(self._rest, plain, None)
+        return self._rest_of(plain, None)
 
     def taken_over(self, plain: PlainBatch) -> tuple[Group, Callable[[Exchange], Awaitable[Response]]]:
         """Who waits for what is missing of a batch that has left; and the rest of it."""
         group = Group(self.upstream)
         group.take_over(plain)
-        return group, partial(self._rest, plain, group)
+        return group, self._rest_of(plain, group)
 
-    async def _rest(self, plain: PlainBatch, group: Group | None, exchange: Exchange) -> Response:
-        exchange.passed_until(plain.mark_ns)
-        request = _decoder.decode(plain.body)
-        return await self._whole(exchange, _Batch(self, exchange, request, keeps=True, plain=plain, group=group))
+    def _rest_of(self, plain: PlainBatch, group: Group | None) -> Callable[[Exchange], Awaitable[Response]]:
+        # Not the batch itself, whose frames would stay for as long as the rest takes.
+        body, paid, mark_ns = plain.body, plain.paid or 0, plain.mark_ns
+
+        async def rest(exchange: Exchange) -> Response:
+            exchange.passed_until(mark_ns)
+            request = _decoder.decode(body)
+            return await self._whole(exchange, _Batch(self, exchange, request, keeps=True, paid=paid, group=group))
+
+        return rest
 
     async def _whole(self, exchange: Exchange, batch: _Batch) -> Response:
         with self.dispatcher.watch(exchange):
@@ -166,7 +171,7 @@ class _Batch:
         exchange: its request.
         request: what is asked for.
         keeps: its results wait for one another.
-        plain: what was read of it before, where it was.
+        paid: how many of its operations, the first ones, are paid for.
         group: who waits for all of that, where it has left.
     """
 
@@ -177,7 +182,7 @@ class _Batch:
         request: BatchRequest,
         *,
         keeps: bool,
-        plain: PlainBatch | None = None,
+        paid: int = 0,
         group: Group | None = None,
     ) -> None:
         self._route = route
@@ -189,7 +194,7 @@ class _Batch:
         self._keeps = keeps
         self._held = 0
         self._group = group
-        self._paid = (plain.paid or 0) if plain is not None else 0
+        self._paid = paid
         self._next = len(request.operations) if group is not None else 0
         # Why nothing more is begun.
         self._stopped = ""

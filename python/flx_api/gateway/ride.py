@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -29,11 +28,11 @@ import structlog
 
 from flx_api._core import Hall
 from flx_api.errors import InvalidRequest
+from flx_api.gateway.batch_queue import BatchQueue
 from flx_api.gateway.dispatch import question_of
 from flx_api.gateway.intake import BODY_TIMEOUT_S, CLIENT_GONE
 from flx_api.gateway.responses import origin_of
 from flx_api.gateway.rsgi import serve_rest
-from flx_api.upstream.channel import BURST_S
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -90,11 +89,9 @@ class Rides:
         # Where commands come from that no server's protocol answers.
         self.lane: LaneFace | None = None
         self._edge: Edge
+        self._queue: BatchQueue
         self._loop: asyncio.AbstractEventLoop
         self._questions: dict[Ride, Question] = {}
-        # Batches that wait for room for all of their operations, and since when.
-        self._queue: deque[tuple[Ride, float]] = deque()
-        self._patience: asyncio.TimerHandle | None = None
         # Whether `_glance` is due.
         self._is_watched = False
         # What goes on as a task; the loop itself remembers them only weakly.
@@ -110,6 +107,7 @@ class Rides:
         self.bare = edge.place_of(self._commands.execute)
         self.many = edge.place_of(self._batches.serve)
         self.hall = Hall(self._commands.plain, wake, context, BODY_TIMEOUT_S, self.many)
+        self._queue = BatchQueue(self._loop, lambda: self._upstream.largest_group, self._leaves, self._in_parts)
         self._express.passengers = self
         self._commands.rides = self
         self._look()
@@ -187,8 +185,7 @@ class Rides:
             broken = InvalidRequest("The body is malformed or ended too early")
             self._go_on(ride, _refused(broken) if body is None else self._generally(ride, body))
         for ride in batches:
-            if self._queue or not self._leaves(ride):
-                self._wait(ride)
+            self._queue.enter(ride)
         for ride in marked:
             if self._takes_off(ride):
                 rides.append(ride)
@@ -249,6 +246,8 @@ class Rides:
     def takes_long(self, ride: Ride) -> None:
         """It takes so long that it is worth looking whether the caller is still there."""
         gone: Callable[[], Awaitable[object]]
+        if ride.batch is not None and ride.batch.group is not None:
+            return  # the exchange of who waits for the rest of it looks by itself
         if self.lane is not None and ride.is_of_lane:
             gone = partial(self.lane.gone_of_ride, ride.number, ride.ask_for_end)
         elif ride.caller is not None:
@@ -264,24 +263,9 @@ class Rides:
         self._go_on(ride, rest)
         return group
 
-    def _wait(self, ride: Ride) -> None:
-        """Let a batch wait for its turn, for a moment; what is too large leaves in parts at once."""
-        if len(_batch(ride)) > self._upstream.grouped:
-            self._go_on(ride, self._batches.begun(_batch(ride)))
-            return
-        self._queue.append((ride, self._loop.time()))
-        if self._patience is None:
-            self._patience = self._loop.call_later(BURST_S, self._lose_patience)
-
     def freed(self) -> None:
-        """There is room again for commands of batches."""
-        if self._queue:
-            # Those that were just woken for it come first.
-            self._loop.call_soon(self._depart_waiting)
-
-    def _depart_waiting(self) -> None:
-        while self._queue and self._leaves(self._queue[0][0]):
-            self._queue.popleft()
+        """There may be room again for commands of batches."""
+        self._queue.freed()
 
     def _leaves(self, ride: Ride) -> bool:
         """Let a batch leave, or go on where a limit is against it; False: there is no room for it."""
@@ -289,17 +273,12 @@ class Rides:
             return True
         if _batch(ride).paid is None:
             return False
-        self._go_on(ride, self._batches.begun(_batch(ride)))
+        self._in_parts(ride)
         return True
 
-    def _lose_patience(self) -> None:
-        """Batches that have waited long enough leave in parts, each as there is room for it."""
-        now, self._patience = self._loop.time(), None
-        while self._queue and self._queue[0][1] <= now - BURST_S:
-            ride, _ = self._queue.popleft()
-            self._go_on(ride, self._batches.begun(_batch(ride)))
-        if self._queue:
-            self._patience = self._loop.call_at(self._queue[0][1] + BURST_S, self._lose_patience)
+    def _in_parts(self, ride: Ride) -> None:
+        """Let a batch of which nothing has left go on in parts, each as there is room for it."""
+        self._go_on(ride, self._batches.begun(_batch(ride)))
 
     def counted(self, name: str, count: int) -> None:
         """So many operations of batches with this command were answered."""

@@ -350,6 +350,15 @@ class Upstream:
         return GROUPED if grouped is None else min(grouped, GROUPED)
 
     @property
+    def largest_group(self) -> int:
+        """How many commands of one request may leave together where no others are under way.
+
+        0: no daemon takes any, or others wait for room, so there is no use in waiting for it.
+        """
+        largest = 0 if self._waiting else self._streams.largest_group
+        return GROUPED if largest is None else min(largest, GROUPED)
+
+    @property
     def closing(self) -> bool:
         """Whether the service stops."""
         return self._closing
@@ -362,6 +371,7 @@ class Upstream:
         self._credits.resize(_CREDITS)
         self._grouped.resize(GROUPED)
         self.connected.set()
+        self.express.freed()
 
     def left(self, carrier: Carrier) -> None:
         """It takes no more; its replies still come."""
@@ -448,6 +458,7 @@ class Upstream:
         if kind != "call":
             self._release_share(kind)
         self._credits.release(count)
+        self.express.freed()
 
     def _release_share(self, kind: Kind) -> None:
         if kind == "wait":

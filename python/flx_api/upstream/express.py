@@ -185,9 +185,13 @@ class Express:
     def depart_batch(self, ride: Ride) -> bool:
         """Let a batch leave with this tick, if there is room for all of it, and no limit against it."""
         batch = ride.batch
-        if batch is None or len(batch) > self.room_of_many or not batch.pay():
+        count = len(batch) if batch is not None else 0
+        if batch is None or self._waiting or min(self._grouped.free, self._credits.free) < count:
             return False
-        count = self._leave(len(batch), "grouped", partial(self._depart_batch, ride))
+        carrier = self._streams.with_room(count, self._next)
+        if carrier is None or not batch.pay():
+            return False
+        self._leave(count, "grouped", partial(self._depart_batch, ride), carrier)
         self._grouped.resize(-count)
         return True
 
@@ -203,8 +207,10 @@ class Express:
         carrier = ready[0] if len(ready) == 1 else self._streams.least(self._next)
         return carrier if carrier.outbox is not None else None
 
-    def _leave(self, count: int, sort: Together, depart: Callable[..., Sequence[Sent]]) -> int:
-        carrier = self._carrier
+    def _leave(
+        self, count: int, sort: Together, depart: Callable[..., Sequence[Sent]], carrier: Carrier | None = None
+    ) -> int:
+        carrier = carrier or self._carrier
         if carrier is None or carrier.outbox is None:
             return 0
         count, life = min(count, self._credits.free), 0
@@ -270,8 +276,6 @@ class Express:
             group.took(results)
         for ride, frame in settled.others:
             self._ended(ride, ReplyFrame.FromString(frame))
-        if self.passengers is not None and settled.of_many + settled.forgotten[1]:
-            self.passengers.freed()
 
     def _ended(self, ride: Ride, ending: ReplyFrame | FlxError) -> None:
         """A command has ended otherwise than with a plain result: whoever waits for it is told."""
@@ -329,6 +333,11 @@ class Express:
         if grouped:
             self._grouped.release(grouped)
         self._freed("call", ordinary + grouped)
+
+    def freed(self) -> None:
+        """Something is over, or a daemon is there: who waits for room is told."""
+        if self.passengers is not None:
+            self.passengers.freed()
 
     def _sweep(self) -> None:
         """End what has no time left; runs only while something is under way."""

@@ -66,6 +66,26 @@ class Streams:
             return self.ready[0].load.grouped
         return sum(load.grouped for load in {carrier.load for carrier in self.ready})
 
+    @property
+    def largest_group(self) -> int | None:
+        """How many commands of batches one daemon may have, were nothing else; None: as many as like.
+
+        0: none lets any in now.
+        """
+        if not self._sheds and self.ready:
+            return None
+        return max((it.load.grouped for it in self.ready if it.load.state is State.CLOSED), default=0)
+
+    def with_room(self, count: int, turn: int) -> Carrier | None:
+        """A stream on which so many commands of batches may leave together: that with the fewest outstanding, if it may
+        be that; None when there is none.
+        """
+        able = [it for it in self.ready if it.outbox is not None and (not self._sheds or it.load.room >= count)]
+        if len(able) < 2:  # noqa: PLR2004 - there is nothing to choose
+            return able[0] if able else None
+        first = self.least(turn)
+        return first if first in able else able[0]
+
     def choose(
         self, command: str, turn: int, now_s: float, *, sort: Sort | None, avoid: object = None
     ) -> tuple[Carrier, Passage | None]:

@@ -181,6 +181,12 @@ impl PlainBatch {
         self.first.load(Ordering::Relaxed)
     }
 
+    /// How long the most urgent of its operations may take, in seconds.
+    #[getter]
+    fn deadline_s(&self) -> f64 {
+        self.items.iter().map(|item| item.leg.deadline_s()).fold(f64::INFINITY, f64::min)
+    }
+
     /// When its last phase ended, in monotonic nanoseconds.
     #[getter]
     fn mark_ns(&self) -> u64 {
