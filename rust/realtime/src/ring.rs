@@ -16,7 +16,6 @@ use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use io_uring::{IoUring, opcode, types};
-use rustix::io::Errno;
 use rustix::net::SendFlags;
 
 use crate::wire::Wire;
@@ -32,6 +31,7 @@ const KEPT_BYTES: usize = 256 * 1024;
 pub(crate) enum Sent {
     /// How many bytes the socket took.
     Taken(usize),
+    /// It is unknown what became of it.
     Failed(io::Error),
     /// The kernel has not looked at it.
     Untried,
@@ -139,13 +139,10 @@ impl Ring {
     }
 }
 
-/// What the kernel's answer means: `send` would have returned it.
+/// What the kernel's answer means. An error says nothing here: it may be the ring's and not the socket's, and `send`, which is
+/// tried next, tells.
 fn told(answer: i32) -> Sent {
-    match usize::try_from(answer) {
-        Ok(taken) => Sent::Taken(taken),
-        Err(_) if [Errno::AGAIN, Errno::INTR].map(|it| -it.raw_os_error()).contains(&answer) => Sent::Taken(0),
-        Err(_) => Sent::Failed(io::Error::from_raw_os_error(-answer)),
-    }
+    Sent::Taken(usize::try_from(answer).unwrap_or(0))
 }
 
 #[cfg(test)]

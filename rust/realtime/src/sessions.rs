@@ -15,7 +15,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use flx_core::hub::{COHORT, ConnKey, Delivery, Dialect, Frame, Profile, Refused, Shard, Turn};
+use flx_core::hub::{COHORT, ConnKey, Delivery, Dialect, Frame, Profile, Refused, Shard};
 use flx_core::ws::close::code;
 
 use crate::desk::{Caller, Desk, Handshake, History, Order, Owner, Question, Refresh};
@@ -26,7 +26,7 @@ use crate::seat::Seat;
 use crate::service::{Closed, ConnId, Message, Service, Upgrade};
 use crate::shared_hub::Guard;
 use crate::wheel::Wheel;
-use crate::wire::{Bundle, Wire};
+use crate::wire::{Bundle, Wire, bundled};
 
 /// Messages of a client in a second, and at once.
 const MESSAGES_PER_S: f32 = 50.0;
@@ -296,27 +296,28 @@ impl Sessions {
             out.has(*conn).then_some((key, *conn, turn))
         });
         let found: Vec<_> = found.collect();
-        let (mut bundles, mut which) = (Vec::with_capacity(found.len()), Vec::with_capacity(found.len()));
-        let mut made_of: Option<&Arc<Turn>> = None;
-        for (_, _, turn) in &found {
-            if made_of.is_none_or(|made_of| !Arc::ptr_eq(made_of, turn)) {
-                let wires = turn.frames.iter().map(|it| protocol::wire(Arc::clone(&it.payload), turn.dialect));
-                bundles.push(Bundle::of(wires));
-                made_of = Some(turn);
-            }
-            which.push(bundles.len() - 1);
-        }
-        let sends: Vec<_> = found.iter().zip(&which).map(|((_, conn, _), bundle)| (*conn, &bundles[*bundle])).collect();
-        let (mut put_back, mut writes) = (Vec::new(), 0);
-        for ((key, _, turn), (taken, became)) in found.iter().zip(out.bundles(&sends)) {
-            match became {
-                Taken::Sent => writes += 1,
-                Taken::Last | Taken::Full => {
-                    writes += u64::from(taken > 0);
-                    put_back.push((*key, turn, taken));
+        let (mut put_back, mut writes, mut left) = (Vec::new(), 0, &found[..]);
+        while !left.is_empty() {
+            let (bundles, which) = bundled(
+                left,
+                |(.., one), (.., other)| Arc::ptr_eq(one, other),
+                |(.., turn)| {
+                    let frames = turn.frames.iter();
+                    Bundle::of(frames.map(|frame| protocol::wire(Arc::clone(&frame.payload), turn.dialect)))
+                },
+            );
+            let sends: Vec<_> = left.iter().zip(&which).map(|((_, conn, _), at)| (*conn, &bundles[*at])).collect();
+            for ((key, _, turn), (taken, became)) in left.iter().zip(out.bundles(&sends)) {
+                match became {
+                    Taken::Sent => writes += 1,
+                    Taken::Last | Taken::Full => {
+                        writes += u64::from(taken > 0);
+                        put_back.push((*key, turn, taken));
+                    }
+                    Taken::Gone => {}
                 }
-                Taken::Gone => {}
             }
+            left = &left[which.len()..];
         }
         let mut hub = self.desk.hub();
         for (key, turn, taken) in put_back {

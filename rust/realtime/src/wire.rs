@@ -141,6 +141,31 @@ impl Bundle {
     }
 }
 
+/// Bytes of different bundles that are made before any of them is sent.
+const PART_BYTES: usize = 1 << 20;
+
+/// The bundles of the first of these, and which of them is each one's: of at least one, and of no more than come to
+/// [`PART_BYTES`] and one bundle. Neighbours that get the same share it.
+pub(crate) fn bundled<T>(
+    all: &[T],
+    is_same: impl Fn(&T, &T) -> bool,
+    make: impl Fn(&T) -> Bundle,
+) -> (Vec<Bundle>, Vec<usize>) {
+    let (mut bundles, mut which, mut bytes): (Vec<Bundle>, _, _) = (Vec::new(), Vec::with_capacity(all.len()), 0);
+    for (at, one) in all.iter().enumerate() {
+        if at == 0 || !is_same(&all[at - 1], one) {
+            if bytes >= PART_BYTES {
+                break;
+            }
+            let bundle = make(one);
+            bytes += bundle.whole().len();
+            bundles.push(bundle);
+        }
+        which.push(bundles.len() - 1);
+    }
+    (bundles, which)
+}
+
 fn in_chunk(payload: &[u8]) -> Vec<u8> {
     let mut bytes = format!("{:x}\r\n", payload.len()).into_bytes();
     bytes.extend_from_slice(payload);
@@ -168,5 +193,23 @@ mod tests {
         }
         let raw = Wire::raw(b"HTTP".to_vec());
         assert_eq!((4, b"TP".to_vec()), (raw.len(), raw.rest(2).concat()));
+    }
+    #[test]
+    fn bundles_are_made_in_parts_of_bounded_size() {
+        let of = |number: &usize| Bundle::of([0, 1].map(|_| Wire::text(vec![*number as u8; 150_000])).into_iter());
+        // Ten that differ, each for two neighbours, and one more of the last.
+        let all: Vec<usize> = (0..20).map(|at| at / 2).chain([9]).collect();
+        let (mut left, mut parts) = (&all[..], 0);
+        while !left.is_empty() {
+            let (bundles, which) = bundled(left, |one, other| one == other, of);
+            assert!(bundles.iter().map(|it| it.whole().len()).sum::<usize>() < PART_BYTES + 301_000);
+            for (number, at) in left.iter().zip(&which) {
+                assert_eq!(*number as u8, bundles[*at].wires()[0].rest(20).concat()[0]);
+            }
+            assert_eq!(left[..which.len()].iter().collect::<std::collections::BTreeSet<_>>().len(), bundles.len());
+            left = &left[which.len()..];
+            parts += 1;
+        }
+        assert_eq!(3, parts);
     }
 }

@@ -60,8 +60,8 @@ fn together_sockets_take_what_they_take_one_by_one() {
             let bytes = wire_of(number).rest(0).concat();
             match (sent, send(&twin.0, &bytes, SendFlags::NOSIGNAL)) {
                 (Sent::Taken(taken), Ok(as_many)) => assert_eq!(as_many, taken, "{number}"),
-                (Sent::Taken(taken), Err(Errno::AGAIN)) => assert_eq!(0, taken, "{number}"),
-                (Sent::Failed(error), Err(errno)) => assert_eq!(Some(errno.raw_os_error()), error.raw_os_error()),
+                // Why, the next `send` tells.
+                (Sent::Taken(taken), Err(_)) => assert_eq!(0, taken, "{number}"),
                 other => panic!("{number}: {other:?}"),
             }
             assert_eq!(heard(twin.1), heard(one.1), "{number}");
