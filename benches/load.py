@@ -214,20 +214,20 @@ def tree_cpu_s(pid: int) -> float:
     return total * _TICK_S
 
 
-def core_cpu_s(pid: int, core: int) -> float:
-    """The same with what the kernel left to the thread that works off a core's interrupts (`ksoftirqd`).
+def server_cpu_s(pid: int) -> float:
+    """The same with what the kernel left to the thread that works off the server core's interrupts (`ksoftirqd`).
 
     Of what is sent in large pieces a part is received there, and no process is charged for it. Where that thread cannot
     be seen (in a container), without it.
     """
-    return tree_cpu_s(pid) + (tree_cpu_s(thread) if (thread := _softirq_thread(core)) else 0.0)
+    return tree_cpu_s(pid) + (tree_cpu_s(thread) if (thread := _softirq_thread()) else 0.0)
 
 
 @cache
-def _softirq_thread(core: int) -> int:
+def _softirq_thread() -> int:
     for file in Path("/proc").glob("[0-9]*/comm"):
         with contextlib.suppress(OSError):
-            if file.read_text(encoding="utf-8").strip() == f"ksoftirqd/{core}":
+            if file.read_text(encoding="utf-8").strip() == f"ksoftirqd/{SERVER_CORE}":
                 return int(file.parent.name)
     return 0
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from benches import realtime_servers as halls
 from benches.fleet import Fleet
-from benches.load import SERVER_CORE, core_cpu_s
+from benches.load import server_cpu_s
 from benches.peer_tools import Missing
 from benches.peers.packed import NATIVE
 from benches.realtime_servers import BARE, CENTRIFUGE, OWN, SHARED, WSE, Ground, Hall
@@ -79,10 +79,10 @@ class Series(NamedTuple):
 def series(hall: Hall, fleet: Fleet, line: str, expected: int, *, lone: bool = False) -> Series:
     """Publish a series and wait until everybody has it; `expected` events in all."""
     fleet.begin(lone=lone)
-    before = core_cpu_s(hall.pid, SERVER_CORE)
+    before = server_cpu_s(hall.pid)
     hall.publish(line)
     report = fleet.wait(expected, _DRAIN_S)
-    return Series(report, core_cpu_s(hall.pid, SERVER_CORE) - before, expected)
+    return Series(report, server_cpu_s(hall.pid) - before, expected)
 
 
 def shared(connections: int, per_s: int, seconds: float) -> tuple[str, int]:
@@ -237,11 +237,11 @@ class Session:
         """Frames that the bare `write` loop sends in a second of CPU."""
         hall, fleet = self._running[BARE]
         fleet.begin()
-        before = core_cpu_s(hall.pid, SERVER_CORE)
+        before = server_cpu_s(hall.pid)
         hall.publish(f"write {self._plan.seconds} {EVENT_BYTES}")
         # It is not known before how many fit.
         frames = fleet.wait(1 << 62, 1.0).frames
-        return frames / max(1e-9, core_cpu_s(hall.pid, SERVER_CORE) - before)
+        return frames / max(1e-9, server_cpu_s(hall.pid) - before)
 
     def spread(self, suite: Suite) -> None:
         """One event after the other to all, and their CPU: the work of the `write` loop, a frame to each socket."""

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from typing import TYPE_CHECKING, Any, Literal
 
 from tests.gateway_app import scope
 from tests.gateway_process import bearer
 from tests.small_admission import RsgiScope
 
+from flx_api._core import Shortcut
+
 if TYPE_CHECKING:
     import contextvars
     from collections.abc import Generator
+
+    from tests.command_stage import Stage
 
 Kind = Literal["asgi", "rsgi"]
 
@@ -173,3 +178,24 @@ class Watcher:
         async with asyncio.timeout(20):
             await self.proto.answered.wait()
         return self.proto.status, json.loads(self.proto.body) if self.proto.body else None
+
+
+def taken(at: Stage, watcher: Watcher) -> bool:
+    """As Granian asks, in another thread: whether there is no task to come."""
+    tasks: list[Any] = []
+
+    async def unwanted() -> None:
+        """Stands for the application."""
+
+    def begin(*given: Any, **_: Any) -> None:
+        tasks.append(given)
+
+    shortcut = Shortcut(begin, at.parts.server_thread.take)
+    coroutine: Any = unwanted()
+    thread = threading.Thread(target=shortcut, args=(None, coroutine, watcher))
+    thread.start()
+    thread.join()
+    is_closed = coroutine.cr_frame is None
+    coroutine.close()
+    assert is_closed is not bool(tasks)
+    return not tasks

@@ -449,8 +449,9 @@ def test_watchers_at_the_same_line_read_it_once(tmp_path: Path) -> None:
     asyncio.run(story())
 
 
-def few_reads(log: LogFile) -> None:
-    """Fail who asks a log for lines again and again without waiting for anything."""
+async def followed(daemon: Parts, folder: Path) -> tuple[LogFile, AsyncIterator[EventBatch]]:
+    """An empty log and who follows it; it fails who asks again and again for lines without waiting for anything."""
+    log = new_log(daemon, folder, "e1")
     lines, asked = log.lines, []
 
     def counted(*wanted: int) -> list[bytes]:
@@ -459,19 +460,20 @@ def few_reads(log: LogFile) -> None:
         return lines(*wanted)
 
     log.lines = counted  # type: ignore[assignment, method-assign]
+    batches = watch(daemon)
+    await anext(batches)
+    return log, batches
 
 
 def test_lines_that_cannot_be_read_are_looked_at_again_when_there_is_news(tmp_path: Path) -> None:
     async def story() -> None:
         async with parts(tmp_path) as daemon:
-            log = new_log(daemon, tmp_path, "e1")
-            few_reads(log)
-            batches, followed = watch(daemon), log_batches(log, 1, 0, follow=True)
-            await anext(batches)
+            log, batches = await followed(daemon, tmp_path)
+            alone = log_batches(log, 1, 0, follow=True)
             with growing_log(log.path, log) as write:
                 write(b"one")
                 away = log.path.rename(tmp_path / "away")
-                waiting = [asyncio.ensure_future(anext(each)) for each in (batches, followed)]
+                waiting = [asyncio.ensure_future(anext(each)) for each in (batches, alone)]
                 await turn()
                 assert not any(one.done() for one in waiting)
                 away.rename(log.path)
@@ -485,10 +487,7 @@ def test_lines_that_cannot_be_read_are_looked_at_again_when_there_is_news(tmp_pa
 def test_lines_that_are_gone_with_their_run_are_a_gap(tmp_path: Path) -> None:
     async def story() -> None:
         async with parts(tmp_path) as daemon:
-            log = new_log(daemon, tmp_path, "e1")
-            few_reads(log)
-            batches = watch(daemon)
-            await anext(batches)
+            log, batches = await followed(daemon, tmp_path)
             with growing_log(log.path, log) as write:
                 write(b"one")
                 log.path.unlink()
@@ -504,10 +503,7 @@ def test_lines_that_are_gone_with_their_run_are_a_gap(tmp_path: Path) -> None:
 def test_lines_of_an_attempt_whose_file_is_gone_are_passed_over(tmp_path: Path) -> None:
     async def story() -> None:
         async with parts(tmp_path) as daemon:
-            log = new_log(daemon, tmp_path, "e1")
-            few_reads(log)
-            batches = watch(daemon)
-            await anext(batches)
+            log, batches = await followed(daemon, tmp_path)
             with growing_log(log.path, log) as write:
                 write(b"one", b"two")
             log.path.unlink()

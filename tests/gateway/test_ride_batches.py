@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +14,8 @@ import msgspec
 import pytest
 from tests.command_stage import stage
 from tests.gateway_process import bearer
-from tests.granian_watcher import Watcher
+from tests.granian_watcher import Watcher, taken
 
-from flx_api._core import Shortcut
 from flx_api.errors import Conflict
 from flx_api.proto.flx.v1.daemon_pb2 import ReplyFrame
 
@@ -263,22 +261,6 @@ def test_who_waits_too_long_for_its_turn_leaves_in_parts() -> None:
             await first.leave()
 
     asyncio.run(story())
-
-
-def taken(at: Stage, watcher: Watcher) -> bool:
-    """As Granian asks, in another thread: whether there is no task to come."""
-    tasks: list[Any] = []
-
-    async def unwanted() -> None:
-        """Stands for the application."""
-
-    shortcut = Shortcut(lambda *given, **_: tasks.append(given), at.parts.server_thread.take)
-    coroutine = unwanted()
-    thread = threading.Thread(target=shortcut, args=(None, coroutine, watcher))
-    thread.start()
-    thread.join()
-    coroutine.close()
-    return not tasks
 
 
 @pytest.mark.parametrize("kind", ["asgi", "rsgi"])

@@ -7,13 +7,12 @@ import contextvars
 import gc
 import random
 import sys
-import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.command_stage import ECHO, stage
-from tests.granian_watcher import Watcher
+from tests.granian_watcher import Watcher, taken
 
 from flx_api._core import Hall, Shortcut
 from flx_api.gateway.edge import DECIDED
@@ -31,27 +30,6 @@ WHOAMI = "/v1/auth/whoami"
 def kind(request: pytest.FixtureRequest) -> Kind:
     found: Kind = request.param
     return found
-
-
-def taken(at: Stage, watcher: Watcher) -> bool:
-    """As Granian asks, in another thread: whether there is no task to come."""
-    tasks: list[Any] = []
-
-    async def unwanted() -> None:
-        """Stands for the application."""
-
-    def begin(*given: Any, **_: Any) -> None:
-        tasks.append(given)
-
-    shortcut = Shortcut(begin, at.parts.server_thread.take)
-    coroutine: Any = unwanted()
-    thread = threading.Thread(target=shortcut, args=(None, coroutine, watcher))
-    thread.start()
-    thread.join()
-    is_closed = coroutine.cr_frame is None
-    coroutine.close()
-    assert is_closed is not bool(tasks)
-    return not tasks
 
 
 def test_a_refusal_is_answered_there(kind: Kind) -> None:

@@ -22,7 +22,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import structlog
 
@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 
     Rest = Callable[[Exchange], Awaitable[Response | Whole | None]]
     OfCommand = Callable[[Exchange], Awaitable[Response | Whole]]
+
+T = TypeVar("T")
 
 _log = structlog.get_logger("flx.ride")
 
@@ -401,19 +403,18 @@ class Caller:
 
 
 def _command(ride: Ride) -> PlainCommand:
-    command = ride.command
-    if command is None:
-        msg = "What has boarded as plain has no command"
-        raise RuntimeError(msg)
-    return command
+    return _read(ride.command)
 
 
 def _batch(ride: Ride) -> PlainBatch:
-    batch = ride.batch
-    if batch is None:
-        msg = "What has boarded as a batch is none"
+    return _read(ride.batch)
+
+
+def _read(plain: T | None) -> T:
+    if plain is None:
+        msg = "What has boarded as plain has nothing that was read"
         raise RuntimeError(msg)
-    return batch
+    return plain
 
 
 def _refused(error: Exception) -> Rest:

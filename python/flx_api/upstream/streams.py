@@ -81,8 +81,8 @@ class Streams:
         be that; None when there is none.
         """
         able = [it for it in self.ready if it.outbox is not None and (not self._sheds or it.load.room >= count)]
-        if len(able) < 2:  # noqa: PLR2004 - there is nothing to choose
-            return able[0] if able else None
+        if not able:
+            return None
         first = self.least(turn)
         return first if first in able else able[0]
 

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use flx_core::admission::Known;
@@ -14,7 +15,7 @@ use crate::admission::Admission;
 use crate::answer::{Face, Parts, Told, last, line, whole};
 use crate::counters::method_of;
 use crate::principal::{Page, Principal, Shell};
-use crate::request::{Kept, Nanoseconds};
+use crate::request::{Kept, Nanoseconds, monotonic_ns};
 use crate::sheet::{Listed, natives};
 
 /// The id of a request, written out when somebody asks for it.
@@ -145,8 +146,7 @@ impl Admitted {
             sheet.lines.push(answers.line(self.face, &tuple)?);
         }
         let request_id = self.request_id(py);
-        let parts = Parts { request_id: &request_id, secure: self.secure, told: self.told };
-        answers.finish(&mut sheet, &parts, own_security)?;
+        answers.finish(&mut sheet, &self.parts(&request_id), own_security)?;
         if let Some(length) = length
             && needs_length(self.face, self.method == method_of("HEAD"))
         {
@@ -179,7 +179,7 @@ impl Admitted {
     /// Counts the request as over; and the phase `respond`, where it is told when that began.
     #[pyo3(signature = (status, responded_since_ns=None))]
     fn over(&self, status: u16, responded_since_ns: Option<Nanoseconds>) {
-        let now_ns = crate::request::monotonic_ns();
+        let now_ns = monotonic_ns();
         if let Some(Nanoseconds(since_ns)) = responded_since_ns {
             self.by.get().counters().phase(RESPOND, now_ns.saturating_sub(since_ns));
         }
@@ -205,8 +205,7 @@ impl Admitted {
         for header in own {
             sheet.lines.push(line(self.face, &header)?);
         }
-        let parts = Parts { request_id: &request_id, secure: self.secure, told: self.told };
-        answers.finish(&mut sheet, &parts, false)?;
+        answers.finish(&mut sheet, &self.parts(&request_id), false)?;
         if needs_length(self.face, false) {
             sheet.lines.push(answers.length(py, self.face, body.len() as u64)?);
         }
@@ -218,8 +217,19 @@ impl Admitted {
     pub(crate) fn native_json_answer(&self, py: Python<'_>, body: Vec<u8>, varies: bool) -> PyResult<Response<Bytes>> {
         let gateway = self.by.get();
         let request_id = self.request_id.text(py, gateway.id_prefix());
-        let parts = Parts { request_id: &request_id, secure: self.secure, told: self.told };
-        gateway.answers().native_result(body, varies, &parts)
+        gateway.answers().native_result(body, varies, &self.parts(&request_id))
+    }
+
+    fn parts<'a>(&self, request_id: &'a str) -> Parts<'a> {
+        Parts { request_id, secure: self.secure, told: self.told }
+    }
+
+    /// A phase is over; the time since `mark_ns`, where the one before ended, is its. Tells the moment, which is marked.
+    pub(crate) fn passed(&self, phase: usize, mark_ns: &AtomicU64) -> u64 {
+        let now_ns = monotonic_ns();
+        let before = mark_ns.swap(now_ns, Ordering::Relaxed);
+        self.by.get().counters().phase(phase, now_ns.saturating_sub(before));
+        now_ns
     }
 
     pub(crate) fn over_at(&self, status: u16, now_ns: u64) {

@@ -26,7 +26,7 @@ use pyo3::types::{PyBytes, PyList, PyString, PyTuple};
 
 use crate::admitted::Admitted;
 use crate::command::{Leg, PlainCommand, PlainCommands, ascii};
-use crate::request::{Now, monotonic_ns};
+use crate::request::Now;
 
 /// So many may be outstanding of one batch: as `GROUPED` of `flx_api.upstream.channel`. What is larger leaves in parts.
 const MOST: usize = 128;
@@ -222,8 +222,8 @@ impl PlainBatch {
 
     /// Counts the request as over.
     pub(crate) fn over(&self, status: u16) {
-        let now = self.passed(RESPOND);
-        self.admitted.get().over_at(status, now);
+        let it = self.admitted.get();
+        it.over_at(status, it.passed(RESPOND, &self.mark_ns));
     }
 }
 
@@ -332,8 +332,8 @@ impl PlainBatch {
     }
 
     fn answered(&self, py: Python<'_>) -> PyResult<Vec<u8>> {
-        let now = self.passed(UPSTREAM);
         let it = self.admitted.get();
+        let now = it.passed(UPSTREAM, &self.mark_ns);
         let request_id = it.request_id.text(py, it.by.get().id_prefix());
         let names = self.items.iter().map(|item| item.leg.command.to_str(py)).collect::<PyResult<Vec<_>>>()?;
         let inside = self.inside();
@@ -343,13 +343,5 @@ impl PlainBatch {
             Some(Carried { command, result, duration_us: *duration_us, replayed: *replayed })
         });
         Ok(batch(&carried.collect::<Vec<_>>(), &request_id, now.saturating_sub(it.started_ns) / 1_000))
-    }
-
-    /// A phase is over; the time since the one before is its. Tells the moment.
-    fn passed(&self, phase: usize) -> u64 {
-        let now = monotonic_ns();
-        let before = self.mark_ns.swap(now, Ordering::Relaxed);
-        self.admitted.get().by.get().counters().phase(phase, now.saturating_sub(before));
-        now
     }
 }

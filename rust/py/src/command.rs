@@ -361,8 +361,8 @@ impl PlainCommand {
 
     /// Counts the request as over.
     pub(crate) fn over(&self, status: u16) {
-        let now = self.passed(RESPOND);
-        self.admitted.get().over_at(status, now);
+        let it = self.admitted.get();
+        it.over_at(status, it.passed(RESPOND, &self.mark_ns));
     }
 }
 
@@ -400,20 +400,12 @@ impl PlainCommand {
 
     /// The body of the answer; with it the phase of the upstream is over.
     fn body(&self, py: Python<'_>, result: &[u8], replayed: bool) -> PyResult<Vec<u8>> {
-        let now = self.passed(UPSTREAM);
         let it = self.admitted.get();
+        let now = it.passed(UPSTREAM, &self.mark_ns);
         let duration_us = now.saturating_sub(it.started_ns) / 1_000;
         let command = self.command.to_str(py)?;
         let request_id = &it.request_id.text(py, it.by.get().id_prefix());
         Ok(Answer { request_id, command, result, duration_us, replayed }.encoded())
-    }
-
-    /// A phase is over; the time since the one before is its. Tells the moment.
-    fn passed(&self, phase: usize) -> u64 {
-        let now = monotonic_ns();
-        let before = self.mark_ns.swap(now, Ordering::Relaxed);
-        self.admitted.get().by.get().counters().phase(phase, now.saturating_sub(before));
-        now
     }
 }
 

@@ -81,6 +81,15 @@ struct Leaving {
     grace_s: f64,
 }
 
+impl Leaving {
+    /// One of them, which may take so many seconds.
+    fn entry(&self, who: Who, deadline_s: f64) -> Entry {
+        let &Self { stream, life, now_s: began_s, grace_s } = self;
+        let until_s = began_s + deadline_s + grace_s;
+        Entry { who, grace_s, stream, life, began_s, until_s, is_abandoned: false, is_long: false }
+    }
+}
+
 impl Entry {
     /// Who waits, as something that Python can be told of.
     fn ride(&self, py: Python<'_>) -> PyResult<Py<Ride>> {
@@ -183,21 +192,16 @@ impl Express {
         first: u64,
         leaving: &Leaving,
     ) -> PyResult<Bound<'py, PyList>> {
-        let &Leaving { stream, life, now_s: began_s, grace_s } = leaving;
         let mut commands = Vec::with_capacity(all.len());
         let mut entries = Vec::with_capacity(all.len());
         for ((who, command), seq) in all.into_iter().zip(first..) {
             command.get().set_seq(seq);
-            let until_s = began_s + command.get().deadline_s;
+            let deadline_s = command.get().deadline_s;
             if let Who::Ride(ride) = &who {
-                ride.get().leaves(until_s);
+                ride.get().leaves(leaving.now_s + deadline_s);
             }
             commands.push(command);
-            let until_s = until_s + grace_s;
-            entries.push((
-                seq,
-                Entry { who, grace_s, stream, life, began_s, until_s, is_abandoned: false, is_long: false },
-            ));
+            entries.push((seq, leaving.entry(who, deadline_s)));
         }
         self.table().extend(entries);
         PyList::new(py, commands)
@@ -276,13 +280,11 @@ impl Express {
         now_s: f64,
         grace_s: f64,
     ) -> PyResult<Bound<'py, PyList>> {
+        let leaving = Leaving { stream, life, now_s, grace_s };
         let batch = ride.get().batch()?.bind(ride.py());
         let deadlines = batch.get().leaves(first).enumerate();
         let entries = deadlines.zip(first..).map(|((place, deadline_s), seq)| {
-            let who = Who::Operation(ride.clone().unbind(), place);
-            let until_s = now_s + deadline_s + grace_s;
-            let began_s = now_s;
-            (seq, Entry { who, grace_s, stream, life, began_s, until_s, is_abandoned: false, is_long: false })
+            (seq, leaving.entry(Who::Operation(ride.clone().unbind(), place), deadline_s))
         });
         let entries: Vec<_> = entries.collect();
         self.table().extend(entries);

@@ -68,8 +68,11 @@ impl Outbox<'_> {
         let said = sends.iter().map(|(conn, bundle)| match taken.next().unwrap_or(Sent::Untried) {
             Sent::Untried => self.frames(*conn, bundle.wires(), bundle.whole()),
             Sent::Taken(taken) if taken == bundle.whole().len() => (bundle.wires().len(), Taken::Sent),
-            Sent::Taken(taken) => self.rest(*conn, bundle, Ok(taken)),
-            Sent::Failed(error) => self.rest(*conn, bundle, Err(error)),
+            Sent::Taken(taken) => self.rest(*conn, bundle, taken),
+            Sent::Unknown => {
+                self.0.lost(*conn);
+                (0, Taken::Gone)
+            }
         });
         said.collect()
     }
@@ -119,10 +122,10 @@ impl Outbox<'_> {
     }
 
     /// Sends what the socket has not taken of a bundle, until it says itself that it is full.
-    fn rest(&mut self, conn: ConnId, bundle: &Bundle, taken: io::Result<usize>) -> (usize, Taken) {
+    fn rest(&mut self, conn: ConnId, bundle: &Bundle, taken: usize) -> (usize, Taken) {
         let now_ms = self.0.now_ms;
         let Some(connection) = self.0.open(conn) else { return (0, Taken::Gone) };
-        let written = taken.and_then(|taken| connection.frames_after(taken, bundle.wires(), bundle.whole(), now_ms));
+        let written = connection.frames_after(taken, bundle.wires(), bundle.whole(), now_ms);
         self.said(conn, &written)
     }
 

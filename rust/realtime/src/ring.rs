@@ -8,7 +8,7 @@
 //! - what is sent is copied together first, into bytes of the ring's own: what the kernel reads lives as long as the ring.
 //!   The sockets are borrowed until the answers are there;
 //! - a ring that fails is not used again. What the kernel has not looked at is told so, and goes the other way; where it is
-//!   unknown what became of a send, that failed, and the bytes stay where they are for good.
+//!   unknown what became of a send, that is told, and the bytes stay where they are for good.
 #![expect(unsafe_code, reason = "the kernel reads what the requests point at")]
 
 use std::io;
@@ -31,8 +31,8 @@ const KEPT_BYTES: usize = 256 * 1024;
 pub(crate) enum Sent {
     /// How many bytes the socket took.
     Taken(usize),
-    /// It is unknown what became of it.
-    Failed(io::Error),
+    /// Nobody can tell what became of it.
+    Unknown,
     /// The kernel has not looked at it.
     Untried,
 }
@@ -116,7 +116,7 @@ impl Ring {
         // They were looked at in their order.
         let begun = sends.len() - self.ring.submission().len();
         let unknown = sent[..begun].iter_mut().filter(|sent| matches!(sent, Sent::Untried));
-        unknown.for_each(|sent| *sent = Sent::Failed(io::ErrorKind::Other.into()));
+        unknown.for_each(|sent| *sent = Sent::Unknown);
         if answered == begun { Outcome::Refused } else { Outcome::Unknown }
     }
 

@@ -16,6 +16,7 @@ Rules:
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from typing import TYPE_CHECKING, NamedTuple
@@ -63,7 +64,7 @@ class LogFile:
         """The number of the last line that can be read, 0 when there is none."""
         if not (self._unread or self._earlier):
             # Asked by everybody who follows, at every look.
-            return self._ends + self._has_rest
+            return self._own_lines
         self.load()
         return self.earlier_lines + self._own_lines
 
@@ -102,22 +103,20 @@ class LogFile:
         last = min(from_line + limit - 1, self._own_lines)
         if last < from_line:
             return []
-        try:
-            # Opened at every look for every run: a file object costs three times what the system call does.
-            file = os.open(self.path, os.O_RDONLY)
-        except OSError:
-            return []
         mark = (from_line - 1) // MARK_LINES
         line, offset = mark * MARK_LINES + 1, self._marks[mark]
         if line < self._next[0] <= from_line:
             line, offset = self._next
         try:
-            part = _Part(offset, self._seen, from_line - line, last - from_line + 1, max_bytes)
-            found, end = _read_lines(file, part)
+            # Opened at every look for every run: a file object costs three times what the system call does.
+            file = os.open(self.path, os.O_RDONLY)
+            try:
+                part = _Part(offset, self._seen, from_line - line, last - from_line + 1, max_bytes)
+                found, end = _read_lines(file, part)
+            finally:
+                os.close(file)
         except OSError:
             return []
-        finally:
-            os.close(file)
         if end <= self._line_start:
             self._next = (from_line + len(found), end)
         return found
@@ -190,21 +189,17 @@ class LogFile:
         self.news.tell()
 
     def _index(self, until: int) -> None:
-        try:
+        with contextlib.suppress(OSError):
             file = os.open(self.path, os.O_RDONLY)
-        except OSError:
-            return
-        try:
-            while self._seen < until:
-                chunk = os.pread(file, min(CHUNK_BYTES, until - self._seen), self._seen)
-                if not chunk:
-                    return
-                self._count(chunk)
-                self._seen += len(chunk)
-        except OSError:
-            return
-        finally:
-            os.close(file)
+            try:
+                while self._seen < until:
+                    chunk = os.pread(file, min(CHUNK_BYTES, until - self._seen), self._seen)
+                    if not chunk:
+                        return
+                    self._count(chunk)
+                    self._seen += len(chunk)
+            finally:
+                os.close(file)
 
     def _count(self, chunk: bytes) -> None:
         """Count the newlines of a chunk at `_seen`; only where a mark falls are they looked at one by one."""
