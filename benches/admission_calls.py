@@ -20,7 +20,7 @@ import jwt
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from benches.callers import Call, Elsewhere, in_turn, local
+from benches.callers import Call, Elsewhere, in_turn, local, ready
 from benches.load import SECRET
 from benches.peer_tools import ROOT
 from benches.pure import Gate
@@ -179,9 +179,8 @@ def _window(suite: Suite, rivals: Elsewhere, floors: Elsewhere, rounds: int) -> 
         _hits(turns),
         rivals.call("limits", 4_000, label="limits, moving window"),
         rivals.call("cpex", 4_000, label="cpex-rate-limiter, sliding window"),
-        _hits(drawn, "key(), now_ns()"),
     ]
-    *columns, around = in_turn(calls, rounds)
+    columns = in_turn(calls, rounds)
     targets = (WINDOW_RUST_NS, WINDOW_NS)
     for name, pair, judged in (
         ("one window hit, 10,000 clients by Zipf's law", columns[:2], targets),
@@ -189,23 +188,21 @@ def _window(suite: Suite, rivals: Elsewhere, floors: Elsewhere, rounds: int) -> 
     ):
         for metric, values, target in zip(("Rust", "through Python"), pair, judged, strict=True):
             suite.measure(name, metric, "ns", values, target_value=target)
-    made = "through Python, of which the making of its two arguments"
-    suite.measure("one window hit, 10,000 clients by Zipf's law", made, "ns", around)
     name = "one window hit, 10,000 clients in turn"
     suite.measure(name, "Rust", "ns", columns[4])
     for call, values in zip(calls[6:8], columns[6:], strict=True):
         suite.compare(name, "through Python", "ns", columns[5], rival=call.name, rival_values=values)
 
 
-def _hits(clients: Sequence[int], statement: str = "hit(key(), now_ns())") -> Call:
+def _hits(clients: Sequence[int]) -> Call:
     """One hit of these clients, again and again; none of them gets near the limit."""
-    keys = [f"subject-{number:05}".encode() for number in clients]
-    names = {
-        "hit": _core.SlidingWindow(1_000_000, 60_000).hit,
-        "key": itertools.cycle(keys).__next__,
-        "now_ns": itertools.count(0, _STEP_NS).__next__,
-    }
-    return local("ours", statement, names, 20_000)
+    hit = _core.SlidingWindow(1_000_000, 60_000).hit
+    following, now_ns = itertools.cycle(clients).__next__, itertools.count(0, _STEP_NS).__next__
+
+    def pairs(count: int) -> list[tuple[bytes, int]]:
+        return [(f"subject-{following():05}".encode(), now_ns()) for _ in range(count)]
+
+    return ready("ours", hit, pairs, 20_000)
 
 
 def _admit(suite: Suite, signed: _Signed, folder: Path, rounds: int) -> None:

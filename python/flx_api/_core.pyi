@@ -16,7 +16,7 @@ malformed_credentials, token_too_large, malformed_token, invalid_base64, invalid
 untrusted_key_header, unsupported_algorithm, unknown_key, algorithm_mismatch, invalid_signature, wrong_type,
 invalid_payload, missing_claim, invalid_claim, expired, not_yet_valid, issued_in_future, wrong_issuer, wrong_audience,
 invalid_subject, invalid_roles, invalid_tenant, invalid_session, revoked, rate_limited; of requests: invalid_host,
-not_found, method_not_allowed, two_lengths, invalid_length, payload_too_large, unsupported_encoding,
+not_found, method_not_allowed, two_lengths, two_keys, invalid_length, payload_too_large, unsupported_encoding,
 unsupported_media_type.
 """
 

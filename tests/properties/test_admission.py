@@ -85,6 +85,7 @@ BODIES: Final[dict[str, tuple[Headers, str | None, int | None]]] = {
     "twice": ([(b"content-length", b"2"), (b"content-length", b"2"), _JSON], "two_lengths", None),
     "both": ([(b"content-length", b"2"), (b"transfer-encoding", b"chunked"), _JSON], "two_lengths", None),
     "chunked": ([(b"transfer-encoding", b"chunked")], None, None),
+    "keys": ([(b"idempotency-key", b"a"), (b"idempotency-key", b"a")], "two_keys", None),
     "zipped": ([(b"content-encoding", b"gzip"), (b"content-length", b"2"), _JSON], "unsupported_encoding", None),
     "text": ([(b"content-type", b"text/plain"), (b"content-length", b"2")], "unsupported_media_type", None),
 }
@@ -103,6 +104,7 @@ STATUS = {
     "not_found": 404,
     "method_not_allowed": 405,
     "two_lengths": 400,
+    "two_keys": 400,
     "invalid_length": 400,
     "payload_too_large": 413,
     "unsupported_encoding": 415,

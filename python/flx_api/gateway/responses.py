@@ -75,6 +75,7 @@ _OF_REASON: Final[dict[str, Callable[[], FlxError]]] = {
     "invalid_host": _coded("invalid_host"),
     "not_found": NotFound,
     "two_lengths": _invalid("Content-Length and Transfer-Encoding exclude each other"),
+    "two_keys": _invalid("The Idempotency-Key header is given twice"),
     "invalid_length": _invalid("Content-Length is not a number"),
     "payload_too_large": _coded("payload_too_large"),
     "unsupported_encoding": _coded("unsupported_encoding"),

@@ -94,6 +94,8 @@ reasons! {
     MethodNotAllowed = "method_not_allowed",
     /// Two headers tell where the body ends.
     TwoLengths = "two_lengths",
+    /// More than one `Idempotency-Key`: which of them the command is remembered by would be a guess.
+    TwoKeys = "two_keys",
     /// `Content-Length` is not a number.
     InvalidLength = "invalid_length",
     /// The body says that it is larger than the limit.

@@ -24,6 +24,9 @@ impl<'a> Slow<'a> {
         if lengths.len() > 1 || (chunked && !lengths.is_empty()) {
             return Err(Reason::TwoLengths);
         }
+        if self.all("idempotency-key").len() > 1 {
+            return Err(Reason::TwoKeys);
+        }
         let encodings = self.all("content-encoding");
         if !encodings.is_empty() && (encodings.len() > 1 || !encodings[0].eq_ignore_ascii_case(b"identity")) {
             return Err(Reason::UnsupportedEncoding);
@@ -95,6 +98,8 @@ fn header() -> impl Strategy<Value = Header> {
         "Transfer-Encoding",
         "x-request-id",
         "X-Request-ID",
+        "idempotency-key",
+        "Idempotency-Key",
         "x-forwarded-for",
         "forwarded",
         "authorization",

@@ -508,7 +508,7 @@ impl Admission {
                 _ => Client::Told(go.client.to_owned()),
             },
             api_key: kept(head.api_key.as_ref()),
-            idempotency_key: kept(head.idempotency_key.as_ref()),
+            idempotency_key: kept(head.idempotency_key.one()),
             traceparent: kept(head.traceparent.as_ref()),
             length: go.length,
             started_ns: now.ns,

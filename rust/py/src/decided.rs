@@ -42,7 +42,7 @@ impl Decided {
             request_id: seen.request_id,
             client: go.client.to_owned(),
             api_key: own(head.api_key.as_ref()),
-            idempotency_key: own(head.idempotency_key.as_ref()),
+            idempotency_key: own(head.idempotency_key.one()),
             traceparent: own(head.traceparent.as_ref()),
             length: go.length,
             started_ns: seen.now.ns,

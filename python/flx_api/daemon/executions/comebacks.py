@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from flx_api.daemon.executions import retries
 from flx_api.daemon.executions.states import COMES_BACK, ImpossibleError
 from flx_api.errors import Conflict, NotFound, Unavailable
 
@@ -71,7 +72,7 @@ class Comebacks:
     def rest(self, stored: Stored) -> None:
         """Let an execution come back when its time has come."""
         at_us = stored.execution.retry_at_us or 0
-        left_s = max(0.0, (at_us - self._clock()) / _SECOND_US)
+        left_s = retries.left_us(stored.plan.retry, stored.tries, at_us, self._clock()) / _SECOND_US
         self._resting[stored.id] = asyncio.create_task(self._wake(stored.id, left_s), name=f"rest {stored.id}")
 
     def drop(self, execution_id: str) -> None:

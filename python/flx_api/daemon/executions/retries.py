@@ -39,6 +39,17 @@ def pause_us(policy: RetryPolicy, event: Event, tries: int, jitter: float) -> in
     """
     if tries > policy.retries or _KINDS.get(event) not in policy.on:
         return None
+    return int(_longest_us(policy, tries) * (0.5 + jitter / 2))
+
+
+def left_us(policy: RetryPolicy, tries: int, at_us: int, now_us: int) -> int:
+    """Microseconds that are left of a pause after so many tries, which ends at a time of the wall clock.
+
+    That clock may have been put back since: no pause is longer than it can have been drawn.
+    """
+    return min(max(0, at_us - now_us), _longest_us(policy, tries))
+
+
+def _longest_us(policy: RetryPolicy, tries: int) -> int:
     # Beyond the hour doubling further means nothing, and the numbers would grow without end.
-    longest_s = min(policy.backoff_s * 2 ** min(tries - 1, 12), LONGEST_S)
-    return int(longest_s * _SECOND_US * (0.5 + jitter / 2))
+    return int(min(policy.backoff_s * 2 ** min(tries - 1, 12), LONGEST_S) * _SECOND_US)

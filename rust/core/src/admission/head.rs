@@ -53,8 +53,8 @@ pub struct Head<V> {
     pub request_id: Option<V>,
     /// `X-API-Key`, the last one.
     pub api_key: Option<V>,
-    /// `Idempotency-Key`, the last one.
-    pub idempotency_key: Option<V>,
+    /// `Idempotency-Key`
+    pub idempotency_key: Once<V>,
     /// `traceparent`, the last one.
     pub traceparent: Option<V>,
     /// `X-Forwarded-For`, all of them in order.
@@ -77,7 +77,7 @@ impl<V> Default for Head<V> {
             media: Once::Absent,
             request_id: None,
             api_key: None,
-            idempotency_key: None,
+            idempotency_key: Once::Absent,
             traceparent: None,
             forwarded_for: Vec::new(),
             forwarded: Vec::new(),
@@ -178,7 +178,7 @@ impl<V: AsRef<[u8]>> Head<V> {
             Field::Host => self.host.see(value),
             Field::Origin => self.origin = true,
             Field::ApiKey => self.api_key = Some(value),
-            Field::IdempotencyKey => self.idempotency_key = Some(value),
+            Field::IdempotencyKey => self.idempotency_key.see(value),
             Field::Traceparent => self.traceparent = Some(value),
             Field::Forwarded => self.forwarded.push(value),
             Field::ForwardedFor => self.forwarded_for.push(value),
@@ -217,6 +217,9 @@ impl<V: AsRef<[u8]>> Head<V> {
     pub fn body(&self, limit: u64, streams: bool) -> Result<Body, Reason> {
         if self.has_two_lengths() {
             return Err(Reason::TwoLengths);
+        }
+        if matches!(self.idempotency_key, Once::Several) {
+            return Err(Reason::TwoKeys);
         }
         let identity = |value: &V| value.as_ref().eq_ignore_ascii_case(b"identity");
         if !matches!(self.encoding, Once::Absent) && !self.encoding.one().is_some_and(identity) {
