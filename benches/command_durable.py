@@ -15,12 +15,9 @@ from __future__ import annotations
 import contextlib
 import json
 import mmap
-import os
-import select
 import signal
 import struct
 import subprocess
-import sys
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -28,7 +25,7 @@ from tests.service import copy_project
 
 from benches import servers
 from benches.command_peers import EXECUTE
-from benches.load import SECRET, Load
+from benches.load import Load
 from benches.peer_tools import FOLDER, ROOT, Missing
 from benches.servers import HERE, Unavailable
 
@@ -110,7 +107,7 @@ def measure(
     load = Load(place, *wrk, role="admin")
     with contextlib.ExitStack() as stack:
         try:
-            running = {name: stack.enter_context(_service(place, name, naive=name == NAIVE)) for name in (OURS, NAIVE)}
+            running = {name: stack.enter_context(_service(place, naive=name == NAIVE)) for name in (OURS, NAIVE)}
         except (Missing, Unavailable) as reason:
             suite.unjudged(_NAME, "commands a second", "1/s", target=f"value >= {RATE} 1/s", reason=str(reason))
             return
@@ -186,50 +183,19 @@ def _round(load: Load, one: Durable, seconds: float, *, tag: str) -> Measured:
 
 
 @contextlib.contextmanager
-def _service(folder: Path, name: str, *, naive: bool) -> Iterator[Durable]:
+def _service(folder: Path, *, naive: bool) -> Iterator[Durable]:
     place = folder / ("naive" if naive else "ours")
     project = copy_project(place / "project", plugins=ROOT / ".demo")
-    (project / ".flx").mkdir(mode=0o700)
-    fsyncs, times = Fsyncs(place / "fsyncs"), place / "times.json"
-    read_fd, ready_fd = os.pipe()
-    environ = {
-        **{name: value for name, value in os.environ.items() if not name.startswith("FLX_")},
-        "PYTHONPATH": str(HERE.parent),
-        "LD_PRELOAD": _shim(),
-        "BENCH_FSYNCS": str(fsyncs.file),
-        "BENCH_NAIVE": "1" if naive else "0",
-        "FLX_PROJECT": str(project),
-        "FLX_MELTANO": os.environ.get("FLX_MELTANO", str(ROOT / ".venv-meltano")),
-        "FLX_JWT_SECRET_KEY": SECRET.decode(),
-        "FLX_LOG_LEVEL": "error",
-        "FLX_FORK": "never",
-    }
-    socket = place / "daemon.sock"
-    words = [str(os.getpid()), str(socket), str(ready_fd), str(times)]
-    with (place / "daemon.log").open("wb") as log:
-        daemon = subprocess.Popen(
-            [sys.executable, "-m", "benches.peers.our_daemon", *words],
-            env=environ,
-            pass_fds=[ready_fd],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    os.close(ready_fd)
-    try:
-        ready, _, _ = select.select([read_fd], [], [], _START_S)
-        if not ready or not os.read(read_fd, 16):
-            said = (place / "daemon.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-            raise Unavailable(f"the daemon does not start ({said[-1][:200] if said else name})")
-        echo = json.dumps({"command": "system.echo"}).encode()
-        with servers.ours(place, str(socket), path=EXECUTE, body=echo) as server:
-            yield Durable(server, daemon, times, fsyncs)
-    finally:
-        os.close(read_fd)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(daemon.pid, signal.SIGKILL)
-        daemon.wait()
+    fsyncs, times, socket = Fsyncs(place / "fsyncs"), place / "times.json", place / "daemon.sock"
+    shim = {"LD_PRELOAD": _shim(), "BENCH_FSYNCS": str(fsyncs.file), "BENCH_NAIVE": "1" if naive else "0"}
+    echo = json.dumps({"command": "system.echo"}).encode()
+    with (
+        servers.lone_daemon(
+            project, socket, module="benches.peers.our_daemon", words=[str(times)], FLX_FORK="never", **shim
+        ) as daemon,
+        servers.ours(place, str(socket), path=EXECUTE, body=echo) as server,
+    ):
+        yield Durable(server, daemon, times, fsyncs)
 
 
 def _shim() -> str:

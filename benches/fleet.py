@@ -75,6 +75,9 @@ class Report(msgspec.Struct):
     stallable_told: int
     stallable_resumed: int
     lasts_us: list[tuple[int, int]] | None
+    marked: int
+    marked_us: int
+    firsts_us: list[tuple[int, int]]
 
     def faults(self, expected: int) -> int:
         """Everything that was not as it should be, when so many events in all should have come."""
@@ -93,6 +96,10 @@ class Report(msgspec.Struct):
         """For each event that reached all clients, when the last of them had it."""
         return [age / 1000 for age, count in self.lasts_us or () if count >= clients]
 
+    def firsts_ms(self, clients: int) -> list[float]:
+        """For each topic of which all clients heard a line with the mark: the first one's age where it came last."""
+        return [age / 1000 for age, count in self.firsts_us if count >= clients]
+
 
 class Fleet:
     """Clients that are connected and subscribed. Use it as a context manager.
@@ -103,6 +110,7 @@ class Fleet:
         connections: how many.
         topics: what each subscribes to; `{}` stands for its number.
         stallable: the share of them that `stall` stops.
+        mark: what stands in a line before the microseconds at which it was written.
 
     Raises:
         Unavailable: not all were let in.
@@ -110,11 +118,19 @@ class Fleet:
     """
 
     def __init__(
-        self, folder: Path, target: Target, connections: int, topics: Sequence[str], *, stallable: float = 0.0
+        self,
+        folder: Path,
+        target: Target,
+        connections: int,
+        topics: Sequence[str],
+        *,
+        stallable: float = 0.0,
+        mark: str = "",
     ) -> None:
         self.connections = connections
         self._plan = folder / f"fleet-{target.address.rpartition(':')[2]}-{time.monotonic_ns()}.json"
         plan = target._asdict() | {"connections": connections, "topics": list(topics), "stallable": stallable}
+        plan |= {"mark": mark}
         self._plan.write_text(json.dumps(plan), encoding="utf-8")
         self._process: subprocess.Popen[bytes] | None = None
         self._read = b""

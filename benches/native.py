@@ -5,7 +5,9 @@ for; `offer` is load in open loop, whose every request is looked at here. The fl
 its own (`benches.fleet`).
 
 Rules:
-- A latency counts from when a request was due, so a slow answer hides nothing behind it (no coordinated omission).
+- A latency counts from when a request was due, so a slow answer hides nothing behind it (no coordinated omission),
+  until the kernel had the answer: the client may wait for its core, and that is no time of the server's. How late the
+  client was to send is in the latency, and told beside it.
 - Where cargo cannot build them, what needs them is `Missing`.
 """
 
@@ -28,8 +30,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _TARGET = FOLDER / "native"
-_RECORD = struct.Struct("<IIHxx")
+_RECORD = struct.Struct("<IIIHxx")
 _START_S = 10.0
+_BEFORE_ALL = ("chrt", "--fifo", "1")
 
 
 def program(name: str) -> str:
@@ -106,10 +109,14 @@ def daemon(folder: Path, *, workers: int = 0, service_us: int = 0) -> Iterator[B
 
 
 class Answer(NamedTuple):
-    """What became of one request: when it was due and how long it took, in microseconds; status 0: no answer."""
+    """What became of one request, in microseconds; status 0: no answer.
+
+    It was due, and took so long, of which the client was late to send it.
+    """
 
     due_us: int
     took_us: int
+    late_us: int
     status: int
 
 
@@ -126,8 +133,11 @@ class Answers(list[Answer]):
 
     def percentile_us(self, share: float) -> float:
         """The latency that this share (0 to 1) of the answers does not exceed."""
-        ordered = sorted(answer.took_us for answer in self)
-        return float(ordered[min(len(ordered) - 1, int(share * len(ordered)))])
+        return _percentile([answer.took_us for answer in self], share)
+
+    def lateness_us(self, share: float) -> float:
+        """The same of how late the client was."""
+        return _percentile([answer.late_us for answer in self], share)
 
     def statuses(self) -> dict[int, int]:
         """How many there are of each."""
@@ -158,7 +168,15 @@ class Offer(NamedTuple):
         return b"".join(whole)
 
 
-def offer(folder: Path, kind: Offer, phases: Sequence[tuple[float, float]], *, connections: int, seed: int) -> Answers:
+def offer(
+    folder: Path,
+    kind: Offer,
+    phases: Sequence[tuple[float, float]],
+    *,
+    connections: int,
+    seed: int,
+    punctual: bool = False,
+) -> Answers:
     """Offer requests at random moments; the answers.
 
     Args:
@@ -167,6 +185,8 @@ def offer(folder: Path, kind: Offer, phases: Sequence[tuple[float, float]], *, c
         phases: so many a second for so many seconds, one after the other.
         connections: how many requests can be under way; the next ones wait, and that counts.
         seed: of the moments.
+        punctual: it comes before whatever else is on its core, where this user may ask for that. For few requests: for
+            many it would take all of that core.
 
     Raises:
         Missing: the program cannot be built.
@@ -175,9 +195,18 @@ def offer(folder: Path, kind: Offer, phases: Sequence[tuple[float, float]], *, c
     file.write_bytes(kind.requests())
     address = kind.url.removeprefix("http://").partition("/")[0]
     rates = ",".join(f"{rate:.3f}:{seconds:.3f}" for rate, seconds in phases)
-    command = ["taskset", "-c", str(LOAD_CORE), program("open-loop"), address, rates]
+    before = _BEFORE_ALL if punctual and _may_go_before_all() else ()
+    command = ["taskset", "-c", str(LOAD_CORE), *before, program("open-loop"), address, rates]
     done = subprocess.run([*command, str(connections), str(seed), str(file)], check=True, capture_output=True)
     return Answers(Answer(*fields) for fields in _RECORD.iter_unpack(done.stdout))
+
+
+def _may_go_before_all() -> bool:
+    return subprocess.run([*_BEFORE_ALL, "true"], check=False, capture_output=True).returncode == 0
+
+
+def _percentile(values: list[int], share: float) -> float:
+    return float(sorted(values)[min(len(values) - 1, int(share * len(values)))])
 
 
 def recovery_s(answers: Answers, after_s: float, limit_us: int) -> float:

@@ -1,44 +1,41 @@
 """Everything at once: real runs that write thousands of log lines, commands, and a fleet that listens.
 
 Strategy: eight runs of a real tap wait at a gate, so that their start costs nothing while something is measured; then
-all write log lines to standard error at a fixed rate, while commands come in open loop. The same is done without any
-socket first. `FOLLOWERS` clients hear the logs of all runs, the others a topic on which nothing happens.
+all write log lines to standard error at a fixed rate, while commands come in open loop. The same is done first with one
+socket only. `FOLLOWERS` clients hear the logs of all runs, the others a topic on which nothing happens.
 
 Rules:
+- There is one gateway with one worker, and the daemon behind it; runs are started and waited for through them too.
 - Runs, daemon and clients share the load's core; the gateway has the other one. What the runs get to write a second
   is told, since Meltano itself takes most of that core.
-- A first line's age counts from the moment when the tap wrote it, which stands in the line.
+- A first line's age counts from the moment when the tap wrote it, which stands in the line, until the last of those who
+  follow has it; in a run of which one of them hears none it is as old as all of this takes.
+- A command counts from when it was due until the kernel has the answer (`benches.native`). In life clients are
+  elsewhere and do not wait for the core of runs; so this one goes before all others there, where its user may ask for
+  that. How late it was to send is in the figure all the same, and told.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
-import re
-import threading
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import httpx
 from ruamel.yaml import YAML
 from tests.service import ROOT, copy_project
-from websockets.exceptions import ConnectionClosed
-from websockets.sync.client import connect
 
 from benches import native, servers
 from benches import realtime_servers as halls
 from benches.command_peers import BODY, EXECUTE
 from benches.fleet import Fleet
-from benches.load import token
+from benches.load import LOAD_CORE, token
 from benches.native import Offer
-from benches.realtime_servers import SHARED, Ground, Hall
+from benches.realtime_servers import SHARED, Ground
 from benches.servers import Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
-
-    from tests.service import Service
 
     from benches.fleet import Report
     from benches.record import Suite
@@ -51,7 +48,7 @@ _GATHER_S = 120.0
 _NEVER_MS = _WRITE_S * 1000
 _CONNECTIONS = 200
 _LOGS = "execution.*"
-_WRITTEN = re.compile(rb"noise at=(\d+)")
+_MARK = "noise at="
 
 _TAP = """#!/usr/bin/env python3
 import json, os, sys, time
@@ -67,7 +64,7 @@ began, written = time.monotonic(), 0
 while written < %(lines)d:
     due = min(%(lines)d, int((time.monotonic() - began) * %(per_s)f) + 1)
     for _ in range(written, due):
-        sys.stderr.write("noise at=%%d %%s\\n" %% (time.time_ns() // 1000, "x" * 60))
+        sys.stderr.write("%(mark)s%%d %%s\\n" %% (time.time_ns() // 1000, "x" * 60))
     sys.stderr.flush()
     written = due
     time.sleep(0.005)
@@ -79,10 +76,10 @@ class Noise(NamedTuple):
     """What one go came to: the commands, the ages of the first lines, and what the followers got."""
 
     rest_p99_ms: float
+    late_p99_ms: float
     failed_percent: float
     first_lines_ms: list[float]
-    report: Report | None
-    lines_per_s: float
+    report: Report
 
 
 def measure(suite: Suite, elsewhere: Ground, connections: int) -> None:
@@ -92,10 +89,12 @@ def measure(suite: Suite, elsewhere: Ground, connections: int) -> None:
         halls.check(elsewhere.transport)
         project = copy_project(elsewhere.folder / "mixed", plugins=ROOT / ".demo")
         gate = _noisy(project)
-        with servers.service(project, FLX_MAX_RUNS=str(RUNS)) as service:
-            ground = elsewhere._replace(daemon=str(service.endpoints["daemon_socket"]))
-            alone = _go(ground, service, gate, 0)
-            crowded = _go(ground, service, gate, connections)
+        socket = elsewhere.folder / "mixed.sock"
+        taskset = ["taskset", "-c", str(LOAD_CORE)]
+        with servers.lone_daemon(project, socket, prefix=taskset, FLX_MAX_RUNS=str(RUNS)):
+            ground = elsewhere._replace(daemon=str(socket))
+            alone = _go(ground, gate, 1)
+            crowded = _go(ground, gate, connections)
     except Unavailable as reason:
         suite.unjudged(name, "p99 of a command", "ms", target=f"value <= {REST_MS} ms", reason=str(reason))
         return
@@ -107,6 +106,14 @@ def measure(suite: Suite, elsewhere: Ground, connections: int) -> None:
         rival="the same without sockets",
         rival_values=[alone.rest_p99_ms],
         target_value=REST_MS,
+    )
+    suite.compare(
+        name,
+        "of which the client was late to send, p99",
+        "ms",
+        [crowded.late_p99_ms],
+        rival="the same without sockets",
+        rival_values=[alone.late_p99_ms],
     )
     suite.compare(
         name,
@@ -127,75 +134,45 @@ def measure(suite: Suite, elsewhere: Ground, connections: int) -> None:
         target_value=FIRST_LINE_MS,
     )
     report = crowded.report
-    assert report is not None
     wrong = report.holes + report.duplicates + report.disorder + report.unreadable + report.gaps
     suite.bound(name, f"faults{report.told()}", "events", wrong + sum(report.closed.values()), most=0)
-    suite.bound(name, f"log lines heard a second (of {LINES_PER_S:,} wanted)", "1/s", crowded.lines_per_s)
+    suite.bound(name, f"log lines heard a second (of {LINES_PER_S:,} wanted)", "1/s", _lines_per_s(report))
     suite.bound(name, "p99 age of a log line, from the daemon having read it", "ms", report.ages.p99_us / 1000)
 
 
-def _go(ground: Ground, service: Service, gate: Path, connections: int) -> Noise:
+def _go(ground: Ground, gate: Path, connections: int) -> Noise:
+    heard = min(FOLLOWERS, max(1, connections // 2))
     with contextlib.ExitStack() as stack:
         hall = stack.enter_context(halls.ours(ground))
-        followers = None
-        if connections:
-            heard = min(FOLLOWERS, connections // 2)
-            followers = stack.enter_context(Fleet(ground.folder, hall.target, heard, [_LOGS]))
+        followers = stack.enter_context(Fleet(ground.folder, hall.target, heard, [_LOGS], mark=_MARK))
+        if connections > heard:
             stack.enter_context(Fleet(ground.folder, hall.target, connections - heard, [SHARED]))
-        maker = stack.enter_context(
-            httpx.Client(base_url=service.url, headers={"Authorization": f"Bearer {token('maker', role='admin')}"})
-        )
+        bearer = {"Authorization": f"Bearer {token('maker', role='admin')}"}
+        maker = stack.enter_context(httpx.Client(base_url=f"http://{hall.http}", headers=bearer))
         executions = [_start(maker, number) for number in range(RUNS)]
         _gathered(gate, maker, executions)
-        listening = stack.enter_context(_first_lines(hall))
-        if followers is not None:
-            followers.begin()
+        followers.begin()
         gate.touch()
         offer = Offer(f"http://{hall.http}{EXECUTE}", BODY, hall.target.tokens)
-        answers = native.offer(
-            ground.folder, offer, [(COMMANDS_PER_S, _OFFER_S)], connections=_CONNECTIONS, seed=len(executions)
-        )
+        phases, seed = [(COMMANDS_PER_S, _OFFER_S)], len(executions)
+        answers = native.offer(ground.folder, offer, phases, connections=_CONNECTIONS, seed=seed, punctual=True)
         ends = [_end(maker, execution) for execution in executions]
         if not set(ends) <= {"succeeded", "succeeded_with_warnings"}:
             raise Unavailable(f"the runs ended {ends}")
-        report = followers.wait(1 << 62, 1.0) if followers is not None else None
-        first, lines_per_s = listening()
+        report = followers.wait(1 << 62, 1.0)
     for file in gate.parent.glob(gate.name + "*"):
         file.unlink()
     good = answers.of(200)
     failed = 100 - 100 * len(good) / max(1, len(answers))
+    first = report.firsts_ms(heard)
     # One that was never heard counts as if it had taken all the time that there was.
     first += [_NEVER_MS] * (RUNS - len(first))
-    return Noise(good.percentile_us(0.99) / 1000 if good else _NEVER_MS, failed, first, report, lines_per_s)
+    rest_ms = good.percentile_us(0.99) / 1000 if good else _NEVER_MS
+    return Noise(rest_ms, answers.lateness_us(0.99) / 1000, failed, first, report)
 
 
-@contextlib.contextmanager
-def _first_lines(hall: Hall) -> Iterator[Any]:
-    """Listen as one more client; what it yields gives the ages of the first lines, and the lines a second."""
-    first: dict[str, float] = {}
-    seen = [0, 0.0, 0.0]
-    bearer = {"Authorization": f"Bearer {token('listener')}"}
-    with connect(f"ws://{hall.target.address}/ws/listener", additional_headers=bearer, max_queue=None) as socket:
-        socket.recv()
-        socket.send(json.dumps({"type": "subscribe", "event": _LOGS}))
-        socket.recv()
-
-        def listen() -> None:
-            with contextlib.suppress(ConnectionClosed):
-                while True:
-                    message = socket.recv(decode=False)
-                    written = _WRITTEN.search(message)
-                    if written is None:
-                        continue
-                    now = time.time()
-                    seen[0], seen[1], seen[2] = seen[0] + 1, seen[1] or now, now
-                    topic = str(json.loads(message)["event"])
-                    first.setdefault(topic, now * 1000 - int(written[1]) / 1000)
-
-        thread = threading.Thread(target=listen, daemon=True)
-        thread.start()
-        yield lambda: (list(first.values()), seen[0] / max(1e-3, seen[2] - seen[1]))
-    thread.join(5)
+def _lines_per_s(report: Report) -> float:
+    return report.marked / report.live / max(1e-3, report.marked_us / 1e6)
 
 
 def _start(maker: httpx.Client, number: int) -> str:
@@ -228,7 +205,8 @@ def _noisy(project: Path) -> Path:
     gate = project / "gate"
     tap = project / "tap-noisy.py"
     per_s = LINES_PER_S / RUNS
-    tap.write_text(_TAP % {"gate": str(gate), "lines": int(per_s * _WRITE_S), "per_s": per_s}, encoding="ascii")
+    gaps = {"gate": str(gate), "mark": _MARK, "lines": int(per_s * _WRITE_S), "per_s": per_s}
+    tap.write_text(_TAP % gaps, encoding="ascii")
     tap.chmod(0o755)
     yaml, file = YAML(), project / "meltano.yml"
     document = yaml.load(file)

@@ -16,6 +16,7 @@ import contextlib
 import http.client
 import json
 import os
+import select
 import signal
 import socket
 import ssl
@@ -27,7 +28,7 @@ from base64 import urlsafe_b64encode
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from tests.service import ROOT, Service, copy_project
+from tests.service import ROOT, Service, copy_project, processes_of
 
 from benches.load import LOAD_CORE, SECRET, SERVER_CORE, TIGHT, token
 from flx_api.config import Settings
@@ -167,6 +168,66 @@ def service(project: Path, **settings: str) -> Iterator[Service]:
         yield service
     finally:
         service.kill_all()
+
+
+@contextlib.contextmanager
+def lone_daemon(
+    project: Path,
+    socket: Path,
+    *,
+    module: str = "flx_api.cli.daemon_process",
+    words: Sequence[str] = (),
+    prefix: Sequence[str] = (),
+    **settings: str,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Our daemon without a gateway, as the supervisor starts it: ready from the beginning, killed with its runs.
+
+    Args:
+        project: what it serves; it gets a data folder there.
+        socket: where it listens.
+        module: what runs.
+        words: more arguments for that.
+        prefix: what runs it, such as taskset.
+        settings: its environment beside what it needs.
+
+    Raises:
+        Unavailable: it does not start.
+    """
+    (project / ".flx").mkdir(mode=0o700, exist_ok=True)
+    read_fd, ready_fd = os.pipe()
+    environ = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("FLX_")},
+        "PYTHONPATH": str(HERE.parent),
+        "FLX_PROJECT": str(project),
+        "FLX_MELTANO": os.environ.get("FLX_MELTANO", str(ROOT / ".venv-meltano")),
+        "FLX_JWT_SECRET_KEY": SECRET.decode(),
+        "FLX_LOG_LEVEL": "error",
+        "FLX_SCHEDULES": "off",
+        **settings,
+    }
+    file = socket.with_suffix(".log")
+    with file.open("wb") as log:
+        process = subprocess.Popen(
+            [*prefix, sys.executable, "-m", module, str(os.getpid()), str(socket), str(ready_fd), *words],
+            env=environ,
+            pass_fds=[ready_fd],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+    os.close(ready_fd)
+    try:
+        ready, _, _ = select.select([read_fd], [], [], _START_S)
+        if not ready or not os.read(read_fd, 16):
+            raise Unavailable(f"the daemon does not start ({_last_line(file)})")
+        yield process
+    finally:
+        os.close(read_fd)
+        for line in processes_of(project):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(line.split()[0]), signal.SIGKILL)
+        process.wait()
 
 
 @contextlib.contextmanager

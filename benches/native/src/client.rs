@@ -39,6 +39,9 @@ pub struct Plan {
     /// Who signed the server's certificate, as a file of PEM; without it there is no TLS.
     #[serde(default)]
     pub ca: Option<std::path::PathBuf>,
+    /// What stands before the time at which a line was written, in lines that say so.
+    #[serde(default)]
+    pub mark: String,
 }
 
 const fn few() -> usize {
@@ -96,6 +99,28 @@ pub struct Figures {
     pub ages_stallable: Ages,
     /// For each of the publisher's numbers: the age at its last arrival, and how many arrived. Kept on demand: it costs.
     pub lasts: Option<BTreeMap<u64, (u64, u64)>>,
+    pub written: Written,
+}
+
+/// Events with the mark.
+#[derive(Default)]
+pub struct Written {
+    pub count: u64,
+    /// When the first and the last of them came, in microseconds since the epoch.
+    pub came_us: Option<(u64, u64)>,
+    /// For each topic: the greatest age of the first that a client heard of it, and how many clients that were.
+    pub firsts: BTreeMap<u32, (u64, u64)>,
+}
+
+impl Written {
+    fn take(&mut self, run: &Run, now_us: u64, is_first: bool) {
+        self.count += run.marked;
+        self.came_us = Some((self.came_us.map_or(now_us, |(first, _)| first), now_us));
+        if is_first {
+            let first = self.firsts.entry(run.topic).or_default();
+            *first = (first.0.max(now_us.saturating_sub(run.written)), first.1 + 1);
+        }
+    }
 }
 
 impl Figures {
@@ -141,6 +166,8 @@ pub struct Client {
     pub events: u64,
     /// Gaps told to it since the figures were cleared.
     pub gaps: u64,
+    /// Topics of which it has heard an event with the mark since the figures were cleared.
+    pub heard: Vec<u32>,
     /// Bytes that want to be sent.
     pub out: Vec<u8>,
     held: Vec<u8>,
@@ -158,6 +185,7 @@ impl Client {
             flx_v1: false,
             events: 0,
             gaps: 0,
+            heard: Vec::new(),
             out: plan.request(number),
             held: Vec::new(),
             chains: Chains::default(),
@@ -274,6 +302,11 @@ impl Client {
                 Said::Events(run) => {
                     figures.faults.add(self.chains.take(run));
                     figures.events(run, now_us, self.stallable);
+                    if run.marked > 0 {
+                        let is_first = !self.heard.contains(&run.topic);
+                        figures.written.take(run, now_us, is_first);
+                        self.heard.extend(is_first.then_some(run.topic));
+                    }
                     self.events += run.seqs.len() as u64;
                     if run.pos.is_some() {
                         self.pos.clone_from(&run.pos);
@@ -340,6 +373,30 @@ mod tests {
             let sent = String::from_utf8_lossy(&client.out).into_owned();
             assert!(sent.starts_with("GET /ws/c-3 HTTP/1.1\r\n") && sent.contains("Authorization: Bearer T\r\n"));
         }
+    }
+
+    #[test]
+    fn the_first_line_of_a_topic_counts_once_for_each_client_from_when_it_was_written() {
+        let plan = plan();
+        let line = |topic: &str, seq: u64, at: u64| {
+            let prev = seq - 1;
+            format!(r#"{{"t":"{topic}","e":"E","s":[{seq}],"prev":{prev},"pos":"p","ts":5,"d":["at={at}"]}}"#)
+        };
+        let (mut reader, mut figures) = (Reader::marked(plan.dialect, "at="), Figures::default());
+        for (number, delay) in [(1, 50), (2, 900)] {
+            let mut client = Client::new(number, &plan);
+            client.feed(&served(&STORY[..2]), &plan, &mut reader, &mut figures, 0);
+            for (topic, seq, at, now_us) in [("a", 3, 1000, 1000 + delay), ("a", 4, 1000, 5000), ("b", 7, 2000, 6000)] {
+                let mut frame = Vec::new();
+                let text = line(topic, seq, at);
+                websocket::server_head(TEXT, text.len(), &mut frame);
+                frame.extend_from_slice(text.as_bytes());
+                client.feed(&frame, &plan, &mut reader, &mut figures, now_us);
+            }
+        }
+        let firsts: Vec<(u64, u64)> = figures.written.firsts.into_values().collect();
+        assert_eq!((firsts, figures.written.count), (vec![(900, 2), (4000, 2)], 6));
+        assert_eq!(figures.written.came_us, Some((1050, 6000)));
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //! - Nothing is believed that can be counted: numbers that a batch claims must be as many as its events.
 //! - The publisher of a benchmark stamps `at` (microseconds since the epoch, when the event was due) and `n` (its number
 //!   within the topic) into the data; a server's own claims (`seq`, `prev`) are judged beside `n`, not instead of it.
+//! - Lines of text that bear the time at which they were written have a mark before it; only those are marked events.
 
 use std::{borrow::Cow, collections::HashMap, rc::Rc};
 
@@ -40,6 +41,9 @@ pub struct Run {
     /// When each was due or published, in microseconds since the epoch.
     pub stamps: Vec<u64>,
     pub pos: Option<Rc<str>>,
+    /// How many of these have the mark, and when the first of those was written, in microseconds since the epoch.
+    pub marked: u64,
+    pub written: u64,
 }
 
 /// One thing that a server said.
@@ -67,6 +71,7 @@ pub struct Unreadable(pub String);
 /// Reads payloads of one dialect.
 pub struct Reader {
     dialect: Dialect,
+    mark: Box<str>,
     names: HashMap<Box<str>, u32>,
     known: Vec<Option<Known>>,
 }
@@ -81,7 +86,13 @@ const SLOTS: usize = 512;
 impl Reader {
     #[must_use]
     pub fn new(dialect: Dialect) -> Self {
-        Self { dialect, names: HashMap::new(), known: (0..SLOTS).map(|_| None).collect() }
+        Self::marked(dialect, "")
+    }
+
+    /// One that also looks for times behind a mark.
+    #[must_use]
+    pub fn marked(dialect: Dialect, mark: &str) -> Self {
+        Self { dialect, mark: mark.into(), names: HashMap::new(), known: (0..SLOTS).map(|_| None).collect() }
     }
 
     /// What a payload says.
@@ -140,7 +151,7 @@ impl Reader {
         };
         let mut run = Run { prev, seqs: vec![seq], pos: message.pos.as_deref().map(Rc::from), ..Run::default() };
         (run.topic, run.epoch) = (self.name(topic), self.name(epoch));
-        run.data(message.data, message.ts.as_ref().and_then(|ts| ts.of(0)))?;
+        run.data(message.data, message.ts.as_ref().and_then(|ts| ts.of(0)), &self.mark)?;
         run.check()?;
         Ok(Said::Events(run))
     }
@@ -155,7 +166,7 @@ impl Reader {
         let mut run = Run { prev, seqs: numbers_of(&claimed, data.len())?, pos, ..Run::default() };
         (run.topic, run.epoch) = (self.name(topic), self.name(epoch));
         for (at, event) in data.into_iter().enumerate() {
-            run.data(Some(event), message.ts.as_ref().and_then(|ts| ts.of(at)))?;
+            run.data(Some(event), message.ts.as_ref().and_then(|ts| ts.of(at)), &self.mark)?;
         }
         run.check()?;
         Ok(Said::Events(run))
@@ -193,7 +204,11 @@ impl Reader {
 }
 
 impl Run {
-    fn data(&mut self, data: Option<&RawValue>, ts: Option<u64>) -> Result<(), Unreadable> {
+    fn data(&mut self, data: Option<&RawValue>, ts: Option<u64>, mark: &str) -> Result<(), Unreadable> {
+        if let Some(written) = data.and_then(|data| time_behind(mark, data.get())) {
+            self.written = if self.marked == 0 { written } else { self.written };
+            self.marked += 1;
+        }
         let stamp: Stamp = data.map_or(Ok(Stamp::default()), |data| {
             // Data of a topic that is not a benchmark's may be anything.
             if data.get().starts_with('{') { json(data.get().as_bytes()) } else { Ok(Stamp::default()) }
@@ -224,6 +239,12 @@ impl Run {
         }
         Ok(())
     }
+}
+
+/// The number behind the mark, where there is one.
+fn time_behind(mark: &str, text: &str) -> Option<u64> {
+    let (_, behind) = text.split_once(mark).filter(|_| !mark.is_empty())?;
+    behind[..behind.find(|one: char| !one.is_ascii_digit()).unwrap_or(behind.len())].parse().ok()
 }
 
 /// `s` is the list of numbers, or first and last when they are dense.
@@ -390,6 +411,16 @@ mod tests {
         assert_eq!(run(Dialect::Batched, dense).stamps, [1, 2, 3]);
         let listed = r#"{"t":"a","e":"E","s":[4,9],"prev":1,"pos":"","ts":1,"d":[null,null]}"#;
         assert_eq!(run(Dialect::Batched, listed).seqs, [4, 9]);
+    }
+
+    #[test]
+    fn lines_with_the_mark_are_counted_and_the_first_says_when_it_was_written() {
+        let lines =
+            r#"{"t":"a","e":"E","s":[4,6],"prev":3,"pos":"","ts":9,"d":[{"event":"begin"},{"event":"at=7 x"},"at=8"]}"#;
+        let said = Reader::marked(Dialect::Batched, "at=").read(lines.as_bytes()).unwrap();
+        assert!(matches!(&*said, [Said::Events(run)] if (run.marked, run.written) == (2, 7)), "{said:?}");
+        assert_eq!(run(Dialect::Batched, lines).marked, 0, "nobody looks for one");
+        assert_eq!(time_behind("at=", "at=x"), None);
     }
 
     #[test]

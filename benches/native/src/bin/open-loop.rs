@@ -5,16 +5,27 @@
 //! REQUESTS is a file of whole requests, each after its length (u32, little-endian); they are sent in turn. The gaps
 //! between them are drawn from an exponential distribution (a Poisson process of RATE a second, one RATE after the other).
 //! A latency counts from the moment a request was due, also when no connection was free then: nothing is left out because of a slow answer.
-//! RECORDS are 12 bytes each: due (u32, microseconds since the start), latency (u32, microseconds), status (u16; 0: no
-//! answer), and 2 of padding. What has no answer `GRACE` after the last one was due is recorded as such.
+//! It ends when the kernel took the answer in (`SO_TIMESTAMPNS`): how long this program then waits for its core is no
+//! time of the server's. How late it was to see that a request is due, is told: that much of a latency is its own.
+//! RECORDS are 16 bytes each: due (u32, microseconds since the start), latency (u32, microseconds), of which its own (u32),
+//! status (u16; 0: no answer), and 2 of padding. What has no answer `GRACE` after the last one was due is recorded as such.
 
 use std::{
     collections::VecDeque,
-    io::{ErrorKind, Read, Write},
+    io::{ErrorKind, IoSliceMut, Write},
     net::{SocketAddr, TcpStream},
-    time::{Duration, Instant},
+    os::fd::AsRawFd,
+    time::{Duration, Instant, SystemTime},
 };
 
+use nix::{
+    cmsg_space,
+    errno::Errno,
+    sys::{
+        socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt, sockopt::ReceiveTimestampns},
+        time::TimeSpec,
+    },
+};
 use polling::{Event, Events, Poller};
 
 const GRACE: Duration = Duration::from_secs(5);
@@ -27,7 +38,15 @@ struct Connection {
     held: Vec<u8>,
     /// What is left to be written of a request that did not leave at once.
     unsent: Vec<u8>,
-    due: Option<Instant>,
+    asked: Option<Asked>,
+}
+
+/// A request that is to be sent or has been.
+#[derive(Clone, Copy)]
+struct Asked {
+    due: Instant,
+    /// So long after that it was seen to be due.
+    late: Duration,
 }
 
 struct Load {
@@ -35,17 +54,19 @@ struct Load {
     poller: Poller,
     connections: Vec<Connection>,
     idle: VecDeque<usize>,
-    waiting: VecDeque<(Instant, usize)>,
+    waiting: VecDeque<(Asked, usize)>,
     requests: Vec<Vec<u8>>,
     began: Instant,
     records: Vec<u8>,
     outstanding: usize,
+    control: Vec<u8>,
 }
 
 fn open(address: SocketAddr) -> Result<TcpStream, Failure> {
     let socket = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
     socket.set_nodelay(true)?;
     socket.set_nonblocking(true)?;
+    setsockopt(&socket, ReceiveTimestampns, &true)?;
     Ok(socket)
 }
 
@@ -61,21 +82,23 @@ impl Load {
             began: Instant::now(),
             records: Vec::new(),
             outstanding: 0,
+            control: cmsg_space!(TimeSpec),
         };
         for number in 0..connections {
             let socket = open(address)?;
             // SAFETY: a socket is taken out of the poller before it is closed (`replace`), or lives as long as that.
             unsafe { load.poller.add_with_mode(&socket, Event::readable(number), polling::PollMode::Level)? };
-            load.connections.push(Connection { socket, held: Vec::new(), unsent: Vec::new(), due: None });
+            load.connections.push(Connection { socket, held: Vec::new(), unsent: Vec::new(), asked: None });
         }
         Ok(load)
     }
 
-    fn record(&mut self, due: Instant, status: u16) {
-        let at = u32::try_from((due - self.began).as_micros()).unwrap_or(u32::MAX);
-        let took = u32::try_from(due.elapsed().as_micros()).unwrap_or(u32::MAX);
-        self.records.extend_from_slice(&at.to_le_bytes());
-        self.records.extend_from_slice(&took.to_le_bytes());
+    /// What became of a request, so long ago.
+    fn record(&mut self, asked: Asked, status: u16, ago: Duration) {
+        let micros = |time: Duration| u32::try_from(time.as_micros()).unwrap_or(u32::MAX).to_le_bytes();
+        self.records.extend_from_slice(&micros(asked.due - self.began));
+        self.records.extend_from_slice(&micros(asked.due.elapsed().saturating_sub(ago)));
+        self.records.extend_from_slice(&micros(asked.late));
         self.records.extend_from_slice(&status.to_le_bytes());
         self.records.extend_from_slice(&[0, 0]);
         self.outstanding -= 1;
@@ -85,9 +108,9 @@ impl Load {
     fn send(&mut self) -> Result<(), Failure> {
         while !self.waiting.is_empty() {
             let Some(number) = self.idle.pop_front() else { return Ok(()) };
-            let Some((due, request)) = self.waiting.pop_front() else { return Ok(()) };
+            let Some((asked, request)) = self.waiting.pop_front() else { return Ok(()) };
             let connection = &mut self.connections[number];
-            connection.due = Some(due);
+            connection.asked = Some(asked);
             connection.unsent.clear();
             connection.unsent.extend_from_slice(&self.requests[request]);
             self.write(number)?;
@@ -114,38 +137,37 @@ impl Load {
     fn read(&mut self, number: usize) -> Result<(), Failure> {
         let mut chunk = [0_u8; 16_384];
         loop {
-            let connection = &mut self.connections[number];
-            match connection.socket.read(&mut chunk) {
-                Ok(0) => return self.replace(number),
-                Ok(size) => {
-                    connection.held.extend_from_slice(&chunk[..size]);
-                    if let Some((status, whole)) = reply(&connection.held) {
-                        connection.held.drain(..whole);
-                        if let Some(due) = connection.due.take() {
-                            self.idle.push_back(number);
-                            self.record(due, status);
-                        }
-                        return Ok(());
-                    }
-                }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+            let (size, ago) = match receive(&self.connections[number].socket, &mut chunk, &mut self.control) {
+                Ok((0, _)) => return self.replace(number),
+                Ok(received) => received,
+                Err(Errno::EAGAIN) => return Ok(()),
                 Err(_) => return self.replace(number),
+            };
+            let connection = &mut self.connections[number];
+            connection.held.extend_from_slice(&chunk[..size]);
+            if let Some((status, whole)) = reply(&connection.held) {
+                connection.held.drain(..whole);
+                if let Some(asked) = connection.asked.take() {
+                    self.idle.push_back(number);
+                    self.record(asked, status, ago);
+                }
+                return Ok(());
             }
         }
     }
 
     /// A connection that ended takes its request with it; another one takes its place.
     fn replace(&mut self, number: usize) -> Result<(), Failure> {
-        let lost = self.connections[number].due.take();
-        if let Some(due) = lost {
-            self.record(due, 0);
+        let lost = self.connections[number].asked.take();
+        if let Some(asked) = lost {
+            self.record(asked, 0, Duration::ZERO);
             self.idle.push_back(number);
         }
         self.poller.delete(&self.connections[number].socket)?;
         let socket = open(self.address)?;
         // SAFETY: as in `new`.
         unsafe { self.poller.add_with_mode(&socket, Event::readable(number), polling::PollMode::Level)? };
-        self.connections[number] = Connection { socket, held: Vec::new(), unsent: Vec::new(), due: None };
+        self.connections[number] = Connection { socket, held: Vec::new(), unsent: Vec::new(), asked: None };
         Ok(())
     }
 
@@ -165,7 +187,7 @@ impl Load {
                     let Some((following, length)) = phases.next() else { break };
                     (rate, until_rate) = (*following, until_rate + *length);
                 }
-                self.waiting.push_back((next, request % self.requests.len()));
+                self.waiting.push_back((Asked { due: next, late: now - next }, request % self.requests.len()));
                 self.outstanding += 1;
                 request += 1;
                 next += Duration::from_secs_f64(-draws.next().ln() / rate);
@@ -194,13 +216,26 @@ impl Load {
                 }
             }
         }
-        let left: Vec<Instant> = self.connections.iter_mut().filter_map(|connection| connection.due.take()).collect();
-        let never: Vec<Instant> = self.waiting.drain(..).map(|(due, _)| due).collect();
-        for due in left.into_iter().chain(never) {
-            self.record(due, 0);
+        let left: Vec<Asked> = self.connections.iter_mut().filter_map(|connection| connection.asked.take()).collect();
+        let never: Vec<Asked> = self.waiting.drain(..).map(|(asked, _)| asked).collect();
+        for asked in left.into_iter().chain(never) {
+            self.record(asked, 0, Duration::ZERO);
         }
         Ok(())
     }
+}
+
+/// Read what has come: how many bytes, and how long ago the kernel took in the last of them.
+fn receive(socket: &TcpStream, chunk: &mut [u8], control: &mut Vec<u8>) -> Result<(usize, Duration), Errno> {
+    let mut parts = [IoSliceMut::new(chunk)];
+    let message = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(control), MsgFlags::empty())?;
+    let stamp = message.cmsgs()?.find_map(|one| match one {
+        ControlMessageOwned::ScmTimestampns(stamp) => Some(Duration::from(stamp)),
+        _ => None,
+    });
+    // Without a stamp (the kernel begins with them a moment after it was asked to) it has come just now.
+    let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+    Ok((message.bytes, stamp.map_or(Duration::ZERO, |stamp| now.saturating_sub(stamp))))
 }
 
 /// Status and size of a whole reply of known length at the beginning of what was read.

@@ -102,7 +102,7 @@ impl Fleet {
             poller: Poller::new()?,
             slots: slots.collect(),
             tls: plan.ca.as_deref().map(stream::trusting).transpose()?,
-            reader: Reader::new(plan.dialect),
+            reader: Reader::marked(plan.dialect, &plan.mark),
             figures: Figures::default(),
             waiting: (0..plan.connections).collect(),
             under_way: 0,
@@ -332,6 +332,7 @@ impl Fleet {
         self.closed.clear();
         for slot in &mut self.slots {
             (slot.client.events, slot.client.gaps, slot.resumed) = (0, 0, 0);
+            slot.client.heard.clear();
         }
         say(&self.told("begun"))
     }
@@ -408,6 +409,9 @@ impl Fleet {
             "lasts_us": figures.lasts.as_ref().map(|lasts| {
                 lasts.values().map(|(age, count)| json!([age, count])).collect::<Vec<_>>()
             }),
+            "marked": figures.written.count,
+            "marked_us": figures.written.came_us.map_or(0, |(first, last)| last - first),
+            "firsts_us": figures.written.firsts.values().map(|(age, count)| json!([age, count])).collect::<Vec<_>>(),
         });
         if let (Value::Object(told), Value::Object(more)) = (&mut told, more) {
             told.extend(more);
