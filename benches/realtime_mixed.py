@@ -103,7 +103,7 @@ def measure(suite: Suite, elsewhere: Ground, connections: int) -> None:
         "p99 of a command",
         "ms",
         [crowded.rest_p99_ms],
-        rival="the same without sockets",
+        rival="the same with one socket",
         rival_values=[alone.rest_p99_ms],
         target_value=REST_MS,
     )
@@ -112,7 +112,7 @@ def measure(suite: Suite, elsewhere: Ground, connections: int) -> None:
         "of which the client was late to send, p99",
         "ms",
         [crowded.late_p99_ms],
-        rival="the same without sockets",
+        rival="the same with one socket",
         rival_values=[alone.late_p99_ms],
     )
     suite.compare(
@@ -120,7 +120,7 @@ def measure(suite: Suite, elsewhere: Ground, connections: int) -> None:
         "commands that were not answered with 200",
         "%",
         [crowded.failed_percent],
-        rival="the same without sockets",
+        rival="the same with one socket",
         rival_values=[max(1e-3, alone.failed_percent)],
         target_value=FAILED_PERCENT,
     )
@@ -129,7 +129,7 @@ def measure(suite: Suite, elsewhere: Ground, connections: int) -> None:
         "oldest first line of a run",
         "ms",
         [max(crowded.first_lines_ms)],
-        rival="the same without sockets",
+        rival="the same with one socket",
         rival_values=[max(alone.first_lines_ms)],
         target_value=FIRST_LINE_MS,
     )
