@@ -509,7 +509,8 @@ impl LeaseBook {
             let slot = self.slot(policy, now);
             let window = self.policies[policy].window_ns();
             let entry = &mut self.entries[index];
-            if entry.acked != entry.spent || entry.held > 0 || entry.flying {
+            // One that was looked at just now may belong to the request that this room is for, and has its charge to come.
+            if entry.acked != entry.spent || entry.held > 0 || entry.flying || entry.touched == now {
                 continue;
             }
             entry.ring.advance(slot);

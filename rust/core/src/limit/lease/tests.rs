@@ -171,3 +171,35 @@ fn crowding_gives_a_key_over_its_limit_no_fresh_window() {
     assert_eq!(Verdict::Refused, book.hit(0, b"key", now, 1).verdict);
     assert_eq!(Verdict::Refused, book.hit(0, b"key", now + 29 * S, 1).verdict);
 }
+
+/// One request passes several limits: all are asked, then all are charged.
+#[test]
+fn room_for_one_key_of_a_request_is_not_made_by_forgetting_another_of_it() {
+    let mut book = book(Mode::Fast, 64, 16 * 1024);
+    greet(&mut book, S);
+    let (mut now, mut keys) = (S, 0_u32);
+    while book.entries.len() < book.capacity {
+        now += MS;
+        assert_eq!(Verdict::Admitted, book.hit(0, &keys.to_le_bytes(), now, 1).verdict, "its debt");
+        keys += 1;
+    }
+    // All is told, so that any of them may make room.
+    now += S;
+    while let Some(call) = book.collect(now, 256, b"sha") {
+        let reports = call.windows(12).filter(|words| words == b"{flx}:units:").count();
+        if reports == 0 {
+            break;
+        }
+        book.apply(&answer(0, now / 1_000, &vec![(0, 9, 0); reports]), now).expect("an answer");
+    }
+    now += 61 * S;
+    let first = book.hand;
+    let known = book.check(0, &(first as u32).to_le_bytes(), now, 1);
+    assert_eq!((Verdict::Admitted, first), (known.verdict, known.index));
+    let spent = book.entries[first].spent;
+    let newcomer = book.check(0, b"a newcomer", now, 1);
+    assert_ne!(first, newcomer.index);
+    book.charge(&known);
+    let found = book.find(book.identify(0, &(first as u32).to_le_bytes())).expect("it is still known");
+    assert_eq!(spent + 1, book.entries[found].spent);
+}
