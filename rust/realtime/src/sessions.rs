@@ -112,7 +112,7 @@ impl Sessions {
         }
     }
 
-    /// The hub. It need not call this thread, whose turn comes before it sleeps.
+    /// The hub. It need not call this thread, whose turn comes before it sleeps: not where that turn is over (`closed`).
     fn hub(&self) -> Guard<'_> {
         let mut hub = self.desk.hub();
         hub.awake(self.shard);
@@ -453,7 +453,8 @@ impl Service for Sessions {
         }
         if let Some(session) = self.table[conn.index as usize].take() {
             self.ends.unset(conn.index);
-            self.hub().disconnect(session.key);
+            // Not as one who is awake: what ended it may be this thread's turn, after which it sleeps.
+            self.desk.hub().disconnect(session.key);
             leave(&self.desk, &session);
             self.desk.count_closed(match why {
                 Closed::ByServer(code) => code,

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use flx_core::admission::Principal;
 use flx_core::admission::roster::{Face, Guest};
@@ -287,7 +287,7 @@ fn a_token_ends_with_a_warning_unless_there_is_another_one() {
     assert_eq!([Box::from("app.x")], *lost);
     process.desk.say(caller, vec![r#"{"type":"refreshed","in_s":9}"#.into()], false);
     while hear(&mut client)["type"] != "refreshed" {}
-    thread::sleep(std::time::Duration::from_millis(600));
+    thread::sleep(Duration::from_millis(600));
     assert_eq!("pong", ask(&mut client, &json!({"type": "ping"}))["type"]);
     for _ in 0..11 {
         process.desk.say(caller, vec!["{}".into()], true);
@@ -295,6 +295,23 @@ fn a_token_ends_with_a_warning_unless_there_is_another_one() {
     }
     let (first, last) = client.frame().unwrap();
     assert_eq!((0x88, &1008_u16.to_be_bytes()[..]), (first, &last[..2]));
+}
+
+/// The turn in which one is sent away is the last thing that its thread does before it sleeps.
+#[test]
+fn others_hear_at_once_what_happens_after_one_was_sent_away() {
+    let process = process(HubLimits::default(), Limits { close_ms: 5_000, ..limits() });
+    let mut other = process.client("/ws/b?bert");
+    ask(&mut other, &json!({"type": "subscribe", "event": "app.x"}));
+    let mut ended = process.client("/ws/a?ann&ends");
+    assert_eq!("expiring", hear(&mut ended)["type"]);
+    assert_eq!(0x88, ended.frame().unwrap().0);
+    until(|| process.desk.closed().contains_key(&4401));
+    // It does not answer the Close, which would wake the thread.
+    let begun = Instant::now();
+    process.tell("app.x", 1, 0, "1");
+    assert_eq!(1, hear(&mut other)["seq"]);
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
 }
 
 #[test]
