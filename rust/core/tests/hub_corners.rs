@@ -1,6 +1,8 @@
 //! Corners of the hub: what happens together but seldom.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test may stop at the first surprise")]
 
+use std::time::{Duration, Instant};
+
 use flx_core::hub::{
     Backfill, Class, ConnKey, Delivery, Dialect, Event, Hub, Limits, Position, PresenceChange, Profile, Rights, Shard,
 };
@@ -149,6 +151,22 @@ fn topics_of_old_are_forgotten_though_somebody_hears_all_there_are() {
         let conn = connect(&mut hub, Dialect::Plain, &[]);
         let subscribed = hub.subscribe(conn, "execution.*", Some(&at(from)), 30_000).unwrap();
         assert_eq!(is_here, subscribed.history.is_none(), "{from}");
+    }
+}
+
+/// One pass of all topics each, while everybody else waits for the hub: with one for every topic this would take half a minute.
+#[test]
+fn many_ephemeral_topics_are_lost_and_forgotten_in_a_moment() {
+    let mut hub = hub();
+    for _ in 0..2 {
+        for number in 0..32_000 {
+            hub.publish("t", &format!("app.{number}"), 5, "1", 0).unwrap();
+        }
+        let begun = Instant::now();
+        hub.lose("bus_restarted", 1);
+        hub.sweep(TTL_MS);
+        assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+        assert_eq!(0, hub.stats().topics);
     }
 }
 

@@ -197,7 +197,7 @@ impl Store {
         (id, true)
     }
 
-    /// Gives up a topic that nobody hears and that has nothing.
+    /// Gives up a topic that has nothing; one that was heard of is in lists still (`unlist`).
     pub(super) fn forget(&mut self, id: u32) {
         let Some(topic) = self.topics[id as usize].take() else { return };
         if let Ok(place) = self.table.find_entry(topic.hash, |other| *other == id) {
@@ -211,10 +211,15 @@ impl Store {
             let last = if topic.kind == Kind::Journal { topic.last_seq } else { topic.born_seq + 1 };
             self.forgotten_seq = self.forgotten_seq.max(last.min(self.seq));
         }
-        for list in [&mut self.logs, &mut self.locals] {
-            list.retain(|other| *other != id);
-        }
-        self.ended.retain(|other| *other != id);
+    }
+
+    /// Takes topics out of the lists that were given up since, before their ids are used again.
+    pub(super) fn unlist(&mut self) {
+        let topics = &self.topics;
+        let is_there = |id: &u32| topics[*id as usize].is_some();
+        self.logs.retain(is_there);
+        self.locals.retain(is_there);
+        self.ended.retain(is_there);
     }
 
     // --- hearing -----------------------------------------------------------------------------------------------------
@@ -382,14 +387,10 @@ impl Store {
         self.order += 1;
         self.ring.push_back(NOBODY);
         self.cut_order = self.order;
-        let (order, mut told) = (self.order, Vec::new());
-        for id in 0..self.topics.len() as u32 {
-            let Some(topic) = self.topic_mut(id) else { continue };
+        let (order, mut told, mut lost) = (self.order, Vec::new(), 0);
+        for topic in self.topics.iter_mut().flatten() {
             match topic.kind {
-                Kind::Ephemeral => {
-                    self.bytes -= topic.begin_anew();
-                    self.locals.retain(|other| *other != id);
-                }
+                Kind::Ephemeral => lost += topic.begin_anew(),
                 Kind::Loss => {
                     topic.tear(order, 0);
                     told.extend(topic.audiences.iter());
@@ -397,6 +398,9 @@ impl Store {
                 _ => {}
             }
         }
+        self.bytes -= lost;
+        let topics = &self.topics;
+        self.locals.retain(|id| topics[*id as usize].as_ref().is_some_and(|topic| topic.kind != Kind::Ephemeral));
         self.trim();
         told.sort_unstable();
         told.dedup();
@@ -432,7 +436,7 @@ impl Store {
         }
     }
 
-    /// Forgets a topic that was there for its subscribers alone.
+    /// Forgets a topic that was there for its subscribers alone; it is in no list.
     pub(super) fn release(&mut self, id: u32) {
         if self.topic(id).is_some_and(|topic| !topic.heard && topic.audiences.is_empty()) {
             self.forget(id);

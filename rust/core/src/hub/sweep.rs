@@ -42,6 +42,7 @@ impl Store {
                 self.forget(id);
             }
         }
+        self.unlist();
         self.trim();
         self.forget_tenants();
         gone
