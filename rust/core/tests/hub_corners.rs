@@ -154,6 +154,101 @@ fn topics_of_old_are_forgotten_though_somebody_hears_all_there_are() {
     }
 }
 
+/// Topics of which gaps were told, why, and in which epoch.
+fn gaps(heard: &[Value]) -> Vec<(&str, &str, &str)> {
+    let gaps = heard.iter().filter(|it| it["code"] == "gap");
+    gaps.map(|it| {
+        let text = |member: &str| it[member].as_str().unwrap();
+        (text("event"), text("reason"), text("epoch"))
+    })
+    .collect()
+}
+
+#[test]
+fn ephemeral_topics_that_patterns_hear_are_no_more_than_there_may_be() {
+    let limits = Limits { topic_ttl_ms: TTL_MS, empty_topics: 8, ..Limits::default() };
+    let mut hub = Hub::new(limits, 1, "here");
+    hub.restart("e", 0, "start", 0);
+    let wild = connect(&mut hub, Dialect::Plain, &["app.*", "presence.app.*"]);
+    connect(&mut hub, Dialect::Plain, &["app.named"]);
+    let fixed = hub.stats().topics;
+    let tell = |hub: &mut Hub, topics: std::ops::Range<u64>, now_ms| {
+        for number in topics {
+            hub.publish("t", &format!("app.{number}"), 5, "1", now_ms).unwrap();
+        }
+        hub.publish("t", "app.named", 5, "1", now_ms).unwrap();
+        said(&take(hub, now_ms + 1_000))
+    };
+    assert_eq!(8 + 2, tell(&mut hub, 0..8, 0).len());
+    let _ = (hub.called(), hub.wakes_at(Shard::FIRST));
+    hub.sweep(2 * TTL_MS);
+    // So many stay, and their numbers go on.
+    assert!(take(&mut hub, 2 * TTL_MS).is_empty() && hub.called().is_empty());
+    assert_eq!(fixed + 8 + 1, hub.stats().topics);
+    let heard = tell(&mut hub, 0..9, 25_000);
+    let number_of = |heard: &[Value], topic| {
+        let event = heard.iter().find(|it| it["event"] == topic && it["code"] != "gap");
+        event.map(|it| (it["seq"].as_u64().unwrap(), it["prev"].as_u64().unwrap(), it["epoch"].clone()))
+    };
+    assert_eq!(Some((2, 1, "here.0".into())), number_of(&heard, "app.0"));
+    assert!(gaps(&heard).is_empty());
+    // One more is too many: all who may miss something are told, once, and nothing of them is left.
+    let _ = (hub.called(), hub.wakes_at(Shard::FIRST));
+    hub.sweep(40_000);
+    assert_eq!([Shard::FIRST], *hub.called());
+    assert_eq!(fixed + 1, hub.stats().topics, "what is heard by its name stays");
+    let told = take(&mut hub, 50_000);
+    let (of_wild, of_named): (Vec<_>, Vec<_>) = told.into_iter().partition(|delivery| delivery.conn == wild);
+    let (class, presence) = (("app.*", "evicted", "here.1"), ("presence.*", "evicted", "here.1"));
+    assert_eq!([class, presence], *gaps(&said(&of_wild)));
+    assert_eq!([class], *gaps(&said(&of_named)));
+    assert_eq!(3, said(&of_wild).len() + said(&of_named).len());
+    assert_eq!(Some(&3), hub.gaps().get("evicted"));
+    // What comes is of the new epoch, and joins on.
+    let heard = tell(&mut hub, 0..2, 60_000);
+    assert_eq!((4, Some((1, 0, "here.1".into()))), (heard.len(), number_of(&heard, "app.0")));
+    assert_eq!(Some((1, 0, "here.1".into())), number_of(&heard, "app.named"));
+    hub.sweep(80_000);
+    assert!(take(&mut hub, 80_000).is_empty());
+}
+
+#[test]
+fn who_is_behind_is_told_of_ephemeral_topics_that_were_too_many() {
+    let limits = Limits { topic_ttl_ms: TTL_MS, empty_topics: 8, ..Limits::default() };
+    let mut hub = Hub::new(limits, 1, "here");
+    hub.restart("e", 0, "start", 0);
+    let slow = connect(&mut hub, Dialect::Plain, &["app.*"]);
+    for number in 0..9 {
+        hub.publish("t", &format!("app.{number}"), 5, "1", 0).unwrap();
+    }
+    let given = take(&mut hub, 1_000);
+    hub.sweep(2 * TTL_MS);
+    hub.put_back(slow, &given[0].turn, 3);
+    hub.publish("t", "app.3", 5, "2", 3 * TTL_MS).unwrap();
+    hub.writable(slow, 3 * TTL_MS);
+    let heard = said(&take(&mut hub, 4 * TTL_MS));
+    assert_eq!([("app.*", "evicted", "here.1")], *gaps(&heard));
+    assert_eq!((2, Some(1), "here.1"), (heard.len(), heard[1]["seq"].as_u64(), heard[1]["epoch"].as_str().unwrap()));
+}
+
+/// A loss leaves topics without numbers: they go, and with them what the lists of the hub had of them.
+#[test]
+fn after_a_loss_topics_that_patterns_hear_go() {
+    let mut hub = hub();
+    connect(&mut hub, Dialect::Plain, &["app.*"]);
+    let fixed = hub.stats().topics;
+    for number in 0..5 {
+        hub.publish("t", &format!("app.{number}"), 5, "1", 0).unwrap();
+        hub.publish("t", &format!("bench.{number}"), 5, "1", 0).unwrap();
+    }
+    hub.lose("bus_restarted", 1);
+    let late = connect(&mut hub, Dialect::Plain, &[]);
+    let frames = hub.subscribe_all(late, &["app.*", "bench.*"], Some(&at(0)), 1).unwrap().frames;
+    assert_eq!(2 + 5, frames.len(), "of the local ones a gap each, of the lost ones none");
+    hub.sweep(2);
+    assert_eq!(fixed + 5, hub.stats().topics);
+}
+
 /// One pass of all topics each, while everybody else waits for the hub: with one for every topic this would take half a minute.
 #[test]
 fn many_ephemeral_topics_are_lost_and_forgotten_in_a_moment() {

@@ -69,6 +69,9 @@ pub struct Limits {
     pub total_bytes: usize,
     /// How long events are kept.
     pub topic_ttl_ms: u64,
+    /// Ephemeral topics that have no events any more, kept since the numbers go on for those who hear them by a pattern; when
+    /// there are more, all numbers begin anew.
+    pub empty_topics: usize,
     /// Patterns of one connection.
     pub max_subscriptions: usize,
     /// Connections.
@@ -89,6 +92,7 @@ impl Default for Limits {
             topic_bytes: 4 << 20,
             total_bytes: 48 << 20,
             topic_ttl_ms: 15 * 60 * 1000,
+            empty_topics: 16_384,
             max_subscriptions: 256,
             max_connections: 20_000,
             frame_bytes: 64 << 10,

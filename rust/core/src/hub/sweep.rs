@@ -2,7 +2,8 @@
 //!
 //! Rules: a topic goes only when all readers have passed what was cut of it. One of the journal goes also when it is heard by
 //! patterns alone: it is linked again when it is made again, and its numbers are the journal's. Numbers of this process go on
-//! where somebody hears them, and who has subscribed to a topic by its name is linked to that topic.
+//! where somebody hears them, and who has subscribed to a topic by its name is linked to that topic. So many ephemeral topics
+//! that patterns hear are kept for their numbers; when there are more, the epoch of all numbers ends, as after a loss.
 
 use std::sync::Arc;
 
@@ -11,27 +12,47 @@ use hashbrown::HashSet;
 use super::Hub;
 use super::audience::Fleet;
 use super::ids::Ids;
-use super::log::TopicLog;
+use super::log::{Kind, TopicLog};
 use super::store::Store;
+use super::turn::EVICTED;
 
 impl Hub {
     /// Drops what is too old. Cheap when called every few seconds.
     pub fn sweep(&mut self, now_ms: u64) {
+        self.store.cut_stale(now_ms);
+        if self.store.empty_of_patterns() > self.limits.empty_topics {
+            self.lose(EVICTED, now_ms);
+        }
         let behind = self.fleet.slowest(self.store.order);
-        let gone = self.store.sweep(now_ms, behind, |topic| self.fleet.hears_by_patterns_alone(topic));
+        let gone = self.store.sweep(behind, |topic| self.fleet.hears_by_patterns_alone(topic));
         self.fleet.unlink(&gone);
     }
 }
 
 impl Store {
-    /// Drops what is too old, and topics of which nothing is left and that all readers (at or after `behind`) have passed;
-    /// of those that somebody hears, the ones that may go. The latter, with who heard them.
-    fn sweep(&mut self, now_ms: u64, behind: u64, may_go: impl Fn(&TopicLog) -> bool) -> Vec<(u32, Ids)> {
-        let mut gone = Vec::new();
+    /// Drops what is too old.
+    fn cut_stale(&mut self, now_ms: u64) {
         for id in 0..self.ids_end() {
             while self.topic(id).is_some_and(|topic| topic.is_stale(now_ms)) {
                 self.cut(id, TopicLog::cut);
             }
+        }
+    }
+
+    /// Ephemeral topics without events that are heard by patterns alone: who names one hears the journal's of that name too.
+    fn empty_of_patterns(&self) -> usize {
+        let is_empty = |topic: &TopicLog| {
+            topic.kind == Kind::Ephemeral && topic.heard && topic.entries.is_empty() && !topic.audiences.is_empty()
+        };
+        let empty = self.topics().map(|(_, topic)| topic).filter(|topic| is_empty(topic));
+        empty.filter(|topic| self.find(&topic.tenant, &topic.name, false).is_none()).count()
+    }
+
+    /// Drops topics of which nothing is left and that all readers (at or after `behind`) have passed; of those that somebody
+    /// hears, the ones that may go. The latter, with who heard them.
+    fn sweep(&mut self, behind: u64, may_go: impl Fn(&TopicLog) -> bool) -> Vec<(u32, Ids)> {
+        let mut gone = Vec::new();
+        for id in 0..self.ids_end() {
             let Some(topic) = self.topic_mut(id) else { continue };
             let is_over = topic.entries.is_empty() && topic.floor_order <= behind && !topic.listed;
             if is_over && (topic.audiences.is_empty() || may_go(topic)) {
@@ -73,7 +94,8 @@ impl Fleet {
     /// Whether a topic goes though it is heard.
     fn hears_by_patterns_alone(&self, topic: &TopicLog) -> bool {
         let names = |id: &u32| self.audience(*id).is_some_and(|audience| audience.key.patterns.contains(&topic.name));
-        !topic.kind.is_own() && !topic.audiences.iter().any(names)
+        let has_numbers = topic.kind.is_own() && topic.heard;
+        topic.kind != Kind::Loss && !has_numbers && !topic.audiences.iter().any(names)
     }
 
     /// Topics are gone that these audiences heard.
