@@ -20,9 +20,15 @@ const READS: usize = 4;
 impl<S: Service> Worker<S> {
     /// Writes what could not be written before.
     pub(crate) fn flush(&mut self, conn: ConnId) {
-        let now_ms = self.table.now_ms;
+        let (now_ms, life_ms) = (self.table.now_ms, self.table.limits.life_ms);
         let Some(connection) = self.table.get(conn) else { return };
-        match connection.flush(now_ms) {
+        let was_behind = !connection.is_flushed();
+        let flushed = connection.flush(now_ms);
+        if connection.life_ms < NEVER && was_behind && connection.is_flushed() {
+            // A Ping may have waited until now.
+            connection.life_ms = connection.life_ms.max(now_ms + life_ms);
+        }
+        match flushed {
             Ok(true) if matches!(connection.state, State::Open(_)) => {
                 self.service.writable(conn, now_ms, &mut Outbox(&mut self.table));
             }

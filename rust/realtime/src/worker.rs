@@ -375,6 +375,11 @@ impl<S: Service> Worker<S> {
             State::Open(_) if connection.deadline_ms <= now_ms => {
                 self.table.close(conn, code::RESTARTING, code::reason(code::RESTARTING));
             }
+            // The Ping waits behind what was begun: who takes nothing of that is stuck, above.
+            State::Open(_) if connection.life_ms <= now_ms && !connection.is_flushed() => {
+                connection.life_ms = now_ms + limits.life_ms;
+                self.table.rearm(index);
+            }
             State::Open(_) if connection.life_ms <= now_ms => {
                 self.table.close(conn, code::TOO_SLOW, code::reason(code::TOO_SLOW));
             }

@@ -6,8 +6,9 @@ mod parts;
 use std::io::Read;
 use std::net::TcpStream;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use flx_core::ws::Bounds;
 use flx_realtime::listener::{Clock, Limits, Listener};
 use flx_realtime::service::{Closed, Upgrade};
 use parts::{Client, LARGE, PATIENCE, Told, close, closed, frame, head, limits, listen, next};
@@ -229,6 +230,42 @@ fn pings_that_come_before_the_time_for_an_answer_is_up_do_not_begin_it_anew() {
     assert_eq!(Some(reason(4408, "too slow; come back and resume")), last);
     assert!((2..=6).contains(&pings), "{pings}");
     assert_eq!(Closed::ByServer(4408), closed(&told));
+}
+
+/// A Ping waits behind the frame that was begun: who takes that cannot have answered yet.
+#[test]
+fn who_takes_a_large_frame_slowly_is_not_asked_for_a_sign_of_life_before_it_has_the_ping() {
+    const BYTES: usize = 24 << 20;
+    let (ping_ms, life_ms, inbound) = (100, 700, Bounds { message_bytes: BYTES, ..Bounds::default() });
+    let (listener, _told) = listen(Limits { ping_ms, life_ms, inbound, ..limits() });
+    let mut client = Client::open(&listener);
+    client.send(&frame(0x82, &vec![7; BYTES]));
+    // Pings that came before the frame was begun are answered by what was sent.
+    let large = loop {
+        let mut first = [0];
+        client.0.read_exact(&mut first).unwrap();
+        if first[0] != PING {
+            break first[0];
+        }
+        client.0.read_exact(&mut first).unwrap();
+    };
+    let mut left = vec![0; 9 + BYTES];
+    let begun = Instant::now();
+    let mut at = 0;
+    while begun.elapsed() < Duration::from_millis(3 * life_ms) && at < BYTES / 4 {
+        client.0.read_exact(&mut left[at..at + 16_384]).unwrap();
+        at += 16_384;
+        thread::sleep(Duration::from_millis(10));
+    }
+    client.0.read_exact(&mut left[at..]).unwrap();
+    assert_eq!((0x82, [7; 4]), (large, *left.last_chunk().unwrap()));
+    assert_eq!(Some((PING, vec![])), client.frame());
+    client.send(&frame(0x8a, b""));
+    while client.frame() == Some((PING, vec![])) && begun.elapsed() < Duration::from_millis(5 * life_ms) {
+        client.send(&frame(0x8a, b""));
+    }
+    client.send(&frame(0x81, b"still here"));
+    while client.frame().unwrap() != (0x81, b"still here".to_vec()) {}
 }
 
 #[test]
