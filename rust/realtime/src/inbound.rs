@@ -16,6 +16,9 @@ use crate::worker::Worker;
 
 /// Reads of one connection in a turn.
 const READS: usize = 4;
+/// Pings of one read that are answered each; of more only the latest is, which is enough (section 5.5.3): a client would
+/// otherwise have a system call for a few of its octets.
+const PONGS: usize = 16;
 
 impl<S: Service> Worker<S> {
     /// Writes what could not be written before.
@@ -210,7 +213,7 @@ impl<S: Service> Worker<S> {
         // Whatever comes is a sign of life.
         connection.life_ms = NEVER;
         let mut decoder = mem::take(&mut connection.decoder);
-        let mut at = 0;
+        let (mut at, mut pings, mut unanswered) = (0, 0, None);
         loop {
             let is_open = self.table.get(conn).is_some_and(|connection| matches!(connection.state, State::Open(_)));
             let message = match decoder.next(bytes, &mut at, bounds) {
@@ -220,8 +223,12 @@ impl<S: Service> Worker<S> {
                     self.inflater.message(is_text, payload, bounds.message_bytes)
                 }
                 Ok(Some(Event::Ping(payload))) => {
-                    if is_open {
-                        self.table.send(conn, Kind::Pong, Wire::frame(Opcode::Pong, payload));
+                    let pong = Wire::frame(Opcode::Pong, payload);
+                    pings += 1;
+                    if pings > PONGS {
+                        unanswered = Some(pong);
+                    } else if is_open {
+                        self.table.send(conn, Kind::Pong, pong);
                     }
                     continue;
                 }
@@ -244,8 +251,10 @@ impl<S: Service> Worker<S> {
                 }
             }
         }
-        if let Some(connection) = self.table.get(conn) {
-            connection.decoder = decoder;
+        let Some(connection) = self.table.get(conn) else { return };
+        connection.decoder = decoder;
+        if let (Some(pong), State::Open(_)) = (unanswered, &connection.state) {
+            self.table.send(conn, Kind::Pong, pong);
         }
     }
 

@@ -268,6 +268,24 @@ fn who_takes_a_large_frame_slowly_is_not_asked_for_a_sign_of_life_before_it_has_
     while client.frame().unwrap() != (0x81, b"still here".to_vec()) {}
 }
 
+/// Only the latest must be answered (section 5.5.3): many of them in a few octets each would cost a system call each.
+#[test]
+fn of_many_pings_that_come_together_the_first_and_the_last_are_answered() {
+    let (listener, _told) = listen(limits());
+    let mut client = Client::open(&listener);
+    let pings: Vec<u8> = (0..4_000_u32).flat_map(|number| frame(PING, &number.to_be_bytes())).collect();
+    client.send(&pings);
+    let mut answered = Vec::new();
+    while answered.last() != Some(&3_999) {
+        let (first, payload) = client.frame().unwrap();
+        assert_eq!(0x8a, first);
+        answered.push(u32::from_be_bytes(payload.try_into().unwrap()));
+    }
+    assert!(answered.is_sorted() && answered.starts_with(&(0..16).collect::<Vec<_>>()), "{answered:?}");
+    assert!(answered.len() < 1_000, "{}", answered.len());
+    client.echo("still here");
+}
+
 #[test]
 fn no_more_are_let_in_than_there_may_be() {
     let (listener, told) = listen(Limits { connections: 2, ..limits() });
