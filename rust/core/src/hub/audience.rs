@@ -13,13 +13,13 @@ use std::sync::Arc;
 use hashbrown::{HashMap, HashSet};
 
 use super::ids::Ids;
-use super::log::Kind;
+use super::log::{Kind, TopicLog};
 use super::queue::{Agenda, Fresh};
 use super::reader::Joins;
 use super::resume::Catching;
 use super::rights::Rights;
 use super::store::Store;
-use super::topic::{matches, may_match, wild_prefix};
+use super::topic::{Patterns, beginnings, matches, may_match, wild_prefix};
 use super::{COHORT, ConnKey, Dialect, Profile, Shard};
 
 pub(super) const NONE: u32 = u32::MAX;
@@ -506,8 +506,11 @@ impl Fleet {
             }
         }
         if is_wild {
-            topics =
-                store.topics().filter(|(_, log)| key.hears(&log.tenant, &log.name)).map(|(topic, _)| topic).collect();
+            let patterns = Patterns::new(&key.patterns);
+            let hears = |log: &TopicLog| {
+                *log.tenant == *key.tenant && patterns.include(&log.name) && key.rights.may_hear(&log.name)
+            };
+            topics = store.topics().filter(|(_, log)| hears(log)).map(|(topic, _)| topic).collect();
         }
         for name in ["app.*", "user.*", "presence.*"] {
             if key.rights.may_lose(name) && key.patterns.iter().any(|pattern| may_match(pattern, name)) {
@@ -542,19 +545,12 @@ impl Fleet {
         if self.wild.is_empty() {
             return;
         }
-        let mut end = 0;
-        loop {
-            if let Some(audiences) = self.wild.get(&name[..end]) {
-                let hears = |id: &u32| self.audience(*id).is_some_and(|audience| audience.key.hears(&tenant, &name));
-                let hearing: Vec<u32> = audiences.iter().copied().filter(hears).collect();
-                for audience in hearing {
-                    self.link(store, audience, topic);
-                }
-            }
-            let from = if end == 0 { 0 } else { end + 1 };
-            match name.get(from..).and_then(|rest| rest.find('.')) {
-                Some(dot) => end = from + dot,
-                None => return,
+        for beginning in beginnings(&name) {
+            let Some(audiences) = self.wild.get(beginning) else { continue };
+            let hears = |id: &u32| self.audience(*id).is_some_and(|audience| audience.key.hears(&tenant, &name));
+            let hearing: Vec<u32> = audiences.iter().copied().filter(hears).collect();
+            for audience in hearing {
+                self.link(store, audience, topic);
             }
         }
     }
