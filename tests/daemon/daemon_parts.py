@@ -68,6 +68,8 @@ class FakeExecutions:
     def __init__(self) -> None:
         self.logs: dict[str, LogFile] = {}
         self.queued: list[str] = []
+        # Logs of attempts that are written down, but that memory has not followed yet.
+        self.behind: dict[str, LogFile] = {}
 
     def counts(self) -> tuple[int, int]:
         return 1, 2
@@ -77,6 +79,10 @@ class FakeExecutions:
 
     def waiting(self) -> dict[str, int]:
         return dict.fromkeys(self.queued, 0)
+
+    def renew_log(self, execution_id: str) -> None:
+        if execution_id in self.behind:
+            self.logs[execution_id] = self.behind.pop(execution_id)
 
     def log(self, execution_id: str) -> LogFile:
         try:

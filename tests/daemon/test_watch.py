@@ -10,10 +10,12 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.daemon.daemon_parts import Parts, growing_log, parts, turn
+from tests.daemon.executions.fake_runs import ALICE, Stage, over, submit, until
 
 from flx_api._core import Hub
 from flx_api.daemon.executions.log_file import LogFile
 from flx_api.daemon.watch import BATCH_EVENTS, Pages, Topics, Watcher, log_batches
+from flx_api.events.ephemeral_log import EphemeralLog
 from flx_api.events.follower import told as told_to_hub
 from flx_api.models.event import ExecutionEvent, PipelineEvent
 from flx_api.models.topic_rules import Expiry
@@ -339,10 +341,10 @@ def test_an_execution_that_is_tried_again_goes_on_where_its_log_ended(tmp_path: 
             assert [place[:2] for place in given if place[0].endswith(".log")] == [
                 ("execution.e.log", 1), ("execution.e.log", 2),
             ]  # fmt: skip
-            # Its end was given; by hand there is another attempt.
+            # Its end was given; by hand there is another attempt, told before memory knows of it.
             waiting = asyncio.ensure_future(anext(batches))
             await turn()
-            daemon.fake.logs["e"] = again = LogFile(tmp_path / "e2", tenant="default", earlier=[tmp_path / "e"])
+            daemon.fake.behind["e"] = again = LogFile(tmp_path / "e2", tenant="default", earlier=[tmp_path / "e"])
             await emit_status(daemon, "e", "queued")
             found = shown(await waiting)
             with growing_log(tmp_path / "e2", again) as write:
@@ -351,6 +353,46 @@ def test_an_execution_that_is_tried_again_goes_on_where_its_log_ended(tmp_path: 
             while not any(place[0].endswith(".log") for place in found):
                 found += shown(await anext(batches))
             assert [place for place in found if place[0].endswith(".log")] == [("execution.e.log", 3, 2)]
+
+    asyncio.run(story())
+
+
+def test_an_attempt_by_hand_is_followed_as_it_goes_and_what_was_given_is_not_given_again(tmp_path: Path) -> None:
+    async def story() -> None:
+        stage = Stage(tmp_path)
+        async with stage.daemon() as executions:
+            ephemeral = EphemeralLog("ephemeral", stage.clock)
+            watcher = Watcher(
+                WatchRequest(topics=["*"]), stage.journal, executions, ephemeral, tenant=None, clock=stage.clock
+            )
+            lines: list[tuple[int, str]] = []
+
+            async def follow() -> None:
+                async for batch in watcher.batches():
+                    told = [event for event in batch.events if event.topic.endswith(".log")]
+                    lines.extend((event.seq, msgspec.json.decode(event.data)["event"]) for event in told)
+
+            following = asyncio.create_task(follow())
+            accepted = await submit(executions, "a")
+            first = await stage.executor.run_of(accepted)
+            first.say("one", "two")
+            first.end(1)
+            await over(executions, accepted)
+            await until(lambda: len(lines) == 2, "the first attempt's lines")
+            await executions.retry(accepted.id, ALICE)
+            second = await stage.executor.run_of(accepted, 2)
+            second.say("three")
+            await until(lambda: len(lines) > 2, "a line of a run that goes on")
+            second.say("four")
+            second.end(0)
+            await over(executions, accepted)
+            await until(lambda: len(lines) >= 4, "the last line")
+            assert lines == [(1, "one"), (2, "two"), (3, "three"), (4, "four")]
+            # Who reads the same from old events is given the last attempt, and the index is kept.
+            kept = executions.log(accepted.id)
+            executions.renew_log(accepted.id)
+            assert executions.log(accepted.id) is kept
+            following.cancel()
 
     asyncio.run(story())
 

@@ -240,11 +240,11 @@ class Watcher:
                 self._lines[execution_id] = 0
         elif b'"status":"queued"' in row.data:
             # Tried again after its end was given: its log goes on behind the attempts before.
-            self._follow_again(execution_id)
+            self._follow_again(execution_id, is_news=True)
 
-    def _follow_again(self, execution_id: str) -> None:
+    def _follow_again(self, execution_id: str, *, is_news: bool = False) -> None:
         self._given.discard(execution_id)
-        log = self._log(execution_id)
+        log = self._log(execution_id, renewed=is_news)
         if log is not None:
             self._lines.setdefault(execution_id, log.earlier_lines)
 
@@ -308,11 +308,13 @@ class Watcher:
             self._pages.keep(execution_id, page)
         return page
 
-    def _log(self, execution_id: str) -> LogFile | None:
-        """The log, if it is one this watcher is to see."""
+    def _log(self, execution_id: str, *, renewed: bool = False) -> LogFile | None:
+        """The log, if it is one this watcher is to see; `renewed`: as it is since another attempt was told."""
         if not self._topics.match(f"{_PREFIX}{execution_id}{_LOG}"):
             return None
         try:
+            if renewed:
+                self._executions.renew_log(execution_id)
             log = self._executions.log(execution_id)
         except NotFound:
             return None

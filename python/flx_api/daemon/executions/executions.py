@@ -401,6 +401,23 @@ class Executions:
             self._keep_open(execution_id, found)
         return found
 
+    def renew_log(self, execution_id: str) -> None:
+        """Another attempt was told: forget the log that ends with the one before.
+
+        Events are told before whoever made the attempt goes on, and so before memory follows.
+
+        Raises:
+            NotFound: there is no such execution.
+        """
+        found = self._opened.get(execution_id)
+        if found is None:
+            return
+        with self._journal.read() as connection:
+            stored = self._store.find(connection, execution_id)
+        # Who reads old events comes here too, and then the log may be that of the latest attempt already.
+        if found.path != self._log_path(stored.attempt_id):
+            del self._opened[execution_id]
+
     def _log_path(self, attempt_id: str) -> Path:
         return self._runs_dir / attempt_id / "log.jsonl"
 
