@@ -14,6 +14,7 @@ from tests.daemon.executions.fake_runs import ALICE, MALLORY, Stage, over, submi
 from flx_api.daemon.executions.log_file import LogFile
 from flx_api.daemon.journal import DEFAULT_TENANT
 from flx_api.daemon.journal.tables import attempts
+from flx_api.daemon.journal.tables import executions as rows
 from flx_api.errors import Conflict, NotFound
 from flx_api.models.execution import ExecutionLogsArgs
 
@@ -270,6 +271,49 @@ def test_an_attempt_by_hand(play: Callable[..., None]) -> None:
             with pytest.raises(Conflict) as succeeded:
                 await executions.retry(other.id, ALICE)
             assert succeeded.value.code == "conflict"
+
+    play(story)
+
+
+@pytest.mark.parametrize("pipeline", ["a", "later"])
+def test_while_it_runs_again_the_end_of_the_attempt_before_is_told_by_that_attempt_alone(
+    play: Callable[..., None], pipeline: str
+) -> None:
+    async def story(stage: Stage) -> None:
+        async with stage.daemon() as executions:
+            accepted = await submit(executions, pipeline)
+            first = await stage.executor.run_of(accepted)
+            seen = {"s": {"records": 5, "schema": True}}
+            end = {"kind": "end", "ts_us": 99, "exit_code": 1, "cpu_s": 1.0, "max_rss_kib": 10}
+            first.meter(0, "extractor", "tap-a", {**end, "snapshot": {"streams": seen}})
+            first.end(1)
+            # The pause keeps what is known so far; see also above.
+            before = await (over if pipeline == "a" else resting)(executions, accepted)
+            assert (before.exit_code, before.records, before.verdict) == (1, 5, "unverified")
+            assert before.error is not None
+            assert executions.streams(accepted.id, DEFAULT_TENANT).ledger is not None
+            again = await executions.retry(accepted.id, ALICE)
+            second = await stage.executor.run_of(accepted, 2)
+            await until(lambda: stage.statuses(accepted)[-1] == "running", "the second attempt")
+            for found in (again, executions.get(accepted.id, DEFAULT_TENANT)):
+                told = (found.exit_code, found.error, found.records, found.verdict, found.warnings)
+                assert told == (None, None, None, None, ())
+            ends = [event for event in stage.events("execution_events") if event.get("attempt", 1) == 2]
+            assert [event["status"] for event in ends] == ["queued", "starting", "running"]
+            assert not any({"exit_code", "error", "verdict", "warnings"} & set(event) for event in ends)
+            with stage.journal.read() as connection:
+                row = connection.execute(select(rows).where(rows.c.id == accepted.id)).one()
+            assert (row.cpu_s, row.max_rss_kib, row.ledger) == (None, None, None)
+            count = {"kind": "count", "ts_us": 20, "streams": {"s": {"records": 2, "bytes": 9}}}
+            second.meter(0, "extractor", "tap-a", count)
+            await until(lambda: executions.streams(accepted.id, DEFAULT_TENANT).counts == {"s": 2}, "the counts so far")
+            assert shown(executions, accepted)[0][2:] == ("failed", 1)
+            assert executions.attempts(accepted.id, DEFAULT_TENANT).items[0].error == before.error
+            second.obeys = False
+            await executions.cancel(accepted.id, "", ALICE)
+            second.end(None)
+            done = await over(executions, accepted)
+            assert (done.status, done.exit_code, done.error) == ("cancelled", None, "cancelled by alice")
 
     play(story)
 

@@ -7,13 +7,14 @@ ids are free. A timer that dies with its daemon is made anew from the row.
 Rules:
 - An execution that rests holds no slot and no state id: nothing of it is alive.
 - A new attempt has an id of its own and runs what was accepted, whatever the project says by now.
+- A pause keeps what is known of the attempt before it; with the next attempt the execution says nothing of any end.
 - Whoever loses a race (a cancellation in the last moment) finds the row changed and gives way.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -22,7 +23,7 @@ from flx_api.daemon.executions.states import COMES_BACK, ImpossibleError
 from flx_api.errors import Conflict, NotFound, Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from flx_api.daemon.executions.states import Event
     from flx_api.daemon.executions.store import Store, Stored
@@ -34,6 +35,21 @@ _SECOND_US = 1_000_000
 _NOT_OVER = "The execution is not over yet."
 _ANOTHER = "The pipeline has another execution that is not over yet."
 _SUCCEEDED = "The execution succeeded; run its pipeline instead."
+
+# What the execution says of its latest attempt; the one before keeps its own end in its own row.
+_NOTHING_YET: Mapping[str, Any] = {
+    "retry_at_us": None,
+    "started_us": None,
+    "finished_us": None,
+    "exit_code": None,
+    "error": None,
+    "verdict": None,
+    "warnings": b"[]",
+    "records": None,
+    "cpu_s": None,
+    "max_rss_kib": None,
+    "ledger": None,
+}
 
 log = structlog.stdlib.get_logger(__name__)
 
@@ -156,9 +172,7 @@ class Comebacks:
             stored.id,
             event,
             attempts=number,
-            retry_at_us=None,
-            started_us=None,
-            finished_us=None,
+            **_NOTHING_YET,
         )
 
     async def _tell(self, execution_id: str) -> None:
