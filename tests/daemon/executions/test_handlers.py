@@ -15,7 +15,7 @@ from flx_api.daemon.handlers.context import Accepted, Context, Replay, Services
 from flx_api.daemon.handlers.runs import HANDLERS
 from flx_api.daemon.journal import DEFAULT_TENANT, tables
 from flx_api.daemon.principal import Principal
-from flx_api.errors import NotFound, ValidationFailed
+from flx_api.errors import NotFound, ProjectInvalid, ValidationFailed
 from flx_api.models.envelope import MADE_KEY
 from flx_api.models.execution import (
     Execution,
@@ -168,6 +168,28 @@ def test_another_attempt_with_a_key_is_made_once(play: Callable[..., None]) -> N
         assert len((await call("execution.attempts", context, args)).items) == 2
         found = await call("execution.list", context, ExecutionListArgs(idempotency_key="again"))
         assert [one.id for one in found.items] == [accepted.execution_id]
+
+    play(story)
+
+
+def test_of_a_project_that_cannot_be_read_a_repetition_hears_nothing(play: Callable[..., None]) -> None:
+    async def story(stage: Stage, executions: Executions, context: Context) -> None:
+        accepted = await call("pipeline.run", replace(context, idempotency_key="run"), PipelineRunArgs("a"))
+        await stage.executor.run_of(accepted.result)
+        cancel, of_it = ExecutionCancelArgs(accepted.execution_id), ExecutionIdArgs(accepted.execution_id)
+        await call("execution.cancel", replace(context, idempotency_key="cancel"), cancel)
+        await over(executions, accepted.result)
+        await call("execution.retry", replace(context, idempotency_key="retry"), of_it)
+        (await stage.executor.run_of(accepted.result, 2)).end(0)
+        await over(executions, accepted.result)
+        (stage.settings.project_dir / "meltano.yml").write_text("jobs: [")
+        for command, args in (("run", PipelineRunArgs("a")), ("retry", of_it)):
+            name = f"{'pipeline' if command == 'run' else 'execution'}.{command}"
+            again = await call(name, replace(context, idempotency_key=command), args)
+            assert (again.execution_id, again.replayed) == (accepted.execution_id, True)
+        assert isinstance(await call("execution.cancel", replace(context, idempotency_key="cancel"), cancel), Replay)
+        with pytest.raises(ProjectInvalid):
+            await call("pipeline.run", context, PipelineRunArgs("a"))
 
     play(story)
 

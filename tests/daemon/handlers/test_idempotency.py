@@ -87,6 +87,29 @@ def test_a_key_lets_a_change_happen_once(tmp_path: Path, command: str, key: str)
     asyncio.run(story())
 
 
+@pytest.mark.parametrize("project", ["jobs: [", "version: 1\nproject_id: test\n"])
+@pytest.mark.parametrize("command", CHANGES)
+def test_whatever_became_of_the_project_a_repetition_is_answered_as_before(
+    tmp_path: Path, command: str, project: str
+) -> None:
+    """The file cannot be read any more, or what the command spoke of is no longer in it."""
+
+    async def story() -> None:
+        async with parts(tmp_path) as daemon:
+            args = await set_up(daemon, command)
+            first = await daemon.run(command, args, idempotency_key="k", principal=ANN)
+            assert first.code == ""
+            (tmp_path / "meltano.yml").write_text(project, encoding="utf-8")
+            await turn()
+            again = await daemon.run(command, args, idempotency_key="k", principal=ANN)
+            assert (again.code, again.replayed, again.result) == ("", True, first.result)
+            if command.startswith("schedule."):
+                expected = "project_invalid" if project == "jobs: [" else "not_found"
+                assert (await daemon.problem(command, args, principal=ANN))["code"] == expected
+
+    asyncio.run(story())
+
+
 def test_the_same_request_may_be_written_otherwise(tmp_path: Path) -> None:
     async def story() -> None:
         async with parts(tmp_path) as daemon:

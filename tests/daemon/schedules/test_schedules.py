@@ -6,14 +6,14 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.daemon.executions.fake_runs import ALICE, MALLORY
+from tests.daemon.executions.fake_runs import ALICE, MALLORY, MELTANO_YML
 from tests.daemon.scheduled_stage import Day, ScheduledStage, at_us
 
 from flx_api.daemon.handlers.context import Accepted
 from flx_api.daemon.project import Schedule
 from flx_api.daemon.schedules.decisions import firing_key
 from flx_api.daemon.schedules.times import Rule, UnusableError, next_times, rule_of, spell
-from flx_api.errors import Conflict, NotFound, ValidationFailed
+from flx_api.errors import Conflict, FlxError, NotFound, ValidationFailed
 from flx_api.models.schedule import ScheduleGetArgs, ScheduleListArgs, ScheduleNameArgs, ScheduleRunArgs
 
 if TYPE_CHECKING:
@@ -174,6 +174,17 @@ def test_by_hand_it_runs_what_it_would_run(play: Callable[..., None]) -> None:
         assert {"TAP_A_WORD": "s3cret"} == spec.overrides
         again = await day.ask("schedule.run", ScheduleRunArgs("nightly"), idempotency_key="k", body_hash="h")
         assert (run.id, True) == (again.execution_id, again.replayed)
+        # Also when the project has changed since, or cannot be read.
+        file = stage.settings.project_dir / "meltano.yml"
+        written = file.read_text()
+        for changed, code in ((MELTANO_YML, "not_found"), ("jobs: [", "project_invalid"), (written, "")):
+            file.write_text(changed)
+            again = await day.ask("schedule.run", ScheduleRunArgs("nightly"), idempotency_key="k", body_hash="h")
+            assert (run.id, True) == (again.execution_id, again.replayed)
+            if code:
+                with pytest.raises(FlxError) as refused:
+                    await day.ask("schedule.run", ScheduleRunArgs("nightly"))
+                assert refused.value.code == code
         with pytest.raises(Conflict):
             await day.ask("schedule.run", ScheduleRunArgs("nightly"))
         with pytest.raises(ValidationFailed):

@@ -8,6 +8,7 @@ Rules:
 - A key belongs to (tenant, subject): another user's same key is another key.
 - The same key with another command or other arguments is refused; nothing is done.
 - A refusal is not kept: it changed nothing, and the same request may be acceptable later.
+- Nothing is refused for what the project says before the key was looked up (`later`).
 - The journal applies changes one after the other, so a second request sees the first one whole or not at all. One that
   comes before the first is committed waits for it (see `flx_api.daemon.dispatch`).
 - Keys that a gateway made (`models.envelope.MADE_KEY`) are kept like any other, but are not shown as the client's.
@@ -23,7 +24,7 @@ from sqlalchemy import bindparam, select
 from flx_api.daemon.journal import Place, Prepared
 from flx_api.daemon.journal.rows import finds_of
 from flx_api.daemon.journal.tables import idempotency
-from flx_api.errors import ValidationFailed
+from flx_api.errors import FlxError, ValidationFailed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from flx_api.daemon.journal import Tx
 
 T = TypeVar("T", bound=msgspec.Struct)
+V = TypeVar("V")
 
 _encode = msgspec.json.Encoder().encode
 
@@ -94,6 +96,25 @@ def once(
         return made
 
     return Prepared(keyed, (place, *finds_of(change)))
+
+
+def later(look: Callable[[], V]) -> Callable[[], V]:
+    """What a look at something outside of the journal found, for a change: an error is kept until it is asked for.
+
+    The look comes before the write, its error behind the key's look-up: by then the project may have changed, and who
+    asks again is answered as before.
+    """
+    try:
+        found = look()
+    except FlxError as error:
+        refusal = error
+    else:
+        return lambda: found
+
+    def refuse() -> V:
+        raise refusal
+
+    return refuse
 
 
 def look_up(tx: Tx, context: Context, command: str) -> Stored | None:

@@ -1,7 +1,7 @@
 """`pipeline.*` but for `pipeline.run`: looking at pipelines and changing the API's own.
 
 Rules:
-- What needs the project's files is checked before the write, in the loop; names and revisions are checked inside it.
+- The project's files are looked at before the write, in the loop; everything is checked inside it, behind the key.
 """
 
 from __future__ import annotations
@@ -71,10 +71,11 @@ def get(context: Context, args: PipelineIdArgs) -> Pipeline:
 
 def create(context: Context, args: PipelineCreateArgs) -> Awaitable[Pipeline]:
     """Make a pipeline whose blocks are in the project."""
-    model = context.services.projects.current()
+    project = idempotency.later(context.services.projects.current)
 
     def change(tx: Tx) -> Pipeline:
         # Only now: a repeated request is answered even if the project has changed since the first one.
+        model = project()
         tasks = pipelines.tasks_of(args)
         pipelines.check_blocks(model, tasks, args.environment, pipelines.fields_of(args))
         return pipelines.create(tx, model, context.principal, args, tasks)
@@ -86,9 +87,10 @@ def create(context: Context, args: PipelineCreateArgs) -> Awaitable[Pipeline]:
 
 def update(context: Context, args: PipelineUpdateArgs) -> Awaitable[Pipeline]:
     """Change a pipeline; what is not given stays."""
-    model, principal = context.services.projects.current(), context.principal
+    project, principal = idempotency.later(context.services.projects.current), context.principal
 
     def change(tx: Tx) -> Pipeline:
+        model = project()
         present = pipelines.find(tx.connection, model, principal.tenant, tx.project_id, args.id)
         tasks = present.tasks if args.tasks is UNSET else args.tasks
         environment = present.environment if args.environment is UNSET else args.environment
@@ -102,10 +104,10 @@ def update(context: Context, args: PipelineUpdateArgs) -> Awaitable[Pipeline]:
 
 def delete(context: Context, args: PipelineDeleteArgs) -> Awaitable[Deleted]:
     """Delete a pipeline; its executions stay."""
-    model, principal = context.services.projects.current(), context.principal
+    project, principal = idempotency.later(context.services.projects.current), context.principal
 
     def change(tx: Tx) -> Deleted:
-        pipelines.remove(tx, model, principal, args)
+        pipelines.remove(tx, project(), principal, args)
         return Deleted(args.id)
 
     return context.services.journal.write(idempotency.once(context, DELETE, change))

@@ -68,10 +68,11 @@ def get(context: Context, args: ScheduleGetArgs) -> View:
 
 async def switch(context: Context, args: ScheduleNameArgs, *, on: bool) -> View:
     """Let a schedule fire, or not. It counts from now on: what was not to fire was not missed."""
-    services, schedule = context.services, _find(context, args.name)
-    zone = services.settings.timezone
+    services = context.services
+    zone, find = services.settings.timezone, idempotency.later(lambda: _find(context, args.name))
 
     def change(tx: Tx) -> View:
+        schedule = find()
         if store.find(tx.connection, tx.project_id, args.name).enabled != on:
             mark = _mark(schedule, zone) if on else None
             store.save(tx, args.name, enabled=on, mark=mark, until_us=tx.now_us if mark is not None else None)
@@ -84,14 +85,18 @@ async def switch(context: Context, args: ScheduleNameArgs, *, on: bool) -> View:
 
 async def run(context: Context, args: ScheduleRunArgs) -> Accepted | Execution | Replay:
     """Run now what a schedule runs, enabled or not."""
-    _find(context, args.name)
+    _check_tenant(context)
     wanted = PipelineRunArgs(PREFIX + args.name, args.refresh, args.environment, args.timeout_s, args.retries)
     return await runs.accept(context, RUN, wanted, args.name)
 
 
-def _find(context: Context, name: str) -> Schedule:
+def _check_tenant(context: Context) -> None:
     if context.principal.tenant != DEFAULT_TENANT:
         raise NotFound(_NONE)
+
+
+def _find(context: Context, name: str) -> Schedule:
+    _check_tenant(context)
     return context.services.projects.current().schedule(name)
 
 
