@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from flx_api.daemon import processes
 from flx_api.daemon.executors import ProcessIdentity
 from flx_api.daemon.processes import (
     ProcessWatch,
+    age_s,
     boot_id,
     empty_session,
     identify,
@@ -71,6 +73,23 @@ def test_identity_is_of_one_process() -> None:
     assert not signal_group(ProcessIdentity(me.pid, me.start_time + 1), signal.SIGKILL)
     assert identify(2**22 + 1) is None
     assert boot_id()
+
+
+def test_the_age_of_a_process_is_counted_by_no_clock_that_can_be_set(
+    tree: tuple[subprocess.Popen[bytes], ProcessIdentity, int],
+) -> None:
+    me = identify(os.getpid())
+    assert me is not None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(time, "time", lambda: 0.0)
+        young, old = age_s(tree[1]), age_s(me)
+        patch.setattr(processes, "_HAS_PROC", False)
+        assert age_s(me) is None
+    assert young is not None
+    assert old is not None
+    assert 0 <= young <= old
+    # Its own start, in ticks, is what is between the two.
+    assert old - young == pytest.approx((tree[1].start_time - me.start_time) / os.sysconf("SC_CLK_TCK"), abs=1)
 
 
 def test_a_session_is_emptied_whatever_its_groups(tree: tuple[subprocess.Popen[bytes], ProcessIdentity, int]) -> None:

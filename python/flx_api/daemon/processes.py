@@ -77,6 +77,13 @@ def is_alive(identity: ProcessIdentity) -> bool:
     return identify(identity.pid) == identity
 
 
+def age_s(identity: ProcessIdentity) -> float | None:
+    """How long ago the process was made, by a clock that nobody sets; None off Linux, where there is none."""
+    if not _HAS_PROC:
+        return None
+    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - identity.start_time / os.sysconf("SC_CLK_TCK"))
+
+
 def boot_id() -> str:
     """Names this boot of the machine: pids and start times of another boot mean nothing. Empty when unknown."""
     with contextlib.suppress(OSError):

@@ -91,6 +91,7 @@ class FakeRun:
         self.released = False
         self.cancelled_after: list[float] = []
         self.obeys = True
+        self.age_s: float | None = None
         self._ended = asyncio.Event()
 
     async def release(self) -> None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from tests.daemon.executions.fake_runs import Stage, StorageFault, over, submit
+import pytest
+from tests.daemon.executions.fake_runs import Stage, StorageFault, over, submit, until
 
 from flx_api.daemon.executions.store import Store
 from flx_api.daemon.executions.supervisor import Supervisor
+from flx_api.daemon.journal import DEFAULT_TENANT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    import pytest
 
     from flx_api.daemon.executors import ExitRecord
     from flx_api.daemon.journal import Tx
@@ -74,6 +74,39 @@ def test_clearing_up_is_tried_again_before_the_state_id_is_given_free(
             (await stage.executor.run_of(again)).end(0)
             assert (await over(executions, again)).status == "succeeded"
             assert calls == 6
+
+    play(story)
+
+
+@pytest.mark.parametrize("moved_s", [-86_400, 86_400])
+def test_the_time_of_an_adopted_run_is_not_the_wall_clocks(play: Callable[..., None], moved_s: int) -> None:
+    async def story(stage: Stage) -> None:
+        async with stage.daemon() as executions:
+            late = await submit(executions, "a", timeout_s=3600)
+            early = await submit(executions, "b", timeout_s=3600)
+            runs = [await stage.executor.run_of(each) for each in (late, early)]
+            await until(lambda: all("running" in stage.statuses(each) for each in (late, early)), "the start")
+        stage.clock.now_us += moved_s * 1_000_000
+        for run, age_s in zip(runs, (3700.0, 10.0), strict=True):
+            run.age_s = age_s
+        async with stage.daemon() as executions:
+            assert (await over(executions, late)).status == "timed_out"
+            assert executions.get(early.id, DEFAULT_TENANT).status == "running"
+            runs[1].end(0)
+            assert (await over(executions, early)).status == "succeeded"
+
+    play(story)
+
+
+def test_where_only_the_wall_clock_knows_a_run_has_no_more_time_than_it_began_with(play: Callable[..., None]) -> None:
+    async def story(stage: Stage) -> None:
+        async with stage.daemon() as executions:
+            accepted = await submit(executions, "a", timeout_s=1)
+            await stage.executor.run_of(accepted)
+            await until(lambda: "running" in stage.statuses(accepted), "the start")
+        stage.clock.now_us -= 86_400_000_000
+        async with stage.daemon(backstop_s=-0.95) as executions:
+            assert (await over(executions, accepted)).status == "timed_out"
 
     play(story)
 

@@ -221,7 +221,7 @@ class Supervisor:
         ending = asyncio.create_task(run.wait())
         stopping = asyncio.create_task(self._stop.wait())
         try:
-            await asyncio.wait({ending, stopping}, timeout=self._time_left(), return_when="FIRST_COMPLETED")
+            await asyncio.wait({ending, stopping}, timeout=self._time_left(run), return_when="FIRST_COMPLETED")
             if not ending.done():
                 self._timed_out = not stopping.done()
                 if self._cancelling:
@@ -267,14 +267,21 @@ class Supervisor:
 
         self._telling = asyncio.create_task(tell())
 
-    def _time_left(self) -> float | None:
+    def _time_left(self, run: Run) -> float | None:
         if self.stored.timeout_s is None:
             return None
-        started = self.stored.execution.started_us
-        gone = 0.0 if started is None else (self._parts.clock() - started) / _SECOND_US
+        gone = 0.0 if self.stored.identity is None else self._age_s(run)
         # `meltano elt` keeps no time limit: there is nobody who could come first.
         patience_s = self._parts.backstop_s if self.stored.plan.elt is None else 0.0
         return max(0.0, self.stored.timeout_s + patience_s - gone)
+
+    def _age_s(self, run: Run) -> float:
+        """For how long a run of an earlier daemon has been going on."""
+        age_s, started = run.age_s, self.stored.execution.started_us
+        if age_s is not None or started is None:
+            return age_s or 0.0
+        # The wall clock may have been put back since: then it at least has no more time than it began with.
+        return max(0.0, (self._parts.clock() - started) / _SECOND_US)
 
     # --- the way out ---
 

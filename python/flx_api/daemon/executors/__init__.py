@@ -76,6 +76,11 @@ class Run(Protocol):
     identity: ProcessIdentity
     folder: Path
 
+    @property
+    def age_s(self) -> float | None:
+        """How long ago its process was made, whatever became of the wall clock since; None when nobody knows."""
+        ...
+
     async def release(self) -> None:
         """Open the gate: the identity is committed, the run may begin."""
         ...

@@ -30,6 +30,7 @@ from flx_api.daemon import meltano_database
 from flx_api.daemon.executors.zygote_process import ZygoteProcess
 from flx_api.daemon.processes import (
     ProcessWatch,
+    age_s,
     boot_id,
     empty_session,
     identify,
@@ -86,6 +87,11 @@ class LocalRun:
         self._records = records
         self._gate = gate
         self._watch = ProcessWatch(identity)
+
+    @property
+    def age_s(self) -> float | None:
+        """How long ago its process was made, whatever became of the wall clock since; None when nobody knows."""
+        return age_s(self.identity)
 
     async def release(self) -> None:
         """Open the gate: the identity is committed, the run may begin."""
