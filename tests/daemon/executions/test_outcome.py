@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from flx_api.daemon.executions.outcome import BlockFailure, LogFacts, judge, read_facts, redacted
 from flx_api.daemon.executors import ExitRecord
@@ -116,6 +119,45 @@ def test_facts_are_read_from_the_end_of_a_log() -> None:
         failures=(BlockFailure("Extractor failed", {"extractors": 1}),),
         errors=((None, "RuntimeError: plain text on stderr"), ("tap-x", "ValueError: boom")),
     )
+
+
+_EVENTS = ("Run completed", "Run timed out", "Block run completed", "ValueError: x", "an error: x", "all is well")
+_LINES = st.one_of(
+    st.builds(
+        lambda fields: json.dumps(fields).encode(),
+        st.fixed_dictionaries(
+            {"event": st.sampled_from(_EVENTS)},
+            optional={
+                "level": st.sampled_from(["info", "error", "critical"]),
+                "string_id": st.sampled_from(["tap-x", None]),
+                "status": st.sampled_from(["success", "failure"]),
+                "success": st.booleans(),
+                "err": st.just("a block failed"),
+            },
+        ),
+    ),
+    st.sampled_from([b"RuntimeError: y", b"A FATAL end", b"CRITICAL", b"MyException", b"AFault", b"ERROR", b"words"]),
+)
+
+
+@given(lines=st.lists(_LINES, max_size=30), many=st.integers(0, 60))
+def test_the_facts_are_those_of_all_lines_in_their_order(lines: list[bytes], many: int) -> None:
+    """Although most lines are not decoded: beside a reader that decodes each."""
+    lines = [*lines, *(b"Error: %d" % number for number in range(many)), *lines[::2]]
+    completed, timed_out, failures, errors = None, False, [], []
+    looks_like_error = re.compile(r"\b[A-Z]\w*(?:Error|Exception|Fault)\b|\b(?:ERROR|CRITICAL|FATAL|[Ee]rror:)")
+    for raw in lines:
+        line = json.loads(raw) if raw.startswith(b"{") else {"event": raw.decode(), "string_id": "?"}
+        event, name = line["event"], line.get("string_id")
+        if event == "Run completed":
+            completed = line.get("status") == "success"
+        elif event == "Run timed out":
+            timed_out = True
+        elif event == "Block run completed":
+            failures += [BlockFailure(line.get("err", ""), {})] if line.get("success") is False else []
+        elif line.get("level") in {"error", "critical"} or (name and looks_like_error.search(event)):
+            errors.append((None if name == "?" else name, event))
+    assert read_facts(lines) == LogFacts(completed, timed_out, tuple(failures), tuple(errors[-50:]))
 
 
 @pytest.mark.parametrize(

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from tests.daemon.executions.fake_runs import Stage, StorageFault, over, submit, until
 
+from flx_api.daemon.executions import outcome
 from flx_api.daemon.executions.store import Store
 from flx_api.daemon.executions.supervisor import Supervisor
 from flx_api.daemon.journal import DEFAULT_TENANT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from flx_api.daemon.executors import ExitRecord
     from flx_api.daemon.journal import Tx
@@ -107,6 +109,30 @@ def test_where_only_the_wall_clock_knows_a_run_has_no_more_time_than_it_began_wi
         stage.clock.now_us -= 86_400_000_000
         async with stage.daemon(backstop_s=-0.95) as executions:
             assert (await over(executions, accepted)).status == "timed_out"
+
+    play(story)
+
+
+def test_what_the_log_says_of_the_end_is_read_beside_the_loop(
+    play: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, readers = outcome.read_facts, []
+
+    def read(lines: Sequence[bytes]) -> outcome.LogFacts:
+        readers.append(threading.current_thread())
+        return real(lines)
+
+    async def story(stage: Stage) -> None:
+        monkeypatch.setattr(outcome, "read_facts", read)
+        async with stage.daemon() as executions:
+            accepted = await submit(executions, "a")
+            run = await stage.executor.run_of(accepted)
+            run.say("ValueError: boom", string_id="tap-a")
+            run.end(1)
+            done = await over(executions, accepted)
+            assert done.error == "Meltano ended with exit code 1: ValueError: boom"
+            assert threading.main_thread() not in readers
+            assert len(readers) == 1
 
     play(story)
 

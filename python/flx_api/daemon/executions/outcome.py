@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from flx_api.daemon.executions.states import Event
     from flx_api.daemon.executors import ExitRecord
@@ -88,30 +88,54 @@ class _LogLine(msgspec.Struct):
 _LINE = msgspec.json.Decoder(_LogLine)
 
 
-def read_facts(lines: Iterable[bytes]) -> LogFacts:
-    """The facts in the last lines of a log; what is no JSON object (a traceback on stderr) is looked at as text."""
+def read_facts(lines: Sequence[bytes]) -> LogFacts:
+    """The facts in the last lines of a log; what is no JSON object (a traceback on stderr) is looked at as text.
+
+    From the end on, since the last errors are those that count: when there are enough, no more are looked for.
+    """
     completed: bool | None = None
     timed_out = False
     failures: list[BlockFailure] = []
     errors: list[tuple[str | None, str]] = []
-    for raw in lines:
-        try:
-            line = _LINE.decode(raw)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            text = raw.decode(errors="replace").strip()
-            if _LOOKS_LIKE_ERROR.search(text):
+    for raw in reversed(lines):
+        line = _decoded(raw)
+        if line is None:
+            if len(errors) < _KEPT_ERRORS and _looks_like_error(text := raw.decode(errors="replace").strip()):
                 errors.append((None, text))
-            continue
-        if line.event == "Run completed":
-            completed = line.status == "success"
+        elif line.event == "Run completed":
+            completed = line.status == "success" if completed is None else completed
         elif line.event == "Run timed out":
             timed_out = True
         elif line.event == "Block run completed":
             if line.success is False:
                 failures.append(BlockFailure(line.err or "", line.exit_codes or {}))
-        elif line.level in {"error", "critical"} or (line.string_id and _LOOKS_LIKE_ERROR.search(line.event)):
+        elif len(errors) < _KEPT_ERRORS and (
+            line.level in {"error", "critical"} or (line.string_id and _looks_like_error(line.event))
+        ):
             errors.append((line.string_id, line.event))
-    return LogFacts(completed, timed_out, tuple(failures), tuple(errors[-_KEPT_ERRORS:]))
+    return LogFacts(completed, timed_out, tuple(reversed(failures)), tuple(reversed(errors)))
+
+
+def _decoded(raw: bytes) -> _LogLine | None:
+    """A line that is a JSON object; that one is not costs much less to see here than by the decoder's error."""
+    if not raw.lstrip().startswith(b"{"):
+        return None
+    try:
+        return _LINE.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def _looks_like_error(text: str) -> bool:
+    """Whether the pattern finds an error: looked for only where one of the words is, for it takes ten times as long."""
+    return (
+        "rror" in text
+        or "Exception" in text
+        or "ERROR" in text
+        or "Fault" in text
+        or "FATAL" in text
+        or "CRITICAL" in text
+    ) and _LOOKS_LIKE_ERROR.search(text) is not None
 
 
 def judge(
@@ -206,7 +230,7 @@ def _culprit(plugins: Sequence[PluginCost]) -> PluginCost | None:
 def _last_words(errors: Sequence[tuple[str | None, str]], plugin: str | None) -> str | None:
     own = [text for name, text in errors if plugin is None or name == plugin]
     # A traceback's last line names the exception; what follows it is often a farewell without content.
-    telling = [text for text in own if _LOOKS_LIKE_ERROR.search(text)]
+    telling = [text for text in own if _looks_like_error(text)]
     found = telling or own
     return found[-1] if found else None
 

@@ -299,7 +299,7 @@ class Supervisor:
             await asyncio.sleep(0)
         self.log.take_rest()
         account = await self._account(record)
-        facts = outcome.read_facts(await asyncio.to_thread(self.log.tail, TAIL_BYTES))
+        facts = await asyncio.to_thread(self._read_facts)
         result = outcome.judge(
             record,
             facts,
@@ -312,6 +312,10 @@ class Supervisor:
         # Outside of the write: being asked for makes counts told, and a write may be tried again.
         counts = self.meter.due(self._parts.clock(), 0)
         await self._write(lambda tx: self._write_end(tx, record, result, account, counts))
+
+    def _read_facts(self) -> outcome.LogFacts:
+        """Called in a thread: a megabyte of lines is read and looked at."""
+        return outcome.read_facts(self.log.tail(TAIL_BYTES))
 
     async def _undo(self) -> bool:
         """Nothing has happened: back to the queue, or cancelled if that was asked. False: it did begin after all."""
