@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.small_daemon import SmallDaemon, serving
+import pytest
+from tests.small_daemon import SmallDaemon, SmallServer, serving, stop
 from tests.upstream.test_channel import frame
-from tests.upstream.test_connection import until
+from tests.upstream.test_connection import Late, part, until
 
+from flx_api.errors import FlxError
 from flx_api.observability.metrics import Metrics
 from flx_api.upstream.channel import Upstream
 from flx_api.upstream.endpoints import Endpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from grpclib.server import Server
 
 
 def play(story: Callable[[Path], Awaitable[None]]) -> None:
@@ -27,6 +32,30 @@ def play(story: Callable[[Path], Awaitable[None]]) -> None:
 
     with tempfile.TemporaryDirectory(prefix="flx") as folder:
         asyncio.run(told(Path(folder)))
+
+
+@contextlib.asynccontextmanager
+async def two_hosts(daemon: SmallDaemon) -> AsyncIterator[tuple[Server, Upstream, list[str]]]:
+    """One daemon at two addresses of one name: the server at the first, who is connected, and what the name says."""
+    servers, addresses = [SmallServer(daemon), SmallServer(daemon)], ["127.0.0.1", "127.0.0.2"]
+
+    async def resolve(_host: str, _port: int) -> list[str]:
+        return list(addresses)
+
+    listening = socket.create_server((addresses[0], 0))
+    port = listening.getsockname()[1]
+    await servers[0].start(sock=listening)
+    await servers[1].start(addresses[1], port)
+    upstream = Upstream(Endpoint(host="daemon", port=port, resolve=resolve), Metrics(), jitter=lambda: 0.0)
+    upstream.start()
+    try:
+        await until(lambda: upstream.state().pools[0].ready == 2)
+        yield servers[0], upstream, addresses
+    finally:
+        await upstream.close()
+        for server in servers:
+            await stop(server)
+            server.abandon()
 
 
 def test_a_name_that_is_not_known_yet_is_asked_for_again() -> None:
@@ -91,5 +120,73 @@ def test_nobody_there_is_said_of_each() -> None:
             assert "" == upstream.note
         finally:
             await upstream.close()
+
+    play(story)
+
+
+@pytest.mark.parametrize("told", ["later", "at once"])
+def test_a_daemon_that_leaves_its_name_while_it_stops_gives_what_it_has(
+    monkeypatch: pytest.MonkeyPatch, told: str
+) -> None:
+    late = Late(monkeypatch)
+
+    async def story(_folder: Path) -> None:
+        daemon = SmallDaemon()
+        daemon.answers["held"] = lambda _: None
+        async with two_hosts(daemon) as (server, upstream, addresses):
+            (pool,) = upstream._pools
+            writes = [asyncio.create_task(upstream.call(frame("held"), 20, read=False)) for _ in range(4)]
+            await until(lambda: len(daemon.commands()) == 4)
+            assert {2} == {carrier.outstanding for carrier in upstream._ready}
+            # A rolling update: it says farewell, accepts nobody any more, and its address leaves the name.
+            assert server._server is not None
+            server._server.close()
+            if told == "later":
+                part(server)
+                await until(lambda: upstream.state().pools[0].parting == 1)
+                addresses.remove("127.0.0.1")
+            else:
+                # Before anything else has heard of the farewell.
+                (link,) = pool._links["127.0.0.1"]
+                assert link._connection is not None
+                addresses.remove("127.0.0.1")
+                link._connection.part()
+                pool._adopt(addresses)
+            await until(lambda: "127.0.0.1" not in pool._links)
+            await until(lambda: upstream.state().pools[0].parting == 1)
+            assert (1, 0) == (upstream.state().pools[0].ready, upstream.state().pools[0].lost)
+            (link,) = pool._gone
+            await asyncio.wait([link.task])
+            assert [False] * 4 == [write.done() for write in writes]
+            late.gate.set()
+            for carrier in upstream._ready:
+                carrier.connection.part()
+            assert [b"late"] * 4 == [reply.result for reply in await asyncio.gather(*writes)]
+            await until(lambda: not pool._gone)
+            assert 0 == upstream.state().pools[0].lost
+
+    play(story)
+
+
+def test_the_end_of_the_service_does_not_wait_for_who_has_parted(monkeypatch: pytest.MonkeyPatch) -> None:
+    Late(monkeypatch)
+
+    async def story(_folder: Path) -> None:
+        daemon = SmallDaemon()
+        daemon.answers["held"] = lambda _: None
+        async with two_hosts(daemon) as (_, upstream, addresses):
+            (pool,) = upstream._pools
+            writes = [asyncio.create_task(upstream.call(frame("held"), 20, read=False)) for _ in range(2)]
+            await until(lambda: len(daemon.commands()) == 2)
+            (link,) = pool._links["127.0.0.1"]
+            pool._adopt([addresses[1]])
+            await until(lambda: len(link.partings) == 1)
+            (parted,) = link.partings
+            await upstream.close()
+            assert parted.done()
+            assert not pool._gone
+            for ending in await asyncio.gather(*writes, return_exceptions=True):
+                assert isinstance(ending, FlxError)
+                assert "shutting_down" == ending.code
 
     play(story)

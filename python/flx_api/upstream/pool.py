@@ -5,8 +5,8 @@ ended; each address gets so many links. A `_Link` owns one connection at a time:
 with growing, jittered pauses. A connection that parts goes on beside the next one until it is over.
 
 Rules:
-- An address that the name no longer leads to is parted from, not cut off. A name that cannot be resolved changes
-  nothing.
+- An address that the name no longer leads to is parted from, not cut off: a daemon that stops leaves its name with its
+  farewell, and still has replies to give. A name that cannot be resolved changes nothing.
 - Why there is no connection is said in words that name no place: everybody may read them. The log names the place.
 """
 
@@ -78,6 +78,11 @@ class Pool:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        # Only now, since what a link was just leaving parts instead of ending with it.
+        partings = [life for link in self._all for life in link.partings]
+        for life in partings:
+            life.cancel()
+        await asyncio.gather(*partings, return_exceptions=True)
 
     @property
     def is_connected(self) -> bool:
@@ -115,7 +120,7 @@ class Pool:
         self._stale.set()
 
     def forget(self, link: _Link) -> None:
-        """It has parted from an address that is gone."""
+        """Nothing of it is left."""
         self._gone.discard(link)
 
     async def _follow_name(self) -> None:
@@ -179,9 +184,10 @@ class _Link:
         self._address = address
         self._connection: Connection | None = None
         self._is_retired = False
-        # The lives of connections that part, beside the present one.
+        # The lives of connections that part, beside the present one. They end by themselves, or with the pool.
         self.partings: set[asyncio.Task[None]] = set()
         self.task = asyncio.create_task(self._run(), name="upstream-link")
+        self.task.add_done_callback(self._over)
 
     @property
     def is_ready(self) -> bool:
@@ -189,28 +195,28 @@ class _Link:
         return self._connection is not None and self._connection.is_ready
 
     def retire(self) -> None:
-        """Nothing more goes to this address."""
+        """Nothing more goes to this address; what is under way there comes to its end."""
         self._is_retired = True
         if self._connection is not None and self._connection.is_ready:
             self._connection.part()
         else:
+            # The present try or pause; what parts is no part of that.
             self.task.cancel()
 
     async def _run(self) -> None:
         shortest, longest = BACKOFF_S
         pause = shortest
-        try:
-            while not self._is_retired:
-                if await self._live():
-                    pause = shortest
-                self._pool.look_again()
-                await asyncio.sleep(pause * (0.5 + self._pool.jitter() / 2))
-                pause = min(pause * _BACKOFF_FACTOR, longest)
-            await asyncio.gather(*self.partings)
-        finally:
-            for task in self.partings:
-                task.cancel()
-            await asyncio.gather(*self.partings, return_exceptions=True)
+        while not self._is_retired:
+            if await self._live():
+                pause = shortest
+            self._pool.look_again()
+            await asyncio.sleep(pause * (0.5 + self._pool.jitter() / 2))
+            pause = min(pause * _BACKOFF_FACTOR, longest)
+
+    def _over(self, task: asyncio.Task[None]) -> None:
+        """It tries no more, or a connection that parted has ended."""
+        self.partings.discard(task)
+        if self.task.done() and not self.partings:
             self._pool.forget(self)
 
     async def _live(self) -> bool:
@@ -236,14 +242,15 @@ class _Link:
         try:
             await asyncio.wait((life, parting), return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
-            life.cancel()
-            await asyncio.gather(life, return_exceptions=True)
+            if not connection.parting.is_set():
+                life.cancel()
+                await asyncio.gather(life, return_exceptions=True)
             raise
         finally:
             parting.cancel()
-        if not life.done():
-            self.partings.add(life)
-            life.add_done_callback(self.partings.discard)
+            if not life.done():
+                self.partings.add(life)
+                life.add_done_callback(self._over)
         return connection.was_ready
 
     def _ready(self) -> None:
