@@ -1666,6 +1666,9 @@ class RealtimeListener:
     def rings(self) -> int:
         """How many threads send by io_uring; those whom the kernel refused it send one by one."""
 
+    def is_alive(self) -> bool:
+        """Whether all its threads are at work; one ends early only by a bug, or with `stop`."""
+
     def drain(self, within_ms: int) -> None:
         """Send everybody away, spread over some time, and refuse who comes."""
 

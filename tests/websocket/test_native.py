@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 import pytest
+import structlog
 import websockets
 from tests.gateway_app import Running, running
 from tests.gateway_process import bearer, token
@@ -467,6 +468,38 @@ def test_a_worker_takes_over_from_one_that_is_gone() -> None:
                 await say(one, type="subscribe", event="pipeline_events")
                 await gateway.daemon.publish("pipeline_events", {"n": 2})
                 assert (await hear(one))["data"] == {"n": 2}
+
+    run(story)
+
+
+def test_a_listener_whose_threads_have_ended_makes_room_for_another() -> None:
+    async def story(gateway: Running) -> None:
+        native, roster = gateway.parts.native, gateway.parts.standing.roster
+        ended = native.listener
+        assert ended is not None
+        assert ended.is_alive()
+        async with connect(gateway.parts) as one:
+            await hear(one)
+            assert 1 == len(roster)
+            # As when they end by themselves, which no test can make them do.
+            await asyncio.to_thread(ended.stop)
+            assert not ended.is_alive()
+            with structlog.testing.capture_logs() as told:
+                async with asyncio.timeout(10):
+                    while native.listener in {ended, None}:  # noqa: ASYNC110 - nothing tells
+                        await asyncio.sleep(0.02)
+            assert [("error", ended.port)] == [
+                (line["log_level"], line["port"]) for line in told if line["event"] == "realtime.ended"
+            ]
+        assert native.listener is not None
+        assert ended.port == native.listener.port
+        # The same client id, and the first place of all.
+        async with connect(gateway.parts) as one:
+            assert (await hear(one))["type"] == "connected"
+            await say(one, type="subscribe", event="pipeline_events")
+            await gateway.daemon.publish("pipeline_events", {"n": 1})
+            assert (await hear(one))["data"] == {"n": 1}
+            assert 1 == len(roster)
 
     run(story)
 

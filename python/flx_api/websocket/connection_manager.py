@@ -91,7 +91,7 @@ class ConnectionManager:
         self._empty.set()
         self.draining = False
         # Whether a client id is free elsewhere in this process: at the native listener.
-        self.is_free: Callable[[str, str, str], bool] = lambda *_: True
+        self.is_free: Callable[[str, str, str], bool] = held_by_nobody
         self.history: History | None = None
 
     # --- lifecycle ---------------------------------------------------------------------------------------------------
@@ -386,6 +386,11 @@ class _Held:
         gap = self._hub.give_up(self._connection.handle, reason, self._now_ms())
         if gap is not None:
             self._connection.pass_on(gap)
+
+
+def held_by_nobody(_client_id: str, _tenant: str, _subject: str) -> bool:
+    """What a face says where there is none."""
+    return True
 
 
 def too_many() -> RateLimited:

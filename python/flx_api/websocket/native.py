@@ -5,8 +5,11 @@ hub, and speaks the protocol without Python. A handshake is decided by the same 
 same scope, and a request for a stream of events takes the request path of the main port. History comes from the daemon,
 a batch at a time, as fast as the connection takes it.
 
-Rule: one process of a host listens: where the port is taken, it is asked for again every second, so that another worker
-takes over from one that died.
+Rules:
+- One process of a host listens: where the port is taken, it is asked for again every second, so that another worker
+  takes over from one that died.
+- A listener that has lost a thread is of no use, since nobody may be accepting: it is ended, with who is left at it,
+  and the port asked for in the same way.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from flx_api.events.position import Position
 from flx_api.gateway.certificate import certificate
 from flx_api.gateway.responses import problem
 from flx_api.websocket import protocol
-from flx_api.websocket.connection_manager import MAX_CONNECTIONS, MAX_PER_SUBJECT, too_many
+from flx_api.websocket.connection_manager import MAX_CONNECTIONS, MAX_PER_SUBJECT, held_by_nobody, too_many
 from flx_api.websocket.endpoint import chosen_of, dialect_of
 from flx_api.websocket.history import catch_up, caught_up
 from flx_api.websocket.sse import NATIVE
@@ -97,7 +100,7 @@ class NativeFace:
         self._classes = lru_cache(maxsize=256)(lambda roles: protocol.allowed_classes(roles, settings.topics))
         self._tasks: set[asyncio.Task[None]] = set()
         self._rooms: dict[int, asyncio.Event] = {}
-        self._start: asyncio.Task[None] | None = None
+        self._care: asyncio.Task[None] | None = None
         self.listener: RealtimeListener | None = None
 
     @property
@@ -125,33 +128,62 @@ class NativeFace:
         Raises:
             StartupError: it cannot listen, and will not be able to.
         """
-        if self._port is not None and not self._listen():
-            self._start = asyncio.create_task(self._wait_for_port(), name="realtime-port")
+        if self._port is None:
+            return
+        if not self._listen():
+            _log.info("realtime.port_taken", port=self._port)
+        self._care = asyncio.create_task(self._go_on(), name="realtime-port")
 
     async def drain(self, within_s: float) -> None:
         """Send everybody away, one after the other; return when they are gone or the time is up."""
-        if self.listener is None:
+        if self._care is not None:
+            self._care.cancel()
+        listener = self.listener
+        if listener is None:
             return
-        self.listener.drain(int(within_s * 1000))
+        listener.drain(int(within_s * 1000))
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(within_s):
-                while len(self.listener):  # noqa: ASYNC110 - its thread tells nobody
+                while len(listener):  # noqa: ASYNC110 - its thread tells nobody
                     await asyncio.sleep(_LOOK_S)
 
     async def close(self) -> None:
         """End the listener, and what is done for it."""
-        tasks = [*self._tasks, *([self._start] if self._start is not None else [])]
+        if self._care is not None:
+            self._care.cancel()
+            await asyncio.gather(self._care, return_exceptions=True)
+        await self._end()
+
+    async def _end(self) -> None:
+        tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self.listener is not None:
-            asyncio.get_running_loop().remove_reader(self.listener.fileno())
-            await asyncio.to_thread(self.listener.stop)
+        listener = self.listener
+        if listener is None:
+            return
+        self.listener = None
+        self._manager.is_free = held_by_nobody
+        asyncio.get_running_loop().remove_reader(listener.fileno())
+        await asyncio.to_thread(listener.stop)
 
-    async def _wait_for_port(self) -> None:
-        _log.info("realtime.port_taken", port=self._port)
-        while not self._listen():  # noqa: ASYNC110 - nothing tells when a port becomes free
+    async def _go_on(self) -> None:
+        """Listen again when it has ceased, and go on asking for the port where it is taken."""
+        cannot = ""
+        while True:
             await asyncio.sleep(_AGAIN_S)
+            if self.listener is not None:
+                if self.listener.is_alive():
+                    continue
+                _log.error("realtime.ended", port=self.listener.port)
+                await self._end()
+            try:
+                self._listen()
+            except (OSError, StartupError) as error:
+                # Said once; it may pass.
+                if cannot != str(error):
+                    cannot = str(error)
+                    _log.error("realtime.cannot_listen", reason=cannot)
 
     def _listen(self) -> bool:
         address = socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][4]
@@ -179,7 +211,7 @@ class NativeFace:
         except ValueError as error:
             detail = f"FLX_SSL_CERT_FILE, FLX_SSL_KEY_FILE: {error}"
             raise StartupError(detail) from None
-        self.listener = listener
+        self.listener, self._port = listener, listener.port
         self._manager.is_free = listener.is_free
         asyncio.get_running_loop().add_reader(listener.fileno(), self._asked)
         _log.info("realtime.listening", port=listener.port)

@@ -307,6 +307,11 @@ impl RealtimeListener {
         self.listener.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map_or(0, Listener::rings)
     }
 
+    /// Whether all its threads are at work.
+    fn is_alive(&self) -> bool {
+        self.listener.lock().unwrap_or_else(PoisonError::into_inner).as_ref().is_some_and(Listener::is_alive)
+    }
+
     /// Sends everybody away, spread over some time, and refuses who comes.
     fn drain(&self, within_ms: u64) {
         if let Some(listener) = &*self.listener.lock().unwrap_or_else(PoisonError::into_inner) {
