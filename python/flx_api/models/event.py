@@ -33,7 +33,9 @@ class PublishArgs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     and published as all others.
     """
 
-    topic: Annotated[str, Meta(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_@+:-]+(\.[A-Za-z0-9_@+:-]+)+$")]
+    topic: Annotated[
+        str, Meta(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_@+:-]+(\.[A-Za-z0-9_@+:-]+)+$(?!\n)")
+    ]
     data: Any = None
     ephemeral: bool = False
     count: Annotated[int, Meta(ge=1, le=10_000_000)] | None = None
