@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use super::audience::Standing;
 use super::frame::{self, Frame, Gap, Told};
-use super::log::TopicLog;
+use super::log::{Kind, TopicLog};
 use super::position::{MAX_CHARS, Position, execution_of_log};
 use super::reader::{Join, Joins, Since};
 use super::rights::Refused;
@@ -21,7 +21,7 @@ use super::topic::{is_local, matches};
 use super::turn::EVICTED;
 use super::{ConnKey, Dialect, Event, Hub, Profile};
 
-/// Of so many topics the gaps are told one by one.
+/// Of so many topics the gaps are told one by one; of more, one for each pattern.
 const MOST_GAPS: usize = 64;
 
 /// What a subscription came to.
@@ -331,7 +331,15 @@ impl Hub {
             frame::gap(&Gap { topic, between, epoch, reason: "ephemeral", pos: None, log_of: None }, dialect)
         };
         if wanted().nth(MOST_GAPS).is_some() {
-            return vec![told(Some("app.*"), None, &self.store.ephemeral_epoch)];
+            let all: Vec<_> = wanted().collect();
+            let of_patterns = patterns.iter().filter_map(|pattern| {
+                let mut its = all.iter().filter(|topic| matches(pattern, &topic.name)).peekable();
+                let first = its.peek().copied()?;
+                // Where it includes topics of both kinds, that of the ephemeral ones.
+                let topic = its.find(|topic| topic.kind == Kind::Ephemeral).unwrap_or(first);
+                Some(told(Some(pattern), None, self.store.epoch_of(topic)))
+            });
+            return of_patterns.collect();
         }
         wanted()
             .map(|topic| told(Some(&topic.name), Some((0, topic.last_seq + 1)), self.store.epoch_of(topic)))
