@@ -201,7 +201,7 @@ def test_what_was_abandoned_stays_outstanding_until_the_daemon_is_done_with_it()
 
 
 def test_those_who_wait_leave_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flx_api.upstream.channel._WAITS", 2)
+    monkeypatch.setattr("flx_api.upstream.waits.WAITS", 4)
 
     async def story(daemon: SmallDaemon, upstream: Upstream, _server: Server, _socket: Path) -> None:
         daemon.answers["execution.wait"] = lambda _: None
@@ -211,7 +211,7 @@ def test_those_who_wait_leave_room_for_others(monkeypatch: pytest.MonkeyPatch) -
             await upstream.call(frame("execution.wait"), 5, read=True)
         assert (await upstream.call(frame(), 5, read=True)).result == b"{}"
         await asyncio.gather(*waits, return_exceptions=True)
-        assert upstream._waits == 0
+        assert upstream._waits.held == 0
 
     run(story)
 

@@ -121,7 +121,7 @@ def test_who_waits_by_nature_takes_nothing_of_what_batches_share() -> None:
         free = upstream._grouped._value
         group = Group(upstream)
         await group.begin(0, frame("execution.wait"), 5, read=True)
-        assert (1, free) == (upstream._waits, upstream._grouped._value)
+        assert (1, free) == (upstream._waits.held, upstream._grouped._value)
         group.close()
 
     run(story)

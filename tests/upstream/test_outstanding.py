@@ -15,6 +15,7 @@ from flx_api.upstream.pending import Pending, StreamLost
 
 if TYPE_CHECKING:
     from flx_api.errors import FlxError
+    from flx_api.upstream.pending import Kind
 
 
 class Told:
@@ -48,7 +49,7 @@ class Table:
     """A table with commands on it."""
 
     def __init__(self) -> None:
-        self.freed: list[str | None] = []
+        self.freed: list[Kind | None] = []
         self.outstanding = Outstanding(self.freed.append, lambda: 0.0)
         self.stream = stream()
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame
-from flx_api.upstream.pending import SORTS, is_wait, sends_of
+from flx_api.upstream.pending import SORTS, Kind, is_wait, sends_of
+from flx_api.upstream.waits import Place
 
 
 @pytest.mark.parametrize(
@@ -30,4 +31,5 @@ def test_what_waits_by_nature_takes_no_room() -> None:
         is_wait(CommandFrame(command="pipeline.run", wait_ms=5)),
         is_wait(CommandFrame(command="pipeline.run")),
     ]
-    assert [None, None, "ordinary", "grouped"] == [SORTS[kind] for kind in (None, "wait", "call", "grouped")]
+    kinds: list[Kind | None] = [None, Place(("", "anna")), "call", "grouped"]
+    assert [None, None, "ordinary", "grouped"] == [SORTS.get(kind) for kind in kinds]

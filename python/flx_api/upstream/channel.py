@@ -18,7 +18,8 @@ Rules:
 - While there is no connection a call waits at most `PATIENCE_S` for one; a command whose outcome is unknown, for a
   daemon that is just started again, `RECONNECT_S`.
 - When the service stops, whoever waits is told that, and not that the daemon is away.
-- Commands that wait by nature never hold all credits, and neither do those of batches (`flx_api.upstream.group`).
+- Commands that wait by nature never hold all credits (`flx_api.upstream.waits`), and neither do those of batches
+  (`flx_api.upstream.group`).
 - Streams of their own (`stub`) all go to one connection for as long as it is there, whose last word is `heard_s`.
 """
 
@@ -44,6 +45,7 @@ from flx_api.upstream.pool import Pool, away, connected_of
 from flx_api.upstream.queue import Queue
 from flx_api.upstream.retry_budget import RetryBudget
 from flx_api.upstream.streams import Overloaded, Streams
+from flx_api.upstream.waits import Place, Waits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,11 +66,9 @@ STOPPING: Final = "shutting_down"
 # For the other streams of a place to be lost as well.
 _LET_DIE_S: Final = 0.02
 # The daemon reads no further with 256 commands outstanding on a stream, probes included: beyond this calls wait here,
-# briefly. All three are for each stream.
+# briefly. Both are for each stream.
 _CREDITS: Final = 240
-# Of these, so many for commands that wait for an execution: they last for minutes, and others must get through.
-_WAITS: Final = 160
-# And so many for all batches together: whoever calls a single command finds room beside them.
+# Of these, so many for all batches together: whoever calls a single command finds room beside them.
 GROUPED: Final = 128
 QUEUE_S: Final = 1.0
 _MAX_QUEUED: Final = 4096
@@ -121,7 +121,8 @@ class Upstream:
         self._primary: Connection | None = None
         self._credits = Credits()
         self._grouped = Credits()
-        self._queued = self._waits = self._seq = 0
+        self._waits = Waits()
+        self._queued = self._seq = 0
         self._sent_again = self._not_sent_again = 0
         self._shed, self._shed_s = 0, -CALM_S
         self._pace = Pace(0.0)
@@ -426,11 +427,7 @@ class Upstream:
         if not self._ready:
             await self._connection(patience_s if patient else 0)
         if is_wait(frame):
-            if self._waits >= _WAITS * max(len(self._ready), 1):
-                detail = "Too many callers wait for executions"
-                raise Unavailable(detail, retry_after_s=1)
-            self._waits += 1
-            kind: Kind = "wait"
+            kind: Kind = self._waits.take(frame.principal, len(self._ready))
         elif grouped:
             await self._acquire(self._grouped, patient=patient, within_s=QUEUE_S)
             kind = "grouped"
@@ -461,8 +458,8 @@ class Upstream:
         self.express.freed()
 
     def _release_share(self, kind: Kind) -> None:
-        if kind == "wait":
-            self._waits -= 1
+        if isinstance(kind, Place):
+            self._waits.release(kind)
         elif kind == "grouped":
             self._grouped.release()
 
@@ -503,7 +500,7 @@ class Upstream:
         passage = None
         if carrier is None and self._ready:
             now = self._now()
-            carrier, passage = self._streams.choose(frame.command, self._seq, now, sort=SORTS[kind], avoid=avoid)
+            carrier, passage = self._streams.choose(frame.command, self._seq, now, sort=SORTS.get(kind), avoid=avoid)
         self._seq += 1
         frame.seq = seq = self._seq
         self._outstanding.put(seq, Pending(reply, deadline + DEADLINE_GRACE_S, kind, carrier, passage))
@@ -520,7 +517,7 @@ class Upstream:
         """Do what `_put` does as soon as there is room, within so many seconds; else the credit goes back."""
         refused, until = Overloaded(retry_after_s=1), 0.0
         has_credit = True
-        may_put = not self._waiting or kind == "wait" or frame.command in VITAL
+        may_put = not self._waiting or isinstance(kind, Place) or frame.command in VITAL
         try:
             while True:
                 if may_put:

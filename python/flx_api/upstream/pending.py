@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeGuard
 
 from flx_api._core import PlainBatch, PlainCommand
 from flx_api.commands import COMMANDS
 from flx_api.errors import Unavailable
+from flx_api.upstream.waits import Place
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from flx_api.errors import FlxError
-    from flx_api.proto.flx.v1.daemon_pb2 import ReplyFrame
+    from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame, ReplyFrame
     from flx_api.upstream.concurrency import Sort
     from flx_api.upstream.connection import Carrier
     from flx_api.upstream.shedding import Passage
@@ -22,13 +22,10 @@ SENDS: Final = 3
 _WAIT: Final = "execution.wait"
 
 # What a credit was given for; a probe has none.
-Kind = Literal["call", "wait", "grouped"]
+Kind = Literal["call", "grouped"] | Place
 
-
-SORTS: Final[Mapping[Kind | None, Sort | None]] = MappingProxyType(
-    {None: None, "wait": None, "call": "ordinary", "grouped": "grouped"}
-)
-"""What each is when it comes to room; what waits by nature takes none."""
+SORTS: Final[Mapping[Kind | None, Sort | None]] = {None: None, "call": "ordinary", "grouped": "grouped"}
+"""What each is when it comes to room; what waits by nature takes none and is not in it."""
 
 
 class Frame(Protocol):
@@ -114,6 +111,6 @@ def sends_of(frame: Frame, *, read: bool) -> int:
     return SENDS if is_safe else 1
 
 
-def is_wait(frame: Frame) -> bool:
+def is_wait(frame: Frame) -> TypeGuard[CommandFrame]:
     """Whether a command waits for an execution by nature; a plain one never does."""
     return type(frame) is not PlainCommand and (frame.wait_ms > 0 or frame.command == _WAIT)
