@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from grpclib.testing import ChannelFor
 from tests.daemon.daemon_parts import ADMIN, parts, turn
 
-from flx_api.daemon.channel import MAX_OUTSTANDING
+from flx_api.daemon.channel import MAX_OUTSTANDING, Aside
 from flx_api.daemon.server import DaemonService, services_of
 from flx_api.daemon.trust import SocketTrust
 from flx_api.models.pipeline import Deleted
@@ -198,3 +198,87 @@ def test_room_is_made_by_giving_up(tmp_path: Path) -> None:
             await stream.cancel()
 
     asyncio.run(story())
+
+
+def test_room_is_made_behind_a_command_that_has_none(tmp_path: Path) -> None:
+    """In the same message, in one behind it, and for one that was never begun."""
+
+    async def story() -> None:
+        begun: list[int] = []
+
+        async def forever(context: Context, _args: Any) -> Deleted:
+            begun.append(context.wait_ms)
+            await asyncio.Event().wait()
+            raise AssertionError
+
+        def wait(seq: int) -> CommandFrame:
+            args = b'{"id":"x"}'
+            return CommandFrame(seq=seq, command="pipeline.get", args=args, principal=ADMIN, wait_ms=seq)
+
+        def cancel(seq: int) -> CommandFrame:
+            return CommandFrame(seq=seq, cancel=True)
+
+        async def answers(stream: Any, count: int) -> dict[int, str]:
+            return {reply.seq: reply.code for batch in await replies(stream, count) for reply in batch}
+
+        async with stub(tmp_path, {"pipeline.get": forever}) as daemon, daemon.Channel.open() as stream:
+            await stream.send_message(CommandBatch(frames=[wait(seq) for seq in range(1, MAX_OUTSTANDING + 1)]))
+            await stream.send_message(CommandBatch(frames=[echo(1000), cancel(1)]))
+            assert await answers(stream, 2) == {1: "cancelled", 1000: ""}
+            await stream.send_message(CommandBatch(frames=[wait(1001), wait(1002), wait(1003)]))
+            await turn(50)
+            await stream.send_message(CommandBatch(frames=[cancel(2)]))
+            assert await answers(stream, 1) == {2: "cancelled"}
+            await stream.send_message(CommandBatch(frames=[cancel(1003), cancel(1003)]))
+            assert await answers(stream, 1) == {1003: "cancelled"}
+            await stream.send_message(CommandBatch(frames=[cancel(3), cancel(1001), cancel(4)]), end=True)
+            assert await answers(stream, 3) == {3: "cancelled", 1001: "cancelled", 4: "cancelled"}
+            await turn(50)
+            assert begun == [*range(1, MAX_OUTSTANDING + 1), 1001, 1002]
+            await stream.cancel()
+
+    asyncio.run(story())
+
+
+def test_a_full_channel_reads_on_for_a_while_only_and_then_carries_everything_out(tmp_path: Path) -> None:
+    async def story() -> None:
+        begun: list[int] = []
+        go = asyncio.Event()
+
+        async def slow(_context: Context, _args: Any) -> Deleted:
+            begun.append(1)
+            await go.wait()
+            return Deleted("x")
+
+        async with stub(tmp_path, {"pipeline.get": slow}) as daemon, daemon.Channel.open() as stream:
+            for first in range(0, 8 * MAX_OUTSTANDING, MAX_OUTSTANDING):
+                frames = [frame(seq, "pipeline.get") for seq in range(first, first + MAX_OUTSTANDING)]
+                await stream.send_message(CommandBatch(frames=frames))
+            await stream.send_message(CommandBatch(frames=[CommandFrame(seq=0, cancel=True)]), end=True)
+            await turn(50)
+            assert len(begun) == MAX_OUTSTANDING
+            go.set()
+            found = [reply for batch in await replies(stream, 8 * MAX_OUTSTANDING) for reply in batch]
+            assert [reply.code for reply in found] == [""] * len(found), "the cancellation was not read in time"
+            assert len({reply.seq for reply in found}) == 8 * MAX_OUTSTANDING
+            assert await stream.recv_message() is None
+
+    asyncio.run(story())
+
+
+def test_what_is_aside_is_bounded_and_found_by_its_number() -> None:
+    aside = Aside()
+    assert not aside
+    for seq in (1, 2, 1, 3):
+        aside.put(frame(seq, f"c{len(aside)}"))
+    assert aside.drop(1)
+    assert not aside.drop(1), "the earlier one of the same number stays"
+    assert [aside.first().command for _ in range(len(aside))] == ["c0", "c1", "c3"]
+    assert not aside.drop(3)
+    for size, count in ((1, MAX_OUTSTANDING), (1024 * 1024 // 2, 2)):
+        for seq in range(count):
+            assert not aside.is_full
+            aside.put(CommandFrame(seq=seq, args=b"x" * size))
+        assert aside.is_full
+        while aside:
+            aside.first()

@@ -5,8 +5,10 @@ Strategy: the reader begins each command of a batch as it comes; finished replie
 reply has been handed to the transport: a client that does not read its replies stops being read.
 
 Rules:
-- At most `MAX_OUTSTANDING` commands; then nothing more is read, and HTTP/2 flow control holds the client back.
-- A frame that cancels is read even when the channel is full, and is no command: the one it names is answered, at once.
+- At most `MAX_OUTSTANDING` commands. What is read beyond them is put aside and begun in its order, as there is room.
+- A frame that cancels is read even when the channel is full, and is no command: the one it names is answered, at once,
+  also one that is aside, which is then never begun.
+- When as much is aside, nothing more is read, and HTTP/2 flow control holds the client back.
 - A result that no message could hold is an error of that one command.
 - When the stream ends, reads that are under way are cancelled; what changes something goes on (see `dispatch`).
 """
@@ -14,6 +16,7 @@ Rules:
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -44,7 +47,54 @@ _BATCH_BYTES: Final = 1024 * 1024
 # After so many commands that were answered without waiting, others get their turn.
 _INLINE_TURN: Final = 32
 
+# How much is aside when nothing more is read: commands, and bytes of their arguments.
+_ASIDE_COMMANDS: Final = MAX_OUTSTANDING
+_ASIDE_BYTES: Final = 1024 * 1024
+
 log = structlog.stdlib.get_logger("flx.daemon")
+
+
+class Aside:
+    """Commands that were read and have no room yet, in their order."""
+
+    def __init__(self) -> None:
+        self._frames: OrderedDict[int, CommandFrame] = OrderedDict()
+        # Where the latest one of a number is.
+        self._places: dict[int, int] = {}
+        self._count = 0
+        self._size = 0
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return len(self._frames)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no more should come."""
+        return len(self._frames) >= _ASIDE_COMMANDS or self._size >= _ASIDE_BYTES
+
+    def put(self, frame: CommandFrame) -> None:
+        """Behind all others."""
+        self._count += 1
+        self._frames[self._count] = frame
+        self._places[frame.seq] = self._count
+        self._size += len(frame.args)
+
+    def first(self) -> CommandFrame:
+        """Take the first one."""
+        place, frame = self._frames.popitem(last=False)
+        if self._places.get(frame.seq) == place:
+            del self._places[frame.seq]
+        self._size -= len(frame.args)
+        return frame
+
+    def drop(self, seq: int) -> bool:
+        """Drop the latest one of a number; whether there was one."""
+        place = self._places.pop(seq, None)
+        if place is None:
+            return False
+        self._size -= len(self._frames.pop(place).args)
+        return True
 
 
 class CommandChannel:
@@ -63,6 +113,9 @@ class CommandChannel:
         self._tasks: set[asyncio.Future[ReplyFrame]] = set()
         self._by_seq: dict[int, asyncio.Future[ReplyFrame] | Change] = {}
         self._outstanding = 0
+        self._aside = Aside()
+        # The next message, where it is waited for together with something else.
+        self._coming: asyncio.Task[CommandBatch | None] | None = None
         self._outbox: Outbox[ReplyFrame] = Outbox(stream, _batches, self._left)
         self._room = asyncio.Event()
         self._is_over = False
@@ -83,32 +136,69 @@ class CommandChannel:
             writer.cancel()
             for task in self._tasks:
                 task.cancel()
-            await asyncio.gather(reader, writer, return_exceptions=True)
+            coming = () if self._coming is None else (self._coming,)
+            for message in coming:
+                message.cancel()
+            await asyncio.gather(reader, writer, *coming, return_exceptions=True)
 
     async def _read(self) -> None:
         inline = 0
-        while (batch := self._received() or await self._stream.recv_message()) is not None:
+        while (batch := self._received() or await self._message()) is not None:
             for frame in batch.frames:
                 if frame.cancel:
                     self._give_up(frame.seq)
-                    continue
-                await self._fewer_than(MAX_OUTSTANDING)
-                inline += self._begin(frame)
+                elif self._outstanding >= MAX_OUTSTANDING or self._aside:
+                    self._aside.put(frame)
+                else:
+                    inline += self._begin(frame)
+                    if inline >= _INLINE_TURN:
+                        inline = 0
+                        await asyncio.sleep(0)
+            if self._aside:
+                await self._begin_aside()
+        while self._outstanding:
+            self._room.clear()
+            await self._room.wait()
+
+    async def _begin_aside(self) -> None:
+        """Begin what is aside, as there is room; as long as there is none, hear what is given up."""
+        inline = 0
+        while self._aside:
+            if self._outstanding < MAX_OUTSTANDING:
+                inline += self._begin(self._aside.first())
                 if inline >= _INLINE_TURN:
                     inline = 0
                     await asyncio.sleep(0)
-        await self._fewer_than(1)
+                continue
+            if self._coming is None and not self._aside.is_full:
+                self._coming = asyncio.create_task(self._stream.recv_message())
+                self._coming.add_done_callback(lambda _: self._room.set())
+            if self._coming is not None and self._coming.done() and (batch := self._coming.result()) is not None:
+                self._coming = None
+                for frame in batch.frames:
+                    if frame.cancel:
+                        self._give_up(frame.seq)
+                    else:
+                        self._aside.put(frame)
+                continue
+            self._room.clear()
+            await self._room.wait()
+
+    async def _message(self) -> CommandBatch | None:
+        """The next message; None when the client has ended the stream."""
+        if self._coming is None:
+            return await self._stream.recv_message()
+        batch = await self._coming
+        self._coming = None
+        return batch
 
     def _received(self) -> CommandBatch | None:
         """The next message, if it is here already: then it costs no coroutine."""
+        if self._coming is not None:
+            return None
         buffer: Any = self._stream._stream.buffer  # noqa: SLF001 - as in `flx_api.daemon.limits`
         message = buffer.whole_message() if isinstance(buffer, Buffer) else None
         return None if message is None else CommandBatch.FromString(message)
-
-    async def _fewer_than(self, count: int) -> None:
-        while self._outstanding >= count:
-            self._room.clear()
-            await self._room.wait()
 
     def _begin(self, frame: CommandFrame) -> bool:
         """Begin one command; whether it was answered at once."""
@@ -148,6 +238,10 @@ class CommandChannel:
             task.result()
 
     def _give_up(self, seq: int) -> None:
+        if self._aside and self._aside.drop(seq):
+            self._outstanding += 1
+            self._answer(ReplyFrame(seq=seq, code=GIVEN_UP))
+            return
         found = self._by_seq.get(seq)
         if isinstance(found, Change):
             tell = found.tell
