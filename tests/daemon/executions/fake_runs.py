@@ -266,6 +266,28 @@ async def over(executions: Executions, execution: Execution) -> Execution:
     return found
 
 
+def doubted(stage: Stage, name: str, go: asyncio.Event) -> list[str]:
+    """Let one write, whose function's name has this in it, be told as failed although it was committed, at `go`.
+
+    Returns its name, once it is asked for.
+    """
+    write, told = stage.journal.write, list[str]()
+
+    async def lost(change: Any) -> None:
+        await write(change)
+        await go.wait()
+        raise Unavailable(code="storage_unavailable")
+
+    def sometimes(change: Any) -> Any:
+        if not told and name in getattr(change, "__qualname__", ""):
+            told.append(change.__qualname__)
+            return asyncio.ensure_future(lost(change))
+        return write(change)
+
+    stage.journal.write = sometimes  # type: ignore[method-assign]
+    return told
+
+
 class StorageFault(Unavailable):
     """A disk that is full."""
 

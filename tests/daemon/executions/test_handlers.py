@@ -15,7 +15,7 @@ from flx_api.daemon.handlers.context import Accepted, Context, Replay, Services
 from flx_api.daemon.handlers.runs import HANDLERS
 from flx_api.daemon.journal import DEFAULT_TENANT, tables
 from flx_api.daemon.principal import Principal
-from flx_api.errors import NotFound, ProjectInvalid, ValidationFailed
+from flx_api.errors import NotFound, ProjectInvalid, Unavailable, ValidationFailed
 from flx_api.models.envelope import MADE_KEY
 from flx_api.models.execution import (
     Execution,
@@ -145,6 +145,33 @@ def test_a_cancellation_with_a_key_happens_once(play: Callable[..., None]) -> No
             await call("execution.cancel", replace(keyed, body_hash="other"), args)
         assert reuse.value.code == "idempotency_key_reuse"
         assert stage.journal.seq == seq
+
+    play(story)
+
+
+def test_a_cancellation_that_was_written_although_storage_said_otherwise_is_handed_on_when_repeated(
+    play: Callable[..., None],
+) -> None:
+    async def story(stage: Stage, executions: Executions, context: Context) -> None:
+        accepted = await call("pipeline.run", context, PipelineRunArgs("a"))
+        run = await stage.executor.run_of(accepted.result)
+        keyed = replace(context, idempotency_key="stop", body_hash="same")
+        args = ExecutionCancelArgs(accepted.execution_id, "enough")
+        write, faults = stage.journal.write, [Unavailable(code="storage_unavailable")]
+
+        async def in_doubt(change: Any) -> Any:
+            await write(change)
+            raise faults.pop()
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(stage.journal, "write", in_doubt)
+            with pytest.raises(Unavailable):
+                await call("execution.cancel", keyed, args)
+        assert executions.get(accepted.execution_id, DEFAULT_TENANT).status == "cancelling"
+        assert not run.cancelled_after
+        assert isinstance(await call("execution.cancel", keyed, args), Replay)
+        assert (await over(executions, accepted.result)).status == "cancelled"
+        assert run.cancelled_after
 
     play(story)
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.daemon.executions.fake_runs import Stage, StorageFault, over, submit, until
+from tests.daemon.executions.fake_runs import ALICE, Stage, StorageFault, doubted, over, submit, until
 
 from flx_api.daemon.executions import outcome
 from flx_api.daemon.executions.store import Store
@@ -109,6 +110,33 @@ def test_where_only_the_wall_clock_knows_a_run_has_no_more_time_than_it_began_wi
         stage.clock.now_us -= 86_400_000_000
         async with stage.daemon(backstop_s=-0.95) as executions:
             assert (await over(executions, accepted)).status == "timed_out"
+
+    play(story)
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+def test_a_start_that_was_written_although_storage_said_otherwise_is_gone_on_from(
+    play: Callable[..., None], monkeypatch: pytest.MonkeyPatch, cancelled: bool
+) -> None:
+    async def story(stage: Stage) -> None:
+        monkeypatch.setattr("flx_api.daemon.executions.supervisor._RETRY_S", (0.0,))
+        go = asyncio.Event()
+        async with stage.daemon() as executions:
+            told = doubted(stage, "Supervisor.run", go)
+            accepted = await submit(executions, "a")
+            await until(lambda: "starting" in stage.statuses(accepted), "the write in doubt")
+            if cancelled:
+                assert (await executions.cancel(accepted.id, "", ALICE)).status == "cancelling"
+            go.set()
+            if cancelled:
+                assert (await over(executions, accepted)).status == "cancelled"
+                assert stage.executor.runs == {}
+            else:
+                (await stage.executor.run_of(accepted)).end(0)
+                assert (await over(executions, accepted)).status == "succeeded"
+                assert stage.statuses(accepted) == ["queued", "starting", "running", "succeeded"]
+            assert told
+            assert executions.counts() == (0, 0)
 
     play(story)
 

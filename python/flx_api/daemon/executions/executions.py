@@ -287,6 +287,12 @@ class Executions:
         by = f"cancelled by {principal.subject}"
         return await self._cancel(execution_id, principal.tenant, f"{by}: {reason}" if reason else by, once=once)
 
+    def hand_on(self, execution: Execution) -> None:
+        """Tell its supervisor that the journal says `cancelling`; harmless when it knows."""
+        supervisor = self._active.get(execution.id)
+        if execution.status == "cancelling" and supervisor is not None:
+            supervisor.cancel()
+
     async def retry(
         self,
         execution_id: str,

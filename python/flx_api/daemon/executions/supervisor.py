@@ -131,7 +131,8 @@ class Supervisor:
         try:
             await self._write(lambda tx: self._transition(tx, "start"))
         except ImpossibleError:
-            return  # cancelled in the last moment
+            if not await self._was_started():
+                return  # cancelled in the last moment
         run = await self._spawn()
         if run is None:
             return
@@ -177,6 +178,19 @@ class Supervisor:
                 self._transition(tx, event, **ended)
 
         await self._write(change)
+
+    async def _was_started(self) -> bool:
+        """Whether the start was written although storage had said otherwise, and is still to go on from.
+
+        Nobody but us starts this attempt. One that was cancelled since ends here: nothing of it has begun.
+        """
+        store, execution_id = self._parts.store, self.stored.id
+        stored = await self._parts.journal.read_back(lambda connection: store.find(connection, execution_id))
+        if stored.attempt_id != self.stored.attempt_id:
+            return False
+        if stored.execution.status == "cancelling":
+            await self._give_up("stopped", None)
+        return stored.execution.status == "starting"
 
     # --- the way through ---
 

@@ -90,6 +90,8 @@ async def cancel(context: Context, args: ExecutionCancelArgs) -> Execution | Rep
         execution = await executions.cancel(args.id, args.reason, context.principal, _once(context, CANCEL))
     except idempotency.Replayed:
         replayed, execution = True, executions.get(args.id, tenant)
+        # The first one may have been told that storage failed, although it was written.
+        executions.hand_on(execution)
     if context.wait_ms and execution.status not in FINAL:
         execution = await executions.wait(args.id, _patience_ms(context, context.wait_ms), tenant)
     return Replay(msgspec.json.encode(execution)) if replayed else execution
