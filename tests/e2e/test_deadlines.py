@@ -151,15 +151,23 @@ def test_those_who_left_hold_no_place(tmp_path: Path) -> None:
     async def story() -> None:
         wait = Handling()
         async with stack(tmp_path, {"execution.wait": wait}) as http:
-            asking = [asyncio.create_task(http.post("/v1/execute", json=WAIT)) for _ in range(WAITS)]
+
+            def ask(subject: str) -> Coroutine[Any, Any, httpx.Response]:
+                return http.post("/v1/execute", json=WAIT, headers=bearer(subject))
+
+            asking = [asyncio.create_task(ask("anna")) for _ in range(WAITS // 2)]
+            await until(lambda: len(wait.contexts) == WAITS // 2)
+            # One caller has half of the places, and no more.
+            assert (await ask("anna")).status_code == 503
+            asking += [asyncio.create_task(ask("otto")) for _ in range(WAITS // 2)]
             await until(lambda: len(wait.contexts) == WAITS)
-            full = await http.post("/v1/execute", json=WAIT)
+            full = await ask("eve")
             assert (full.status_code, full.json()["code"]) == (503, "upstream_unavailable")
             for task in asking:
                 task.cancel()
             await asyncio.gather(*asking, return_exceptions=True)
             while len(wait.contexts) == WAITS:
-                late = asyncio.create_task(http.post("/v1/execute", json=WAIT))
+                late = asyncio.create_task(ask("anna"))
                 await asyncio.wait((late,), timeout=0.1)
                 # Refused as long as not all have left; let in it waits.
                 if not late.done():
