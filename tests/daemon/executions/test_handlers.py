@@ -149,6 +149,20 @@ def test_a_cancellation_with_a_key_happens_once(play: Callable[..., None]) -> No
     play(story)
 
 
+async def cancel_in_doubt(stage: Stage, context: Context, args: ExecutionCancelArgs) -> None:
+    """It is written, and told as if it were not."""
+    write, faults = stage.journal.write, [Unavailable(code="storage_unavailable")]
+
+    async def in_doubt(change: Any) -> Any:
+        await write(change)
+        raise faults.pop()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage.journal, "write", in_doubt)
+        with pytest.raises(Unavailable):
+            await call("execution.cancel", context, args)
+
+
 def test_a_cancellation_that_was_written_although_storage_said_otherwise_is_handed_on_when_repeated(
     play: Callable[..., None],
 ) -> None:
@@ -157,21 +171,31 @@ def test_a_cancellation_that_was_written_although_storage_said_otherwise_is_hand
         run = await stage.executor.run_of(accepted.result)
         keyed = replace(context, idempotency_key="stop", body_hash="same")
         args = ExecutionCancelArgs(accepted.execution_id, "enough")
-        write, faults = stage.journal.write, [Unavailable(code="storage_unavailable")]
-
-        async def in_doubt(change: Any) -> Any:
-            await write(change)
-            raise faults.pop()
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(stage.journal, "write", in_doubt)
-            with pytest.raises(Unavailable):
-                await call("execution.cancel", keyed, args)
+        await cancel_in_doubt(stage, keyed, args)
         assert executions.get(accepted.execution_id, DEFAULT_TENANT).status == "cancelling"
         assert not run.cancelled_after
         assert isinstance(await call("execution.cancel", keyed, args), Replay)
         assert (await over(executions, accepted.result)).status == "cancelled"
         assert run.cancelled_after
+
+    play(story)
+
+
+def test_nor_does_one_of_a_run_in_the_queue_leave_it_there(play: Callable[..., None]) -> None:
+    async def story(stage: Stage, executions: Executions, context: Context) -> None:
+        first = await call("pipeline.run", context, PipelineRunArgs("a"))
+        run = await stage.executor.run_of(first.result)
+        # It waits for the state id of the first one.
+        queued = await call("pipeline.run", context, PipelineRunArgs("a-again"))
+        assert list(executions.waiting()) == [queued.execution_id]
+        keyed = replace(context, idempotency_key="stop", body_hash="same")
+        args = ExecutionCancelArgs(queued.execution_id, "enough")
+        await cancel_in_doubt(stage, keyed, args)
+        assert isinstance(await call("execution.cancel", keyed, args), Replay)
+        assert (await over(executions, queued.result)).status == "cancelled"
+        assert executions.waiting() == {}
+        run.end(0)
+        assert (await over(executions, first.result)).status == "succeeded"
 
     play(story)
 

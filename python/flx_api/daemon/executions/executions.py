@@ -287,11 +287,15 @@ class Executions:
         by = f"cancelled by {principal.subject}"
         return await self._cancel(execution_id, principal.tenant, f"{by}: {reason}" if reason else by, once=once)
 
-    def hand_on(self, execution: Execution) -> None:
-        """Tell its supervisor that the journal says `cancelling`; harmless when it knows."""
-        supervisor = self._active.get(execution.id)
-        if execution.status == "cancelling" and supervisor is not None:
-            supervisor.cancel()
+    def hand_on(self, execution: Execution, grace_s: float | None = None) -> None:
+        """Let memory follow what the journal says of a cancellation; harmless when it has."""
+        if execution.status == "cancelled":
+            self._queue.pop(execution.id, None)
+            self._comebacks.drop(execution.id)
+            self._tell_ended(execution.id)
+            self._schedule()
+        elif execution.status == "cancelling" and (supervisor := self._active.get(execution.id)) is not None:
+            supervisor.cancel(grace_s)
 
     async def retry(
         self,
@@ -557,13 +561,7 @@ class Executions:
             return self._store.transition(tx, execution_id, "cancel", error=reason)
 
         execution = await self._journal.write(once(change))
-        if execution.status == "cancelled":
-            self._queue.pop(execution_id, None)
-            self._comebacks.drop(execution_id)
-            self._tell_ended(execution_id)
-            self._schedule()
-        elif execution.status == "cancelling" and (supervisor := self._active.get(execution_id)) is not None:
-            supervisor.cancel(grace_s)
+        self.hand_on(execution, grace_s)
         return execution
 
     async def _keep_house(self) -> None:
