@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 RATE, P99_MS = 4_000, 10
 SLOW_RATE, SLOW_FSYNCS, SLOW_US = 2_500, 0.1, 5_000
 OURS, NAIVE = "ours", "one transaction for each command"
-_START_S = 30.0
 _NAME = "durable command, SQLite, 64 clients"
 
 

@@ -98,41 +98,16 @@ def measure(suite: Suite, elsewhere: Ground, connections: int) -> None:
     except Unavailable as reason:
         suite.unjudged(name, "p99 of a command", "ms", target=f"value <= {REST_MS} ms", reason=str(reason))
         return
-    suite.compare(
-        name,
-        "p99 of a command",
-        "ms",
-        [crowded.rest_p99_ms],
-        rival="the same with one socket",
-        rival_values=[alone.rest_p99_ms],
-        target_value=REST_MS,
-    )
-    suite.compare(
-        name,
-        "of which the client was late to send, p99",
-        "ms",
-        [crowded.late_p99_ms],
-        rival="the same with one socket",
-        rival_values=[alone.late_p99_ms],
-    )
-    suite.compare(
-        name,
-        "commands that were not answered with 200",
-        "%",
-        [crowded.failed_percent],
-        rival="the same with one socket",
-        rival_values=[max(1e-3, alone.failed_percent)],
-        target_value=FAILED_PERCENT,
-    )
-    suite.compare(
-        name,
-        "oldest first line of a run",
-        "ms",
-        [max(crowded.first_lines_ms)],
-        rival="the same with one socket",
-        rival_values=[max(alone.first_lines_ms)],
-        target_value=FIRST_LINE_MS,
-    )
+    firsts = max(crowded.first_lines_ms), max(alone.first_lines_ms)
+    failed = crowded.failed_percent, max(1e-3, alone.failed_percent)
+    for metric, unit, (value, quiet), most in (
+        ("p99 of a command", "ms", (crowded.rest_p99_ms, alone.rest_p99_ms), REST_MS),
+        ("of which the client was late to send, p99", "ms", (crowded.late_p99_ms, alone.late_p99_ms), None),
+        ("commands that were not answered with 200", "%", failed, FAILED_PERCENT),
+        ("oldest first line of a run", "ms", firsts, FIRST_LINE_MS),
+    ):
+        rival = "the same with one socket"
+        suite.compare(name, metric, unit, [value], rival=rival, rival_values=[quiet], target_value=most)
     report = crowded.report
     wrong = report.holes + report.duplicates + report.disorder + report.unreadable + report.gaps
     suite.bound(name, f"faults{report.told()}", "events", wrong + sum(report.closed.values()), most=0)

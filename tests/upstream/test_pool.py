@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
     from grpclib.server import Server
 
+    from flx_api.proto.flx.v1.daemon_pb2 import ReplyFrame
+
 
 def play(story: Callable[[Path], Awaitable[None]]) -> None:
     async def told(folder: Path) -> None:
@@ -35,8 +37,13 @@ def play(story: Callable[[Path], Awaitable[None]]) -> None:
 
 
 @contextlib.asynccontextmanager
-async def two_hosts(daemon: SmallDaemon) -> AsyncIterator[tuple[Server, Upstream, list[str]]]:
-    """One daemon at two addresses of one name: the server at the first, who is connected, and what the name says."""
+async def holding(count: int) -> AsyncIterator[tuple[Server, Upstream, list[str], list[asyncio.Task[ReplyFrame]]]]:
+    """One daemon at two addresses of one name, with so many commands under way.
+
+    Yields the server at the first address, who is connected, what the name says, and the commands.
+    """
+    daemon = SmallDaemon()
+    daemon.answers["held"] = lambda _: None
     servers, addresses = [SmallServer(daemon), SmallServer(daemon)], ["127.0.0.1", "127.0.0.2"]
 
     async def resolve(_host: str, _port: int) -> list[str]:
@@ -50,7 +57,9 @@ async def two_hosts(daemon: SmallDaemon) -> AsyncIterator[tuple[Server, Upstream
     upstream.start()
     try:
         await until(lambda: upstream.state().pools[0].ready == 2)
-        yield servers[0], upstream, addresses
+        writes = [asyncio.create_task(upstream.call(frame("held"), 20, read=False)) for _ in range(count)]
+        await until(lambda: len(daemon.commands()) == count)
+        yield servers[0], upstream, addresses, writes
     finally:
         await upstream.close()
         for server in servers:
@@ -131,12 +140,8 @@ def test_a_daemon_that_leaves_its_name_while_it_stops_gives_what_it_has(
     late = Late(monkeypatch)
 
     async def story(_folder: Path) -> None:
-        daemon = SmallDaemon()
-        daemon.answers["held"] = lambda _: None
-        async with two_hosts(daemon) as (server, upstream, addresses):
+        async with holding(4) as (server, upstream, addresses, writes):
             (pool,) = upstream._pools
-            writes = [asyncio.create_task(upstream.call(frame("held"), 20, read=False)) for _ in range(4)]
-            await until(lambda: len(daemon.commands()) == 4)
             assert {2} == {carrier.outstanding for carrier in upstream._ready}
             # A rolling update: it says farewell, accepts nobody any more, and its address leaves the name.
             assert server._server is not None
@@ -172,12 +177,8 @@ def test_the_end_of_the_service_does_not_wait_for_who_has_parted(monkeypatch: py
     Late(monkeypatch)
 
     async def story(_folder: Path) -> None:
-        daemon = SmallDaemon()
-        daemon.answers["held"] = lambda _: None
-        async with two_hosts(daemon) as (_, upstream, addresses):
+        async with holding(2) as (_, upstream, addresses, writes):
             (pool,) = upstream._pools
-            writes = [asyncio.create_task(upstream.call(frame("held"), 20, read=False)) for _ in range(2)]
-            await until(lambda: len(daemon.commands()) == 2)
             (link,) = pool._links["127.0.0.1"]
             pool._adopt([addresses[1]])
             await until(lambda: len(link.partings) == 1)

@@ -35,9 +35,11 @@ pub(super) struct Key {
 
 impl Key {
     fn hears(&self, tenant: &str, topic: &str) -> bool {
-        *tenant == *self.tenant
-            && self.rights.may_hear(topic)
-            && self.patterns.iter().any(|pattern| matches(pattern, topic))
+        self.may_hear(tenant, topic) && self.patterns.iter().any(|pattern| matches(pattern, topic))
+    }
+
+    fn may_hear(&self, tenant: &str, topic: &str) -> bool {
+        *tenant == *self.tenant && self.rights.may_hear(topic)
     }
 }
 
@@ -507,9 +509,7 @@ impl Fleet {
         }
         if is_wild {
             let patterns = Patterns::new(&key.patterns);
-            let hears = |log: &TopicLog| {
-                *log.tenant == *key.tenant && patterns.include(&log.name) && key.rights.may_hear(&log.name)
-            };
+            let hears = |log: &TopicLog| key.may_hear(&log.tenant, &log.name) && patterns.include(&log.name);
             topics = store.topics().filter(|(_, log)| hears(log)).map(|(topic, _)| topic).collect();
         }
         for name in ["app.*", "user.*", "presence.*"] {
