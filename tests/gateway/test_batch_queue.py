@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
+
 from flx_api.gateway.batch_queue import MOST, BatchQueue
 from flx_api.upstream.channel import BURST_S
 
@@ -88,19 +90,19 @@ def test_nobody_waits_in_vain() -> None:
     asyncio.run(story())
 
 
-def test_patience_is_each_ones_own() -> None:
+@pytest.mark.parametrize("began", [0.0, 31.931, 511.912, 1023.981, 1e6 / 3])
+def test_patience_is_each_ones_own(began: float) -> None:
+    """Whatever the clock says, and however it rounds: who was to be late at a moment is late at it, not after it."""
+
     async def story() -> None:
         hall, loop = Hall(room=0), asyncio.get_running_loop()
-        now = loop.time()
+        now = began
         loop.time = lambda: now  # type: ignore[method-assign]
         hall.enter(1)
-        now += BURST_S / 2
+        now = later = began + BURST_S / 2
         hall.enter(2)
-        now += BURST_S / 2
-        hall.queue._lose_patience()
-        assert ([1], 1) == (hall.gone_on, len(hall.queue))
-        now += BURST_S / 2
-        hall.queue._lose_patience()
-        assert ([1, 2], 0) == (hall.gone_on, len(hall.queue))
+        for now, gone_on in ((began + BURST_S, [1]), (later + BURST_S, [1, 2])):  # noqa: B007 (the loop's clock)
+            hall.queue._lose_patience()
+            assert (gone_on, 2 - len(gone_on)) == (hall.gone_on, len(hall.queue))
 
     asyncio.run(story())

@@ -89,8 +89,8 @@ class BatchQueue:
         """What has waited long enough goes on in parts, each as there is room for it."""
         now, self._patience = self._loop.time(), None
         for ride, since_s in list(self._since_s.items()):
-            if since_s > now - BURST_S:
-                self._patience = self._loop.call_at(since_s + BURST_S, self._lose_patience)
+            if (due_s := since_s + BURST_S) > now:
+                self._patience = self._loop.call_at(due_s, self._lose_patience)
                 return
             del self._since_s[ride]
             self._go_on(ride)
