@@ -1,9 +1,11 @@
 //! Admission as the gateway uses it: tokens and windows together.
 #![allow(clippy::unwrap_used, reason = "a test may stop at the first surprise")]
 
+use std::cell::RefCell;
 use std::fmt::Write as _;
-
+use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use aws_lc_rs::hmac;
 use flx_core::admission::{Admission, Ask, By, Decision, Policy, Token, TokenRoom, Toll};
@@ -12,7 +14,8 @@ use flx_core::jwt::TokenVerifier;
 use flx_core::jwt::claims::Expected;
 use flx_core::jwt::keys::KeySet;
 use flx_core::jwt::revocation::{Kind, Revocation, Revocations};
-use flx_core::limit::{Heap, Rate, lease};
+use flx_core::limit::memory::Word;
+use flx_core::limit::{Heap, Memory, Rate, lease};
 
 const SECRET: &[u8] = b"0123456789abcdef0123456789ABCDEF";
 const K: &str = "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlBQkNERUY";
@@ -40,10 +43,17 @@ fn policy(name: &str, by: By, limit: u32) -> Policy {
 }
 
 fn built(policies: Vec<Policy>, tolls: Vec<Vec<Toll>>) -> Result<Gate, Unusable> {
+    over(policies, tolls, |rate| Heap::zeroed(rate.words(1 << 20)?).ok_or(Unusable("memory")))
+}
+
+fn over<M: Memory>(
+    policies: Vec<Policy>,
+    tolls: Vec<Vec<Toll>>,
+    memory: impl FnMut(Rate) -> Result<M, Unusable>,
+) -> Result<Gate<M>, Unusable> {
     let keys = KeySet::parse(format!(r#"{{"keys":[{{"kty":"oct","k":"{K}"}}]}}"#).as_bytes()).unwrap();
     let expected = Expected { required: vec!["sub".into(), "exp".into()], ..Expected::default() };
     let verifier = Arc::new(TokenVerifier::new(keys, expected).unwrap());
-    let memory = |rate: Rate| Heap::zeroed(rate.words(1 << 20)?).ok_or(Unusable("memory"));
     let room = TokenRoom { verified: 1 << 16, refused: 1 << 12 };
     Ok(Gate {
         core: Admission::new(verifier, policies, tolls, room, memory, (1, 2))?,
@@ -57,12 +67,12 @@ fn admission(policies: Vec<Policy>) -> Gate {
     built(policies, vec![tolls]).unwrap()
 }
 
-struct Gate {
-    core: Admission<Heap, ()>,
+struct Gate<M: Memory = Heap> {
+    core: Admission<M, ()>,
     revocations: Revocations,
 }
 
-impl Gate {
+impl<M: Memory> Gate<M> {
     fn admit(&mut self, token: Token<'_>, client: &str, now_s: f64, now_ns: u64) -> Decision<()> {
         let Self { core, revocations } = self;
         core.admit(&Ask { class: 0, token, client, api_key: None, revocations, now_s, now_ns }, None, |_| ())
@@ -240,4 +250,95 @@ fn a_strict_lease_is_waited_for() {
     };
     let waiting = core.admit(&ask, Some(&mut book), |_| ()).refusal;
     assert!(matches!(waiting, Some(Reason::LeaseAwaited | Reason::LeaseUnavailable)), "{waiting:?}");
+}
+
+/// Before how many more operations on shared words something happens, and what.
+type Between = (u32, Box<dyn FnOnce()>);
+
+thread_local! {
+    static BETWEEN: RefCell<Option<Between>> = const { RefCell::new(None) };
+}
+
+/// A shared word; before one operation on it something else happens.
+#[derive(Default)]
+struct Interrupted(AtomicU64);
+
+fn interrupt() {
+    let due = BETWEEN.with_borrow_mut(|between| match between {
+        Some((0, _)) => between.take(),
+        Some((left, _)) => {
+            *left -= 1;
+            None
+        }
+        None => None,
+    });
+    if let Some((_, happens)) = due {
+        happens();
+    }
+}
+
+impl Word for Interrupted {
+    fn load(&self) -> u64 {
+        interrupt();
+        self.0.load(SeqCst)
+    }
+    fn swap_if(&self, seen: u64, new: u64) -> bool {
+        interrupt();
+        self.0.compare_exchange(seen, new, SeqCst, SeqCst).is_ok()
+    }
+    fn raise(&self, value: u64) {
+        interrupt();
+        self.0.fetch_max(value, SeqCst);
+    }
+}
+
+/// What several workers share.
+#[derive(Clone)]
+struct Shared(Rc<Vec<Interrupted>>);
+
+impl Memory for Shared {
+    type Word = Interrupted;
+    fn words(&self) -> &[Interrupted] {
+        &self.0
+    }
+}
+
+/// Another worker's request comes before any one operation of this one's: each is told what is left after it.
+#[test]
+fn what_is_left_is_told_by_one_count() {
+    let policies = || vec![policy("wide", By::Ip, 100), policy("ip", By::Ip, 70), policy("sub", By::Subject, 80)];
+    let tolls = || vec![(0..3).map(|policy| Toll { policy, cost: 1 }).collect()];
+    let bytes = token("a", "t");
+    let count = move |gate: &mut Gate<Shared>| {
+        let decision = gate.admit(Token::Presented(Ok(bytes.as_bytes())), "10.0.0.1", 1_000.0, SECOND);
+        let quota = decision.quota.unwrap();
+        (decision.status(), quota.policy, quota.remaining, quota.reset_ns)
+    };
+    for before in 0.. {
+        let mut regions = Vec::new();
+        let region = |rate: Rate| {
+            let words = (0..rate.words(1 << 14)?).map(|_| Interrupted::default()).collect();
+            regions.push(Shared(Rc::new(words)));
+            Ok(regions[regions.len() - 1].clone())
+        };
+        let mut one = over(policies(), tolls(), region).unwrap();
+        let mut regions = regions.into_iter();
+        let mut other = over(policies(), tolls(), |_| regions.next().ok_or(Unusable("memory"))).unwrap();
+        let (first, second) = (count(&mut one), count(&mut other));
+        assert_eq!([(200, 1, 69, first.3), (200, 1, 68, first.3)], [first, second]);
+
+        let told = Rc::new(RefCell::new(Vec::new()));
+        let (heard, counted) = (Rc::clone(&told), count.clone());
+        let happens = move || heard.borrow_mut().push(counted(&mut other));
+        BETWEEN.set(Some((before, Box::new(happens))));
+        let own = count(&mut one);
+        told.borrow_mut().push(own);
+        if BETWEEN.take().is_some() {
+            assert!(before > 10, "only {before} operations");
+            return;
+        }
+        let mut both = told.borrow().clone();
+        both.sort_unstable();
+        assert_eq!([(200, 1, 66, first.3), (200, 1, 67, first.3)], both[..], "before operation {before}");
+    }
 }

@@ -295,7 +295,7 @@ impl<M: Memory, P> Admission<M, P> {
                 decision.known = None;
                 return decision;
             }
-            if self.charge(leases) {
+            if self.charge(leases, &mut decision) {
                 return decision;
             }
             retries -= 1;
@@ -303,23 +303,32 @@ impl<M: Memory, P> Admission<M, P> {
     }
 
     /// Charges every window that admitted; false, and nothing charged, when one of them has no room any more. Leases are
-    /// this process' own, so that nobody is faster.
-    fn charge(&mut self, leases: &mut Option<&mut LeaseBook>) -> bool {
+    /// this process' own, so that nobody is faster. What is told of a window is what others left of it in between.
+    fn charge(&mut self, leases: &mut Option<&mut LeaseBook>, decision: &mut Decision<P>) -> bool {
         let Self { checks, windows, policies, .. } = self;
         for at in 0..checks.windows.len() {
             let (policy, check) = &mut checks.windows[at];
-            if windows[*policy].take(check) || policies[*policy].shadow {
-                continue;
+            let (policy, seen, shadow) = (*policy, check.remaining, policies[*policy].shadow);
+            match (windows[policy].take(check), shadow) {
+                (true, false) if check.remaining != seen => follow(&mut decision.quota, policy, check),
+                (true, _) => {}
+                (false, true) => decision.shadow.push(policy),
+                (false, false) => {
+                    Self::give_back(&checks.windows[..at], windows);
+                    return false;
+                }
             }
-            for (policy, check) in checks.windows[..at].iter().filter(|(_, check)| check.admitted) {
-                windows[*policy].give_back(check);
-            }
-            return false;
         }
         if let Some(book) = leases {
             checks.leases.iter().for_each(|check| book.charge(check));
         }
         true
+    }
+
+    fn give_back(charged: &[(usize, Check)], windows: &[SlidingWindow<M>]) {
+        for (policy, check) in charged.iter().filter(|(_, check)| check.admitted) {
+            windows[*policy].give_back(check);
+        }
     }
 
     /// Who a token speaks for; no window is asked.
@@ -386,6 +395,17 @@ impl<M: Memory, P> Admission<M, P> {
             decision.pass(toll, policy.shadow, (window, identity), (leases, key), ask.now_ns, checks);
         }
         settled(decision, checks)
+    }
+}
+
+/// A window that was judged anew: what is told of it is what is left now.
+#[cold]
+fn follow(told: &mut Option<Quota>, policy: usize, check: &Check) {
+    if let Some(quota) = told
+        && (quota.policy == policy || check.remaining < quota.remaining)
+    {
+        let (remaining, reset_ns) = (check.remaining, check.reset_ns);
+        *quota = Quota { policy, remaining, reset_ns };
     }
 }
 
