@@ -60,7 +60,7 @@ def main() -> int:
             if "storm" in PARTS:
                 realtime_limits.storm(suite, Ground(folder, "", peers, TRANSPORT), plan.idle)
             if "mixed" in PARTS:
-                realtime_mixed.measure(suite, Ground(folder, "", peers, TRANSPORT), plan.connections)
+                realtime_mixed.measure(suite, Ground(folder, "", peers, TRANSPORT), plan.connections, plan.rounds)
         except Missing as missing:
             suite.unjudged("realtime", "all rows", "ms", target="various", reason=str(missing))
     print(f"took {time.monotonic() - began:.0f} s")
