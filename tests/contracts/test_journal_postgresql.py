@@ -512,6 +512,29 @@ def test_a_commit_that_nobody_could_ask_for_is_found_later(home: Home, line: Lin
     asyncio.run(story())
 
 
+def test_what_became_of_a_commit_is_asked_for_although_nobody_writes(home: Home, line: Line) -> None:
+    async def story() -> None:
+        async with opened(home) as journal:
+            assert await journal.write(emit()) == 1
+            told = asyncio.Event()
+            journal.on_found(told.set)
+            line.break_at_commit("before it is answered")
+            line.stay_down()
+            with pytest.raises(Unavailable):
+                await journal.write(emit())
+            assert not told.is_set()
+            line.mend()
+            async with asyncio.timeout(20):
+                await told.wait()
+            assert journal.seq == 2
+            told.clear()
+            assert await journal.write(emit()) == 3
+            assert journal.fault is None
+            assert not told.is_set()
+
+    asyncio.run(story())
+
+
 def test_a_commit_that_never_arrived_is_refused(home: Home, line: Line) -> None:
     async def story() -> None:
         async with opened(home) as journal:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 from sqlalchemy import insert, select
-from tests.daemon.executions.fake_runs import ALICE, MALLORY, Stage, over, submit, until
+from tests.daemon.executions.fake_runs import ALICE, MALLORY, Stage, doubted, over, submit, until
 
 from flx_api.daemon.executions import executions as executions_module
 from flx_api.daemon.journal import DEFAULT_TENANT, Rehearsed, rehearsing
@@ -19,7 +19,7 @@ from flx_api.models.listing import encode_cursor
 from flx_api.models.pipeline import PipelineRunArgs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from flx_api.daemon.executions.log_file import LogFile
     from flx_api.daemon.journal import Tx
@@ -312,53 +312,6 @@ def test_a_run_that_cannot_be_started_has_failed_and_gives_its_slot_back(play: C
     play(story, slots=1)
 
 
-def test_the_log_is_followed_line_by_line_from_before_its_beginning(play: Callable[..., None]) -> None:
-    async def story(stage: Stage) -> None:
-        async with stage.daemon() as executions:
-            accepted = await submit(executions, "a")
-            log = executions.log(accepted.id)
-            assert not log.complete
-            run = await stage.executor.run_of(accepted)
-            assert accepted.id in executions.active_logs()
-            run.say("one")
-            await log.changed(0)
-            assert [msgspec.json.decode(line)["event"] for line in log.lines(1, 9)] == ["one"]
-            page = await executions.logs(ExecutionLogsArgs(accepted.id), DEFAULT_TENANT)
-            assert (page.next_line, page.complete) == (2, False)
-            run.say("two", "three")
-            with (run.folder / "log.jsonl").open("a") as file:
-                file.write("no end")
-            await log.changed(1)
-            run.end(0)
-            await over(executions, accepted)
-            assert executions.log(accepted.id).complete
-            assert log.last_line == 4
-            page = await executions.logs(ExecutionLogsArgs(accepted.id, 2, 2), DEFAULT_TENANT)
-            assert (page.first_line, len(page.lines), page.next_line, page.complete) == (2, 2, 4, False)
-            page = await executions.logs(ExecutionLogsArgs(accepted.id, 4), DEFAULT_TENANT)
-            assert (page.lines, page.complete) == (("no end",), True)
-            assert executions.log(accepted.id) is log
-            with pytest.raises(NotFound):
-                await executions.logs(ExecutionLogsArgs(accepted.id), "other")
-
-    play(story)
-
-
-def test_readers_of_a_waiting_execution_are_told_when_it_is_cancelled(play: Callable[..., None]) -> None:
-    async def story(stage: Stage) -> None:
-        async with stage.daemon() as executions:
-            await submit(executions, "a")
-            waiting = await submit(executions, "a-again")
-            reader = asyncio.create_task(executions.log(waiting.id).changed(0))
-            await executions.cancel(waiting.id, "", ALICE)
-            await reader
-            assert executions.log(waiting.id).complete
-            page = await executions.logs(ExecutionLogsArgs(waiting.id), DEFAULT_TENANT)
-            assert (page.lines, page.complete) == ((), True)
-
-    play(story)
-
-
 def test_counts_are_told_while_it_runs_and_at_the_end(play: Callable[..., None]) -> None:
     async def story(stage: Stage) -> None:
         async with stage.daemon() as executions:
@@ -578,5 +531,69 @@ def test_what_was_accepted_starts_although_storage_could_not_be_read_at_first(
             (await stage.executor.run_of(accepted)).end(0)
             assert (await over(executions, accepted)).status == "succeeded"
             assert not faults
+
+    play(story)
+
+
+@pytest.mark.parametrize("name", ["submit", "now", "_cancel"])
+def test_what_was_refused_and_found_later_is_followed(play: Callable[..., None], name: str) -> None:
+    """A run, one that is tried again, and a cancellation: told as failed, committed all the same, and told of then."""
+
+    async def story(stage: Stage) -> None:
+        async with stage.daemon() as executions:
+            failed = await submit(executions, "a")
+            (await stage.executor.run_of(failed)).end(1)
+            assert (await over(executions, failed)).status == "failed"
+            await until(lambda: executions.counts() == (0, 0))
+            if name == "_cancel":
+                blocking, waiting = await submit(executions, "b"), await submit(executions, "a")
+                waited_for = asyncio.create_task(over(executions, waiting))
+            go = asyncio.Event()
+            go.set()
+            told = doubted(stage, f"Executions.{name}" if name != "now" else "Comebacks.now", go)
+            asked: Awaitable[Any] = (
+                submit(executions, "a")
+                if name == "submit"
+                else executions.retry(failed.id, ALICE)
+                if name == "now"
+                else executions.cancel(waiting.id, "", ALICE)
+            )
+            with pytest.raises(Unavailable):
+                await asked
+            assert told
+            stage.journal._tell_found()
+            stage.journal._tell_found()
+            if name == "_cancel":
+                assert (await waited_for).status == "cancelled"
+                assert executions.counts() == (1, 0)
+                (await stage.executor.run_of(blocking)).end(0)
+                return
+            found = executions.page(ExecutionListArgs(), ALICE).items[0]
+            (await stage.executor.run_of(found, 2 if name == "now" else 1)).end(0)
+            assert (await over(executions, found)).status == "succeeded"
+            await until(lambda: executions.counts() == (0, 0))
+            assert stage.statuses(found)[-4:] == ["queued", "starting", "running", "succeeded"]
+
+    play(story, slots=1)
+
+
+def test_what_is_found_before_it_is_answered_starts_once(play: Callable[..., None]) -> None:
+    async def story(stage: Stage) -> None:
+        async with stage.daemon() as executions:
+            write = stage.journal.write
+
+            def found_first(change: Any) -> Any:
+                written = write(change)
+                if "submit" in change.__qualname__:
+                    written.add_done_callback(lambda _done: stage.journal._tell_found())
+                return written
+
+            stage.journal.write = found_first  # type: ignore[method-assign]
+            accepted = await submit(executions, "a")
+            run = await stage.executor.run_of(accepted)
+            assert executions.counts() == (1, 0)
+            run.end(0)
+            assert (await over(executions, accepted)).status == "succeeded"
+            assert stage.statuses(accepted) == ["queued", "starting", "running", "succeeded"]
 
     play(story)

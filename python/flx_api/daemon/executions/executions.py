@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import OrderedDict
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -26,7 +25,7 @@ from flx_api.daemon.executions import recovery, retention
 from flx_api.daemon.executions.acceptance import execution_of, work_out
 from flx_api.daemon.executions.comebacks import Comebacks
 from flx_api.daemon.executions.ids import uuid7_factory
-from flx_api.daemon.executions.log_file import LogFile
+from flx_api.daemon.executions.open_logs import OpenLogs
 from flx_api.daemon.executions.outlook import waits
 from flx_api.daemon.executions.planning import Waiting, startable
 from flx_api.daemon.executions.states import FINAL
@@ -40,11 +39,11 @@ from flx_api.models.topic_rules import expiries
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
-    from pathlib import Path
 
     from flx_api.config import Settings
     from flx_api.daemon.executions.acceptance import Planned
     from flx_api.daemon.executions.accounts import States
+    from flx_api.daemon.executions.log_file import LogFile
     from flx_api.daemon.executions.store import Stored
     from flx_api.daemon.executors import Executor
     from flx_api.daemon.journal import Journal, Tx
@@ -60,7 +59,6 @@ _CLOSE_GRACE_S = 5.0
 _KILL_S = 2.0
 _DAY_US = 86_400_000_000
 _HOUR_S = 3600.0
-_OPEN_LOGS = 64
 _READ_AGAIN_S = 0.5
 # How many run folders are looked up at once: a few milliseconds of the loop's time.
 _LOOKED_UP = 500
@@ -127,15 +125,14 @@ class Executions:
         )
         self._comebacks = Comebacks(journal, self._store, clock, self._ids, self._come_back)
         self._queue: dict[str, Stored] = {}
-        # The logs of all that are not over, also of those that wait: readers may be there before the first line.
-        self._live_logs: dict[str, LogFile] = {}
         self._active: dict[str, Supervisor] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._ended: dict[str, asyncio.Event] = {}
-        self._opened: OrderedDict[str, LogFile] = OrderedDict()
+        self._logs = OpenLogs(journal, self._store, self._runs_dir)
         self._housekeeping: asyncio.Task[None] | None = None
         self._again: asyncio.TimerHandle | None = None
         self._closing = False
+        journal.on_found(self._take_in)
 
     # --- life ---
 
@@ -258,7 +255,8 @@ class Executions:
             return execution, self._store.find(tx.connection, execution.id)
 
         execution, stored = await self._journal.write(change)
-        if stored is not None:
+        # Memory may have it already: `_take_in`.
+        if stored is not None and execution.id not in self._active:
             self._queue[execution.id] = stored
             self._schedule()
         return Submitted(execution, replayed=stored is None)
@@ -395,21 +393,7 @@ class Executions:
         Raises:
             NotFound: there is no such execution.
         """
-        found = self._live_logs.get(execution_id) or self._opened.get(execution_id)
-        if found is None:
-            with self._journal.read() as connection:
-                stored = self._store.find(connection, execution_id)
-                several = stored.execution.attempts > 1
-                logged = self._store.logged(connection, execution_id) if several else []
-            over = stored.execution.status in FINAL
-            earlier = [self._log_path(attempt_id) for attempt_id in logged if attempt_id != stored.attempt_id]
-            path = self._log_path(stored.attempt_id)
-            found = LogFile(path, tenant=stored.tenant, complete=over, earlier=earlier)
-            if not over:
-                self._live_logs[execution_id] = found
-                return found
-            self._keep_open(execution_id, found)
-        return found
+        return self._logs.of(execution_id)
 
     def renew_log(self, execution_id: str) -> None:
         """Another attempt was told: forget the log that ends with the one before.
@@ -419,23 +403,7 @@ class Executions:
         Raises:
             NotFound: there is no such execution.
         """
-        found = self._opened.get(execution_id)
-        if found is None:
-            return
-        with self._journal.read() as connection:
-            stored = self._store.find(connection, execution_id)
-        # Who reads old events comes here too, and then the log may be that of the latest attempt already.
-        if found.path != self._log_path(stored.attempt_id):
-            del self._opened[execution_id]
-
-    def _log_path(self, attempt_id: str) -> Path:
-        return self._runs_dir / attempt_id / "log.jsonl"
-
-    def _keep_open(self, execution_id: str, found: LogFile) -> None:
-        """Keep the index of a log that is over for a while."""
-        self._opened[execution_id] = found
-        while len(self._opened) > _OPEN_LOGS:
-            self._opened.popitem(last=False)
+        self._logs.renew(execution_id)
 
     def active_logs(self) -> Iterable[str]:
         """The executions whose logs may still grow."""
@@ -474,6 +442,29 @@ class Executions:
                 return
             del self._queue[execution_id]
             self._supervise(supervisor, supervisor.run)
+
+    def _take_in(self) -> None:
+        """Changes that were refused as far as anybody knew were committed: let memory follow what waits by now.
+
+        Starts and ends are their supervisor's affair, who looks himself.
+        """
+        if self._closing:
+            return
+        try:
+            with self._journal.read() as connection:
+                left = {stored.id: stored for stored in self._store.active(connection)}
+                gone = {*self._queue, *self._comebacks.resting} - left.keys()
+                over = [self._store.find(connection, key).execution for key in gone]
+        except Unavailable as error:
+            log.warning("the journal cannot be read; trying again", code=error.code)
+            asyncio.get_running_loop().call_later(_READ_AGAIN_S, self._take_in)
+            return
+        for stored in left.values():
+            if stored.execution.status == "queued" and stored.id not in self._queue:
+                self._comebacks.drop(stored.id)
+                self._come_back(stored)
+        for execution in (*over, *(stored.execution for stored in left.values())):
+            self.hand_on(execution)
 
     def _look_again(self) -> None:
         """Schedule once more, a little later."""
@@ -514,10 +505,7 @@ class Executions:
         # Whoever still follows its last attempt, or follows the new one already, reads the row again at the end.
         if self._closing or stored.id in self._active:
             return
-        self._opened.pop(stored.id, None)
-        known, path = self._live_logs.get(stored.id), self._log_path(stored.attempt_id)
-        if known is not None and known.path != path:
-            known.continue_in(path)
+        self._logs.go_on(stored)
         self._queue[stored.id] = stored
         self._queue = dict(sorted(self._queue.items()))
         self._schedule()
@@ -533,10 +521,7 @@ class Executions:
                 await asyncio.sleep(_READ_AGAIN_S)
 
     def _tell_ended(self, execution_id: str) -> None:
-        found = self._live_logs.pop(execution_id, None)
-        if found is not None:
-            found.finish()
-            self._keep_open(execution_id, found)
+        self._logs.finish(execution_id)
         ended = self._ended.pop(execution_id, None)
         if ended is not None:
             ended.set()
@@ -587,7 +572,7 @@ class Executions:
         await asyncio.to_thread(retention.remove, self._runs_dir, gone)
         events = await self._journal.prune(now_us - keep.days * _DAY_US, keep.journal_rows)
         events += await self._journal.forget(expiries(self._settings.topics, now_us))
-        self._opened.clear()
+        self._logs.forget()
         if gone or events:
             event = SystemEvent("retention", f"Removed {len(gone)} run logs and {events} events.")
             await self._journal.write(lambda tx: tx.emit("system_events", event, tenant=DEFAULT_TENANT))

@@ -92,6 +92,8 @@ class Journal:
         self._database = database_of(url, busy_timeout_ms=busy_timeout_ms)
         self._reader: Connection | None = None
         self._replacing: asyncio.Task[None] | None = None
+        self._asking: asyncio.TimerHandle | None = None
+        self._tell_found: Callable[[], None] = lambda: None
         self._writer = Writer(
             self._database,
             self._connect,
@@ -166,6 +168,10 @@ class Journal:
         else:
             self._turns.submit(Pending(change, future))
         return future
+
+    def on_found(self, told: Callable[[], None]) -> None:
+        """Whom to tell, on the loop, when changes that were refused turned out to be committed."""
+        self._tell_found = told
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
@@ -281,6 +287,8 @@ class Journal:
         """Commit what was accepted, end the writer and wake everybody who waits. May be repeated."""
         if not self._closed:
             self._closed = True
+            if self._asking is not None:
+                self._asking.cancel()
             if self._turns is not None:
                 self._turns.stop()
             self._writer.stop()
@@ -368,6 +376,19 @@ class Journal:
                 future.set_result(value)
             else:
                 future.set_exception(error)
+        if group.is_found:
+            self._tell_found()
+        if group.is_in_doubt and self._asking is None:
+            self._asking = self._loop.call_later(_PAUSE_S, self._ask)
+
+    def _ask(self) -> None:
+        """Let the writer ask what became of a group, also when nobody else writes."""
+        self._asking = None
+        if not self._closed:
+            asked = self._loop.create_future()
+            # Whether it was refused is told with its group.
+            asked.add_done_callback(lambda done: done.exception())
+            self._writer.submit(Pending(lambda _tx: None, asked))
 
 
 class _Step:

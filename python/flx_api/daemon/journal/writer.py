@@ -18,7 +18,8 @@ Rules:
 - The thread outlives every fault: storage that fails makes the group fail, and the next group tries again on a new
   connection, since a handle that met a read-only or vanished file stays bad after the file is good again.
 - When the line breaks in a commit, nobody is told anything before the database has said on a new connection whether it
-  happened. When it cannot be asked in time the group is refused, and asked for before anything else is stored.
+  happened. When it cannot be asked in time the group is refused, and asked for before anything else is stored; who
+  follows changes in memory is told when it was found.
 - A transaction that failed only because of others beside it is repeated: a change may run more than once, and does
   nothing but change the database.
 - When a statement that is made for many is refused (a value that the database cannot hold), the group is repeated with
@@ -74,12 +75,18 @@ class Outcome(NamedTuple):
 
 
 class Group(NamedTuple):
-    """What one commit made: an outcome for each change, the events, the last sequence number, and why it failed."""
+    """What one commit made: an outcome for each change, the events, the last sequence number, and why it failed.
+
+    `is_in_doubt`: it failed as far as is known, and it or one before it may have been committed. `is_found`: it was
+    refused like that, and turned out to be committed.
+    """
 
     outcomes: list[Outcome]
     events: list[EventRow]
     seq: int
     fault: FlxError | None = None
+    is_in_doubt: bool = False
+    is_found: bool = False
 
 
 class Doubt(NamedTuple):
@@ -316,7 +323,7 @@ class Writer:
             if (found := self._found) is not None:
                 # It was refused, as far as anybody knew; those who follow events hear of it.
                 self._found = None
-                self._deliver(found)
+                self._deliver(found._replace(is_found=True))
             if fault is not None:
                 return self._refused(group, fault)
         done = self._commit(group, made)
@@ -327,6 +334,7 @@ class Writer:
                 if (found := self._found) is not None:
                     self._found = None
                     return found
+                done = done._replace(is_in_doubt=self._doubt is not None)
         return done
 
     def _renew(self) -> FlxError | None:
@@ -389,7 +397,8 @@ class Writer:
         return fault
 
     def _refused(self, group: list[Pending], fault: FlxError) -> Group:
-        return Group([Outcome(pending.future, None, fault) for pending in group], [], self._seq, fault)
+        outcomes = [Outcome(pending.future, None, fault) for pending in group]
+        return Group(outcomes, [], self._seq, fault, is_in_doubt=self._doubt is not None)
 
     def _next_group(self) -> list[Pending] | Making | _CatchUp:
         """Whatever has arrived, at least one; empty at the end."""
