@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import tempfile
 from pathlib import Path
@@ -142,11 +143,18 @@ def test_a_symlink_as_runtime_dir_is_refused(tmp_path: Path, base: Path) -> None
 
 
 def test_addresses_of_a_dead_service_are_none(tmp_path: Path) -> None:
+    """Even if its number is that of a living process, as the first one of a container is: our own."""
     settings = _settings(tmp_path)
     runtime.prepare_data_folder(settings)
-    endpoints = runtime.Endpoints("http://x", "ws://x", "/s", 2**22 + 1, str(settings.data_path), str(tmp_path))
+    endpoints = runtime.Endpoints("http://x", "ws://x", "/s", os.getpid(), str(settings.data_path), str(tmp_path))
     runtime.write_endpoints(settings, endpoints)
     assert 0o600 == _mode(runtime.endpoints_file(settings))
+    assert runtime.running_service(settings) is None
+    with runtime.hold(settings):
+        assert endpoints == runtime.running_service(settings)
+        with pytest.raises(StartupError, match="FLX_DATA_DIR: another service uses"), runtime.hold(settings):
+            pass
+        assert endpoints == runtime.running_service(settings)
     assert runtime.running_service(settings) is None
     runtime.remove_endpoints(settings)
     assert not runtime.endpoints_file(settings).exists()

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from flx_api.daemon.lock import DataLock
 from flx_api.errors import StartupError
 
 if TYPE_CHECKING:
@@ -237,16 +238,18 @@ def remove_endpoints(settings: Settings) -> None:
         endpoints_file(settings).unlink()
 
 
+def hold(settings: Settings) -> DataLock:
+    """What a service holds for as long as it lives, in a folder that is prepared. Entering raises `StartupError`."""
+    return DataLock(settings.data_path, "service")
+
+
 def running_service(settings: Settings) -> Endpoints | None:
-    """The service that uses this data folder, or None. A file that a killed service left is no service."""
+    """The service that uses this data folder, or None. A file that a killed service left is no service.
+
+    Its process number says nothing: that may be anybody's by now, in a container our own.
+    """
     try:
         found = msgspec.json.decode(endpoints_file(settings).read_bytes(), type=Endpoints)
-        os.kill(found.pid, 0)
-        # The number may be someone else's by now; our supervisor is a Python process.
-        if b"flx" not in Path(f"/proc/{found.pid}/cmdline").read_bytes():
-            return None
-    except PermissionError:
-        return found
+        return found if hold(settings).is_held() else None
     except (OSError, msgspec.DecodeError):
         return None
-    return found

@@ -101,6 +101,7 @@ class Supervisor:
             if self._own_daemon:
                 runtime.check_project(self._settings)
             runtime.prepare_data_folder(self._settings)
+            stack.enter_context(runtime.hold(self._settings))
             folder = None
             if self._own_daemon:
                 folder = meltano.ensure(meltano.environment_folder(self._settings), self._say)
