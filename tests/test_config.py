@@ -130,6 +130,8 @@ def test_environment_and_overrides() -> None:
         ({"FLX_TIMEZONE": "Europe"}, "FLX_TIMEZONE: is no time zone such as UTC"),
         ({"FLX_SCHEDULES": "sometimes"}, "FLX_SCHEDULES: invalid enum value"),
         ({"FLX_SCHEDULE_GRACE_S": "1"}, "FLX_SCHEDULE_GRACE_S: expected `int` >= 10"),
+        ({"FLX_JWT_SECRET_KEY": "\udcff" * 32}, "FLX_JWT_SECRET_KEY: is not UTF-8"),
+        ({"FLX_RATE_LIMITS": "[\udcff]"}, "FLX_RATE_LIMITS: is not UTF-8"),
         ({"FLX_WHEN_STALE": "guess"}, "FLX_WHEN_STALE: invalid enum value"),
     ],
 )

@@ -339,6 +339,7 @@ export class EventStream {
   #expiry = null;
   #timers = new Set();
   #closed = false;
+  #asking = null;
   #refused = false;
   #refreshing = false;
   #renewal = null;
@@ -428,6 +429,7 @@ export class EventStream {
   /** End the stream. */
   close() {
     this.#closed = true;
+    this.#asking?.abort();
     this.#drop();
     this.#rouse();
   }
@@ -562,14 +564,20 @@ export class EventStream {
   async #askWhy(token) {
     let status = 0;
     let problem = {};
+    const asking = (this.#asking = new AbortController());
+    const timer = setTimeout(() => asking.abort(), OPEN_TIMEOUT_MS);
     try {
       const headers = token ? { Authorization: `Bearer ${token}` } : {};
-      const answer = await fetch(`${this.#base}/v1/auth/whoami`, { headers });
+      const answer = await fetch(`${this.#base}/v1/auth/whoami`, { headers, signal: asking.signal });
       status = answer.status;
       problem = status === 401 ? await answer.json() : {};
     } catch {
-      // unreachable, or another origin: no more is known
+      // unreachable, too late, or another origin: no more is known
+    } finally {
+      clearTimeout(timer);
+      this.#asking = null;
     }
+    if (this.#closed) return;
     if (status === 401) {
       if (typeof this.#options.token !== "function" || this.#refused) {
         throw new RealtimeError(problem.code ?? "invalid_token", problem.detail ?? "the token is refused");

@@ -195,7 +195,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         Literal["x-forwarded-for", "forwarded"], Meta(description="the header that trusted proxies write")
     ] = "x-forwarded-for"
     trusted_hosts: Annotated[
-        tuple[str, ...], Meta(description="acceptable Host names, separated by commas; empty accepts any")
+        tuple[str, ...],
+        Meta(description="acceptable Host names, by commas; empty accepts any; commands on this machine ask 127.0.0.1"),
     ] = ()
     executor: Annotated[Literal["local"], Meta(description="where runs happen")] = "local"
     fork: Annotated[
@@ -318,6 +319,8 @@ def load(environ: Mapping[str, str], overrides: Mapping[str, Any] | None = None)
         name = key.removeprefix("FLX_").lower()
         is_off = name == "realtime_port" and text.lower() in {"", "off"}
         if key.startswith("FLX_") and name in known and (text != "" or is_off):
+            if not _is_utf8(text):
+                raise StartupError(f"{key}: is not UTF-8")
             values[name] = None if is_off else _parse(name, text)
     values.update({name: value for name, value in (overrides or {}).items() if value is not None})
     try:
@@ -326,6 +329,15 @@ def load(environ: Mapping[str, str], overrides: Mapping[str, Any] | None = None)
         raise StartupError(_sentence(error)) from None
     _check(settings)
     return settings
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether it came as that: Python keeps other bytes of the environment as halves of pairs."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def secret_of(settings: Settings) -> bytes:

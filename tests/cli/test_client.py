@@ -7,18 +7,19 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import httpx
+import msgspec
 import pytest
 
 from flx_api._core import TokenVerifier
 from flx_api.cli import client
 from flx_api.cli.client import Client, CommandFailed, mint
-from flx_api.cli.runtime import prepare_data_folder
+from flx_api.cli.runtime import Endpoints, hold, prepare_data_folder, write_endpoints
 from flx_api.config import Settings
 from flx_api.daemon.tokens import key_set
 from flx_api.errors import StartupError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 
@@ -107,6 +108,65 @@ def test_waiting_asks_again_until_it_is_over() -> None:
     answers = iter(["queued", "running", "succeeded"])
     found = _client(lambda _: httpx.Response(200, json={"status": next(answers)}))
     assert "succeeded" == found.wait("x")["status"]
+
+
+def test_waiting_outlasts_a_service_that_is_away_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "_AGAIN_S", 0.0)
+    away = httpx.Response(503, json={"code": "upstream_unavailable", "detail": "Away"})
+    answers = iter([away, httpx.Response(200, json={"status": "running"}), away, *[away] * 3])
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        found = next(answers, None)
+        if found is None:
+            raise httpx.ReadError("gone", request=request)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "monotonic", iter(range(0, 100, 4)).__next__)
+        with pytest.raises(CommandFailed, match="cannot be reached: gone"):
+            _client(answer).wait("x")
+    answers = iter([away, httpx.Response(200, json={"status": "failed"})])
+    assert "failed" == _client(answer).wait("x")["status"]
+    refused = httpx.Response(403, json={"code": "forbidden", "detail": "No"})
+    with pytest.raises(CommandFailed, match=r"^forbidden: No$"):
+        _client(lambda _: refused).wait("x")
+
+
+@pytest.mark.parametrize("part", ["at once", "after a line"])
+def test_a_log_that_cannot_be_followed_is_one_line(part: str) -> None:
+    class Cut(httpx.SyncByteStream):
+        def __iter__(self) -> Iterator[bytes]:
+            yield b"one\n"
+            raise httpx.RemoteProtocolError("cut")
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        if part == "at once":
+            raise httpx.ConnectError("refused", request=request)
+        return httpx.Response(200, stream=Cut())
+
+    seen: list[str] = []
+    with pytest.raises(CommandFailed, match=r"^http://service cannot be reached: "):  # noqa: SIM117 - the body fails
+        with _client(answer).stream("/v1/executions/x/logs", params={}) as lines:
+            seen += lines
+    assert ([] if part == "at once" else ["one"]) == seen
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "http://[::1", "http://", "ftp://host", "nonsense"])
+def test_an_address_that_is_none_is_named(settings: Settings, url: str) -> None:
+    with pytest.raises(StartupError, match=r"^--url \(or FLX_URL\): is no address"):
+        Client.find(settings, url)
+
+
+def test_a_service_that_does_not_answer_to_where_it_is_asked_is_named(tmp_path: Path) -> None:
+    settings = Settings(project=str(tmp_path), trusted_hosts=("api.example",))
+    prepare_data_folder(settings)
+    write_endpoints(settings, Endpoints("http://127.0.0.1:8000", "", "", 1, "", ""))
+    with hold(settings):
+        with pytest.raises(StartupError, match=r"^FLX_TRUSTED_HOSTS: does not name 127\.0\.0\.1"):
+            Client.find(settings)
+        assert "http://api.example" == Client.find(settings, "http://api.example").url
+        also = msgspec.structs.replace(settings, trusted_hosts=("api.example", "127.0.0.1"))
+        assert "http://127.0.0.1:8000" == Client.find(also).url
 
 
 def test_statuses_that_are_over_are_statuses() -> None:

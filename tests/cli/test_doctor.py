@@ -6,6 +6,7 @@ import contextlib
 import socket
 import socketserver
 import ssl
+import subprocess
 import threading
 from typing import TYPE_CHECKING
 
@@ -54,6 +55,26 @@ def test_a_file_that_is_not_yaml_is_broken(tmp_path: Path) -> None:
     assert ["broken"] == [finding.state for finding in doctor.project(settings) if finding.state != "good"]
 
 
+@pytest.mark.parametrize(
+    "text", ["- a\n", "plugins: [a]\n", "plugins: {loaders: {a: b}}\n", "plugins: {loaders: [a, {pip_url: b}]}\n"]
+)
+def test_a_file_that_is_laid_out_otherwise_is_broken(tmp_path: Path, text: str) -> None:
+    found = [finding for finding in doctor.project(_project(tmp_path, text)) if finding.state != "good"]
+    assert [("broken", True)] == [(finding.state, finding.what.startswith("meltano.yml")) for finding in found]
+
+
+def test_where_the_daemon_is_elsewhere_no_project_is_missed(tmp_path: Path) -> None:
+    assert [] == list(doctor.project(Settings(project=str(tmp_path), grpc_daemon_host="localhost")))
+
+
+def test_what_does_not_end_is_broken(tmp_path: Path) -> None:
+    def check(_: Settings) -> Iterator[doctor.Finding]:
+        yield doctor.Finding("good", "one")
+        raise subprocess.TimeoutExpired(["python", "-c"], 20)
+
+    assert ["one", "python does not end within 20 s"] == [it.what for it in doctor._run(check, _project(tmp_path))]
+
+
 def test_an_open_data_folder_is_broken(tmp_path: Path) -> None:
     settings = _project(tmp_path)
     settings.data_path.mkdir(mode=0o755)
@@ -65,7 +86,10 @@ def test_a_taken_port_is_broken(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         settings = Settings(project=str(tmp_path), api_port=listener.getsockname()[1])
         (finding,) = doctor._run(doctor.service, settings)
-    assert ("broken", True) == (finding.state, finding.what.startswith("FLX_API_PORT"))
+        assert ("broken", True) == (finding.state, finding.what.startswith("FLX_API_PORT"))
+        realtime = Settings(project=str(tmp_path), api_port=0, realtime_port=listener.getsockname()[1])
+        (_, taken) = doctor._run(doctor.service, realtime)
+    assert ("broken", True) == (taken.state, taken.what.startswith("FLX_REALTIME_PORT"))
 
 
 @pytest.fixture

@@ -146,3 +146,35 @@ def test_a_run_that_was_over_before_is_noticed(monkeypatch: pytest.MonkeyPatch) 
 def test_nobody_there_is_said_in_the_end() -> None:
     with pytest.raises(CommandFailed, match="cannot be reached"):
         next(follow.events(Client("http://127.0.0.1:1", None), ["t"]))
+
+
+def test_a_service_that_is_away_while_nothing_is_told_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stream's own attempts say how long; a refusal ends it at once."""
+    asked: list[str] = []
+    go_on = threading.Event()
+
+    def away(_client: Client, execution: str) -> dict[str, Any]:
+        asked.append(execution)
+        go_on.set()
+        raise CommandFailed("upstream_unavailable: Away", is_passing=True)
+
+    def handler(connection: ServerConnection) -> None:
+        _asked(connection)
+        go_on.wait(10)
+        connection.send(_event("execution.x.status", "1", status="succeeded"))
+        connection.recv()
+
+    monkeypatch.setattr(Client, "execution", away)
+    with _server(handler) as client:
+        assert ["succeeded"] == [event.data["status"] for event in follow.execution_events(client, "x")]
+    assert asked
+
+    def gone(_client: Client, _execution: str) -> dict[str, Any]:
+        raise CommandFailed("not_found: There is none")
+
+    monkeypatch.setattr(Client, "execution", gone)
+    go_on.clear()
+    with _server(handler) as client:
+        with pytest.raises(CommandFailed, match="not_found"):
+            list(follow.execution_events(client, "x"))
+        go_on.set()

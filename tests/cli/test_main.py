@@ -90,6 +90,11 @@ def test_config_check_names_variables_without_effect(project: Path) -> None:
     assert (0, True) == (done.returncode, "FLX_API_PROT: is no setting" in done.stderr)
 
 
+def test_config_check_misses_no_project_where_the_daemon_is_elsewhere(tmp_path: Path) -> None:
+    assert 0 == _flx("config", "check", "--project", str(tmp_path), FLX_GRPC_DAEMON_HOST="localhost").returncode
+    assert "holds no meltano.yml" in _one_line(_flx("config", "check", "--project", str(tmp_path)))
+
+
 def test_commands_without_a_service_say_so(project: Path) -> None:
     assert "no service runs on" in _one_line(_flx("run", "p", "--project", str(project)))
 

@@ -202,6 +202,38 @@ def test_a_gap_that_nobody_asked_for_is_thrown_and_a_closed_stream_ends() -> Non
     asyncio.run(story())
 
 
+def test_a_stream_is_closed_while_it_asks_why_it_was_refused() -> None:
+    """The service takes the question and does not answer: the stream is over at once all the same."""
+
+    async def story() -> None:
+        asked = asyncio.Event()
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            head = await reader.readuntil(b"\r\n\r\n")
+            if b"whoami" in head:
+                asked.set()
+                await reader.read()
+            else:
+                writer.write(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+            writer.close()
+
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+            url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            lines = await run(
+                f"""
+                const events = new EventStream("{url}", ["t"], {{ backoff: new Backoff(60000, 60000) }});
+                setTimeout(() => events.close(), 300);
+                console.log(await events.receive());
+            """,
+                "Backoff",
+                "EventStream",
+            )
+        assert asked.is_set()
+        assert ["null"] == lines
+
+    asyncio.run(story())
+
+
 def test_many_topics_are_asked_for_no_faster_than_they_are_taken() -> None:
     topics = [f"app.{number}" for number in range(60)]
 

@@ -231,6 +231,18 @@ def test_a_wait_may_be_cancelled_and_loses_nothing() -> None:
     asyncio.run(story())
 
 
+def test_a_pause_is_not_cut_short_by_who_does_not_wait_for_its_end() -> None:
+    async def story() -> None:
+        backoff = Backoff(60.0, 60.0, lambda: 1.0)
+        async with EventStream("http://127.0.0.1:9", ["t"], backoff=backoff) as events:
+            for _ in range(5):
+                with pytest.raises(TimeoutError):
+                    await asyncio.wait_for(events.receive(), 0.1)
+        assert 1 == backoff.failures
+
+    asyncio.run(story())
+
+
 def test_topics_are_added_and_refused_on_the_way() -> None:
     async def story() -> None:
         heard: list[dict[str, Any]] = []

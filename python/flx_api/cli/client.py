@@ -30,11 +30,23 @@ if TYPE_CHECKING:
 
 _TIMEOUT_S = 60
 _WAIT_MS = 25_000
+# A service that is started again is back by then.
+_PATIENCE_S = 15.0
+_AGAIN_S = 0.4
+# Statuses that say "not now": of the service, or of a proxy before it.
+_NOT_NOW = frozenset({408, 425, 429, 500, 502, 503, 504})
 OVER = frozenset({"succeeded", "succeeded_with_warnings", "failed", "cancelled", "timed_out", "crashed"})
 
 
 class CommandFailed(Exception):
-    """The service refused or failed. `str()` is one line for the person at the terminal."""
+    """The service refused or failed. `str()` is one line for the person at the terminal.
+
+    `is_passing`: it may be another answer a little later.
+    """
+
+    def __init__(self, sentence: str, *, is_passing: bool = False) -> None:
+        super().__init__(sentence)
+        self.is_passing = is_passing
 
 
 def mint(settings: Settings, subject: str, roles: Sequence[str], *, tenant: str, ttl: str) -> str:
@@ -79,7 +91,7 @@ class Client:
         """A client for the named service, or for the one that runs on this data folder.
 
         Raises:
-            StartupError: no service is named and none is running here.
+            StartupError: no service is named and none is running here, or it cannot be reached as what it is named.
         """
         url, token = url or os.environ.get("FLX_URL"), token or os.environ.get("FLX_TOKEN")
         if url is None:
@@ -87,9 +99,14 @@ class Client:
             if found is None:
                 msg = f"no service runs on {settings.data_path}; start one with `flx serve`, or name one with --url"
                 raise StartupError(msg)
+            host = httpx.URL(found.url).host
+            if settings.trusted_hosts and host not in settings.trusted_hosts:
+                msg = f"FLX_TRUSTED_HOSTS: does not name {host}, where commands on this machine ask"
+                raise StartupError(f"{msg}; add it, or name the service with --url")
             # Made anew as often as one is needed: a command may go on for longer than a token lives.
             own = partial(mint, settings, _person(), ["admin"], tenant="default", ttl="1h")
             return cls(found.url, token or own)
+        _check_url(url)
         return cls(url, token)
 
     def __enter__(self) -> Self:
@@ -117,11 +134,13 @@ class Client:
         try:
             answer = self._http.request(method, path, **options)
         except httpx.HTTPError as error:
-            msg = f"{self.url} cannot be reached: {error}"
-            raise CommandFailed(msg) from None
+            raise self._unreachable(error) from None
         if answer.is_error:
-            raise CommandFailed(_sentence(answer))
+            raise _refusal(answer)
         return answer
+
+    def _unreachable(self, error: httpx.HTTPError) -> CommandFailed:
+        return CommandFailed(f"{self.url} cannot be reached: {error}", is_passing=True)
 
     def run(self, pipeline: str) -> str:
         """Start a pipeline and return its execution's id."""
@@ -140,11 +159,20 @@ class Client:
         return found
 
     def wait(self, execution: str) -> dict[str, Any]:
-        """An execution when it is over."""
+        """An execution when it is over; a service that is away for a moment is asked again."""
+        patience_ends: float | None = None
         while True:
-            found: dict[str, Any] = self.ask(
-                "GET", f"/v1/executions/{execution}/wait", params={"timeout_ms": _WAIT_MS}
-            ).json()
+            try:
+                answer = self.ask("GET", f"/v1/executions/{execution}/wait", params={"timeout_ms": _WAIT_MS})
+            except CommandFailed as failed:
+                now = time.monotonic()
+                patience_ends = patience_ends or now + _PATIENCE_S
+                if not failed.is_passing or now > patience_ends:
+                    raise
+                time.sleep(_AGAIN_S)
+                continue
+            patience_ends = None
+            found: dict[str, Any] = answer.json()
             if found["status"] in OVER:
                 return found
 
@@ -157,19 +185,40 @@ class Client:
 
     @contextmanager
     def stream(self, path: str, *, params: dict[str, Any]) -> Iterator[Iterator[str]]:
-        """Lines of a text answer as they come, however long that takes."""
+        """Lines of a text answer as they come, however long that takes.
+
+        Raises:
+            CommandFailed: the service cannot be reached or refused, or the answer was cut.
+        """
         headers = {"Accept": "text/plain"}
         timeout = httpx.Timeout(_TIMEOUT_S, read=None)
-        with self._http.stream("GET", path, params=params, headers=headers, timeout=timeout) as answer:
-            if answer.is_error:
-                answer.read()
-                raise CommandFailed(_sentence(answer))
-            yield answer.iter_lines()
+        try:
+            with self._http.stream("GET", path, params=params, headers=headers, timeout=timeout) as answer:
+                if answer.is_error:
+                    answer.read()
+                    raise _refusal(answer)
+                yield answer.iter_lines()
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from None
 
     def streams(self, execution: str) -> dict[str, Any]:
         """The row ledger of an execution."""
         found: dict[str, Any] = self.ask("GET", f"/v1/executions/{execution}/streams").json()
         return found
+
+
+def _check_url(url: str) -> None:
+    try:
+        found = httpx.URL(url)
+    except httpx.InvalidURL:
+        found = httpx.URL()
+    if found.scheme not in {"http", "https"} or not found.host:
+        msg = "--url (or FLX_URL): is no address such as http://localhost:8000"
+        raise StartupError(msg)
+
+
+def _refusal(answer: httpx.Response) -> CommandFailed:
+    return CommandFailed(_sentence(answer), is_passing=answer.status_code in _NOT_NOW)
 
 
 def _sentence(answer: httpx.Response) -> str:

@@ -11,18 +11,24 @@ from typing import Any
 
 import msgspec
 
-from flx_api.errors import ErrorBody, FlxError
+from flx_api.errors import ErrorBody, FlxError, Unavailable
 
 _TIMEOUT_S = 30
+_AWAY = "The daemon does not answer; it may be starting again."
 
 
 def execute(socket_path: str, command: str, args: msgspec.Struct) -> Any:  # noqa: ANN401 - the command's own result
     """Run one command as an administrator and return its result.
 
     Raises:
-        FlxError: the daemon refused or failed.
+        FlxError: the daemon refused, failed or cannot be reached.
     """
-    return asyncio.run(_execute(socket_path, command, args))
+    from grpclib.exceptions import GRPCError, StreamTerminatedError  # noqa: PLC0415 - as below
+
+    try:
+        return asyncio.run(_execute(socket_path, command, args))
+    except (OSError, GRPCError, StreamTerminatedError) as error:
+        raise Unavailable(_AWAY) from error
 
 
 async def _execute(socket_path: str, command: str, args: msgspec.Struct) -> Any:  # noqa: ANN401

@@ -11,6 +11,8 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, NamedTuple
 
+from msgspec import Struct, ValidationError, convert
+
 from flx_api.cli import meltano, runtime
 from flx_api.errors import FlxError, StartupError
 
@@ -25,6 +27,18 @@ _LOW_DISK_GIB = 1.0
 _MELTANO = "4.4.1"
 _TIMEOUT_S = 20
 _REDIS_TIMEOUT_S = 3
+
+
+class _Plugin(Struct):
+    name: str
+    inherit_from: str | None = None
+    pip_url: str | None = None
+
+
+class _Declared(Struct):
+    """What of a meltano.yml is looked at here."""
+
+    plugins: dict[str, list[_Plugin] | None] | None = None
 
 
 class Finding(NamedTuple):
@@ -49,6 +63,8 @@ def examine(settings: Settings) -> int:
 def _run(check: Callable[[Settings], Iterator[Finding]], settings: Settings) -> Iterator[Finding]:
     try:
         yield from check(settings)
+    except subprocess.TimeoutExpired as error:
+        yield Finding("broken", f"{error.cmd[0]} does not end within {_TIMEOUT_S} s")
     except (StartupError, FlxError, OSError) as error:
         yield Finding("broken", str(error))
 
@@ -69,7 +85,9 @@ def python(_: Settings) -> Iterator[Finding]:
 
 
 def project(settings: Settings) -> Iterator[Finding]:
-    """The project's files and its plugins."""
+    """The project's files and its plugins, where they are this machine's affair."""
+    if settings.grpc_daemon_host is not None:
+        return
     runtime.check_project(settings)
     yield Finding("good", f"project {settings.project_dir}")
     for folder in sorted((settings.project_dir / ".meltano").glob("*/*/venv")):
@@ -91,13 +109,18 @@ def _missing_plugins(settings: Settings) -> Iterator[Finding]:
     except YAMLError as error:
         yield Finding("broken", f"meltano.yml is not YAML: {str(error).splitlines()[0]}", "mend the file")
         return
-    for kind, plugins in (document.get("plugins") or {}).items():
+    try:
+        declared = convert(document, _Declared).plugins or {}
+    except ValidationError as error:
+        yield Finding("broken", f"meltano.yml is not laid out as Meltano has it: {error}", "mend the file")
+        return
+    for kind, plugins in declared.items():
         for plugin in plugins or ():
-            if plugin.get("inherit_from") or not plugin.get("pip_url"):
+            if plugin.inherit_from or not plugin.pip_url:
                 continue
-            if not (settings.project_dir / ".meltano" / kind / plugin["name"] / "venv").exists():
+            if not (settings.project_dir / ".meltano" / kind / plugin.name / "venv").exists():
                 remedy = f"run `meltano install` in {settings.project_dir}"
-                yield Finding("broken", f"plugin {kind}/{plugin['name']} is not installed", remedy)
+                yield Finding("broken", f"plugin {kind}/{plugin.name} is not installed", remedy)
 
 
 def meltano_environment(settings: Settings) -> Iterator[Finding]:
@@ -153,6 +176,10 @@ def service(settings: Settings) -> Iterator[Finding]:
         return
     runtime.listen(settings).close()
     yield Finding("good", f"port {settings.api_port or 'any'} on {settings.api_host} is free")
+    realtime = runtime.reserve_realtime(settings)
+    if realtime is not None:
+        realtime.close()
+        yield Finding("good", f"port {settings.realtime_port or 'any'} for live events is free")
 
 
 def redis(settings: Settings) -> Iterator[Finding]:

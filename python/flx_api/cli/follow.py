@@ -106,6 +106,16 @@ def execution_events(client: Client, *executions: str) -> Iterator[Event]:
                 going.discard(execution)
         else:
             # It may have been over before we were heard: silence is a reason to ask.
-            going = {execution for execution in going if client.execution(execution)["status"] not in OVER}
+            going = {execution for execution in going if not _is_over(client, execution)}
         if not going:
             return
+
+
+def _is_over(client: Client, execution: str) -> bool:
+    """Whether an execution is over. Where nobody can say, it is not: how long that may last is the stream's affair."""
+    try:
+        return client.execution(execution)["status"] in OVER
+    except CommandFailed as failed:
+        if not failed.is_passing:
+            raise
+        return False

@@ -225,7 +225,8 @@ def config_check(project: ProjectOption = None) -> None:
     from flx_api.config import describe  # noqa: PLC0415
 
     settings = _settings(project=project)
-    runtime.check_project(settings)
+    if settings.grpc_daemon_host is None:
+        runtime.check_project(settings)
     runtime.check_limits(settings)
     runtime.check_certificate(settings)
     known = {setting.name for setting in describe()} | {"FLX_URL", "FLX_TOKEN"}

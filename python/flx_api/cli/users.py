@@ -31,6 +31,9 @@ def add(settings: Settings, name: str, roles: Sequence[str], password: str) -> N
         StartupError: there is neither a daemon nor a database that can be written.
     """
     args = _checked(name, roles, password)
+    if settings.grpc_daemon_host is not None and not settings.database_url:
+        msg = "FLX_GRPC_DAEMON_HOST: the daemon is elsewhere, and its users with it; make them there, or by `user.add`"
+        raise StartupError(msg)
     service = running_service(settings)
     if service is not None and service.daemon_socket:
         execute(service.daemon_socket, "user.add", args)

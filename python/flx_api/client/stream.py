@@ -103,7 +103,7 @@ class EventStream:
         self._due: deque[Event | Gap] = deque()
         self._connection: Connection | None = None
         self._next_token: str | None = None
-        self._pause_s = 0.0
+        self._pause_ends = 0.0
         self._expiry_s: float | None = None
         self._renew_at: float | None = None
         self._refreshing = False
@@ -222,7 +222,7 @@ class EventStream:
             case "resume":
                 self._failed(closed)
             case "new_token" if callable(self._token):
-                self._pause_s = 0.0
+                self._pause_ends = 0.0
             case "new_token":
                 raise TokenEnded
             case "stop":
@@ -237,8 +237,8 @@ class EventStream:
             Refused, Unreachable: there will be none.
         """
         while True:
-            pause_s, self._pause_s = self._pause_s, 0.0
-            await asyncio.sleep(pause_s)
+            # By the clock: whoever waits may be cancelled, and come again for the rest of the pause.
+            await asyncio.sleep(max(0.0, self._pause_ends - asyncio.get_running_loop().time()))
             token, self._next_token = self._next_token or await self._new_token(), None
             try:
                 connection = await self._opened(token)
@@ -334,7 +334,7 @@ class EventStream:
         if self._attempts is not None and self._backoff.failures >= self._attempts:
             msg = f"{self._url} cannot be reached: {error}"
             raise Unreachable(msg) from error
-        self._pause_s = self._backoff.pause_s(asked_s)
+        self._pause_ends = asyncio.get_running_loop().time() + self._backoff.pause_s(asked_s)
 
 
 async def _settled(value: Any) -> Any:  # noqa: ANN401 - what a function of the user's gave, or will give
