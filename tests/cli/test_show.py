@@ -20,8 +20,11 @@ def test_a_log_event_is_a_line(data: Any, expected: str) -> None:
 
 
 def test_a_log_is_printed_page_by_page(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(show, "_PAGE", 2)
-    pages = {1: {"lines": ["a", "b"], "next_line": 3}, 3: {"lines": ["c"], "next_line": 4}}
+    """A page ends where it is large, and where an attempt does; there may be more behind it."""
+    pages = {
+        1: {"lines": ["a", "b"], "next_line": 3, "complete": False},
+        3: {"lines": ["c"], "next_line": 4, "complete": True},
+    }
     monkeypatch.setattr(Client, "log_page", lambda _self, _id, line, _limit: pages[line])
     show.print_log(Client("http://x", None), "x", from_line=1, follow=False)
     assert "a\nb\nc\n" == capsys.readouterr().out

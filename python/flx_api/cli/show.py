@@ -31,7 +31,8 @@ def print_log(client: Client, execution: str, *, from_line: int, follow: bool) -
         for line in page["lines"]:
             print(line)
         from_line = page["next_line"]
-        if len(page["lines"]) < _PAGE:
+        # A page ends where an attempt does, and where it is large.
+        if page["complete"] or not page["lines"]:
             return
 
 

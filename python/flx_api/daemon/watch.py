@@ -131,6 +131,8 @@ class Watcher:
         self._gap = ""
         self._silent = 0
         self._seq = self._start(request)
+        # Up to there it is history: a log that goes on may have begun in it, and then its first line is the next one.
+        self._begun = journal.seq
         self._named = {position.execution_id: position.after_line for position in request.logs}
         self._lines: dict[str, int] = {}
         # Logs that were given to their end; their runs may still count as active for a while.
@@ -236,7 +238,9 @@ class Watcher:
             return
         execution_id = row.topic[len(_PREFIX) : -len(_STATUS)]
         if row.prev == 0:
-            if execution_id not in self._named:
+            if row.seq > self._begun:
+                self._lines.setdefault(execution_id, 0)
+            elif execution_id not in self._named:
                 self._lines[execution_id] = 0
         elif b'"status":"queued"' in row.data:
             # Tried again after its end was given: its log goes on behind the attempts before.
@@ -254,7 +258,9 @@ class Watcher:
         for execution_id in active:
             if execution_id not in self._given and execution_id not in self._lines:
                 self._follow_again(execution_id)
-        for execution_id in list(self._lines):
+        # Where each of the others begins is only known when history has been told.
+        is_told = self._seq >= self._begun
+        for execution_id in [key for key in self._lines if is_told or key in self._named]:
             if len(events) >= BATCH_EVENTS or size >= BATCH_BYTES:
                 return
             log = self._log(execution_id)

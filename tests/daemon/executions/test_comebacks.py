@@ -144,6 +144,16 @@ def test_a_crash_and_a_run_that_could_not_begin_are_tried_again(play: Callable[.
             rests = await resting(executions, unable)
             assert rests.error is not None
             assert shown(executions, unable) == [(1, "run", "failed", None)]
+            assert executions.log(unable.id).last_line == 0
+            # The attempt that never began has no log, and is not missed in that of the whole.
+            stage.executor.fault = None
+            await executions.retry(unable.id, ALICE)
+            run = await stage.executor.run_of(unable)
+            run.say("one")
+            run.end(0)
+            assert (await over(executions, unable)).status == "succeeded"
+            page = await executions.logs(ExecutionLogsArgs(unable.id), DEFAULT_TENANT)
+            assert (len(page.lines), page.complete) == (1, True)
 
     play(story)
 

@@ -9,10 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flx_api.daemon.channel import _MAX_RESULT
 from flx_api.daemon.executions import log_file
 from flx_api.daemon.executions.log_file import LogFile
 
@@ -62,6 +64,43 @@ def test_a_page_is_bounded_by_bytes_but_has_at_least_one_line(tmp_path: Path) ->
     found = LogFile(path, tenant="t", complete=True)
     assert found.lines(1, 10, max_bytes=100) == [b"x" * 1000]
     assert found.lines(2, 10, max_bytes=100) == [b"y" * 10, b"z"]
+
+
+@given(
+    st.lists(st.one_of(st.binary(max_size=12), st.text("aä€😀", max_size=40).map(str.encode)), max_size=8),
+    st.integers(1, 8),
+    st.integers(1, 8),
+    st.integers(1, 60),
+)
+def test_long_lines_are_cut_and_keep_their_numbers(pieces: list[bytes], start: int, limit: int, room: int) -> None:
+    """Like the naive cut of each line; what was asked for before does not change what is found."""
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        for name, value in (("MARK_LINES", 3), ("CHUNK_BYTES", 7), ("LINE_BYTES", 10)):
+            patch.setattr(log_file, name, value)
+        path = Path(folder) / "log"
+        path.write_bytes(b"\n".join(pieces) + b"\n")
+        whole = [naive_cut(line, 10) for line in naive(path.read_bytes(), complete=True)]
+        opened = LogFile(path, tenant="t", complete=True)
+        assert opened.last_line == len(whole)
+        assert opened.lines(start, limit) == whole[start - 1 : start - 1 + limit]
+        line, seen = 1, list[bytes]()
+        while page := opened.lines(line, limit, room):
+            assert len(page) == 1 or sum(min(len(one), 10) for one in page[:-1]) <= room
+            seen += page
+            line += len(page)
+        assert seen == whole
+
+
+def naive_cut(line: bytes, most: int) -> bytes:
+    if len(line) <= most:
+        return line
+    return line[:most] + f" [cut: the line has {len(line)} bytes]".encode()
+
+
+def test_a_page_and_a_line_fit_into_a_message_as_json() -> None:
+    """Whatever they are made of: a byte of JSON's own takes six."""
+    assert len(msgspec.json.encode("\0" * log_file.PAGE_BYTES)) < _MAX_RESULT
+    assert log_file.PAGE_BYTES > 2 * log_file.LINE_BYTES
 
 
 def test_the_tail_holds_whole_lines_only(tmp_path: Path) -> None:

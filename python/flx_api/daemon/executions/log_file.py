@@ -9,8 +9,9 @@ attempts are one log with one count of lines.
 
 Rules:
 - Lines are numbered from 1 and are what ends in a newline; a line without its end counts once the run is over.
-- The content is never judged: a line is bytes, handed out as they are.
-- A page is bounded by lines and by bytes, and holds at least one line, however long that is.
+- The content is never judged: a line is bytes, handed out as they are. Of one longer than `LINE_BYTES` it is the
+  beginning, and a word about the rest, which is in the file.
+- A page is bounded by lines and by bytes, and holds at least one line.
 - A log that shrinks or disappears is never an error: there is no more to read.
 """
 
@@ -31,7 +32,9 @@ MARK_LINES = 256
 CHUNK_BYTES = 256 * 1024
 # What one call of `advance` looks at before it lets others run.
 TICK_BYTES = 4 * 1024 * 1024
-PAGE_BYTES = 8 * 1024 * 1024
+# As JSON a byte may become six, and a page or a line must fit into a message of the daemon all the same.
+LINE_BYTES = 256 * 1024
+PAGE_BYTES = 640 * 1024
 
 
 class LogFile:
@@ -163,7 +166,9 @@ class LogFile:
         before._unread = False
         before._marks, before._ends = self._marks, self._ends
         before._seen, before._line_start = self._seen, self._line_start
-        self._earlier.append(before)
+        # Of an attempt that could not even begin there is no file, and none is missed.
+        if before._seen or before.path.exists():
+            self._earlier.append(before)
         self.path = path
         self._marks, self._ends, self._seen, self._line_start, self._next = [0], 0, 0, 0, (1, 0)
         self._wake()
@@ -240,31 +245,44 @@ def _read_lines(file: int, part: _Part) -> tuple[list[bytes], int]:
     offset, end, skip, wanted, max_bytes = part
     lines: list[bytes] = []
     held, behind = 0, offset
-    rest: list[bytes] = []
+    # Of the line that has begun: what is kept, how much that is, and what more there was.
+    begun: list[bytes] = []
+    kept = lost = 0
     while offset < end:
         chunk = os.pread(file, min(CHUNK_BYTES, end - offset), offset)
         if not chunk:
             break
         offset += len(chunk)
-        *whole, tail = chunk.split(b"\n")
-        if rest and whole:
-            whole[0] = b"".join((*rest, whole[0]))
-            rest = []
-        if skip:
+        *whole, rest = chunk.split(b"\n")
+        if begun and whole:
+            whole[0] = b"".join((*begun, whole[0]))
+            begun, kept = [], 0
+        if skip and whole:
             skipped = whole[:skip]
-            behind += sum(map(len, skipped)) + len(skipped)
-            skip -= len(skipped)
+            behind += sum(map(len, skipped)) + len(skipped) + lost
+            skip, lost = skip - len(skipped), 0
             del whole[: len(skipped)]
         for line in whole:
-            if lines and held + len(line) > max_bytes:
-                return lines, behind + held + len(lines)
-            lines.append(line)
-            held += len(line)
+            length, lost = len(line) + lost, 0
+            if lines and held + min(length, LINE_BYTES) > max_bytes:
+                return lines, behind
+            lines.append(line if length <= LINE_BYTES else _cut(line, length))
+            held += len(lines[-1])
+            behind += length + 1
             if len(lines) == wanted:
-                return lines, behind + held + len(lines)
-        if tail:
-            rest.append(tail)
-    if rest and not skip and (not lines or held < max_bytes):
-        lines.append(b"".join(rest))
-        held += len(lines[-1])
-    return lines, behind + held + len(lines)
+                return lines, behind
+        if rest:
+            begun.append(rest[: max(0, LINE_BYTES - kept)])
+            kept += len(begun[-1])
+            lost += len(rest) - len(begun[-1])
+    if begun and not skip and (not lines or held < max_bytes):
+        length = kept + lost
+        line = b"".join(begun)
+        lines.append(_cut(line, length) if lost else line)
+        behind += length + 1
+    return lines, behind
+
+
+def _cut(line: bytes, length: int) -> bytes:
+    """The beginning of a line that is so long, and a word about the rest."""
+    return line[:LINE_BYTES] + f" [cut: the line has {length} bytes]".encode()
