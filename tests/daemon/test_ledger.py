@@ -140,6 +140,10 @@ PARTITIONED = {"bookmarks": {"s": {"partitions": [{"context": {}, "progress_mark
         ({"snapshot": {"streams": EMPTY}}, {}, {}, []),
         ({"snapshot": {"streams": EMPTY}, "missing_inputs": ("data/s.csv",)}, {}, {}, [("input_missing", None)]),
         ({"missing_inputs": ("data/other.csv",)}, {}, {}, []),
+        # Rows may have come in batches.
+        ({"snapshot": {"streams": EMPTY, "other": 3}}, {"full_refresh": True}, FELL, []),
+        ({"snapshot": {"streams": EMPTY, "other": 3}, "missing_inputs": ("data/s.csv",)}, {}, {}, []),
+        ({"snapshot": {"other": 3}}, {"full_refresh": True}, FELL, []),
         ({}, {"full_refresh": True}, FELL, [("stream_fell", "s")]),
         ({}, {}, FELL, []),
         ({}, {"full_refresh": True}, {"s": StreamHistory(20)}, []),
@@ -240,6 +244,8 @@ def test_batches_are_not_counted() -> None:
     ledger = build_ledger([PLAN], [producer(snapshot={"other": 3}), loader()], exit_code=0)
     assert ledger.verdict == "unverified"
     assert "BATCH" in (ledger.blocks[0].reason or "")
+    full = msgspec.structs.replace(PLAN, full_refresh=True)
+    assert history_after(full, ledger.blocks[0], FELL) == FELL
 
 
 @pytest.mark.parametrize(

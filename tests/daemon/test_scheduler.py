@@ -407,6 +407,21 @@ def test_the_old_form_is_an_elt_run_with_the_schedules_state_and_variables(play:
     )
 
 
+def test_the_suffix_of_a_schedules_variables_is_that_of_its_state_ids(play: Callable[..., None]) -> None:
+    """What is shown, locked and looked up is what the run reads and writes."""
+
+    async def story(stage: ScheduledStage, day: Day) -> None:
+        await day.look("08:00")
+        await day.look("09:00")
+        (execution,) = day.runs()
+        assert ("dev:tap-a-to-target-x:nightly",) == execution.state_ids
+        run = await stage.executor.run_of(execution)
+        assert "nightly" == run.spec.state_id_suffix
+        assert "succeeded" == (await day.finish(execution)).status
+
+    play(story, "{name: hourly, interval: '@hourly', job: a, env: {MELTANO_RUN_STATE_ID_SUFFIX: nightly}}")
+
+
 def test_a_run_whose_schedule_is_gone_does_not_start_without_its_variables(play: Callable[..., None]) -> None:
     async def story(stage: ScheduledStage, day: Day) -> None:
         (other, _) = await day.executions.submit(PipelineRunArgs("a-again"), ALICE)

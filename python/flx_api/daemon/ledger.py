@@ -36,6 +36,7 @@ from flx_api.models.ledger import BlockLedger, Ledger, PluginCost, StreamLedger,
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+_BATCHES = "messages of an unknown kind (BATCH) carry rows that are not counted"
 FELL_BELOW = 0.5
 # A stream of a few rows may halve in an ordinary day.
 FELL_AT_LEAST = 20
@@ -116,13 +117,14 @@ def build_ledger(
 
 
 def history_after(planned: PlannedBlock, block: BlockLedger, past: History) -> History:
-    """The history to keep after a run that exited 0: full counts are taken over, except from a stream cut off."""
+    """The history to keep after a run that exited 0: full counts, but of what was cut off or not counted."""
     if not (planned.full_refresh or planned.first_run):
         return past
     cut = {warning.stream for warning in block.warnings if warning.code == "cut_off"}
     if None in cut:
         return past
-    counted = {s.stream: StreamHistory(s.extracted) for s in block.streams if s.extracted is not None}
+    whole = (s for s in block.streams if s.extracted is not None and s.reason != _BATCHES)
+    counted = {s.stream: StreamHistory(s.extracted) for s in whole}
     return past | {stream: seen for stream, seen in counted.items() if stream not in cut}
 
 
@@ -234,7 +236,7 @@ def _judge(group: _Group, passed: StreamSeen | None, found: StreamFound) -> tupl
     if group.last_producer.snapshot is None:
         return "unverified", "the producer before the loader left no complete record"
     if group.last_producer.snapshot.other:
-        return "unverified", "messages of an unknown kind (BATCH) carry rows that are not counted"
+        return "unverified", _BATCHES
     if found.found is None or found.expected is None:
         return "unverified", found.reason or "the destination was not counted"
     if passed is None:
@@ -257,10 +259,12 @@ def _warnings(
         if producer.snapshot is not None:
             yield from _cut_off(producer.plugin, producer.snapshot)
     yield from _unconfirmed(group, verdict)
-    if group.extractor.snapshot is not None and group.extractor.exit_code == 0:
-        yield from _empty(planned, group.extractor, group.extractor.snapshot, past)
+    snapshot = group.extractor.snapshot
+    # Rows that come as batches are not counted, so that nobody can say that there were none, or few.
+    if snapshot is not None and not snapshot.other and group.extractor.exit_code == 0:
+        yield from _empty(planned, group.extractor, snapshot, past)
         if planned.full_refresh:
-            yield from _fell(group.extractor.snapshot, past)
+            yield from _fell(snapshot, past)
 
 
 def _ended_badly(plugin: Invocation) -> Iterable[Warning_]:

@@ -114,6 +114,20 @@ def test_a_stream_without_a_table_is_its_own_trouble(venv: str, monkeypatch: pyt
     assert found["q"]["reason"] == "the loader has no target schema for the stream"
 
 
+@pytest.mark.parametrize("keys", [(), ("id",)])
+def test_streams_that_share_a_table_prove_nothing(
+    venv: str, monkeypatch: pytest.MonkeyPatch, keys: tuple[str, ...]
+) -> None:
+    """Each finds all of its keys where one has written over the other's rows; one without rows is in nobody's way."""
+    both = {"p-users": seen(10, keys=keys, distinct=10), "q-Users": seen(10, keys=keys, distinct=10)}
+    piped = {**both, "r-users": seen(0), "other": seen(1)}
+    answer = {"tables": {"raw.users": 10, "raw.other": 1}, "found": {"p-users": 10, "q-Users": 10}}
+    monkeypatch.setattr(databases, "run_script", Script(answer))
+    found = databases.DuckdbCounter(DUCKDB, "c.json", venv, None).after(piped, "k.keys", FAR)
+    assert [found[stream]["found"] for stream in piped] == [None, None, 0, 1]
+    assert {found[stream]["reason"] for stream in both} == {"several streams go to the stream's table"}
+
+
 @pytest.mark.parametrize(
     ("config", "piped", "mode"),
     [

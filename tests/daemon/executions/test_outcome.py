@@ -58,10 +58,10 @@ def test_killed_after_the_grace_is_cancelled_too() -> None:
 
 
 def test_what_ended_before_the_signal_keeps_its_end() -> None:
-    assert judge(record(0, ended_us=200), WELL, None, cancelling=True, cancelled_us=150).event == "success"
-    assert judge(record(1, ended_us=200), BADLY, None, cancelling=True, cancelled_us=250).event == "failure"
+    assert judge(record(0, ended_us=200), WELL, None, cancelling=True, stopped_us=150).event == "success"
+    assert judge(record(1, ended_us=200), BADLY, None, cancelling=True, stopped_us=250).event == "failure"
     # Plugins died of the signal first, and Meltano called that their failure.
-    assert judge(record(1, ended_us=300), BADLY, None, cancelling=True, cancelled_us=250).event == "stopped"
+    assert judge(record(1, ended_us=300), BADLY, None, cancelling=True, stopped_us=250).event == "stopped"
 
 
 def test_timeouts_are_meltanos_or_ours() -> None:
@@ -70,6 +70,9 @@ def test_timeouts_are_meltanos_or_ours() -> None:
     assert judge(record(143), BADLY, None, timed_out=True, timeout_s=5).event == "timeout"
     assert judge(None, BADLY, None, timed_out=True, timeout_s=5).event == "timeout"
     assert judge(record(0), WELL, None, timed_out=True).event == "success"
+    # Plugins died of our signal first; and one that failed before it.
+    assert judge(record(1, ended_us=300), BADLY, None, timed_out=True, stopped_us=250).event == "timeout"
+    assert judge(record(1, ended_us=200), BADLY, None, timed_out=True, stopped_us=250).event == "failure"
 
 
 def test_the_side_that_failed_first_is_named_with_its_last_words() -> None:

@@ -83,7 +83,9 @@ def work_out(
     pipelines.check_blocks(model, pipeline.tasks, chosen, fields)
     words = [word for task in pipeline.tasks for word in task]
     retry = pipeline.retry if args.retries is None else msgspec.structs.replace(pipeline.retry, retries=args.retries)
-    plan = Plan(pipeline.tasks, model.blocks(words, chosen), retry, schedule=scheduled.giver_of(found))
+    suffix = scheduled.suffix_of(model, found)
+    blocks = model.blocks(words, chosen, suffix)
+    plan = Plan(pipeline.tasks, blocks, retry, schedule=scheduled.giver_of(found), suffix=suffix)
     return Planned(args, model, chosen, plan)
 
 

@@ -143,7 +143,7 @@ def judge(
     facts: LogFacts,
     ledger: Ledger | None,
     *,
-    cancelled_us: int | None = None,
+    stopped_us: int | None = None,
     cancelling: bool = False,
     timed_out: bool = False,
     timeout_s: int | None = None,
@@ -154,7 +154,7 @@ def judge(
         record: what the run wrote about its end; None when it is gone without a word.
         facts: of its log.
         ledger: of its meter files.
-        cancelled_us: when it was told to stop, if that is known.
+        stopped_us: when it was told to stop, if that is known.
         cancelling: somebody asked for its end.
         timed_out: we ended it because it ran too long.
         timeout_s: how long it was allowed to run.
@@ -166,9 +166,9 @@ def judge(
         return Outcome("vanished", None, "The run's process is gone and left no exit record.", warnings)
     if record.code == 0 and facts.completed is not False:
         return Outcome("success_with_warnings" if warnings else "success", 0, None, warnings)
-    stopped = cancelling and _was_stopped(record, cancelled_us, facts)
-    if stopped or facts.timed_out or (timed_out and record.code in STOPPED_CODES):
-        return _ended_by_us(record.code, warnings, timeout_s, cancelling=stopped)
+    stopped = (cancelling or timed_out) and _was_stopped(record, stopped_us, facts)
+    if stopped or facts.timed_out:
+        return _ended_by_us(record.code, warnings, timeout_s, cancelling=stopped and cancelling)
     return Outcome("failure", record.code, explain(record.code, facts, ledger), warnings)
 
 
@@ -211,13 +211,13 @@ def _ended_by_us(code: int | None, warnings: tuple[str, ...], timeout_s: int | N
     return Outcome("timeout", code, _too_long(timeout_s), warnings)
 
 
-def _was_stopped(record: ExitRecord, cancelled_us: int | None, facts: LogFacts) -> bool:
+def _was_stopped(record: ExitRecord, stopped_us: int | None, facts: LogFacts) -> bool:
     if record.code in STOPPED_CODES:
         return True
-    if facts.timed_out or cancelled_us is None:
+    if facts.timed_out or stopped_us is None:
         return False
     # The signal goes to the whole group: plugins may die of it first, and Meltano reports their failure as its own.
-    return record.ended_us >= cancelled_us
+    return record.ended_us >= stopped_us
 
 
 def _culprit(plugins: Sequence[PluginCost]) -> PluginCost | None:

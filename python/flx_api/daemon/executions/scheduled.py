@@ -6,8 +6,8 @@ goes on where it was. It is no pipeline; its executions bear the name `schedule:
 
 Rules:
 - Pure: a model and a schedule in; arguments or a plan, or a refusal, out.
-- `MELTANO_ENVIRONMENT` and `MELTANO_RUN_FULL_REFRESH` among a schedule's variables mean what they mean to Meltano; a
-  command's own arguments win.
+- `MELTANO_ENVIRONMENT`, `MELTANO_RUN_FULL_REFRESH` and `MELTANO_RUN_STATE_ID_SUFFIX` among a schedule's variables mean
+  what they mean to Meltano; a command's own arguments win.
 """
 
 from __future__ import annotations
@@ -41,6 +41,12 @@ def pipeline_of(schedule: Schedule) -> str:
 def giver_of(schedule: Schedule | None) -> str | None:
     """The name of the schedule, if it has variables to give."""
     return schedule.name if schedule is not None and schedule.variables else None
+
+
+def suffix_of(model: ProjectModel, schedule: Schedule | None) -> str | None:
+    """The end of state ids that `meltano run` is asked for: by a schedule's variable, else by the daemon's own."""
+    own = None if schedule is None else schedule.variables.get("MELTANO_RUN_STATE_ID_SUFFIX")
+    return own or model.run_suffix
 
 
 def arguments(

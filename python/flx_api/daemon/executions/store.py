@@ -54,7 +54,8 @@ def metric_topic(execution_id: str) -> str:
 class Plan(msgspec.Struct, frozen=True):
     """What was accepted to run: the project may change before and while it does. Stored in `executions.tasks`.
 
-    `schedule` is the one whose variables the run gets. Their values are not stored, since they may be secrets.
+    `schedule` is the one whose variables the run gets. Their values are not stored, since they may be secrets. `suffix`
+    is the end of the run's state ids that is asked for, in place of the environment's own.
     """
 
     tasks: tuple[tuple[str, ...], ...]
@@ -62,6 +63,7 @@ class Plan(msgspec.Struct, frozen=True):
     retry: RetryPolicy = RetryPolicy()
     elt: Elt | None = None
     schedule: str | None = None
+    suffix: str | None = None
 
     @property
     def words(self) -> tuple[str, ...]:

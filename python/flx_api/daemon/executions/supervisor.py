@@ -108,7 +108,7 @@ class Supervisor:
         self._parts = parts
         self._stop = asyncio.Event()
         self._grace_s = parts.cancel_grace_s
-        self._cancelled_us: int | None = None
+        self._stopped_us: int | None = None
         self._cancelling = stored.execution.status == "cancelling"
         self._timed_out = False
         self._released = stored.execution.status == "running"
@@ -208,6 +208,7 @@ class Supervisor:
                 extractors=plan.extractors,
                 loaders=plan.loaders,
                 elt=plan.elt,
+                state_id_suffix=plan.suffix,
             )
             self._states = await asyncio.to_thread(self._parts.read_states, execution.state_ids)
             return await self._parts.executor.spawn(spec)
@@ -238,8 +239,7 @@ class Supervisor:
             await asyncio.wait({ending, stopping}, timeout=self._time_left(run), return_when="FIRST_COMPLETED")
             if not ending.done():
                 self._timed_out = not stopping.done()
-                if self._cancelling:
-                    self._cancelled_us = self._parts.clock()
+                self._stopped_us = self._parts.clock()
                 await run.cancel(self._grace_s)
             record = await ending
         finally:
@@ -318,7 +318,7 @@ class Supervisor:
             record,
             facts,
             None if account is None else account.ledger,
-            cancelled_us=self._cancelled_us,
+            stopped_us=self._stopped_us,
             cancelling=self._cancelling,
             timed_out=self._timed_out,
             timeout_s=self.stored.timeout_s,
