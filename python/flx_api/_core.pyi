@@ -790,6 +790,10 @@ class Hall:
     def boarding(self) -> int:
         """How many wait for their body."""
 
+    @property
+    def asked(self) -> int:
+        """How many bodies are remembered as asked for just now: as many as came within a millisecond."""
+
 @final
 class Ride:
     """One command without a task, and the callback of its body. Made by `Hall` and `Express` only."""

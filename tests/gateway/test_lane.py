@@ -16,6 +16,7 @@ from tests.gateway_process import bearer, token
 
 from flx_api.errors import StartupError
 from flx_api.gateway.lane import LaneFace
+from flx_api.gateway.peer_socket import PeerSocket
 from flx_api.gateway.routes_fast import Response
 from flx_api.proto.flx.v1.daemon_pb2 import ReplyBatch, ReplyFrame
 
@@ -110,6 +111,38 @@ def test_refusals_and_kept_pages_are_no_affair_of_python() -> None:
             head = await client.head("/v1/auth/whoami", headers=same)
             assert (b"", third.headers["content-length"]) == (head.content, head.headers["content-length"])
             assert heard == at.heard
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(
+    ("target", "host"), [("http://a/health", None), ("http://evil/health", "a"), ("http://a/health", "a")]
+)
+def test_a_target_with_a_host_is_for_a_proxy(target: str, host: str | None) -> None:
+    async def story() -> None:
+        async with stage(trusted_hosts=("a",)) as (at, _):
+            reader, writer = await asyncio.open_connection("127.0.0.1", at.port)
+            own = f"Host: {host}\r\n" if host else ""
+            writer.write(f"GET {target} HTTP/1.1\r\n{own}Connection: close\r\n\r\n".encode())
+            answer = await reader.read()
+            assert (b"HTTP/1.1 400 Bad Request", True) == (answer.partition(b"\r\n")[0], b"invalid_host" in answer)
+            writer.close()
+
+    asyncio.run(story())
+
+
+def test_a_client_whose_machine_is_gone_is_given_up_by_the_kernel() -> None:
+    async def story() -> None:
+        async with stage() as (at, _):
+            reader, writer = await asyncio.open_connection("127.0.0.1", at.port)
+            writer.write(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
+            await reader.readuntil(b"\r\n\r\n")
+            ours = writer.get_extra_info("sockname")
+            theirs = PeerSocket.find(("127.0.0.1", at.port), ours)
+            assert theirs is not None
+            assert 60_000 == theirs._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+            theirs.close()
+            writer.close()
 
     asyncio.run(story())
 

@@ -342,3 +342,16 @@ def test_on_granians_faces_too(kind: Kind) -> None:
             await nothing_is_held(at)
 
     asyncio.run(story())
+
+
+def test_nothing_is_remembered_of_bodies_that_nobody_waits_for() -> None:
+    """Batches, and what is no plain command, wait for no others: what was asked for before them is forgotten by the next."""
+
+    async def story() -> None:
+        async with stage() as at:
+            for body, path in [(echoes(2), URL)] * 40 + [(b'{"command": "no.such"}', "/v1/execute")] * 40:
+                client = await at.ask(body, bearer(roles=("admin",)), path=path)
+                await client.answer()
+            assert at.rides.hall.asked < 10
+
+    asyncio.run(story())

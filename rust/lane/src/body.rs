@@ -12,7 +12,7 @@ use hyper::body::Incoming;
 use tokio::sync::mpsc;
 
 use crate::call::Watch;
-use crate::wire::Beside;
+use crate::wire::UnderWay;
 
 /// What is wrong with the body of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,21 +143,27 @@ impl Body for Reply {
     }
 }
 
+/// So much of a body is handed to HTTP/2 at once: what it has it keeps for as long as the client gives no window, and nobody
+/// sees any more that it waits.
+const PIECE: usize = 16_384;
+
 /// The same over HTTP/2, where a part leaves when the client gives a window for it.
 pub(crate) struct Windowed {
     reply: Reply,
-    beside: Arc<Beside>,
+    /// Of the part before.
+    rest: Bytes,
+    under_way: UnderWay,
     waits: bool,
 }
 
 impl Windowed {
-    pub(crate) fn new(reply: Reply, beside: Arc<Beside>) -> Self {
-        Self { reply, beside, waits: false }
+    pub(crate) fn new(reply: Reply, under_way: UnderWay) -> Self {
+        Self { reply, rest: Bytes::new(), under_way, waits: false }
     }
 
     fn left(&mut self) {
         if std::mem::take(&mut self.waits) {
-            self.beside.leaves();
+            self.under_way.beside().leaves();
         }
     }
 }
@@ -172,19 +178,24 @@ impl Body for Windowed {
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         // Who asks for the next one has got rid of the one before.
         self.left();
-        let polled = Pin::new(&mut self.reply).poll_frame(context);
-        if matches!(polled, Poll::Ready(Some(Ok(_)))) {
-            self.waits = true;
-            self.beside.waits();
+        if self.rest.is_empty() {
+            match ready!(Pin::new(&mut self.reply).poll_frame(context)) {
+                Some(Ok(frame)) => self.rest = frame.into_data().unwrap_or_default(),
+                other => return Poll::Ready(other),
+            }
         }
-        polled
+        self.waits = true;
+        self.under_way.beside().waits();
+        let piece = self.rest.len().min(PIECE);
+        Poll::Ready(Some(Ok(Frame::data(self.rest.split_to(piece)))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.reply.is_end_stream()
+        self.rest.is_empty() && self.reply.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
+        // It is asked for before anything is taken.
         self.reply.size_hint()
     }
 }

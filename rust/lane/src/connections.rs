@@ -27,7 +27,7 @@ use crate::call::{Call, Courier, Tell};
 use crate::server::Limits;
 use crate::service::{Peer, Service, Verdict};
 use crate::socket::Handshake;
-use crate::wire::{Beginning, Beside, Wire};
+use crate::wire::{Beginning, Beside, UnderWay, Wire};
 
 /// hyper reads no less ahead.
 const LEAST_AHEAD: usize = 8_192;
@@ -192,8 +192,8 @@ where
     if is_http2 {
         let watched = Arc::clone(&beside);
         let service = service_fn(move |request| {
-            let (answering, beside) = (service(request), Arc::clone(&watched));
-            async move { Ok::<_, Cut>(answering.await?.map(|body| Windowed::new(body, beside))) }
+            let (under_way, answering) = (UnderWay::of(&watched), service(request));
+            async move { Ok::<_, Cut>(answering.await?.map(|body| Windowed::new(body, under_way))) }
         });
         let connection = pin!(lane.http2.serve_connection(wire, service));
         // hyper ends an idle connection of HTTP/1 only, and waits for a window as long as the client likes.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use rustix::net::sockopt::set_tcp_user_timeout;
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Builder;
@@ -114,6 +115,7 @@ async fn serve<S: Service>(
     tokio::spawn(tell(Arc::clone(&service), Arc::clone(&laid)));
     let last = Arc::clone(&service);
     let room = Arc::new(Semaphore::new(limits.connections));
+    let patience = limits.write;
     let lane = Arc::new(Lane::new(service, limits, courier, laid));
     let (ending, ended) = watch::channel(Ended::No);
     let mut connections = JoinSet::new();
@@ -121,7 +123,7 @@ async fn serve<S: Service>(
         let accepted = tokio::select! {
             // Without a word from it, it was dropped.
             _ = stopped.changed() => break stopped.borrow().unwrap_or_default(),
-            accepted = accept(&listener, &room) => accepted,
+            accepted = accept(&listener, &room, patience) => accepted,
             _ = connections.join_next(), if !connections.is_empty() => continue,
         };
         let (stream, address, permit) = match accepted {
@@ -147,10 +149,14 @@ async fn serve<S: Service>(
 async fn accept(
     listener: &TcpListener,
     room: &Arc<Semaphore>,
+    patience: Duration,
 ) -> io::Result<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
     let permit = Arc::clone(room).acquire_owned().await.map_err(io::Error::other)?;
     let (stream, address) = listener.accept().await?;
     let _ = stream.set_nodelay(true);
+    // A client whose machine is gone says nothing, and of what waits for it mostly nothing fills its socket. The kernel gives up
+    // who takes nothing for so long, as we do; where it does not, it has a quarter of an hour.
+    let _ = set_tcp_user_timeout(&stream, u32::try_from(patience.as_millis()).unwrap_or(u32::MAX));
     Ok((stream, address, permit))
 }
 

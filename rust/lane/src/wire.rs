@@ -28,6 +28,8 @@ pub(crate) struct Beside {
     open: Mutex<Option<Open>>,
     is_unread: AtomicBool,
     asked: AtomicU64,
+    /// Requests that are not answered to their end.
+    under_way: AtomicU64,
     /// Frames of answers that wait for a window of HTTP/2.
     waiting: AtomicU64,
     /// Those that no longer do.
@@ -75,11 +77,12 @@ impl Beside {
         self.left.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Waits until frames have waited for so long, and none has left.
+    /// Waits until frames have waited for so long, and none has left; or until nothing is under way for so long, and the
+    /// connection has not ended: then the last of it waits, where nobody sees it any more.
     pub(crate) async fn is_stuck(&self, within: Duration) {
         let mut before = None;
         loop {
-            let waits = self.waiting.load(Ordering::Relaxed) > 0;
+            let waits = self.waiting.load(Ordering::Relaxed) > 0 || self.under_way.load(Ordering::Relaxed) == 0;
             let now = waits.then(|| self.left.load(Ordering::Relaxed));
             if now.is_some() && now == before {
                 return;
@@ -92,6 +95,27 @@ impl Beside {
     /// Not everything is read that the client sends.
     pub(crate) fn leave_unread(&self) {
         self.is_unread.store(true, Ordering::Relaxed);
+    }
+}
+
+/// A request of a connection, until the last of its answer is handed over.
+pub(crate) struct UnderWay(Arc<Beside>);
+
+impl UnderWay {
+    pub(crate) fn of(beside: &Arc<Beside>) -> Self {
+        beside.under_way.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(beside))
+    }
+
+    /// What stands beside its connection.
+    pub(crate) fn beside(&self) -> &Beside {
+        &self.0
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.under_way.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

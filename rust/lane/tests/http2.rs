@@ -275,16 +275,23 @@ fn heads_without_an_end_are_not_kept() {
     lane.served();
 }
 
+/// None at all, less than the answer, or what a client has by itself, for an answer that has more.
 #[test]
 fn who_gives_no_window_is_sent_away_in_the_end() {
+    for (window, path) in [(0, "/now"), (1, "/now"), (65_535, "/much")] {
+        holds_on(window, path);
+    }
+}
+
+fn holds_on(window: u32, path: &str) {
     let limits = Limits { idle: SOON, write: SOON, ..Limits::default() };
     let lane = serve(limits);
     let runtime = Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let stream = tokio::net::TcpStream::connect(lane.address).await.unwrap();
         let mut builder = h2::client::Builder::new();
-        let (mut send, connection) = builder.initial_window_size(0).handshake::<_, Bytes>(stream).await.unwrap();
-        let request = Request::get("http://a/now").body(()).unwrap();
+        let (mut send, connection) = builder.initial_window_size(window).handshake::<_, Bytes>(stream).await.unwrap();
+        let request = Request::get(format!("http://a{path}")).body(()).unwrap();
         let (response, _) = send.send_request(request, true).unwrap();
         // It answers pings, reads everything, and takes no byte of the body. The answer is held, and so is the client.
         let held = tokio::spawn(async move { response.await.map(http::Response::into_body) });

@@ -119,6 +119,11 @@ impl Desk {
         if let Some(authority) = authority(parts) {
             head.take(Field::Host, authority.as_bytes());
         }
+        if let Some(authority) = parts.uri.authority().filter(|_| parts.version < Version::HTTP_2) {
+            // A target with a host in it is for a proxy. It names one host, and there is, or is not, another one.
+            head.take(Field::Host, authority.as_str().as_bytes());
+            head.take(Field::Host, authority.as_str().as_bytes());
+        }
         let address = peer.address.ip().to_string();
         let request = Request {
             method: parts.method.as_str(),
@@ -178,9 +183,10 @@ fn names_lines(accept: &HeaderValue) -> bool {
     accept.as_bytes().to_ascii_lowercase().windows(LINES.len()).any(|part| part == LINES)
 }
 
-/// The host of a request that has no header for it.
+/// The host of a request of HTTP/2 that has no header for it.
 pub(crate) fn authority(parts: &Parts) -> Option<&str> {
-    let authority = parts.uri.authority().filter(|_| !parts.headers.contains_key(header::HOST));
+    let may = parts.version == Version::HTTP_2 && !parts.headers.contains_key(header::HOST);
+    let authority = parts.uri.authority().filter(|_| may);
     authority.map(http::uri::Authority::as_str)
 }
 

@@ -231,6 +231,8 @@ impl Hall {
         {
             let mut inside = hall.inside();
             inside.boarding.insert(number, boarding);
+            // Nobody may come who looks at those of old: of batches nobody waits for others.
+            inside.others_come(mark_ns);
             inside.asked.push_back((number, mark_ns));
         }
         body.call_method(intern!(py, "add_done_callback"), (ride,), Some(hall.context.bind(py)))?;
@@ -320,6 +322,12 @@ impl Hall {
     #[getter]
     fn boarding(&self) -> usize {
         self.inside().boarding.len()
+    }
+
+    /// How many bodies are remembered as asked for just now.
+    #[getter]
+    fn asked(&self) -> usize {
+        self.inside().asked.len()
     }
 }
 

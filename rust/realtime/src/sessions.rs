@@ -366,12 +366,14 @@ impl Service for Sessions {
 
     fn opened(&mut self, conn: ConnId, now_ms: u64, out: &mut Outbox<'_>) {
         let Some(newcomer) = self.desk.newcomer(self.caller(conn)) else {
+            self.desk.count_closed(code::INTERNAL);
             return out.close(conn, code::INTERNAL, code::reason(code::INTERNAL));
         };
         let (dialect, tenant) = (newcomer.dialect, newcomer.owner.tenant.clone());
         let profile = Profile { shard: self.shard, tenant, rights: newcomer.rights, dialect };
         let Ok(key) = self.hub().connect(profile) else {
             self.desk.leave(newcomer.client_id.as_deref(), &newcomer.owner);
+            self.desk.count_closed(code::TOO_MANY);
             return out.close(conn, code::TOO_MANY, code::reason(code::TOO_MANY));
         };
         newcomer.seat.heard_as(key);

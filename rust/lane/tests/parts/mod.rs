@@ -35,7 +35,7 @@ pub(crate) enum Event {
     Told(u64, Told),
 }
 
-/// Answers `/now` by its head and `/echo` by its body at once, and leaves everything else to the test, which hears of it when
+/// Answers `/now` and `/much` by their heads, `/echo` by its body, at once, and leaves everything else to the test, which hears of it when
 /// the lane says that there is no more for now.
 struct Obedient {
     events: Mutex<(Vec<Event>, Sender<Event>)>,
@@ -54,6 +54,7 @@ impl Service for Obedient {
         let path = head.uri.path().to_owned();
         match &*path {
             "/now" => Verdict::Answer(Response::new(Bytes::from_static(b"now"))),
+            "/much" => Verdict::Answer(Response::new(Bytes::from(vec![b'm'; 200_000]))),
             "/small" => Verdict::Go { seen: path, limit: Some(10) },
             "/none" => Verdict::Go { seen: path, limit: None },
             _ => Verdict::Go { seen: path, limit: Some(LIMIT) },
