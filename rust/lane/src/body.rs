@@ -12,7 +12,7 @@ use hyper::body::Incoming;
 use tokio::sync::mpsc;
 
 use crate::call::Watch;
-use crate::wire::UnderWay;
+use crate::wire::{Beside, UnderWay};
 
 /// What is wrong with the body of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,11 +86,13 @@ pub(crate) enum Reply {
 pub(crate) struct Parts {
     receiver: mpsc::Receiver<Bytes>,
     watch: Arc<Watch>,
+    /// Where the end of the connection is that of the stream.
+    cuts: Option<Arc<Beside>>,
 }
 
 impl Parts {
     pub(crate) fn new(receiver: mpsc::Receiver<Bytes>, watch: Arc<Watch>) -> Self {
-        Self { receiver, watch }
+        Self { receiver, watch, cuts: None }
     }
 
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Bytes, Cut>>> {
@@ -99,7 +101,12 @@ impl Parts {
         Poll::Ready(match part {
             Some(part) => Some(Ok(part)),
             None if self.watch.is_complete() => None,
-            None => Some(Err(Cut)),
+            None => {
+                if let Some(beside) = &self.cuts {
+                    beside.cut();
+                }
+                Some(Err(Cut))
+            }
         })
     }
 }
@@ -114,6 +121,14 @@ impl Drop for Parts {
 impl Reply {
     pub(crate) fn whole(body: Bytes) -> Self {
         Self::Whole((!body.is_empty()).then_some(body))
+    }
+
+    /// It ends where its connection does.
+    pub(crate) fn ending_with(mut self, of: Arc<Beside>) -> Self {
+        if let Self::Stream(parts) = &mut self {
+            parts.cuts = Some(of);
+        }
+        self
     }
 }
 

@@ -16,7 +16,6 @@ use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::{Notify, OwnedSemaphorePermit, watch};
 use tokio::time::timeout;
@@ -27,7 +26,7 @@ use crate::call::{Call, Courier, Tell};
 use crate::server::Limits;
 use crate::service::{Peer, Service, Verdict};
 use crate::socket::Handshake;
-use crate::wire::{Beginning, Beside, UnderWay, Wire};
+use crate::wire::{Beginning, Beside, Carrier, UnderWay, Wire};
 
 /// hyper reads no less ahead.
 const LEAST_AHEAD: usize = 8_192;
@@ -101,6 +100,8 @@ impl<S: Service> Lane<S> {
             }
             Verdict::Go { seen, limit } => {
                 let (lane, beside) = (Arc::clone(self), Arc::clone(beside));
+                // Nothing but the end of the connection says where a stream ends.
+                let is_old = head.version == Version::HTTP_10;
                 Answering::Later(Box::pin(async move {
                     let is_left = limit.is_none() && !body.is_end_stream();
                     let body = match limit {
@@ -110,12 +111,16 @@ impl<S: Service> Lane<S> {
                     if is_left || body.is_err() {
                         beside.leave_unread();
                     }
-                    drop(beside);
+                    let beside = is_old.then_some(beside);
                     let (call, waiting) = lane.call();
                     lane.service.request(seen, head, peer, body, call);
                     lane.laid.notify_one();
                     drop(lane);
-                    waiting.await
+                    let response = waiting.await?;
+                    Ok(match beside {
+                        Some(beside) => response.map(|reply| reply.ending_with(beside)),
+                        None => response,
+                    })
                 }))
             }
         }
@@ -176,7 +181,7 @@ pub(crate) async fn connection<S: Service>(
 async fn requests<S, I>(lane: Arc<Lane<S>>, mut stream: I, peer: Peer, mut ended: watch::Receiver<Ended>)
 where
     S: Service,
-    I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    I: Carrier + Send + 'static,
 {
     // hyper waits for a head, but not for what says which kind of head it is.
     let beginning = tokio::select! {

@@ -2,6 +2,7 @@
 //!
 //! Rules:
 //! - who does not take what is written for a while is given up;
+//! - an answer of HTTP/1.0 that is as long as its connection, and is given up, ends it with a reset: an end would be its own;
 //! - a connection that ends while the client still writes is read on for a moment: closed at once, the system would reset it,
 //!   and the client lose the answer that says why.
 
@@ -13,7 +14,9 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
+use tokio_rustls::server::TlsStream;
 
 use crate::socket::Open;
 
@@ -27,6 +30,7 @@ const LINGER: Duration = Duration::from_secs(2);
 pub(crate) struct Beside {
     open: Mutex<Option<Open>>,
     is_unread: AtomicBool,
+    is_cut: AtomicBool,
     asked: AtomicU64,
     /// Requests that are not answered to their end.
     under_way: AtomicU64,
@@ -92,6 +96,11 @@ impl Beside {
         }
     }
 
+    /// An answer is given up that its connection's end would make a whole one.
+    pub(crate) fn cut(&self) {
+        self.is_cut.store(true, Ordering::Relaxed);
+    }
+
     /// Not everything is read that the client sends.
     pub(crate) fn leave_unread(&self) {
         self.is_unread.store(true, Ordering::Relaxed);
@@ -144,8 +153,26 @@ impl Beginning {
     }
 }
 
+/// What carries a connection.
+pub(crate) trait Carrier: AsyncRead + AsyncWrite + Unpin {
+    /// Lets it end as one that has failed.
+    fn fail(&self);
+}
+
+impl Carrier for TcpStream {
+    fn fail(&self) {
+        let _ = self.set_zero_linger();
+    }
+}
+
+impl Carrier for TlsStream<TcpStream> {
+    fn fail(&self) {
+        self.get_ref().0.fail();
+    }
+}
+
 /// The bytes of a connection.
-pub(crate) struct Wire<I> {
+pub(crate) struct Wire<I: Carrier> {
     stream: I,
     beside: Arc<Beside>,
     beginning: Beginning,
@@ -158,7 +185,7 @@ pub(crate) struct Wire<I> {
     lingering: Option<Pin<Box<Sleep>>>,
 }
 
-impl<I> Wire<I> {
+impl<I: Carrier> Wire<I> {
     pub(crate) fn new(stream: I, beginning: Beginning, patience: Duration, beside: Arc<Beside>) -> Self {
         Self { stream, beside, beginning, again: 0, patience, stalled: None, lingering: None }
     }
@@ -178,7 +205,7 @@ impl<I> Wire<I> {
     }
 }
 
-impl<I: AsyncRead + Unpin> AsyncRead for Wire<I> {
+impl<I: Carrier> AsyncRead for Wire<I> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -196,7 +223,15 @@ impl<I: AsyncRead + Unpin> AsyncRead for Wire<I> {
     }
 }
 
-impl<I: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<I> {
+impl<I: Carrier> Drop for Wire<I> {
+    fn drop(&mut self) {
+        if self.beside.is_cut.load(Ordering::Relaxed) {
+            self.stream.fail();
+        }
+    }
+}
+
+impl<I: Carrier> AsyncWrite for Wire<I> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.stream).poll_write(context, bytes);
         self.patiently(context, written)

@@ -72,6 +72,29 @@ fn a_stream_without_its_end_is_seen_to_be_cut() {
     assert!(!client.body(head).is_complete);
 }
 
+/// In HTTP/1.0 a stream ends where its connection does: one that is given up must not end like that.
+#[test]
+fn a_stream_of_old_that_is_given_up_is_no_whole_one() {
+    for is_given_up in [false, true] {
+        let lane = serve(Limits::default());
+        let mut client = lane.client();
+        client.send(b"GET /held HTTP/1.0\r\nHost: a\r\n\r\n");
+        let stream = lane.call().stream(Response::new(()));
+        let head = client.head();
+        assert!(!head.contains("chunked") && !head.contains("content-length"), "{head}");
+        assert_eq!(Room::Taken, stream.part(&Bytes::from_static(b"half")));
+        let mut half = Vec::new();
+        assert!(client.exactly(4, &mut half));
+        assert_eq!(b"half", &half[..]);
+        if is_given_up {
+            drop(stream);
+        } else {
+            stream.end();
+        }
+        assert_eq!(!is_given_up, client.is_at_end());
+    }
+}
+
 #[test]
 fn what_a_client_does_not_read_is_not_made() {
     let lane = serve(Limits::default());

@@ -3,7 +3,7 @@
 
 mod parts;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -295,6 +295,19 @@ fn a_token_ends_with_a_warning_unless_there_is_another_one() {
     }
     let (first, last) = client.frame().unwrap();
     assert_eq!((0x88, &1008_u16.to_be_bytes()[..]), (first, &last[..2]));
+}
+
+#[test]
+fn who_finds_the_hub_full_is_counted_by_its_code() {
+    let process = process(HubLimits { max_connections: 1, ..HubLimits::default() }, limits());
+    let mut first = process.client("/ws/a?ann");
+    ask(&mut first, &json!({"type": "subscribe", "event": "app.x"}));
+    let mut second = Client::tcp(&process.listener);
+    second.send(head("/ws/b?bert").as_bytes());
+    assert!(second.http().starts_with("HTTP/1.1 101 "));
+    let (first, payload) = second.frame().unwrap();
+    assert_eq!((0x88, &4429_u16.to_be_bytes()[..]), (first, &payload[..2]));
+    until(|| process.desk.closed() == BTreeMap::from([(4429, 1)]));
 }
 
 /// The turn in which one is sent away is the last thing that its thread does before it sleeps.

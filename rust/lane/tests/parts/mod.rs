@@ -292,7 +292,7 @@ impl<S: Read + Write> Client<S> {
         }
     }
 
-    fn exactly(&mut self, length: usize, body: &mut Vec<u8>) -> bool {
+    pub(crate) fn exactly(&mut self, length: usize, body: &mut Vec<u8>) -> bool {
         let begun = body.len();
         body.resize(begun + length, 0);
         self.0.read_exact(&mut body[begun..]).is_ok()
