@@ -38,7 +38,7 @@ check: setup-dev  ## format, lint, types, import floors, clippy, stub, generated
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	cargo fmt --all --check
-	PYO3_PYTHON=$(CURDIR)/$(BIN)/python cargo clippy --quiet --workspace --all-targets -- -D warnings
+	PYO3_PYTHON="$(CURDIR)/$(BIN)/python" cargo clippy --quiet --workspace --all-targets -- -D warnings
 	MYPYPATH=python $(BIN)/python -m mypy.stubtest flx_api._core
 	$(BIN)/python docs/generate.py --check
 	$(BIN)/python -m benches.report --check
@@ -103,7 +103,7 @@ $(BIN)/.setup-dev: requirements/dev.txt requirements/redis.txt $(BIN)/.setup-run
 
 $(BIN)/.setup-native: $(RUST) pyproject.toml $(BIN)/.setup-run
 	@echo "set-up: the native module (Rust, release)"
-	@VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/maturin develop --release --uv --quiet
+	@VIRTUAL_ENV="$(CURDIR)/.venv" $(BIN)/maturin develop --release --uv --quiet
 	@touch $@
 
 # Our own modules: compiled ahead even where PYTHONDONTWRITEBYTECODE is set, or every start would compile them anew.

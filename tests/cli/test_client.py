@@ -99,6 +99,18 @@ def test_a_service_that_is_gone_is_one_line() -> None:
         _client(refuse).execution("x")
 
 
+@pytest.mark.parametrize(
+    ("url", "is_direct"), [("http://127.0.0.1:1", True), ("http://localhost:1", True), ("http://host.example", False)]
+)
+def test_no_proxy_is_asked_for_this_machine(monkeypatch: pytest.MonkeyPatch, url: str, is_direct: bool) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://proxy.example:3128")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    with Client(url, None) as found:
+        asked = found._http._transport_for_url(httpx.URL(url + "/x"))
+        assert is_direct == (asked is found._http._transport)
+
+
 def test_the_execution_of_a_run_is_read_from_its_location() -> None:
     found = _client(lambda _: httpx.Response(202, headers={"Location": "/v1/executions/abc"}, json={}))
     assert "abc" == found.run("p")
@@ -132,23 +144,57 @@ def test_waiting_outlasts_a_service_that_is_away_for_a_moment(monkeypatch: pytes
         _client(lambda _: refused).wait("x")
 
 
+class Cut(httpx.SyncByteStream):
+    """An answer that ends without its end."""
+
+    def __init__(self, *parts: bytes) -> None:
+        self.parts = parts
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from self.parts
+        raise httpx.RemoteProtocolError("cut")
+
+
+def test_a_log_is_followed_over_as_many_connections_as_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "_AGAIN_S", 0.0)
+    asked: list[str] = []
+    whole = '{"line":2,"text":"two\u2028\u0085"}\n{"line":3,"text":"three"}\n'.encode()
+    answers = iter(
+        [
+            httpx.Response(503, json={"code": "upstream_unavailable", "detail": "Away"}),
+            httpx.Response(200, stream=Cut(b'{"line":1,"te', b'xt":"one"}\n{"line":2,')),
+            httpx.Response(200, content=whole),
+        ]
+    )
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.params["from"])
+        return next(answers)
+
+    assert ["one", "two\u2028\u0085", "three"] == list(_client(answer).follow("x", 1))
+    assert ["1", "1", "2"] == asked
+
+
 @pytest.mark.parametrize("part", ["at once", "after a line"])
-def test_a_log_that_cannot_be_followed_is_one_line(part: str) -> None:
-    class Cut(httpx.SyncByteStream):
-        def __iter__(self) -> Iterator[bytes]:
-            yield b"one\n"
-            raise httpx.RemoteProtocolError("cut")
+def test_a_log_that_cannot_be_followed_is_one_line(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+    monkeypatch.setattr(client, "_PATIENCE_S", -1.0)
 
     def answer(request: httpx.Request) -> httpx.Response:
         if part == "at once":
             raise httpx.ConnectError("refused", request=request)
-        return httpx.Response(200, stream=Cut())
+        return httpx.Response(200, stream=Cut(b'{"line":1,"text":"one"}\n'))
 
-    seen: list[str] = []
-    with pytest.raises(CommandFailed, match=r"^http://service cannot be reached: "):  # noqa: SIM117 - the body fails
-        with _client(answer).stream("/v1/executions/x/logs", params={}) as lines:
-            seen += lines
+    lines = _client(answer).follow("x", 1)
+    seen = [] if part == "at once" else [next(lines)]
+    with pytest.raises(CommandFailed, match=r"^http://service cannot be reached: "):
+        next(lines)
     assert ([] if part == "at once" else ["one"]) == seen
+
+
+def test_a_log_that_is_refused_is_not_asked_for_again() -> None:
+    refused = httpx.Response(404, json={"code": "not_found", "detail": "There is none"})
+    with pytest.raises(CommandFailed, match=r"^not_found: There is none$"):
+        list(_client(lambda _: refused).follow("x", 1))
 
 
 @pytest.mark.parametrize("url", ["localhost:8000", "http://[::1", "http://", "ftp://host", "nonsense"])

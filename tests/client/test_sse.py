@@ -255,7 +255,7 @@ def test_it_gives_up_after_so_many_failures_in_a_row() -> None:
 
 
 def test_a_silence_is_a_loss(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flx_api.client.sse._SILENCE_S", 0.2)
+    monkeypatch.setattr("flx_api.client.sse._SILENCE_S", 1.0)
 
     async def story(script: StreamScript) -> None:
         async with EventStream(script.url, ["t"], backoff=at_once(), transport="sse") as events:

@@ -14,6 +14,7 @@ from flx_api._core import Revocations as NativeSet
 from flx_api.daemon.journal import Journal
 from flx_api.daemon.journal.tables import revocations
 from flx_api.daemon.revocations import KEPT_S, Revocations
+from flx_api.errors import Unavailable
 from flx_api.models.auth import STILL_S
 from flx_api.proto.flx.v1.daemon_pb2 import Principal
 
@@ -238,6 +239,25 @@ def test_they_are_known_after_a_restart_and_followed_by_the_daemons_own_set(tmp_
         await journal.close()
 
     asyncio.run(story())
+
+
+def test_the_daemons_own_set_follows_what_was_refused_and_found(tmp_path: Path) -> None:
+    async def story(daemon: Parts) -> None:
+        native = NativeSet()
+        daemon.services.revocations.learn(native)
+        write = daemon.journal.write
+
+        async def lost(change: Any) -> Any:
+            await write(change)
+            raise Unavailable(code="storage_unavailable")
+
+        daemon.journal.write = lost  # type: ignore[assignment, method-assign]
+        assert "storage_unavailable" == (await daemon.problem("token.revoke", {"jti": "a"}))["code"]
+        assert not native.revokes(subject="s", token_id="a")
+        daemon.journal._tell_found()
+        assert native.revokes(subject="s", token_id="a")
+
+    play(tmp_path, story)
 
 
 def test_the_daemons_own_set_follows_every_change(tmp_path: Path) -> None:

@@ -164,13 +164,14 @@ def test_only_gateways_tell_ephemeral_events_and_rules_keep_them_from_others(tmp
             async with ChannelFor(services_of(service)[0]) as channel:
                 stub = DaemonStub(channel)
                 gateway, client = {"x-flx-gateway-token": "shared"}, {"authorization": f"Bearer {GOOD}"}
-                topics = ("app.few.x", "presence_events", "app.many")
+                own = "user.bob"
+                topics = ("app.few.x", "presence_events", "app.many", "user.bert", own)
                 told = TellRequest(events=[Event(tenant="default", topic=topic, data=b"1") for topic in topics])
                 with pytest.raises(GRPCError) as refused:
                     await stub.Tell(told, metadata=client)
                 assert refused.value.status is Status.PERMISSION_DENIED
                 assert 0 == services.ephemeral.seq
-                for metadata, expected in ((gateway, list(topics)), (client, ["app.many"])):
+                for metadata, expected in ((gateway, list(topics)), (client, ["app.many", own])):
                     async with stub.Watch.open(metadata=metadata) as stream:
                         await stream.send_message(WatchRequest(topics=["*"], ephemeral=True), end=True)
                         await stream.recv_message()

@@ -39,6 +39,8 @@ def test_a_clock_that_is_put_back_makes_nobody_wait_longer() -> None:
     failed(throttle, "a", FREE_FAILURES + 1, 7200)
     assert throttle.wait_s("a", 7200) == 2
     assert throttle.wait_s("a", 0) == 2
+    assert throttle.wait_s("a", 1) == 1
+    assert throttle.wait_s("a", 2) == 0
 
 
 def test_a_success_takes_back_what_was_its_own() -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import argon2
 import msgspec
 import pytest
 from sqlalchemy import select, update
-from tests.daemon.daemon_parts import parts
+from tests.daemon.daemon_parts import parts, turn
 
 from flx_api.daemon.journal import DEFAULT_TENANT
 from flx_api.daemon.journal.tables import users as table
@@ -238,6 +238,31 @@ def test_what_cannot_be_changed_about_a_user(tmp_path: Path) -> None:
             eve = Principal(subject="eve", tenant="other", roles=["admin"])
             others = await daemon.problem("user.update", {"username": "bob", "disabled": True}, principal=eve)
             assert others["code"] == "not_found"
+
+    asyncio.run(story())
+
+
+def test_while_a_change_is_written_down_nobody_logs_in(tmp_path: Path) -> None:
+    """The change ends tokens of until when it was made: one that is made before it is stored would outlive it."""
+
+    async def story() -> None:
+        async with parts(tmp_path) as daemon:
+            await bob(daemon)
+            write, stored = daemon.journal.write, asyncio.Event()
+
+            async def slowly(change: Any) -> Any:
+                await stored.wait()
+                return await write(change)
+
+            daemon.journal.write = slowly  # type: ignore[assignment, method-assign]
+            change = asyncio.create_task(daemon.result("user.update", {"username": "bob", "disabled": True}))
+            await turn()
+            with pytest.raises(Unavailable, match="being changed"):
+                await daemon.users.log_in("bob", "correct horse", "")
+            stored.set()
+            await change
+            with pytest.raises(Unauthenticated):
+                await daemon.users.log_in("bob", "correct horse", "")
 
     asyncio.run(story())
 

@@ -128,8 +128,9 @@ def test_both_forms_fire_and_run(service: Service, clock: WallClock) -> None:
     assert {"dev:tap-scripted-to-target-scripted", "old"} <= kept
 
 
-def test_switched_off_and_run_by_hand(service: Service) -> None:
+def test_switched_off_and_run_by_hand(service: Service, clock: WallClock) -> None:
     """What is disabled does not fire, and by hand it still runs, once for a key."""
+    clock.leave_minute()
     service.start()
     for name in ("every", "old"):
         assert service.http.post(f"/v1/schedules/{name}/disable").json()["enabled"] is False
@@ -148,8 +149,9 @@ def test_switched_off_and_run_by_hand(service: Service) -> None:
     assert 404 == service.http.get("/v1/schedules/nothing").status_code
 
 
-def test_runs_of_the_old_form_end_like_any_other(service: Service) -> None:
+def test_runs_of_the_old_form_end_like_any_other(service: Service, clock: WallClock) -> None:
     """Cancelled, out of time, failed, in full: `meltano elt` is judged as `meltano run` is."""
+    clock.leave_minute()
     service.start()
     for name in ("every", "old"):
         service.http.post(f"/v1/schedules/{name}/disable")

@@ -56,6 +56,10 @@ class WallClock:
         self._put_forward(boundary_s - left_s - now_s)
         return boundary_s
 
+    def leave_minute(self) -> None:
+        """Put it forward to the beginning of the next one, before anybody looks at it."""
+        self._put_forward(MINUTE_S - self.now_s() % MINUTE_S + 1)
+
     def _wait_for(self, boundary_s: int, left_s: float) -> int:
         """The minute that is about to begin is not to be passed over."""
         while self.now_s() < boundary_s - MINUTE_S + 1:

@@ -345,7 +345,7 @@ def test_on_granians_faces_too(kind: Kind) -> None:
 
 
 def test_nothing_is_remembered_of_bodies_that_nobody_waits_for() -> None:
-    """Batches, and what is no plain command, wait for no others: what was asked for before them is forgotten by the next."""
+    """Batches, and what is no plain command, wait for no others: what was asked for before is forgotten by the next."""
 
     async def story() -> None:
         async with stage() as at:

@@ -7,15 +7,16 @@ becomes a `CommandFailed` with its sentence.
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import time
-from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 
 import httpx
 
+from flx_api.addresses import is_loopback
 from flx_api.cli.runtime import running_service
 from flx_api.config import secret_of
 from flx_api.daemon.tokens import issue
@@ -73,6 +74,25 @@ def mint(settings: Settings, subject: str, roles: Sequence[str], *, tenant: str,
     ).token
 
 
+class Patience:
+    """How long a service that is away for a moment is asked again."""
+
+    def __init__(self) -> None:
+        self._ends: float | None = None
+
+    def renew(self) -> None:
+        """It answers."""
+        self._ends = None
+
+    def bear(self, failed: CommandFailed) -> None:
+        """Wait for a little, or raise what lasts or has lasted too long."""
+        now = time.monotonic()
+        self._ends = self._ends or now + _PATIENCE_S
+        if not failed.is_passing or now > self._ends:
+            raise failed
+        time.sleep(_AGAIN_S)
+
+
 class Client:
     """A connection to one service.
 
@@ -84,7 +104,9 @@ class Client:
     def __init__(self, url: str, token: str | Callable[[], str] | None) -> None:
         self.url = url.rstrip("/")
         self.token = token
-        self._http = httpx.Client(base_url=self.url, auth=self._sign, timeout=_TIMEOUT_S)
+        # No proxy knows the way to this machine.
+        elsewhere = not is_loopback(httpx.URL(self.url).host)
+        self._http = httpx.Client(base_url=self.url, auth=self._sign, timeout=_TIMEOUT_S, trust_env=elsewhere)
 
     @classmethod
     def find(cls, settings: Settings, url: str | None = None, token: str | None = None) -> Self:
@@ -160,18 +182,14 @@ class Client:
 
     def wait(self, execution: str) -> dict[str, Any]:
         """An execution when it is over; a service that is away for a moment is asked again."""
-        patience_ends: float | None = None
+        patience = Patience()
         while True:
             try:
                 answer = self.ask("GET", f"/v1/executions/{execution}/wait", params={"timeout_ms": _WAIT_MS})
             except CommandFailed as failed:
-                now = time.monotonic()
-                patience_ends = patience_ends or now + _PATIENCE_S
-                if not failed.is_passing or now > patience_ends:
-                    raise
-                time.sleep(_AGAIN_S)
+                patience.bear(failed)
                 continue
-            patience_ends = None
+            patience.renew()
             found: dict[str, Any] = answer.json()
             if found["status"] in OVER:
                 return found
@@ -183,21 +201,37 @@ class Client:
         found: dict[str, Any] = answer.json()["result"]
         return found
 
-    @contextmanager
-    def stream(self, path: str, *, params: dict[str, Any]) -> Iterator[Iterator[str]]:
-        """Lines of a text answer as they come, however long that takes.
+    def follow(self, execution: str, from_line: int) -> Iterator[str]:
+        """Lines of a log as they come, until the execution is over; over as many connections as it takes.
 
         Raises:
-            CommandFailed: the service cannot be reached or refused, or the answer was cut.
+            CommandFailed: the service refuses, or is gone for good.
         """
-        headers = {"Accept": "text/plain"}
+        patience = Patience()
+        while True:
+            try:
+                for line in self._lines(execution, from_line):
+                    patience.renew()
+                    from_line = line["line"] + 1
+                    yield line["text"]
+            except CommandFailed as failed:
+                patience.bear(failed)
+            else:
+                return
+
+    def _lines(self, execution: str, from_line: int) -> Iterator[dict[str, Any]]:
+        path, params = f"/v1/executions/{execution}/logs", {"from": str(from_line), "follow": "true"}
         timeout = httpx.Timeout(_TIMEOUT_S, read=None)
         try:
-            with self._http.stream("GET", path, params=params, headers=headers, timeout=timeout) as answer:
+            with self._http.stream("GET", path, params=params, timeout=timeout) as answer:
                 if answer.is_error:
                     answer.read()
                     raise _refusal(answer)
-                yield answer.iter_lines()
+                rest = b""
+                # Lines of text may have other ends within them, for which a library would look too.
+                for part in answer.iter_bytes():
+                    *whole, rest = (rest + part).split(b"\n")
+                    yield from map(json.loads, whole)
         except httpx.HTTPError as error:
             raise self._unreachable(error) from None
 

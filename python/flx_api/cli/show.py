@@ -21,10 +21,8 @@ _PAGE = 1000
 def print_log(client: Client, execution: str, *, from_line: int, follow: bool) -> None:
     """Print an execution's log from a line on; with `follow`, until it is over."""
     if follow:
-        params: dict[str, Any] = {"from": from_line, "follow": "true"}
-        with client.stream(f"/v1/executions/{execution}/logs", params=params) as lines:
-            for line in lines:
-                print(line, flush=True)
+        for line in client.follow(execution, from_line):
+            print(line, flush=True)
         return
     while True:
         page = client.log_page(execution, from_line, _PAGE)

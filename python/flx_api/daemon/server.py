@@ -29,6 +29,7 @@ from flx_api.daemon.limits import Guarded
 from flx_api.daemon.trust import Gateway, Nobody
 from flx_api.daemon.watch import Pages, Watcher, log_batches
 from flx_api.errors import FlxError, Unauthenticated
+from flx_api.models.event import SUBJECT_PREFIX
 from flx_api.models.topic_rules import rule_of
 from flx_api.proto.buffer import MAX_MESSAGE_BYTES
 from flx_api.proto.flx.v1.daemon_grpc import DaemonBase
@@ -141,9 +142,9 @@ class DaemonService(DaemonBase):
         may_see: Callable[[str], bool] | None = None
         with _as_status():
             if not isinstance(caller, Gateway):
-                roles = _principal(caller).roles
-                authorise(_LOGS, roles)
-                may_see = partial(_may_see, self._services.settings.topics, frozenset(roles))
+                principal = _principal(caller)
+                authorise(_LOGS, principal.roles)
+                may_see = partial(_may_see, self._services.settings.topics, principal)
             watcher = Watcher(
                 request,
                 self._services.journal,
@@ -234,10 +235,12 @@ async def _send_all(stream: Stream[Any, Any], batches: AsyncIterator[Any], calle
         await asyncio.wait((sending,))
 
 
-def _may_see(rules: Iterable[TopicRule], roles: frozenset[str], topic: str) -> bool:
-    """Whether rules leave a topic open to these roles."""
+def _may_see(rules: Iterable[TopicRule], principal: Principal, topic: str) -> bool:
+    """Whether a principal may hear a topic: what is told to a subject is its own, the rest is open by the rules."""
+    if topic.startswith(SUBJECT_PREFIX):
+        return topic == SUBJECT_PREFIX + principal.subject
     rule = rule_of(rules, topic)
-    return rule is None or not rule.is_closed_to(roles)
+    return rule is None or not rule.is_closed_to(frozenset(principal.roles))
 
 
 def _revocation(found: KnownRevocation) -> Revocation:

@@ -61,6 +61,9 @@ class Throttle:
         record = self._records.get(key)
         if record is None or record.failures < FREE_FAILURES:
             return 0.0
+        if now_s < record.last_s:
+            # The clock was put back: the pause begins anew, once.
+            record = self._records[key] = _Record(record.failures, now_s)
         if now_s - record.last_s >= FORGET_S:
             return 0.0
         # The exponent is bounded as well: a float of 2**2000 does not exist.

@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
@@ -30,7 +31,7 @@ from flx_api.errors import Conflict, FieldError, NotFound, RateLimited, Unauthen
 from flx_api.models.auth import User
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from argon2 import PasswordHasher
 
@@ -138,6 +139,7 @@ class Users:
         self._throttle = Throttle()
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="flx-password")
         self._dummy: str | None = None
+        self._changing: Counter[str] = Counter()
 
     async def add(
         self,
@@ -161,6 +163,17 @@ class Users:
         """
         password_hash = await self._in_pool(lambda: hash_password(password, self._hasher))
         return await self._journal.write(once(lambda tx: add(tx, username, password_hash, roles, tenant)))
+
+    @contextlib.contextmanager
+    def while_changed(self, username: str) -> Iterator[None]:
+        """A change of a user is under way that ends its tokens: nobody logs in as this one meanwhile."""
+        self._changing[username] += 1
+        try:
+            yield
+        finally:
+            self._changing[username] -= 1
+            if not self._changing[username]:
+                del self._changing[username]
 
     async def hashed(self, password: str | None) -> str | None:
         """The hash of a password, if there is one."""
@@ -186,6 +199,7 @@ class Users:
         Raises:
             Unauthenticated: `invalid_credentials`, whatever of the two is wrong.
             RateLimited: too many failures of this account or address.
+            Unavailable: the user is being changed.
         """
         keys = [f"account {username}"] + ([f"address {place_of(client_address)}"] if client_address else [])
         now_s = self._clock() / 1_000_000
@@ -217,6 +231,10 @@ class Users:
         # It took a while: a change meanwhile has ended all tokens, and this must not make another of what was before.
         if self._find(username) != account:
             raise Unauthenticated(code="invalid_credentials")
+        if username in self._changing:
+            # It ends the tokens of until now, and is not written down yet: one that is made meanwhile would outlive it.
+            detail = "The user is being changed"
+            raise Unavailable(detail, retry_after_s=1.0)
         return User(username, account.roles, account.tenant, 0)
 
     def close(self) -> None:

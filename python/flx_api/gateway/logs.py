@@ -6,8 +6,8 @@ stream that follows has to notice that its reader left, and that the service sto
 
 Rules:
 - `Accept: text/plain` gives the lines as they are; anything else gives one JSON object a line: `line`, `text`.
-- `follow` ends when the execution is over, the client leaves, or the service drains. When the token ends or is revoked
-  the stream is cut: it is not complete.
+- `follow` ends when the execution is over or the client leaves. When the token ends or is revoked, or the service
+  drains, the stream is cut: it is not complete.
 - One subject reads a quarter of what all may read at the same time.
 """
 
@@ -115,7 +115,7 @@ class LogRoute:
                 if exchange.method == "HEAD" or not await self._pass_on(exchange, stream, ended, text=text):
                     # Left before its end, the stream would be waited for: say that nobody listens any more.
                     await stream.cancel()
-                    if ended.is_set():
+                    if ended.is_set() or (wanted.follow and self._draining.is_set()):
                         raise StreamCut
         except (GRPCError, StreamTerminatedError, ProtocolError, OSError) as error:
             if not exchange.status:

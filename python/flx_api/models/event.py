@@ -11,7 +11,9 @@ from flx_api.models.auth import RevocationKind
 from flx_api.models.execution import Status
 
 REVOCATION_EVENTS: Final = "revocation_events"
-PUBLISHED_PREFIXES: Final = ("app.", "user.")
+SUBJECT_PREFIX: Final = "user."
+"""What is told to one subject alone, whose name follows."""
+PUBLISHED_PREFIXES: Final = ("app.", SUBJECT_PREFIX)
 """Topics that clients publish to, by `event.publish`."""
 PRESENCE_EVENTS: Final = "presence_events"
 CONNECTION_EVENTS: Final = "connection_events"

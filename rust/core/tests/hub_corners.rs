@@ -265,6 +265,22 @@ fn many_ephemeral_topics_are_lost_and_forgotten_in_a_moment() {
     }
 }
 
+/// One look at all topics for all that a connection asks for: with one for each this would take a quarter of a minute.
+#[test]
+fn many_topics_at_once_are_looked_for_once() {
+    let mut hub = hub();
+    for number in 0..32_000 {
+        hub.publish("t", &format!("app.{number}"), 5, "1", 0).unwrap();
+    }
+    let names: Vec<String> = (0..250).map(|number| format!("app.of.{number}")).collect();
+    let patterns: Vec<&str> = ["execution.*"].into_iter().chain(names.iter().map(String::as_str)).collect();
+    let conn = connect(&mut hub, Dialect::Plain, &[]);
+    let begun = Instant::now();
+    hub.subscribe_all(conn, &patterns, None, 0).unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert_eq!(251, hub.subscriptions(conn).len());
+}
+
 #[test]
 fn what_is_put_back_of_a_topic_that_was_forgotten_meanwhile_is_told() {
     let mut hub = hub();

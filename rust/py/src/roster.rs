@@ -63,7 +63,8 @@ impl Roster {
         hit.into_iter().map(place).collect()
     }
 
-    /// A tenant's connections that came until then and of which all that is given is true.
+    /// A tenant's connections of which all that is given is true, and that came until then; where a number is given, whenever:
+    /// it is that of one connection, and clocks may differ.
     #[pyo3(signature = (tenant, *, number=None, subject=None, client_id=None, until_us))]
     fn find(
         &self,
@@ -75,7 +76,7 @@ impl Roster {
     ) -> Vec<(bool, u64)> {
         let core = self.core();
         let found = core.after(0).filter(|(its, guest)| {
-            guest.since_us <= until_us
+            (number.is_some() || guest.since_us <= until_us)
                 && guest.tenant() == tenant
                 && number.is_none_or(|number| number == *its)
                 && subject.is_none_or(|subject| subject == guest.principal.subject)

@@ -173,7 +173,7 @@ fn a_frame_for_all_is_compressed_once_for_all_who_agreed() {
     assert!(frames.iter().all(|frame| *frame == frames[0]));
     // Counted when the turn is over.
     let begun = Instant::now();
-    while listener.deflated().made == 0 {
+    while listener.deflated().sent_bytes == 0 {
         assert!(begun.elapsed() < PATIENCE);
         std::thread::sleep(Duration::from_millis(1));
     }

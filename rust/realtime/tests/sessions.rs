@@ -84,7 +84,7 @@ fn decide(desk: &Desk, roster: &SharedRoster, handshake: &Handshake) {
     let client_id = handshake.path.strip_prefix("/ws/").unwrap();
     let (subject, how) = handshake.query.split_once('&').unwrap_or((&handshake.query, ""));
     let dialect = if how.ends_with("batched") { Dialect::Batched } else { Dialect::Plain };
-    let ends_ms = if how.starts_with("ends") { desk.now_ms() + 300 } else { u64::MAX / 2 };
+    let ends_ms = if how.starts_with("ends") { desk.now_ms() + 1_000 } else { u64::MAX / 2 };
     let newcomer = Newcomer {
         client_id: Some(client_id.into()),
         owner: Arc::new(Owner { tenant: "default".into(), subject: subject.into() }),
@@ -287,7 +287,7 @@ fn a_token_ends_with_a_warning_unless_there_is_another_one() {
     assert_eq!([Box::from("app.x")], *lost);
     process.desk.say(caller, vec![r#"{"type":"refreshed","in_s":9}"#.into()], false);
     while hear(&mut client)["type"] != "refreshed" {}
-    thread::sleep(Duration::from_millis(600));
+    thread::sleep(Duration::from_millis(1_300));
     assert_eq!("pong", ask(&mut client, &json!({"type": "ping"}))["type"]);
     for _ in 0..11 {
         process.desk.say(caller, vec!["{}".into()], true);

@@ -93,7 +93,8 @@ async def update_user(context: Context, args: UserUpdateArgs) -> User:
 
     if args.roles is None and args.password is None and args.disabled is False:
         return await services.journal.write(once(changed))
-    return await services.revocations.with_change(args.username, context.principal, changed, once)
+    with services.users.while_changed(args.username):
+        return await services.revocations.with_change(args.username, context.principal, changed, once)
 
 
 async def _guarded(context: Context) -> Context:

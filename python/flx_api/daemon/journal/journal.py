@@ -93,7 +93,7 @@ class Journal:
         self._reader: Connection | None = None
         self._replacing: asyncio.Task[None] | None = None
         self._asking: asyncio.TimerHandle | None = None
-        self._tell_found: Callable[[], None] = lambda: None
+        self._hear_of_found: list[Callable[[], None]] = []
         self._writer = Writer(
             self._database,
             self._connect,
@@ -170,8 +170,8 @@ class Journal:
         return future
 
     def on_found(self, told: Callable[[], None]) -> None:
-        """Whom to tell, on the loop, when changes that were refused turned out to be committed."""
-        self._tell_found = told
+        """Whom else to tell, on the loop, when changes that were refused turned out to be committed."""
+        self._hear_of_found.append(told)
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
@@ -380,6 +380,10 @@ class Journal:
             self._tell_found()
         if group.is_in_doubt and self._asking is None:
             self._asking = self._loop.call_later(_PAUSE_S, self._ask)
+
+    def _tell_found(self) -> None:
+        for told in self._hear_of_found:
+            told()
 
     def _ask(self) -> None:
         """Let the writer ask what became of a group, also when nobody else writes."""

@@ -130,9 +130,7 @@ impl Hub {
                 self.count_gaps("epoch", patterns.len() as u64);
                 frames.extend(patterns.iter().map(|pattern| self.pattern_gap(pattern, "epoch", &here, dialect)));
             }
-            for pattern in news {
-                self.add_from_now(conn, pattern, now_ms);
-            }
+            self.add_from_now(conn, news, now_ms);
             return Ok(Subscribed { frames, history: None });
         };
         let begins = from.unwrap_or_default();
@@ -244,16 +242,22 @@ impl Hub {
         self.fleet.wake(index, now_ms);
     }
 
-    fn add_from_now(&mut self, conn: ConnKey, pattern: &str, now_ms: u64) {
+    /// All at once: where a connection gets another audience, that one is looked for among all topics.
+    fn add_from_now(&mut self, conn: ConnKey, news: &[&str], now_ms: u64) {
+        if news.is_empty() {
+            return;
+        }
         let top = self.store.order;
         let mut standing = self.fleet.standing(conn.index, top);
         let mut patterns = self.fleet.patterns(conn.index).to_vec();
         if !standing.idle || standing.joins.is_some() {
             let mut joins = joins_of(&standing, &patterns);
-            joins.set(Join { pattern: pattern.into(), after: top, since: None });
+            for pattern in news {
+                joins.set(Join { pattern: (*pattern).into(), after: top, since: None });
+            }
             standing.joins = Some(Arc::new(joins));
         }
-        patterns.push(pattern.into());
+        patterns.extend(news.iter().map(|pattern| Box::from(*pattern)));
         self.settle_in(conn.index, patterns, standing, now_ms);
     }
 
