@@ -122,10 +122,10 @@ class Script:
             at += 21
         answer = head(DONE)
         for name in names[3:]:
-            report = struct.unpack_from("<HQIIIIQB", blob, at)
-            at += 35
+            report = struct.unpack_from("<HQIIIIIQB", blob, at)
+            at += 39
             told = []
-            for _ in range(report[7]):
+            for _ in range(report[8]):
                 told.append(struct.unpack_from("<BI", blob, at))
                 at += 5
             grants = grace_left == 0 and not bye
@@ -146,7 +146,7 @@ class Script:
         grants: bool,
     ) -> bytes:
         limit, window, lease, fast = rule
-        _, spent, units_told, keep, need, extra, newest, _ = report
+        _, spent, units_told, keep, need, extra, unit, newest, _ = report
         slot_us = math.ceil(window / 64)
         slot = now // slot_us
         key = self.keys.get(name)
@@ -168,12 +168,12 @@ class Script:
         free = max(0, limit - sum(key.ring.values()) - others - keep)
         grant = 0
         if grants:
-            grant = min(need, free)
+            grant = min(need, free) // unit * unit
             rest = free - grant
             share = rest // (2 * max(1, len(self.nodes)))
             if fast and share == 0 and rest > 0:
                 share = 1
-            grant += min(extra, share)
+            grant += min(extra, share) // unit * unit
         leaving = [(when + RING) * slot_us for when in key.ring]
         leaving += [held.expiry + window for held in key.leases.values() if held.units > 0]
         retry = max(0, min(leaving) - now) if leaving else 0

@@ -44,8 +44,8 @@ def random_call(draw: random.Random, node: int, number: int, now_us: int, told: 
         spent = told["spent"] = told["spent"] + draw.randint(0, units)
         newest = now_us // slot_us + draw.choice([0, 0, 0, -1, -2, 1])
         blob += struct.pack(
-            "<HQIIIIQB", policy + 1, spent, units,
-            draw.randint(0, 3), draw.randint(0, 6), draw.randint(0, 9), newest, len(pairs),
+            "<HQIIIIIQB", policy + 1, spent, units,
+            draw.randint(0, 3), draw.randint(0, 6), draw.randint(0, 9), draw.choice([1, 1, 2, 3]), newest, len(pairs),
         )  # fmt: skip
         for pair in pairs:
             blob += struct.pack("<BI", *pair)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from itertools import accumulate
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.lease_world import MS, REFUSED, UNAVAILABLE, UNKNOWN, Node, S, Wire, World, debt
@@ -82,15 +83,15 @@ def test_strict_never_over_admits_while_redis_keeps_its_data(
     assert worst(world, 3) <= limit
 
 
-@given(seed=st.integers(0, 2**32), limit=sizes, nodes=st.integers(1, 12), wire=wires)
+@given(seed=st.integers(0, 2**32), limit=sizes, nodes=st.integers(1, 12), wire=wires, cost=st.sampled_from([1, 3]))
 @FIXED
 def test_fast_owes_no_more_than_one_debt_per_node_and_waits_for_nothing(
-    seed: int, limit: int, nodes: int, wire: Wire
+    seed: int, limit: int, nodes: int, wire: Wire, cost: int
 ) -> None:
     """As long as no node takes Redis for lost."""
     wire.loss, wire.deadline = 0.0, 250 * MS
     world = World([("p", limit, WINDOW_MS, "fast")], nodes=nodes, seed=seed, wire=wire, grace_ms=0)
-    load(world, keys=3, rate=min(600.0, 3.0 * limit + 50), until=6 * S)
+    load(world, keys=3, rate=min(600.0, 3.0 * limit + 50), until=6 * S, cost=min(cost, limit))
     world.run(7 * S)
     assert 0 == world.verdicts[UNKNOWN] + world.verdicts[UNAVAILABLE]
     assert worst(world, 3) <= limit + nodes * debt(limit)
@@ -137,6 +138,40 @@ def test_the_limit_is_used() -> None:
         used = world.units(0, 0, 8 * S)
         assert used >= 0.97 * 1000 * 3
         assert world.asked / world.calls > 40
+
+
+@pytest.mark.parametrize("mode", ["fast", "strict"])
+@pytest.mark.parametrize(
+    ("limit", "cost", "nodes", "rate"),
+    [(10, 10, 3, 10.0), (5, 5, 8, 40.0), (10, 7, 4, 20.0), (16, 4, 8, 60.0), (50, 50, 4, 5.0)],
+)
+def test_leases_are_never_too_small_for_a_request(mode: str, limit: int, cost: int, nodes: int, rate: float) -> None:
+    """Requests that cost much of the limit, after some that did not: what is leased can be spent, so it is used."""
+    window_s = 5
+    world = World([("p", limit, window_s * 1000, mode)], nodes=nodes, seed=5)
+    load(world, keys=1, rate=rate, until=5 * S, cost=2)
+
+    def ask() -> None:
+        world.request(world.random.choice(world.nodes), 0, 0, cost)
+        when = world.now + int(world.random.expovariate(rate) * S) + 1
+        if when < 45 * S:
+            world.at(when, ask)
+
+    world.at(5 * S, ask)
+    world.run(45 * S)
+    assert world.units(0, 0, 15 * S) >= 0.6 * (30 / window_s) * (limit // cost) * cost
+    # Behind the grace of a fleet that begins, in which fast goes on within its share.
+    assert worst(world, 1, since=10 * S) <= limit + (0 if mode == "strict" else nodes * debt(limit))
+
+
+def test_a_costly_request_that_comes_seldom_is_admitted() -> None:
+    """In fast it costs more than may be owed: the first is refused for want of a lease, those after it find one."""
+    world = World([("p", 1000, 60_000, "fast")], nodes=1, seed=1)
+    world.run(2 * S)
+    for number in range(1, 11):
+        world.at(20 * number * S, lambda: world.request(world.nodes[0], 0, 0, 50))
+    world.run(210 * S)
+    assert 9 == len(world.admitted[0, 0])
 
 
 def test_a_key_below_its_limit_is_never_refused() -> None:

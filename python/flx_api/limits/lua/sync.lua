@@ -105,8 +105,8 @@ local fleet_size = math.max(1, redis.call("ZCARD", nodes))
 local grants = grace_left == 0 and not bye
 local answer = { head(DONE) }
 for index = 4, #KEYS do
-  local policy, spent, told, keep, need, extra, newest, pairs_told
-  policy, spent, told, keep, need, extra, newest, pairs_told, at = struct.unpack("<I2I8I4I4I4I4I8I1", input, at)
+  local policy, spent, told, keep, need, extra, unit, newest, pairs_told
+  policy, spent, told, keep, need, extra, unit, newest, pairs_told, at = struct.unpack("<I2I8I4I4I4I4I4I8I1", input, at)
   local rule = rules[policy]
   local window, slot = rule.window, math.floor(now / rule.slot)
   local used, oldest, ring, leases = 0, 0, NOTHING, ""
@@ -157,15 +157,18 @@ for index = 4, #KEYS do
     end
   end
 
-  -- The grant: what will surely be spent, then a part of what the others might want as well.
+  -- The grant: what will surely be spent, then a part of what the others might want as well; as much as whole requests
+  -- of the node take, since of less than one it has no use, and others would miss it.
   local free = math.max(0, rule.limit - used - others - keep)
   local grant = 0
   if grants then
     grant = math.min(need, free)
+    grant = grant - grant % unit
     local rest = free - grant
     local share = math.floor(rest / (2 * fleet_size))
     if rule.fast and share == 0 and rest > 0 then share = 1 end
-    grant = grant + math.min(extra, share)
+    share = math.min(extra, share)
+    grant = grant + share - share % unit
   end
   free = free - grant
 

@@ -8,6 +8,8 @@
 //! - `fast` never waits: without a lease a node may owe up to [`Policy::debt`] units per key, until an answer says that they
 //!   fitted, and none while the fleet is known to have none left; with Redis away it goes on within its share of the
 //!   limit, less what it spent in the window;
+//! - units are leased, kept and given back in such numbers that a request can spend them: a lease that is smaller than any
+//!   request is one that others miss;
 //! - `strict` spends nothing but leases: [`Verdict::Unknown`] asks the caller to wait for the next sync;
 //! - memory is bounded. An entry whose units are all reported may make room, since Redis remembers them; until one window
 //!   later newcomers then get neither debt nor share, so that crowding gives nobody quota back.
@@ -146,6 +148,7 @@ struct Report {
     keep: u32,
     need: u32,
     extra: u32,
+    unit: u32,
     newest: u64,
     /// (slots before the newest, units), newest first
     pairs: Vec<(u8, u32)>,
@@ -335,6 +338,7 @@ impl LeaseBook {
         let rules = &self.policies[policy];
         let entry = &mut self.entries[index];
         entry.touched = now;
+        entry.least = entry.least.min(cost.max(1));
         let held = entry.held_at(now);
         let mut check = Check { index, reset_ns: rules.window_ns(), ..refused };
         if entry.next_at > now {

@@ -29,6 +29,10 @@ pub(super) struct Entry {
     /// Units asked for since the last call, and of these the ones that waited or were refused for want of a lease.
     pub(super) demand: u32,
     pub(super) pending: u32,
+    /// The smallest request since the last call; the smallest of those that the call before told of: less than that is of no
+    /// use to anybody here.
+    pub(super) least: u32,
+    pub(super) unit: u32,
     /// Units asked for per second.
     pub(super) rate: f32,
     pub(super) measured: u64,
@@ -59,6 +63,8 @@ impl Entry {
             blocked_until: 0,
             demand: 0,
             pending: 0,
+            least: u32::MAX,
+            unit: 1,
             rate: 0.0,
             measured: 0,
             touched: 0,

@@ -123,17 +123,23 @@ impl LeaseBook {
         entry.rate = (entry.rate * MEMORY_S + entry.demand as f32) / (MEMORY_S + passed);
         entry.measured = now;
         let idle = entry.demand == 0;
+        if entry.least != u32::MAX {
+            entry.unit = std::mem::replace(&mut entry.least, u32::MAX);
+        }
+        let unit = entry.unit;
         let ahead = entry.rate * (rules.horizon_ns() as f32 / 1e9);
         let active = now.saturating_sub(entry.touched) < rules.window_ns() && !self.closing;
-        let contested = entry.free < 2 * self.nodes;
-        let most = (ahead * 8.0).ceil() as u32 + 1;
+        let contested = entry.free < (2 * self.nodes).max(unit);
+        let most = ((ahead * 8.0).ceil() as u32).saturating_add(1).max(unit);
         let keep = if !active || (idle && contested) { 0 } else { entry.held_at(now).min(most) };
+        let keep = keep - keep % unit;
         let (mut need, mut extra) = (0, 0);
         if active {
             let sure = if ahead >= 1.0 { ahead as u32 } else { 0 };
-            need = (entry.pending + sure.min(rules.limit)).saturating_sub(keep);
+            let sure = sure.min(rules.limit) / unit * unit;
+            need = whole(entry.pending.saturating_add(sure).saturating_sub(keep), unit);
             let spare = ((ahead * 4.0).ceil() as u32).saturating_add(1).min(rules.limit);
-            extra = if idle && contested { 0 } else { spare.saturating_sub(keep + need) };
+            extra = if idle && contested { 0 } else { whole(spare, unit).saturating_sub(keep.saturating_add(need)) };
         }
         entry.debt = entry.owed_at(now, rules.window_ns());
         entry.debt_sent = entry.debt;
@@ -152,6 +158,7 @@ impl LeaseBook {
             keep,
             need,
             extra,
+            unit,
             newest: entry.ring.newest(),
             pairs: entry.ring.latest(untold).collect(),
         };
@@ -348,4 +355,9 @@ impl Counts {
     pub fn list(&self) -> [u64; 5] {
         [self.calls, self.granted, self.owed, self.alone, self.unknown]
     }
+}
+
+/// As many units as that, and as many more as make it whole requests.
+fn whole(units: u32, unit: u32) -> u32 {
+    units.div_ceil(unit).saturating_mul(unit)
 }

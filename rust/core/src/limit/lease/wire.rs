@@ -85,7 +85,7 @@ pub(super) fn command(sha: &[u8], sender: &Sender, policies: &[Policy], reports:
         input.extend((report.policy as u16 + 1).to_le_bytes());
         input.extend(report.spent.to_le_bytes());
         input.extend(report.pairs.iter().map(|pair| pair.1).sum::<u32>().to_le_bytes());
-        for number in [report.keep, report.need, report.extra] {
+        for number in [report.keep, report.need, report.extra, report.unit] {
             input.extend(number.to_le_bytes());
         }
         input.extend(report.newest.to_le_bytes());
