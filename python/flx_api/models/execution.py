@@ -129,8 +129,8 @@ class ExecutionPage(msgspec.Struct, frozen=True):
 class LogPage(msgspec.Struct, frozen=True):
     """Lines of a log: `lines[0]` has number `first_line`; `next_line` continues; `complete` when no more can come.
 
-    A page has at most 640 KiB, and ends where an attempt does. Of a line above 256 KiB it has the beginning, and how long
-    the line is.
+    A page has at most 640 KiB, and ends where an attempt does. Of a line above 256 KiB it has the beginning, and how
+    long the line is.
     """
 
     first_line: int
