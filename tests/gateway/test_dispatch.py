@@ -16,6 +16,7 @@ from flx_api.commands.permissions import decide
 from flx_api.errors import Conflict, ErrorBody, FlxError, Forbidden, Internal
 from flx_api.gateway.dispatch import Dispatcher
 from flx_api.gateway.intake import ClientGone
+from flx_api.models.connection import ConnectionPage
 from flx_api.models.envelope import MADE_KEY, CommandOptions
 from flx_api.models.plan import Plan
 from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame, ReplyFrame
@@ -43,13 +44,18 @@ class Answering:
 
 
 def run(
-    upstream: Any, command: str, args: bytes = b"{}", roles: tuple[str, ...] = ("admin",), **options: Any
+    upstream: Any,
+    command: str,
+    args: bytes = b"{}",
+    roles: tuple[str, ...] = ("admin",),
+    own: Any = None,
+    **options: Any,
 ) -> ReplyFrame:
     async def story() -> ReplyFrame:
         parts = built()
         seen = exchange(Wire(), scope(headers={"traceparent": "t", "x-request-id": "r"}), parts)
         seen.principal = Principal(subject="anna", tenant="t1", roles=roles)
-        return await Dispatcher(upstream, 30_000, parts.dispatcher.costs, parts.metrics).run(
+        return await Dispatcher(upstream, 30_000, parts.dispatcher.costs, parts.metrics, own=own).run(
             seen, COMMANDS[command], args, CommandOptions(**options)
         )
 
@@ -129,6 +135,35 @@ def test_a_dry_run_travels_whoever_asks_and_is_a_read() -> None:
     assert (told.outcome, [limit.policy for limit in told.limits]) == ("refused", ["per-client", "per-subject"])
     with pytest.raises(Internal):
         run(Answering(ReplyFrame(result=b"{}")), "pipeline.run", dry_run=True)
+
+
+@pytest.mark.parametrize(
+    ("roles", "args", "outcome", "codes"),
+    [
+        (("admin",), b"{}", "ok", []),
+        (("viewer",), b"{}", "refused", ["forbidden"]),
+        (("admin",), b'{"limit": 0}', "refused", ["validation_failed"]),
+        (("viewer",), b'{"limit": 0}', "refused", ["forbidden"]),
+    ],
+)
+def test_what_a_gateway_answers_by_itself_it_plans_by_itself(
+    roles: tuple[str, ...], args: bytes, outcome: str, codes: list[str]
+) -> None:
+    upstream, asked = Answering(None), []
+
+    async def listed(principal: Principal | None, found: Any) -> msgspec.Struct:
+        asked.append((principal, found))
+        return ConnectionPage((), None, whole=True, silent=())
+
+    reply = run(upstream, "connection.list", args, roles, own={"connection.list": listed}, dry_run=True)
+    told = msgspec.json.decode(reply.result, type=Plan)
+    assert (outcome, codes) == (told.outcome, [error.code for error in told.errors])
+    assert (roles == ("admin",), ["per-client", "per-subject"]) == (
+        told.permission.allowed,
+        [limit.policy for limit in told.limits],
+    )
+    assert upstream.calls == []
+    assert len(asked) == (outcome == "ok")
 
 
 def test_the_daemons_errors_are_raised() -> None:

@@ -15,7 +15,6 @@ Rules:
 
 from __future__ import annotations
 
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import msgspec
@@ -28,7 +27,7 @@ from flx_api.daemon.journal import Rehearsed, rehearsing
 from flx_api.daemon.journal.tables import executions
 from flx_api.daemon.journal.tables import idempotency as keys
 from flx_api.errors import FlxError
-from flx_api.models.plan import Change, Plan, PlannedError, PlannedRun
+from flx_api.models.plan import Change, Plan, PlannedRun, refused
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -93,17 +92,6 @@ VIEWS: Final[dict[str, View]] = {
 BOOKKEEPING: Final = frozenset({"identity", "events", "topic_heads", "attempts", "stream_history", "idempotency"})
 """Tables that belong to the daemon alone."""
 
-_JUDGEMENTS: Final = frozenset(
-    {
-        HTTPStatus.FORBIDDEN,
-        HTTPStatus.NOT_FOUND,
-        HTTPStatus.CONFLICT,
-        HTTPStatus.PRECONDITION_FAILED,
-        HTTPStatus.UNPROCESSABLE_ENTITY,
-    }
-)
-
-
 # With these commands a key means something.
 _KEYED: Final = frozenset({"key", "idempotent"})
 
@@ -137,11 +125,7 @@ async def plan(command: Command, context: Context, carry_out: Callable[[], Outco
     except idempotency.Replayed as found:
         outcome = Replay(*found.stored)
     except FlxError as error:
-        if error.spec.http not in _JUDGEMENTS:
-            raise
-        key: Literal["reused"] | None = "reused" if error.code == "idempotency_key_reuse" else None
-        errors = (_told(error),)
-        return Plan(command=command.name, outcome="refused", permission=permission, errors=errors, key=key)
+        return refused(command.name, permission, error)
     # It would change nothing: it is a read, or was done before.
     if isinstance(outcome, Replay):
         return Plan(
@@ -224,15 +208,4 @@ def _run_of(row: RowChange, context: Context) -> PlannedRun | None:
         state_ids=state_ids,
         starts="queued" if waits_for else "now",
         waits_for=waits_for,
-    )
-
-
-def _told(error: FlxError) -> PlannedError:
-    return PlannedError(
-        code=error.code,
-        status=error.spec.http,
-        detail=error.detail,
-        retryable=error.spec.retryable,
-        errors=error.errors,
-        suggestions=error.suggestions,
     )

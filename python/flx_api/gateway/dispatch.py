@@ -1,8 +1,8 @@
 """From a command's name and bytes to the daemon's reply: the phases authorise, dispatch and upstream, for every route.
 
 Rules:
-- The permission is checked before the command travels, and again by the daemon. A dry run always travels: the daemon's
-  plan says whether it is permitted.
+- The permission is checked before the command travels, and again by the daemon. A dry run travels whoever asks: the
+  daemon's plan says whether it is permitted. What a gateway answers by itself it plans by itself.
 - A command that changes something travels with a key: the client's, or one that is made here for this request alone.
 - Reads of one principal that are the same may share an answer (`flx_api.upstream.flights`), those of a batch never.
 - A caller that goes away while the daemon works is noticed (after a moment, since watching costs more than most
@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import msgspec
 
 from flx_api.commands import COMMANDS
-from flx_api.commands.permissions import authorise
+from flx_api.commands.permissions import authorise, decide, needed
 from flx_api.commands.publishing import PUBLISH
 from flx_api.errors import ErrorBody, FlxError
 from flx_api.gateway.alarms import Alarms
 from flx_api.gateway.intake import ClientGone
 from flx_api.models.arguments import arguments
 from flx_api.models.envelope import MADE_KEY, CommandOptions
+from flx_api.models.plan import Plan, refused
 from flx_api.proto.flx.v1.daemon_pb2 import CommandFrame, ReplyFrame
 from flx_api.proto.flx.v1.daemon_pb2 import Principal as FramePrincipal
 from flx_api.upstream.flights import Flights, Question
@@ -131,11 +132,12 @@ class Dispatcher:
                 exchange.passed("dispatch")
                 with self.watch(exchange):
                     return ReplyFrame(result=await publisher.publish(principal, args))
-        own = None if options.dry_run else self._own.get(command.name)
+        own = self._own.get(command.name)
         if own is not None:
             exchange.passed("dispatch")
             with self.watch(exchange):
-                found = await own(principal, arguments(command.args, args or b"{}"))
+                answer = partial(_answer, own, principal, command, args)
+                found = await (self._planned(exchange, command, answer) if options.dry_run else answer())
             return ReplyFrame(result=msgspec.json.encode(found))
         frame, deadline_s = self.frame(frame_of(exchange), command, args, options)
         exchange.passed("dispatch")
@@ -155,6 +157,21 @@ class Dispatcher:
             whole = await complete(principal, arguments(command.args, args or b"{}"), reply.result)
             reply.result = msgspec.json.encode(whole)
         return reply
+
+    async def _planned(
+        self, exchange: Exchange, command: Command, answer: Callable[[], Awaitable[msgspec.Struct]]
+    ) -> Plan:
+        """The plan of a command that is answered here: all of them are reads, so it is answered, and that dropped."""
+        principal = exchange.principal
+        permission = decide(command, principal.roles if principal is not None else ())
+        limits = self.costs.of(exchange.admitted.route, command.name)
+        try:
+            if not permission.allowed:
+                raise needed(command)
+            await answer()
+        except FlxError as error:
+            return msgspec.structs.replace(refused(command.name, permission, error), limits=limits)
+        return Plan(command=command.name, outcome="ok", permission=permission, limits=limits)
 
     async def send(self, exchange: Exchange, command: PlainCommand) -> ReplyFrame:
         """Carry out a command that was found to be plain and permitted.
@@ -209,6 +226,15 @@ class Dispatcher:
             except msgspec.DecodeError:
                 patience = 0
         return max(self._deadline_ms, min(patience, 600_000) + _WAIT_MARGIN_MS)
+
+
+async def _answer(
+    own: Callable[[Principal | None, Any], Awaitable[msgspec.Struct]],
+    principal: Principal | None,
+    command: Command,
+    args: bytes,
+) -> msgspec.Struct:
+    return await own(principal, arguments(command.args, args or b"{}"))
 
 
 def reads(command: Command, options: CommandOptions) -> bool:

@@ -7,11 +7,23 @@ Rules:
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from http import HTTPStatus
+from typing import Any, Final, Literal
 
 import msgspec
 
-from flx_api.errors import FieldError
+from flx_api.errors import FieldError, FlxError
+
+JUDGEMENTS: Final = frozenset(
+    {
+        HTTPStatus.FORBIDDEN,
+        HTTPStatus.NOT_FOUND,
+        HTTPStatus.CONFLICT,
+        HTTPStatus.PRECONDITION_FAILED,
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+    }
+)
+"""Refusals that say something about the command. Any other is the answer itself, and no plan."""
 
 
 class Permission(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,3 +120,23 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     key: Literal["new", "replayed", "reused"] | None = None
     replays: str | None = None
     run: PlannedRun | None = None
+
+
+def refused(command: str, permission: Permission, error: FlxError) -> Plan:
+    """The plan of a command that would be refused.
+
+    Raises:
+        FlxError: what it would be refused for is no judgement about it.
+    """
+    if error.spec.http not in JUDGEMENTS:
+        raise error
+    told = PlannedError(
+        code=error.code,
+        status=error.spec.http,
+        detail=error.detail,
+        retryable=error.spec.retryable,
+        errors=error.errors,
+        suggestions=error.suggestions,
+    )
+    key: Literal["reused"] | None = "reused" if error.code == "idempotency_key_reuse" else None
+    return Plan(command=command, outcome="refused", permission=permission, errors=(told,), key=key)
