@@ -372,7 +372,7 @@ impl LeaseBook {
                 }
                 return check;
             }
-            _ if entry.blocked_until > now => {
+            _ if entry.blocked_until > now && entry.free < cost => {
                 check.reset_ns = entry.blocked_until - now;
                 return check;
             }

@@ -24,7 +24,7 @@ pub(super) struct Entry {
     pub(super) free: u32,
     /// When quota grows next, as far as known.
     pub(super) next_at: u64,
-    /// The fleet has nothing left until then.
+    /// The fleet has no more than `free` left until then, which is less than a request of this node takes.
     pub(super) blocked_until: u64,
     /// Units asked for since the last call, and of these the ones that waited or were refused for want of a lease.
     pub(super) demand: u32,

@@ -246,7 +246,8 @@ impl LeaseBook {
         entry.free = grant.free;
         let retry = grant.retry_us.saturating_mul(1_000).max(MS);
         entry.next_at = now.saturating_add(retry);
-        entry.blocked_until = if grant.free == 0 { now.saturating_add(retry) } else { 0 };
+        // Less than a request takes is left for smaller ones, if there come any.
+        entry.blocked_until = if grant.free < entry.unit { now.saturating_add(retry) } else { 0 };
         let horizon = rules.horizon_ns();
         let when = if entry.held > 0 {
             now + if grant.free < 2 * self.nodes { 2 * horizon } else { rules.lease_ns() / 2 }
