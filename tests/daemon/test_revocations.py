@@ -260,6 +260,30 @@ def test_the_daemons_own_set_follows_what_was_refused_and_found(tmp_path: Path) 
     play(tmp_path, story)
 
 
+def test_who_cannot_read_what_was_found_is_told_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flx_api.daemon.journal.journal._PAUSE_S", 0.0)
+
+    async def story(daemon: Parts) -> None:
+        native, reads, told = NativeSet(), ["refused", "done"], asyncio.Event()
+        daemon.services.revocations.learn(native)
+        await daemon.result("token.revoke", {"jti": "a"})
+        native.replace_all([])
+
+        def heard() -> None:
+            if reads.pop(0) == "refused":
+                raise Unavailable(code="storage_unavailable")
+            told.set()
+
+        daemon.journal.on_found(heard)
+        daemon.journal._tell_found()
+        async with asyncio.timeout(20):
+            await told.wait()
+        assert reads == []
+        assert native.revokes(subject="s", token_id="a")
+
+    play(tmp_path, story)
+
+
 def test_the_daemons_own_set_follows_every_change(tmp_path: Path) -> None:
     async def story(daemon: Parts) -> None:
         native = NativeSet()

@@ -13,17 +13,15 @@ Rules:
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
-import structlog
 from sqlalchemy import delete, insert, or_, select, update
 
 from flx_api.daemon.executions.ids import uuid7_factory
 from flx_api.daemon.journal import DEFAULT_TENANT
 from flx_api.daemon.journal.tables import revocations
-from flx_api.errors import Conflict, Forbidden, NotFound, Unavailable, ValidationFailed
+from flx_api.errors import Conflict, Forbidden, NotFound, ValidationFailed
 from flx_api.models.auth import STILL_S, Revocation, RevocationPage
 from flx_api.models.event import REVOCATION_EVENTS, RevocationEvent
 from flx_api.models.listing import decode_cursor, encode_cursor
@@ -46,13 +44,10 @@ T = TypeVar("T")
 # Lets a change happen once for a key.
 Once = Callable[[Callable[["Tx"], Revocation]], Callable[["Tx"], Revocation]]
 
-log = structlog.stdlib.get_logger(__name__)
-
 _MAX_CHARS = 1024
 # A page is read and packed between two turns of the loop, so it must not take long.
 _PAGE = 250
 _FORGET_EVERY_S = 3600
-_READ_AGAIN_S = 0.5
 _SHOWN = tuple(column for column in revocations.c if column.name != "project_id")
 
 
@@ -279,19 +274,12 @@ class Revocations:
         """Keep a set of the daemon's own up to date from here on."""
         self._learner = learner
         self._learn_all()
-        self._journal.on_found(self._learn_found)
+        # Changes of which nobody knew were committed: there may be one of ours among them.
+        self._journal.on_found(self._learn_all)
 
     def _learn_all(self) -> None:
         if self._learner is not None:
             self._learner.replace_all([entry_of(found) for page in self.snapshot() for found in page])
-
-    def _learn_found(self) -> None:
-        """Changes of which nobody knows were committed: there may be one of ours among them."""
-        try:
-            self._learn_all()
-        except Unavailable as error:
-            log.warning("the journal cannot be read; trying again", code=error.code)
-            asyncio.get_running_loop().call_later(_READ_AGAIN_S, self._learn_found)
 
     async def _put(  # noqa: PLR0917 - what a row holds, and how often
         self,

@@ -450,15 +450,10 @@ class Executions:
         """
         if self._closing:
             return
-        try:
-            with self._journal.read() as connection:
-                left = {stored.id: stored for stored in self._store.active(connection)}
-                gone = {*self._queue, *self._comebacks.resting} - left.keys()
-                over = [self._store.find(connection, key).execution for key in gone]
-        except Unavailable as error:
-            log.warning("the journal cannot be read; trying again", code=error.code)
-            asyncio.get_running_loop().call_later(_READ_AGAIN_S, self._take_in)
-            return
+        with self._journal.read() as connection:
+            left = {stored.id: stored for stored in self._store.active(connection)}
+            gone = {*self._queue, *self._comebacks.resting} - left.keys()
+            over = [self._store.find(connection, key).execution for key in gone]
         for stored in left.values():
             if stored.execution.status == "queued" and stored.id not in self._queue:
                 self._comebacks.drop(stored.id)

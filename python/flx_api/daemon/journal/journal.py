@@ -170,7 +170,10 @@ class Journal:
         return future
 
     def on_found(self, told: Callable[[], None]) -> None:
-        """Whom else to tell, on the loop, when changes that were refused turned out to be committed."""
+        """Whom else to tell, on the loop, when changes that were refused turned out to be committed.
+
+        Who cannot read the journal then (`Unavailable`) is told again a little later.
+        """
         self._hear_of_found.append(told)
 
     @contextlib.contextmanager
@@ -383,7 +386,15 @@ class Journal:
 
     def _tell_found(self) -> None:
         for told in self._hear_of_found:
+            self._tell(told)
+
+    def _tell(self, told: Callable[[], None]) -> None:
+        if self._closed:
+            return
+        try:
             told()
+        except Unavailable:
+            self._loop.call_later(_PAUSE_S, self._tell, told)
 
     def _ask(self) -> None:
         """Let the writer ask what became of a group, also when nobody else writes."""
