@@ -32,9 +32,12 @@ The tree:
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import ClassVar, NamedTuple, Self
+from typing import ClassVar, Final, NamedTuple, Self
 
 import msgspec
+
+NOT_NOW: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
+"""Statuses that say "not now" to a client: of the service, or of a proxy before it."""
 
 
 class Code(NamedTuple):

@@ -20,7 +20,7 @@ from flx_api.addresses import is_loopback
 from flx_api.cli.runtime import running_service
 from flx_api.config import secret_of
 from flx_api.daemon.tokens import issue
-from flx_api.errors import StartupError
+from flx_api.errors import NOT_NOW, StartupError
 from flx_api.models.rate_limit import duration_ms
 
 if TYPE_CHECKING:
@@ -34,8 +34,6 @@ _WAIT_MS = 25_000
 # A service that is started again is back by then.
 _PATIENCE_S = 15.0
 _AGAIN_S = 0.4
-# Statuses that say "not now": of the service, or of a proxy before it.
-_NOT_NOW = frozenset({408, 425, 429, 500, 502, 503, 504})
 OVER = frozenset({"succeeded", "succeeded_with_warnings", "failed", "cancelled", "timed_out", "crashed"})
 
 
@@ -252,7 +250,7 @@ def _check_url(url: str) -> None:
 
 
 def _refusal(answer: httpx.Response) -> CommandFailed:
-    return CommandFailed(_sentence(answer), is_passing=answer.status_code in _NOT_NOW)
+    return CommandFailed(_sentence(answer), is_passing=answer.status_code in NOT_NOW)
 
 
 def _sentence(answer: httpx.Response) -> str:

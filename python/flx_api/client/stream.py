@@ -29,6 +29,7 @@ from flx_api.client.connection import GIVEN_UP, Closed, Denied, NotMade
 from flx_api.client.errors import Ended, EventsSkipped, Refused, TokenEnded, Unreachable
 from flx_api.client.progress import Gap, Progress
 from flx_api.client.tokens import expiry_of, renewal_in_s
+from flx_api.errors import NOT_NOW
 from flx_api.models.message import Error, Event, Expiring, Pong, Refresh, Refreshed, Subscribed
 from flx_api.websocket.close_codes import advice
 
@@ -43,8 +44,6 @@ if TYPE_CHECKING:
 Transport = Literal["auto", "websocket", "sse"]
 
 _UNAUTHORIZED: Final = 401
-# Statuses that say "not now": of the service, or of a proxy before it.
-_NOT_NOW: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _MAX_ASKED_S: Final = 60.0
 # For the answer to a token that was offered.
 _REFRESH_S: Final = 10.0
@@ -315,7 +314,7 @@ class EventStream:
         connection.ask([Refresh(token)])
 
     def _take_refusal(self, denied: Denied) -> None:
-        if denied.status in _NOT_NOW:
+        if denied.status in NOT_NOW:
             asked = denied.retry_after
             self._failed(denied, min(float(asked), _MAX_ASKED_S) if asked.isdecimal() else 0.0)
             return
@@ -344,7 +343,7 @@ async def _settled(value: Any) -> Any:  # noqa: ANN401 - what a function of the 
 def _is_of_somebody_else(error: Denied | NotMade) -> bool:
     """Whether it may be that WebSockets do not get through to the service."""
     if isinstance(error, Denied):
-        return not error.code and error.status not in _NOT_NOW and error.status != _UNAUTHORIZED
+        return not error.code and error.status not in NOT_NOW and error.status != _UNAUTHORIZED
     return error.speaks
 
 
